@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * pageferry.h: the guest ABI, and its one definition.
+ *
+ * Guests include it; the monitor's side (vmm/guest/abi.py) is generated from it by scripts/generate_abi.
+ * The grammar is kept narrow on purpose, so that the generator stays a page long: a `#define` of a number,
+ * an `enum` of constants, a `struct` of fixed-width fields with an offset comment that the layout asserts check.
+ *
+ * Everything in the control structure may be read by the guest at any time. Fields marked "guest" are
+ * written by the guest and read by the monitor once, at a doorbell; the others are the monitor's, which
+ * keeps the true value on its own side and never reads them back.
+ */
+#ifndef PAGEFERRY_H
+#define PAGEFERRY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
+ * whose major is its own and whose minor is not above its own. */
+#define PF_ABI_MAJOR 1
+#define PF_ABI_MINOR 0
+#define PF_NOTE_NAME "pageferry"
+#define PF_NOTE_ABI 0x5046
+
+/* ---- The machine: one flat space, linear address == guest-physical address ------------------------- */
+
+#define PF_PAGE_SIZE 4096
+#define PF_CONTROL_GPA 0x00010000    /* the control structure, in private memory */
+#define PF_IMAGE_GPA 0x00200000      /* the lowest address an image may be linked at */
+#define PF_DOORBELL_GPA 0x3ffff000   /* the doorbell page: never backed by memory */
+#define PF_DOORBELL_PORT 0x5046      /* the doorbell's I/O port */
+#define PF_WINDOW_GPA 0x100000000    /* the window, where transferable pages live */
+
+/* ---- The doorbell: the guest's exit ----------------------------------------------------------------- */
+
+/* How to ring, as the monitor found that this host allows: a 32-bit store to PF_DOORBELL_GPA, or a 32-bit
+ * OUT to PF_DOORBELL_PORT. The value is one of enum pf_bell. */
+enum pf_doorbell {
+    PF_DOORBELL_MMIO = 1,
+    PF_DOORBELL_PIO = 2,
+};
+
+enum pf_bell {
+    PF_BELL_TRANSMIT = 1,      /* process the transmit ring up to tx_head */
+    PF_BELL_WAIT = 2,          /* park until a message comes, or wait_timeout_us have passed */
+    PF_BELL_TRANSMIT_WAIT = 3, /* both, in one exit */
+    PF_BELL_LOG = 4,           /* print log_length bytes at log_gpa */
+    PF_BELL_EXIT = 5,          /* stop with exit_code */
+    PF_BELL_PANIC = 6,         /* stop with a fault whose message is at log_gpa */
+};
+
+#define PF_FOREVER 0xffffffffffffffff /* wait_timeout_us: no time-out */
+#define PF_LOG_MAX 4096               /* bytes printed by one PF_BELL_LOG; more is refused */
+
+/* ---- Messages ---------------------------------------------------------------------------------------- */
+
+/* Operations. Those a monitor does not serve are answered PF_E_OPERATION. */
+enum pf_operation {
+    PF_OP_SEND = 1,     /* give the extents away, with the payload */
+    PF_OP_LEND = 2,     /* numbers 2 to 9 are laid out for the rest of the ownership protocol */
+    PF_OP_SHARE = 3,
+    PF_OP_RETURN = 4,
+    PF_OP_RECLAIM = 5,
+    PF_OP_ALLOC = 6,
+    PF_OP_RELEASE = 7,
+    PF_OP_EXCHANGE = 8,
+    PF_OP_QUERY = 9,
+    PF_OP_UNDELIVERED = 128, /* received only: a message of one's own comes back, status says why */
+};
+
+enum pf_status {
+    PF_OK = 0,
+    PF_PENDING = 1,         /* what the guest writes before it rings */
+    PF_E_OPERATION = -1,    /* unknown, or not served */
+    PF_E_PEER = -2,         /* no such peer, or no channel to it: the two look the same */
+    PF_E_DEAD = -3,         /* the peer has stopped */
+    PF_E_QUEUE_FULL = -4,   /* the peer's queue is full */
+    PF_E_WINDOW_FULL = -5,  /* the peer's window has no room for the extents */
+    PF_E_ALIGNMENT = -6,    /* an extent's address is not a multiple of the page size */
+    PF_E_RANGE = -7,        /* an extent is empty, overflows, or leaves the window */
+    PF_E_OWNERSHIP = -8,    /* a page of an extent is not the sender's to give */
+    PF_E_OVERLAP = -9,      /* two extents of one message overlap */
+    PF_E_RESERVED = -10,    /* a reserved field or flag is not zero */
+    PF_E_LENGTH = -11,      /* a count or length is over its limit, or beyond the extents */
+    PF_E_QUOTA = -12,       /* a quota of the sender is used up */
+    PF_E_NO_MEMORY = -13,   /* the host could not do it; nothing has changed */
+    PF_E_TIMEOUT = -14,     /* the wait timed out */
+    PF_E_ADDRESS = -15,     /* log_gpa and log_length do not lie in private memory */
+    PF_E_RING = -16,        /* tx_head or rx_tail makes no sense; nothing was processed */
+    PF_E_BELL = -17,        /* unknown doorbell value */
+};
+
+#define PF_EXTENTS_MAX 16
+#define PF_PAYLOAD_MAX 192
+#define PF_NAME_MAX 32 /* a name's bytes, its terminating zero included */
+
+/* A run of adjacent pages in one window: the unit of every operation. */
+struct pf_extent {
+    uint64_t gpa;        /* 0 */
+    uint32_t pages;      /* 8 */
+    uint32_t attributes; /* 12: zero */
+};
+
+/* One message, in either ring. "Data, or an address, or both": payload and extents may each be absent. */
+struct pf_descriptor {
+    uint16_t operation;                         /* 0: enum pf_operation */
+    uint16_t flags;                             /* 2: zero */
+    int32_t status;                             /* 4: enum pf_status, the monitor's answer */
+    uint32_t sender;                            /* 8: stamped by the monitor; what a guest writes is ignored */
+    uint32_t receiver;                          /* 12: a peer's id */
+    uint64_t tag;                               /* 16: the sender's word, carried unchanged */
+    uint64_t length;                            /* 24: bytes of the message within its extents */
+    uint64_t message;                           /* 32: the monitor's name for this message, stamped */
+    uint16_t extent_count;                      /* 40 */
+    uint16_t payload_length;                    /* 42 */
+    uint32_t reserved0;                         /* 44: zero */
+    uint64_t reserved1[2];                      /* 48: zero */
+    struct pf_extent extents[PF_EXTENTS_MAX];   /* 64 */
+    uint8_t payload[PF_PAYLOAD_MAX];            /* 320 */
+};
+
+/* ---- The control structure: shared by one machine and the monitor ------------------------------------ */
+
+#define PF_MAGIC 0x5952524546474150 /* "PAGFERRY" in memory order */
+#define PF_PEERS_MAX 256
+#define PF_TX_ENTRIES 64
+#define PF_RX_ENTRIES 64
+#define PF_PEER_HOST 0 /* the id of the host process itself */
+
+enum pf_peer_flags {
+    PF_PEER_ALIVE = 1, /* it runs, or will */
+    PF_PEER_SEND = 2,  /* a channel leads there */
+};
+
+struct pf_peer {
+    uint32_t id;            /* 0 */
+    uint32_t flags;         /* 4: enum pf_peer_flags */
+    uint32_t room;          /* 8: free places in its queue, when last written */
+    uint32_t reserved;      /* 12 */
+    char name[PF_NAME_MAX]; /* 16 */
+    uint64_t reserved1[2];  /* 48 */
+};
+
+/* Ring indices run free and wrap at 2^32; entry i is at i % ENTRIES. */
+struct pf_control {
+    uint64_t magic;             /* 0 */
+    uint16_t abi_minor;         /* 8 */
+    uint16_t abi_major;         /* 10 */
+    uint32_t bytes;             /* 12: size of this structure */
+    uint32_t self;              /* 16: this machine's id */
+    uint32_t peer_count;        /* 20 */
+    uint32_t privilege;         /* 24: the ring the machine runs in, 0 or 3 */
+    uint32_t doorbell;          /* 28: enum pf_doorbell */
+    uint64_t window_gpa;        /* 32 */
+    uint64_t window_pages;      /* 40 */
+    uint64_t stack_gpa;         /* 48: lowest address of the stack; the page below faults */
+    uint64_t stack_bytes;       /* 56 */
+    char name[PF_NAME_MAX];     /* 64 */
+    uint64_t reserved0[4];      /* 96 */
+
+    uint32_t tx_head;           /* 128: guest; descriptors put so far */
+    uint32_t rx_tail;           /* 132: guest; messages taken so far */
+    uint64_t wait_timeout_us;   /* 136: guest */
+    uint64_t log_gpa;           /* 144: guest */
+    uint32_t log_length;        /* 152: guest */
+    int32_t exit_code;          /* 156: guest */
+    uint64_t progress_done;     /* 160: guest; shown to the user, nothing else */
+    uint64_t progress_total;    /* 168: guest */
+    uint64_t reserved1[2];      /* 176 */
+
+    uint32_t tx_tail;           /* 192: descriptors the monitor has answered */
+    uint32_t rx_head;           /* 196: messages the monitor has put */
+    int32_t bell_status;        /* 200: enum pf_status of the last doorbell as a whole */
+    uint32_t notices;           /* 204: bits set by the monitor or the host; their meaning is theirs */
+    uint64_t reserved2[486];    /* 208 */
+
+    struct pf_peer peers[PF_PEERS_MAX];         /* 4096 */
+    struct pf_descriptor tx[PF_TX_ENTRIES];     /* 20480 */
+    struct pf_descriptor rx[PF_RX_ENTRIES];     /* 53248 */
+};
+
+_Static_assert(sizeof(struct pf_extent) == 16, "struct pf_extent");
+_Static_assert(offsetof(struct pf_descriptor, extents) == 64, "struct pf_descriptor.extents");
+_Static_assert(offsetof(struct pf_descriptor, payload) == 320, "struct pf_descriptor.payload");
+_Static_assert(sizeof(struct pf_descriptor) == 512, "struct pf_descriptor");
+_Static_assert(sizeof(struct pf_peer) == 64, "struct pf_peer");
+_Static_assert(offsetof(struct pf_control, tx_head) == 128, "guest-written fields on a line of their own");
+_Static_assert(offsetof(struct pf_control, tx_tail) == 192, "monitor-written fields on a line of their own");
+_Static_assert(offsetof(struct pf_control, peers) == 4096, "struct pf_control.peers");
+_Static_assert(offsetof(struct pf_control, tx) == 20480, "struct pf_control.tx");
+_Static_assert(offsetof(struct pf_control, rx) == 53248, "struct pf_control.rx");
+_Static_assert(sizeof(struct pf_control) == 86016, "struct pf_control");
+_Static_assert(PF_CONTROL_GPA + sizeof(struct pf_control) <= 0x40000, "the page tables follow at 0x40000");
+
+#endif

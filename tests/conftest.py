@@ -1,0 +1,101 @@
+"""What every test shares: the kvm marker, the check for leaks, the bundled guests."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = ROOT / "vmm" / "_guests" / "bin"
+
+KVM_TESTS = ROOT / "tests" / "kvm"
+KVM_GET_API_VERSION = 0xAE << 8  # _IO(KVMIO, 0): asked here without the code under test
+KVM_API_VERSION = 12
+
+# The kernel takes a moment to let go of a thread that has been joined, or of a closed machine.
+LEAK_PATIENCE_SECONDS = 2.0
+
+
+@cache
+def kvm_missing() -> str | None:
+    """Why tests cannot use /dev/kvm, or None if they can."""
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return f"/dev/kvm: {os.strerror(error.errno or errno.EIO)}"
+    try:
+        version = fcntl.ioctl(fd, KVM_GET_API_VERSION)
+    except OSError as error:
+        return f"/dev/kvm: KVM_GET_API_VERSION: {os.strerror(error.errno or errno.EIO)}"
+    finally:
+        os.close(fd)
+    return None if version == KVM_API_VERSION else f"/dev/kvm has API {version}, not 12"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(KVM_TESTS):
+            item.add_marker(pytest.mark.kvm)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a kvm test where there is no KVM, or fail it where there has to be one."""
+    reason = kvm_missing() if item.get_closest_marker("kvm") else None
+    if reason and os.environ.get("PAGEFERRY_REQUIRE_KVM") == "1":
+        pytest.fail(f"{reason} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+
+
+def held_resources() -> Counter[str]:
+    """What this process holds of the kernel: descriptors, threads, guest memory, vCPUs."""
+    held: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            held[f"descriptor {fd} of {os.readlink(f'/proc/self/fd/{fd}')}"] += 1  # noqa: PTH115
+    held.update(f"thread {thread.name}" for thread in threading.enumerate())
+    held["tasks"] = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    maps = Path("/proc/self/maps").read_text()
+    for kind in ("/memfd:", "kvm-vcpu"):
+        held[f"mappings of {kind}"] = sum(kind in line for line in maps.splitlines())
+    return held
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fail the test if the process holds more after it than before. Used by every kvm test."""
+    before = held_resources()
+    yield
+    deadline = time.monotonic() + LEAK_PATIENCE_SECONDS
+    while (leaked := held_resources() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if leaked:
+        pytest.fail("leaked: " + ", ".join(f"{n} x {what}" for what, n in leaked.items()))
+
+
+@pytest.fixture(autouse=True)
+def _kvm_tests_leak_nothing(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("kvm"):
+        request.getfixturevalue("no_leaks")
+
+
+@pytest.fixture(scope="session")
+def guest_elf() -> Callable[[str], Path]:
+    """Give the path of a bundled guest by its name: ``echo`` or ``faults/hlt``."""
+
+    def path_of(name: str) -> Path:
+        path = BUNDLED / f"{name}.elf"
+        assert path.is_file(), f"{path} has not been built: use scripts/test"
+        return path
+
+    return path_of

@@ -1,0 +1,122 @@
+"""What can go wrong, as types. Each message is one line: what was wrong, where, and what to do.
+
+Kernel errors that nobody can act on stay `OSError`, with the ioctl and the object named (see `vmm.kvm`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+class PageferryError(Exception):
+    """The base of every error that pageferry raises on its own account."""
+
+
+class HostError(PageferryError):
+    """This host cannot run machines: no `/dev/kvm`, no permission, an old kernel. `fix` says what to do."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}: {fix}")
+        self.what = what
+        self.fix = fix
+
+
+class ConfigError(PageferryError, ValueError):
+    """An argument that cannot be meant: a size that is no size, a name that is taken."""
+
+
+class GuestImageError(PageferryError):
+    """A file that is not a guest this monitor can load."""
+
+
+class ResourceError(PageferryError):
+    """Memory, mappings or descriptors have run out; nothing was changed."""
+
+
+class GuestError(PageferryError):
+    """An operation of the host's was refused with an ABI status, as a guest's would be."""
+
+
+class ClosedError(PageferryError):
+    """The monitor or the machine has been closed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where an instruction pointer lies in the guest's source; what is not known is None."""
+
+    symbol: str | None = None
+    offset: int = 0
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.symbol is not None:
+            parts.append(f"{self.symbol}+{self.offset:#x}")
+        if self.file is not None:
+            parts.append(f"{self.file}:{self.line}")
+        return " at ".join(parts)
+
+
+class GuestFault(PageferryError):
+    """Why a machine was stopped, when it did not stop of its own accord.
+
+    kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is not the
+              machine's: revoked, or never backed), "panic", "halt", "triple-fault", "timeout", "killed",
+              "doorbell" or "internal"
+    machine   the machine's name
+    reason    the fault in words, without the machine's name
+    vector    the exception's vector, error_code what the CPU pushed with it; else None
+    address   the linear address of a page fault, or the guest-physical address of an access; else None
+    access    "read", "write" or "execute", where it is known
+    rip       the instruction pointer. For a store that KVM emulated it is that of the next instruction
+    place     symbol and source line of `rip`, as far as the image has them
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        machine: str,
+        reason: str,
+        *,
+        vector: int | None = None,
+        error_code: int | None = None,
+        address: int | None = None,
+        access: str | None = None,
+        rip: int | None = None,
+        place: Place | None = None,
+    ) -> None:
+        self.kind = kind
+        self.machine = machine
+        self.reason = reason
+        self.vector = vector
+        self.error_code = error_code
+        self.address = address
+        self.access = access
+        self.rip = rip
+        self.place = place or Place()
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        text = f"{self.machine}: {self.reason}"
+        if self.rip is not None:
+            text += f", rip {self.rip:#x}"
+        return f"{text} ({self.place})" if str(self.place) else text
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fault as an object for `--json`."""
+        return {
+            "kind": self.kind,
+            "machine": self.machine,
+            "reason": self.reason,
+            "vector": self.vector,
+            "error_code": self.error_code,
+            "address": self.address,
+            "access": self.access,
+            "rip": self.rip,
+            "symbol": self.place.symbol,
+            "file": self.place.file,
+            "line": self.place.line,
+        }

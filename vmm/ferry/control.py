@@ -1,0 +1,175 @@
+"""The control structure: the block of memory that one machine shares with the monitor.
+
+What the guest writes is read once and checked; what the monitor writes it keeps on its own side too, and
+never reads back. Source: guests/include/pageferry.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import struct
+
+from vmm.ferry.ledger import Refusal
+from vmm.guest import abi
+from vmm.guest.abi import Status
+
+_U32 = struct.Struct("<I")
+_I32 = struct.Struct("<i")
+_U64 = struct.Struct("<Q")
+_MASK = 0xFFFFFFFF
+_ENTRY = ctypes.sizeof(abi.Descriptor)
+_PEER = ctypes.sizeof(abi.Peer)
+_TX = abi.Control.tx.offset
+_RX = abi.Control.rx.offset
+_PEERS = abi.Control.peers.offset
+_STATUS = abi.Descriptor.status.offset
+_SENDER = abi.Descriptor.sender.offset
+_MESSAGE = abi.Descriptor.message.offset
+
+CONTROL_BYTES = ctypes.sizeof(abi.Control)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """What a machine is told about itself when it starts; see struct pf_control."""
+
+    machine: int
+    name: str
+    privilege: int
+    doorbell: abi.Doorbell
+    window_gpa: int
+    window_pages: int
+    stack_gpa: int
+    stack_bytes: int
+
+
+class ControlStructure:
+    """The monitor's hand on one machine's control structure.
+
+    memory    CONTROL_BYTES writable bytes. Release it with `release()` before unmapping.
+
+    Thread-safety: one thread at a time; the guest may be running.
+    """
+
+    def __init__(self, memory: memoryview, identity: Identity) -> None:
+        self._memory = memory
+        self._tx_tail = 0
+        self._rx_head = 0
+        self._notices = 0
+        self._peers = 0
+        start = abi.Control(
+            magic=abi.MAGIC,
+            abi_major=abi.ABI_MAJOR,
+            abi_minor=abi.ABI_MINOR,
+            bytes=CONTROL_BYTES,
+            self=identity.machine,
+            privilege=identity.privilege,
+            doorbell=identity.doorbell,
+            window_gpa=identity.window_gpa,
+            window_pages=identity.window_pages,
+            stack_gpa=identity.stack_gpa,
+            stack_bytes=identity.stack_bytes,
+            name=identity.name.encode(),
+        )
+        head = bytes(start)[:_PEERS]
+        memory[: len(head)] = head
+
+    def release(self) -> None:
+        """Let go of the memory."""
+        self._memory.release()
+
+    def _u32(self, offset: int) -> int:
+        return int(_U32.unpack_from(self._memory, offset)[0])
+
+    def _u64(self, offset: int) -> int:
+        return int(_U64.unpack_from(self._memory, offset)[0])
+
+    # ---- Transmit ring ----
+
+    def transmit_indices(self) -> range:
+        """Return the indices that the guest has put since the last answer. Raises Refusal(E_RING)."""
+        head = self._u32(abi.Control.tx_head.offset)
+        count = (head - self._tx_tail) & _MASK
+        if count > abi.TX_ENTRIES:
+            raise Refusal(Status.E_RING)
+        return range(self._tx_tail, self._tx_tail + count)
+
+    def copy_descriptor(self, index: int) -> abi.Descriptor:
+        """Copy one transmit descriptor out of shared memory, once: only the copy is ever looked at."""
+        return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % abi.TX_ENTRIES * _ENTRY)
+
+    def answer(self, index: int, status: Status, sender: int, message: int) -> None:
+        """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
+        entry = _TX + index % abi.TX_ENTRIES * _ENTRY
+        _U32.pack_into(self._memory, entry + _SENDER, sender)
+        _U64.pack_into(self._memory, entry + _MESSAGE, message)
+        _I32.pack_into(self._memory, entry + _STATUS, status)
+        self._tx_tail = (index + 1) & _MASK
+        _U32.pack_into(self._memory, abi.Control.tx_tail.offset, self._tx_tail)
+
+    # ---- Receive ring ----
+
+    def pending(self) -> int:
+        """Return how many delivered messages the guest has not taken. Raises Refusal(E_RING)."""
+        count = (self._rx_head - self._u32(abi.Control.rx_tail.offset)) & _MASK
+        if count > abi.RX_ENTRIES:
+            raise Refusal(Status.E_RING)
+        return count
+
+    def room(self) -> int:
+        """Return the free places in the receive ring: none, if the guest's index makes no sense."""
+        try:
+            return abi.RX_ENTRIES - self.pending()
+        except Refusal:
+            return 0
+
+    def deliver(self, descriptor: abi.Descriptor) -> None:
+        """Put a message into the receive ring, which has room, and move rx_head past it."""
+        entry = _RX + self._rx_head % abi.RX_ENTRIES * _ENTRY
+        self._memory[entry : entry + _ENTRY] = bytes(descriptor)
+        self._rx_head = (self._rx_head + 1) & _MASK
+        _U32.pack_into(self._memory, abi.Control.rx_head.offset, self._rx_head)
+
+    # ---- Peers ----
+
+    def put_peer(self, index: int, peer: int, name: str, flags: abi.PeerFlags, room: int) -> None:
+        """Write one entry of the peer table; `index` is at most the number of entries there are."""
+        entry = abi.Peer(id=peer, name=name.encode(), flags=flags, room=room)
+        offset = _PEERS + index * _PEER
+        self._memory[offset : offset + _PEER] = bytes(entry)
+        if index == self._peers:
+            self._peers += 1
+            _U32.pack_into(self._memory, abi.Control.peer_count.offset, self._peers)
+
+    # ---- Doorbell ----
+
+    @property
+    def wait_timeout_us(self) -> int:
+        """The guest's time-out for a wait, in microseconds; FOREVER for none."""
+        return self._u64(abi.Control.wait_timeout_us.offset)
+
+    @property
+    def log(self) -> tuple[int, int]:
+        """Where the guest's text is: address and length, unchecked."""
+        return self._u64(abi.Control.log_gpa.offset), self._u32(abi.Control.log_length.offset)
+
+    @property
+    def exit_code(self) -> int:
+        """The guest's exit code, any 32-bit signed value."""
+        return int(_I32.unpack_from(self._memory, abi.Control.exit_code.offset)[0])
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """What the guest says of its progress: done and total, in units of its own."""
+        done = self._u64(abi.Control.progress_done.offset)
+        return done, self._u64(abi.Control.progress_total.offset)
+
+    def bell_status(self, status: Status) -> None:
+        """Answer a doorbell as a whole."""
+        _I32.pack_into(self._memory, abi.Control.bell_status.offset, status)
+
+    def notice(self, bits: int) -> None:
+        """Set notice bits; what they mean is between the host and the guest."""
+        self._notices |= bits & _MASK
+        _U32.pack_into(self._memory, abi.Control.notices.offset, self._notices)

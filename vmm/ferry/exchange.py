@@ -1,0 +1,302 @@
+"""The exchange: the monitor's supervision of every message.
+
+The way of one message, in one direction, no module visited twice:
+
+    transmit  copy the descriptor out of shared memory, once; check the copy     message
+    send      commit: the pages are in flight                                    ledger
+              take them out of the sender's window                               mover
+              put the message into the receiver's queue                          queue
+    deliver   dequeue, bring the pages into the receiver's window                mover, ledger
+              write the descriptor into its control structure                    control
+
+Not thread-safe: the monitor calls it under its lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator
+
+from vmm.ferry.ledger import Ledger, Parcel, Refusal
+from vmm.ferry.message import Message, Request, Span
+from vmm.ferry.peer import Peer
+from vmm.ferry.runs import Extent
+from vmm.guest import abi
+from vmm.guest.abi import PAGE_SIZE, Operation, PeerFlags, Status
+from vmm.memory.movers import Mover, Window
+from vmm.trace import Trace
+
+
+class Exchange:
+    """Peers, the channels between them, and the messages on their way.
+
+    wake      called with a peer when a message has been put into its queue
+    """
+
+    def __init__(
+        self, ledger: Ledger, mover: Mover, trace: Trace, wake: Callable[[Peer], None]
+    ) -> None:
+        self.ledger = ledger
+        self._mover = mover
+        self._trace = trace
+        self._wake = wake
+        self._peers: dict[int, Peer] = {}
+        self._numbers = itertools.count(1)
+
+    # ---- Peers ----
+
+    def join(self, peer: Peer) -> None:
+        """Admit a peer with an empty window and no channels."""
+        self.ledger.admit(peer.number, peer.window.region.pages)
+        self._peers[peer.number] = peer
+
+    def connect(self, sender: Peer, receiver: Peer) -> None:
+        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
+        sender.channels[receiver.number] = receiver
+        self._list(sender, receiver, True)
+        self._list(receiver, sender, sender.number in receiver.channels)
+
+    def _list(self, peer: Peer, other: Peer, may_send: bool) -> None:
+        """Write `other` into the peer table of `peer`."""
+        for index, (known, _) in enumerate(peer.listed):
+            if known is other:
+                break
+        else:
+            index = len(peer.listed)
+            peer.listed.append((other, may_send))
+        peer.listed[index] = (other, may_send)
+        if peer.control is not None:
+            flags = PeerFlags.ALIVE * other.alive | PeerFlags.SEND * may_send
+            peer.control.put_peer(index, other.number, other.name, PeerFlags(flags), other.queue.room)
+
+    def leave(self, peer: Peer) -> None:
+        """A peer has stopped: return what it had not been given, free what it owned, tell its peers.
+
+        Messages in its queue go back to their senders with E_DEAD. Its window is hidden.
+        """
+        peer.alive = False
+        while peer.queue:
+            self._return(peer.queue.get(), Status.E_DEAD)
+        for run in self.ledger.window(peer.number):
+            if run.hold.value == "owned":
+                peer.window.hide(run.page, run.count)
+        self._mover.pool.zero(self.ledger.dismiss(peer.number))
+        del self._peers[peer.number]
+        for other, _ in peer.listed:
+            self._list(other, peer, peer.number in other.channels)
+
+    # ---- Sending ----
+
+    def transmit(self, sender: Peer) -> Status:
+        """Process a machine's transmit ring; each descriptor gets its own status.
+
+        Returns OK, or E_RING if the guest's index makes no sense, and nothing was processed.
+        """
+        control = sender.control
+        assert control is not None
+        try:
+            indices = control.transmit_indices()
+        except Refusal as refusal:
+            return refusal.status
+        for index in indices:
+            descriptor = control.copy_descriptor(index)
+            status, number = self._transmit_one(sender, descriptor)
+            control.answer(index, status, sender.number, number)
+        return Status.OK
+
+    def _transmit_one(self, sender: Peer, descriptor: abi.Descriptor) -> tuple[Status, int]:
+        try:
+            return Status.OK, self.send(sender, Request.from_descriptor(descriptor)).number
+        except Refusal as refusal:
+            if self._trace:
+                self._trace.emit("refuse", machine=sender.name, status=refusal.status.name)
+            return refusal.status, 0
+
+    def send(self, sender: Peer, request: Request) -> Message:
+        """Send: all of it, or nothing and a Refusal that says why."""
+        start = time.perf_counter_ns()
+        receiver = sender.channels.get(request.receiver)
+        if receiver is None:
+            raise Refusal(Status.E_PEER)
+        if not receiver.alive:
+            raise Refusal(Status.E_DEAD)
+        extents = request.extents(sender.window.region)
+        if not receiver.queue.room:
+            raise Refusal(Status.E_QUEUE_FULL)
+        parcel = self.ledger.begin(sender.number, receiver.number, extents)
+        self._take(sender, parcel, extents)
+        message = self._message(sender, receiver, request, parcel)
+        receiver.queue.put(message)
+        sender.sent += 1
+        if self._trace:
+            self._trace_move("send", message, request.spans, start)
+        self._wake(receiver)
+        return message
+
+    def _message(self, sender: Peer, receiver: Peer, request: Request, parcel: Parcel) -> Message:
+        """Make the message, with both identities in it: the sender's is the monitor's word."""
+        return Message(
+            number=next(self._numbers),
+            operation=Operation.SEND,
+            status=Status.OK,
+            sender=sender.number,
+            receiver=receiver.number,
+            tag=request.tag,
+            length=request.length,
+            payload=request.payload,
+            parcel=parcel if parcel.pieces else None,
+            spans=_spans(receiver.window, parcel.targets),
+        )
+
+    def _take(self, sender: Peer, parcel: Parcel, extents: list[Extent]) -> None:
+        """Take committed extents out of the sender's window; if the host refuses, undo all of it."""
+        hidden: list[Extent] = []
+        try:
+            for extent in extents:
+                sender.window.hide(*extent)
+                hidden.append(extent)
+        except OSError:
+            self._show_again(sender, parcel, hidden)
+            self.ledger.cancel(parcel)
+            raise Refusal(Status.E_NO_MEMORY) from None
+
+    def _show_again(self, sender: Peer, parcel: Parcel, hidden: list[Extent]) -> None:
+        for piece in parcel.pieces:
+            if any(extent.page <= piece.source < extent.end for extent in hidden):
+                sender.window.show(piece.source, piece.frame, piece.count)
+
+    # ---- Delivering ----
+
+    def deliver(self, peer: Peer) -> int:
+        """Dequeue into a machine's control structure as much as its receive ring takes.
+
+        Returns how many messages it now has to take, those of before included.
+        """
+        control = peer.control
+        assert control is not None
+        for _ in range(min(len(peer.queue), control.room())):
+            message = self.take(peer)
+            if message is not None:
+                control.deliver(message.descriptor())
+        try:
+            return control.pending()
+        except Refusal:
+            return 0
+
+    def take(self, peer: Peer) -> Message | None:
+        """Dequeue one message and bring its pages into the peer's window.
+
+        None if the host refuses to map them: the message has then gone back to its sender.
+        """
+        message = peer.queue.get()
+        start = time.perf_counter_ns()
+        if message.parcel is not None:
+            try:
+                self._bring(peer, message.parcel)
+            except OSError:
+                self._return(message, Status.E_NO_MEMORY)
+                return None
+            self.ledger.complete(message.parcel)
+        peer.received += 1
+        if self._trace:
+            self._trace_move("deliver", message, message.spans, start)
+        return message
+
+    def _bring(self, peer: Peer, parcel: Parcel) -> None:
+        """Show a parcel's pages in the receiver's window: all of them, or OSError and none."""
+        shown: list[Extent] = []
+        try:
+            for target, frame, count in _joined(parcel):
+                peer.window.show(target, frame, count)
+                shown.append(Extent(target, count))
+        except OSError:
+            for extent in shown:
+                peer.window.hide(*extent)
+            raise
+
+    def _return(self, message: Message, status: Status) -> None:
+        """Give an undelivered message back to its sender, pages and all; without a sender, free them."""
+        parcel, sender = message.parcel, self._peers.get(message.sender)
+        if parcel is not None:
+            self._mover.pool.zero(self.ledger.cancel(parcel))
+        if sender is None or message.operation is Operation.UNDELIVERED:
+            return
+        spans: tuple[Span, ...] = ()
+        if parcel is not None:
+            for piece in parcel.pieces:
+                sender.window.show(piece.source, piece.frame, piece.count)
+            spans = _spans(sender.window, _sources(parcel))
+        back = dataclasses.replace(
+            message, operation=Operation.UNDELIVERED, status=status, parcel=None, spans=spans
+        )
+        sender.queue.put_back(back)
+        if self._trace:
+            self._trace_move("return", back, spans, time.perf_counter_ns())
+        self._wake(sender)
+
+    # ---- The pool ----
+
+    def grant(self, peer: Peer, pages: int) -> Extent:
+        """Give a peer zeroed pages of the pool, adjacent in its window. Raises Refusal."""
+        extent, runs = self.ledger.grant(peer.number, pages)
+        try:
+            for run in runs:
+                peer.window.show(run.page, run.frame, run.count)
+        except OSError:
+            peer.window.hide(*extent)
+            self.ledger.release(peer.number, extent)
+            raise Refusal(Status.E_NO_MEMORY) from None
+        return extent
+
+    def release(self, peer: Peer, extent: Extent) -> None:
+        """Take pages back into the pool; they read as zeros from now on. Raises Refusal."""
+        freed = self.ledger.release(peer.number, extent)
+        peer.window.hide(*extent)
+        self._mover.pool.zero(freed)
+
+    def _trace_move(self, kind: str, message: Message, spans: tuple[Span, ...], start: int) -> None:
+        names = {number: peer.name for number, peer in self._peers.items()}
+        self._trace.emit(
+            kind,
+            message=message.number,
+            op=message.operation.name.lower(),
+            sender=names.get(message.sender, str(message.sender)),
+            receiver=names.get(message.receiver, str(message.receiver)),
+            tag=message.tag,
+            bytes=message.length or len(message.payload),
+            extents=[{"gpa": span.gpa, "pages": span.pages} for span in spans],
+            took_us=(time.perf_counter_ns() - start) / 1000,
+        )
+
+
+def _spans(window: Window, extents: tuple[Extent, ...] | list[Extent]) -> tuple[Span, ...]:
+    base = window.region.base
+    return tuple(Span(base + extent.page * PAGE_SIZE, extent.count) for extent in extents)
+
+
+def _sources(parcel: Parcel) -> list[Extent]:
+    """Return the extents as the sender named them: its places, cut as the receiver's are."""
+    pieces = iter(parcel.pieces)
+    sources = []
+    for target in parcel.targets:
+        first = piece = next(pieces)
+        while piece.target + piece.count < target.end:
+            piece = next(pieces)
+        sources.append(Extent(first.source, target.count))
+    return sources
+
+
+def _joined(parcel: Parcel) -> Iterator[tuple[int, int, int]]:
+    """Yield (target, frame, count) with neighbours joined: one mapping call per run, not per piece."""
+    pieces = iter(parcel.pieces)
+    first = next(pieces)
+    target, frame, count = first.target, first.frame, first.count
+    for piece in pieces:
+        if piece.target == target + count and piece.frame == frame + count:
+            count += piece.count
+            continue
+        yield target, frame, count
+        target, frame, count = piece.target, piece.frame, piece.count
+    yield target, frame, count

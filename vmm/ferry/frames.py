@@ -1,0 +1,80 @@
+"""The page pool's free frames. Pure: a frame is a number, its memory is `vmm.memory.pool`'s business."""
+
+from __future__ import annotations
+
+import bisect
+from typing import NamedTuple
+
+LARGE = 512  # pages of 4 KiB in a huge page of 2 MiB
+
+
+class Frames(NamedTuple):
+    """`count` adjacent frames from `first`."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The first frame after these."""
+        return self.first + self.count
+
+
+class FramePool:
+    """Which of `total` frames are free, as sorted runs."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.free = total
+        self._runs = [Frames(0, total)] if total else []
+
+    def __iter__(self) -> object:
+        return iter(self._runs)
+
+    @property
+    def runs(self) -> tuple[Frames, ...]:
+        """The free runs in order."""
+        return tuple(self._runs)
+
+    def allocate(self, count: int) -> list[Frames]:
+        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large.
+
+        Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
+        """
+        if count > self.free:
+            return []
+        align = LARGE if count >= LARGE else 1
+        for index, run in enumerate(self._runs):
+            first = -(-run.first // align) * align
+            if first + count <= run.end:
+                return [self._take(index, Frames(first, count))]
+        return self._gather(count)
+
+    def _take(self, index: int, part: Frames) -> Frames:
+        run = self._runs[index]
+        rest = [Frames(run.first, part.first - run.first), Frames(part.end, run.end - part.end)]
+        self._runs[index : index + 1] = [piece for piece in rest if piece.count]
+        self.free -= part.count
+        return part
+
+    def _gather(self, count: int) -> list[Frames]:
+        taken: list[Frames] = []
+        while count:
+            part = self._runs[0]._replace(count=min(count, self._runs[0].count))
+            taken.append(self._take(0, part))
+            count -= part.count
+        return taken
+
+    def release(self, frames: Frames) -> None:
+        """Give frames back, joining them with their free neighbours."""
+        index = bisect.bisect_left(self._runs, frames)
+        first = last = index
+        start, end = frames.first, frames.end
+        if index and self._runs[index - 1].end == start:
+            first -= 1
+            start = self._runs[first].first
+        if index < len(self._runs) and self._runs[index].first == end:
+            last += 1
+            end = self._runs[index].end
+        self._runs[first:last] = [Frames(start, end - start)]
+        self.free += frames.count

@@ -1,0 +1,109 @@
+"""One guest in its VM: descriptors, private memory and first state, made together and closed together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from vmm.errors import GuestFault
+from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.guest import abi, boot
+from vmm.guest.boot import Layout
+from vmm.guest.image import Image
+from vmm.guest.trap import Diagnosis
+from vmm.kick import deadline, masked_while_running
+from vmm.kvm import Exit, IoOut, Kvm, MmioWrite, Vcpu, Vm
+from vmm.memory.movers import PRIVATE_SLOT
+from vmm.memory.private import PrivateMemory
+
+_DIAGNOSIS_SECONDS = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """How a guest is made.
+
+    privilege     the ring it runs in, 0 or 3
+    doorbell      how it rings
+    private, stack, window    sizes in bytes
+    """
+
+    privilege: int
+    doorbell: abi.Doorbell
+    private: int
+    stack: int
+    window: int
+
+
+class Guest:
+    """A VM with one vCPU, loaded with an image and ready to be entered. Its window is not its business.
+
+    Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
+    """
+
+    vm: Vm
+    vcpu: Vcpu
+    memory: PrivateMemory
+    control: ControlStructure
+
+    def __init__(self, kvm: Kvm, image: Image, shape: Shape, number: int, name: str) -> None:
+        user = shape.privilege == 3
+        self.name = name
+        self.image = image
+        self.layout: Layout = boot.plan(image, shape.private, shape.stack, shape.window, user)
+        with contextlib.ExitStack() as undo:
+            self.memory = PrivateMemory(shape.private)
+            undo.callback(self.memory.close)
+            boot.load(self.memory, image, self.layout)
+            view = self.memory.view(abi.CONTROL_GPA, CONTROL_BYTES)
+            self.control = ControlStructure(view, self._identity(shape, number))
+            undo.callback(self.control.release)
+            self.vm = undo.enter_context(kvm.create_vm())
+            self.vm.set_user_memory_region(PRIVATE_SLOT, 0, shape.private, self.memory.address)
+            self.vcpu = undo.enter_context(self.vm.create_vcpu())
+            self.vcpu.set_signal_mask(masked_while_running())
+            boot.enter(kvm, self.vcpu, image, self.layout, user)
+            self._closer = undo.pop_all()
+        self.diagnosis = Diagnosis(name, self.vcpu, self.memory, self.layout, image.symbols)
+
+    def _identity(self, shape: Shape, number: int) -> Identity:
+        stack, window = self.layout.stack, self.layout.window
+        return Identity(
+            machine=number,
+            name=self.name,
+            privilege=shape.privilege,
+            doorbell=shape.doorbell,
+            window_gpa=window.base,
+            window_pages=window.pages,
+            stack_gpa=stack.base,
+            stack_bytes=stack.size,
+        )
+
+    @staticmethod
+    def bell(exit_: Exit) -> int | None:
+        """Return the value of the doorbell that an exit is, or None if it is none."""
+        match exit_:
+            case MmioWrite(gpa=abi.DOORBELL_GPA, data=data) if len(data) == 4:
+                return int.from_bytes(data, "little")
+            case IoOut(port=abi.DOORBELL_PORT, size=4, count=1, data=data):
+                return int.from_bytes(data, "little")
+        return None
+
+    def text(self) -> bytes | None:
+        """Return the text that a LOG or PANIC names, or None if it is not in private memory."""
+        gpa, length = self.control.log
+        if length > abi.LOG_MAX:
+            return None
+        try:
+            return self.memory.read(gpa, length)
+        except IndexError:
+            return None
+
+    def explain(self, exit_: Exit) -> GuestFault:
+        """Return why the guest cannot go on after an exit. It will not run again."""
+        with deadline(_DIAGNOSIS_SECONDS):  # a hostile guest may make even its last instruction a loop
+            return self.diagnosis.explain(exit_, self.vcpu.run)
+
+    def close(self) -> None:
+        """Close the vCPU, the VM and the memory, in that order. Further calls do nothing."""
+        self._closer.close()

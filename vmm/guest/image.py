@@ -1,0 +1,174 @@
+"""ELF images of guests: read, checked, and turned into segments. Pure: bytes in, values out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import DWARFError, ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
+
+from vmm.errors import GuestImageError
+from vmm.guest import abi
+from vmm.guest.symbols import Symbols
+
+PAGE = abi.PAGE_SIZE
+_MAX_BYTES = 256 << 20  # an image file over this is refused rather than read
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
+    """One PT_LOAD: `data` at `gpa`, then zeros up to `size` bytes."""
+
+    gpa: int
+    data: bytes
+    size: int
+    write: bool
+    execute: bool
+
+    @property
+    def first_page(self) -> int:
+        """The address of the segment's first page."""
+        return self.gpa // PAGE * PAGE
+
+    @property
+    def end_page(self) -> int:
+        """The address after the segment's last page."""
+        return -(-(self.gpa + self.size) // PAGE) * PAGE
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Image:
+    """A guest program, checked: it can be loaded as it is."""
+
+    name: str
+    entry: int
+    segments: tuple[Segment, ...]
+    symbols: Symbols
+
+    @property
+    def end(self) -> int:
+        """The first page-aligned address after the image."""
+        return max(segment.end_page for segment in self.segments)
+
+
+def load_image(path: str | Path) -> Image:
+    """Read and check an ELF file. Raises GuestImageError, naming the file and what to do about it."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not path.is_file():
+            raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
+        if status.st_size > _MAX_BYTES:
+            raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
+        return _load(str(path), status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _load(path: str, _mtime: int, _size: int) -> Image:
+    return parse_image(Path(path).read_bytes(), path)
+
+
+def parse_image(data: bytes, name: str) -> Image:
+    """Check an ELF file's bytes and return what is to be loaded. Raises GuestImageError."""
+    try:
+        elf = ELFFile(io.BytesIO(data))
+        _check_header(elf, name)
+        _check_note(elf, name)
+        segments = tuple(_segments(elf, data, name))
+        _check_layout(segments, name)
+        entry = int(elf.header["e_entry"])
+    except GuestImageError:
+        raise
+    except (ELFError, DWARFError) as error:
+        if not data.startswith(b"\x7fELF"):
+            raise GuestImageError(f"{name}: not an ELF file: give a guest built for pageferry") from error
+        raise GuestImageError(f"{name}: truncated or malformed ELF: build it again") from error
+    except Exception as error:  # the parser's own ways of stumbling over hostile bytes
+        raise GuestImageError(f"{name}: malformed ELF ({type(error).__name__}): build it again") from error
+    if not any(s.execute and s.gpa <= entry < s.gpa + s.size for s in segments):
+        raise GuestImageError(f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld")
+    return Image(name, entry, segments, Symbols(data))
+
+
+def _check_header(elf: Any, name: str) -> None:
+    header = elf.header
+    if elf.elfclass != 64:
+        raise GuestImageError(f"{name}: {elf.elfclass}-bit ELF: guests are 64-bit, compile with -m64")
+    if header["e_machine"] != "EM_X86_64":
+        machine = str(header["e_machine"]).removeprefix("EM_")
+        raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
+    if header["e_type"] != "ET_EXEC":
+        raise GuestImageError(
+            f"{name}: not a static executable ({header['e_type']}): link with -static -no-pie -T guest.ld"
+        )
+    if header["e_phnum"] > 64:
+        raise GuestImageError(f"{name}: {header['e_phnum']} program headers are too many: link with guest.ld")
+
+
+def _check_note(elf: Any, name: str) -> None:
+    """Check the ABI version before anything is loaded: same major, minor not above ours."""
+    for segment in elf.iter_segments():
+        if not isinstance(segment, NoteSegment):
+            continue
+        for note in segment.iter_notes():
+            if note["n_name"] == abi.NOTE_NAME and note["n_type"] == abi.NOTE_ABI:
+                _check_version(note["n_descdata"], name)
+                return
+    raise GuestImageError(
+        f"{name}: no pageferry ABI note: link the guest library (pageferry build makes a guest of C sources)"
+    )
+
+
+def _check_version(descriptor: bytes, name: str) -> None:
+    if len(descriptor) != 8:
+        raise GuestImageError(f"{name}: the pageferry ABI note is {len(descriptor)} bytes, not 8: rebuild it")
+    major, minor = (int.from_bytes(descriptor[i : i + 4], "little") for i in (0, 4))
+    if major != abi.ABI_MAJOR or minor > abi.ABI_MINOR:
+        raise GuestImageError(
+            f"{name}: built for ABI {major}.{minor}, this monitor has {abi.ABI_MAJOR}.{abi.ABI_MINOR}: "
+            "rebuild the guest against its pageferry.h"
+        )
+
+
+def _segments(elf: Any, data: bytes, name: str) -> list[Segment]:
+    found = []
+    for index, segment in enumerate(elf.iter_segments("PT_LOAD")):
+        header = segment.header
+        where = f"{name}: segment {index}"
+        offset, filesz, memsz = header["p_offset"], header["p_filesz"], header["p_memsz"]
+        if offset + filesz > len(data):
+            raise GuestImageError(f"{where} ends at byte {offset + filesz} of {len(data)}: the file is truncated")
+        if filesz > memsz:
+            raise GuestImageError(f"{where} has more bytes in the file than in memory: the file is malformed")
+        if memsz:
+            flags = header["p_flags"]
+            content = data[offset : offset + filesz]
+            found.append(Segment(header["p_vaddr"], content, memsz, bool(flags & 2), bool(flags & 1)))
+    if not found:
+        raise GuestImageError(f"{name}: nothing to load (no PT_LOAD segment): link with guest.ld")
+    return found
+
+
+def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
+    """Check that the segments lie where an image may lie, and that no two share a page."""
+    ordered = sorted(segments, key=lambda s: s.gpa)
+    for segment in ordered:
+        if segment.gpa < abi.IMAGE_GPA or segment.end_page > abi.DOORBELL_GPA:
+            raise GuestImageError(
+                f"{name}: segment at {segment.gpa:#x} ({segment.size} bytes) is out of range: "
+                f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, link with guest.ld"
+            )
+    for low, high in zip(ordered, ordered[1:], strict=False):
+        if low.gpa + low.size > high.gpa:
+            raise GuestImageError(f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} overlap: link with guest.ld")
+        if low.end_page > high.first_page:
+            raise GuestImageError(
+                f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} share a page: align them to {PAGE}"
+            )

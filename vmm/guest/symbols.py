@@ -1,0 +1,85 @@
+"""From an instruction pointer to a symbol and a source line, as far as the image has them."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import PurePosixPath
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+from vmm.errors import Place
+
+
+class Symbols:
+    """An image's symbol table and line program, read at the first question: faults are rare."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def place(self, rip: int) -> Place:
+        """Return where `rip` lies. What the image does not say, or says wrongly, stays None."""
+        try:
+            symbol, offset = self._symbol(rip)
+            file, line = self._line(rip)
+        except Exception:  # a fault report must not fail over malformed debug information
+            return Place()
+        return Place(symbol, offset, file, line)
+
+    def _symbol(self, rip: int) -> tuple[str | None, int]:
+        for start, size, name in self._functions:
+            if start <= rip < start + max(size, 1):
+                return name, rip - start
+        return None, 0
+
+    def _line(self, rip: int) -> tuple[str | None, int | None]:
+        for start, end, file, line in self._lines:
+            if start <= rip < end:
+                return file, line
+        return None, None
+
+    def _elf(self) -> Any:
+        return ELFFile(io.BytesIO(self._data))
+
+    @functools.cached_property
+    def _functions(self) -> list[tuple[int, int, str]]:
+        tables = (s for s in self._elf().iter_sections() if isinstance(s, SymbolTableSection))
+        return [
+            (symbol["st_value"], symbol["st_size"], symbol.name)
+            for table in tables
+            for symbol in table.iter_symbols()
+            if symbol["st_info"]["type"] == "STT_FUNC"
+        ]
+
+    @functools.cached_property
+    def _lines(self) -> list[tuple[int, int, str, int]]:
+        elf = self._elf()
+        if not elf.has_dwarf_info():
+            return []
+        dwarf = elf.get_dwarf_info()
+        return [row for unit in dwarf.iter_CUs() for row in _unit_lines(dwarf.line_program_for_CU(unit))]
+
+
+def _unit_lines(program: Any) -> list[tuple[int, int, str, int]]:
+    """Return one compilation unit's line table as (start, end, file, line)."""
+    rows: list[tuple[int, int, str, int]] = []
+    previous: Any = None
+    for entry in program.get_entries() if program is not None else ():
+        state = entry.state
+        if state is None:
+            continue
+        if previous is not None and state.address > previous.address:
+            file = _file_name(program, previous.file)
+            rows.append((previous.address, state.address, file, previous.line))
+        previous = None if state.end_sequence else state
+    return rows
+
+
+def _file_name(program: Any, index: int) -> str:
+    files = program["file_entry"]
+    if program["version"] < 5:
+        index -= 1  # file numbers count from 1 before DWARF 5
+    name = files[index].name
+    return PurePosixPath(name.decode(errors="replace")).name

@@ -1,0 +1,142 @@
+"""From a stopped vCPU to a `GuestFault`: what happened, to which address, at which instruction.
+
+Hosts tell a guest's access to memory that is not there in different ways: an MMIO exit with the address; an
+EFAULT with it; an EFAULT without. And no emulator knows every instruction. One way works on all of them: run
+the vCPU once more with page tables that lack the window. The same access is then a page fault, the CPU
+itself says which address and which kind, and the trap stub halts with both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm.errors import GuestFault
+from vmm.guest import abi, x86
+from vmm.guest.boot import Layout
+from vmm.guest.symbols import Symbols
+from vmm.kvm import Exit, FailEntry, Hlt, InternalError, MemoryFault, MmioRead, MmioWrite, Shutdown, Vcpu
+from vmm.memory.private import PrivateMemory
+from vmm.memory.region import OutOfBounds
+
+
+class Diagnosis:
+    """Explains one machine's exits. The vCPU is not running, and will not run again afterwards."""
+
+    def __init__(
+        self, name: str, vcpu: Vcpu, memory: PrivateMemory, layout: Layout, symbols: Symbols
+    ) -> None:
+        self._name = name
+        self._vcpu = vcpu
+        self._memory = memory
+        self._layout = layout
+        self._symbols = symbols
+
+    def fault(
+        self,
+        kind: str,
+        reason: str,
+        *,
+        vector: int | None = None,
+        error_code: int | None = None,
+        address: int | None = None,
+        access: str | None = None,
+        rip: int | None = None,
+    ) -> GuestFault:
+        """Return a fault at `rip`, or at the vCPU's present instruction pointer."""
+        if rip is None:
+            rip = self._vcpu.get_regs().rip
+        return GuestFault(
+            kind,
+            self._name,
+            reason,
+            vector=vector,
+            error_code=error_code,
+            address=address,
+            access=access,
+            rip=rip,
+            place=self._symbols.place(rip),
+        )
+
+    def explain(self, stopped: Exit, run: Callable[[], Exit]) -> GuestFault:
+        """Return why the machine cannot go on after `stopped`; `run` runs the vCPU once more, for a while."""
+        match stopped:
+            case Hlt():
+                return self._halt()
+            case MmioRead(gpa=gpa):
+                return self._access(gpa, "read")
+            case MmioWrite(gpa=gpa):
+                return self._access(gpa, "write")
+            case MemoryFault(gpa=gpa):
+                return self._probe(run) or self._access(gpa, None)
+            case InternalError(suberror=suberror):
+                return self._probe(run) or self.fault(
+                    "internal", f"KVM could not go on (internal error {suberror}): an instruction this host cannot run"
+                )
+            case Shutdown():
+                return self.fault("triple-fault", "triple fault")
+            case FailEntry(hardware_reason=code):
+                return self.fault("internal", f"the CPU refused to enter the guest (reason {code:#x})")
+        return self.fault("internal", f"unexpected exit {stopped}")
+
+    def _halt(self) -> GuestFault:
+        frame = self._trap()
+        if frame is None:
+            return self.fault("halt", "HLT with no interrupt to wake it: use wait")
+        vector, trap = frame
+        if vector == x86.PAGE_FAULT:
+            return self._page_fault(trap)
+        name = x86.EXCEPTIONS.get(vector, f"exception {vector}")
+        return self.fault("exception", name, vector=vector, error_code=trap.error_code, rip=trap.rip)
+
+    def _page_fault(self, trap: x86.TrapFrame) -> GuestFault:
+        address = self._vcpu.get_sregs().cr2
+        access = x86.page_fault_access(trap.error_code or 0)
+        reason = f"#PF page fault, {access} of {address:#x}"
+        guard = self._layout.stack.base - x86.PAGE
+        if guard <= address < self._layout.stack.base:
+            reason += ", the guard page below the stack: stack overflow"
+        return self.fault(
+            "exception",
+            reason,
+            vector=x86.PAGE_FAULT,
+            error_code=trap.error_code,
+            address=address,
+            access=access,
+            rip=trap.rip,
+        )
+
+    def _trap(self) -> tuple[int, x86.TrapFrame] | None:
+        """Return the exception whose stub has halted, and its frame; None for any other HLT."""
+        regs = self._vcpu.get_regs()
+        vector = x86.trap_vector(regs.rip)
+        if vector is None:
+            return None
+        try:
+            return vector, x86.trap_frame(vector, self._memory.read(regs.rsp, 48))
+        except OutOfBounds:  # a guest in ring 0 may have jumped to the stub with any stack
+            return None
+
+    def _probe(self, run: Callable[[], Exit]) -> GuestFault | None:
+        """Let the access that stopped the vCPU happen again without a window, and read it off the trap."""
+        sregs = self._vcpu.get_sregs()
+        sregs.cr3 = self._layout.tables.root_no_window
+        self._vcpu.set_sregs(sregs)
+        if not isinstance(run(), Hlt):
+            return None
+        frame = self._trap()
+        if frame is None or frame[0] != x86.PAGE_FAULT:
+            return None
+        address, trap = self._vcpu.get_sregs().cr2, frame[1]
+        if not abi.WINDOW_GPA <= address:
+            return None
+        return self._access(address, x86.page_fault_access(trap.error_code or 0), trap.rip)
+
+    def _access(self, gpa: int | None, access: str | None, rip: int | None = None) -> GuestFault:
+        where = "an address the host does not tell" if gpa is None else f"{gpa:#x}"
+        window = self._layout.window
+        if gpa is not None and window.base <= gpa < window.end:
+            where += ", a page of the window it does not own"
+        elif gpa is not None:
+            where += ", where it has no memory"
+        reason = f"{access or 'access'} of {where}"
+        return self.fault("access", reason, address=gpa, access=access, rip=rip)

@@ -1,0 +1,40 @@
+"""CPUID leaves as values, and their way in and out of the kernel's list."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .structs import flexible, kvm_cpuid2
+
+
+class CpuidEntry(NamedTuple):
+    """What CPUID answers for one leaf (``function``) and, where it counts, subleaf (``index``).
+
+    ``flags`` has KVM_CPUID_FLAG_SIGNIFCANT_INDEX where the subleaf counts.
+    """
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+def pack(entries: Sequence[CpuidEntry]) -> Any:
+    """Return a kvm_cpuid2 that holds ``entries``."""
+    table = flexible(kvm_cpuid2, len(entries))(nent=len(entries))
+    for slot, entry in zip(table.entries, entries, strict=True):
+        (slot.function, slot.index, slot.flags, slot.eax, slot.ebx, slot.ecx, slot.edx) = entry
+    return table
+
+
+def unpack(table: Any) -> list[CpuidEntry]:
+    """Return the entries that the kernel filled in."""
+    return [CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+            for e in table.entries[: table.nent]]
+
+
+def empty(count: int) -> Any:
+    """Return a kvm_cpuid2 with room for ``count`` entries."""
+    return flexible(kvm_cpuid2, count)(nent=count)

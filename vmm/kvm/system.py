@@ -1,0 +1,95 @@
+"""/dev/kvm itself: what the host's KVM can do, and new VMs."""
+
+import ctypes
+import errno
+import os
+from typing import Self
+
+from . import cpuid
+from .cpuid import CpuidEntry
+from .descriptor import Descriptor
+from .structs import flexible, kvm_msr_list
+from .uapi import KVM_API_VERSION, Ioctl, SystemIoctl
+from .vm import Vm
+
+_MAX_CPUID_ENTRIES = 4096  # sixteen times the kernel's own limit: ends the search for a size
+
+
+class Kvm(Descriptor):
+    """The host's KVM. Thread-safe. Closing it leaves the VMs it created usable."""
+
+    kind = "kvm"
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] = "/dev/kvm") -> Self:
+        """Open ``path``. Raises OSError: no such file, no permission, no KVM, another version.
+
+        Source: KVM API, section 4.1: refuse to run if the version is not 12.
+        """
+        kvm = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        try:
+            version = kvm.api_version()
+            if version != KVM_API_VERSION:
+                raise OSError(errno.ENOTSUP, f"KVM API version {version}, not {KVM_API_VERSION}")
+        except BaseException:
+            kvm.close()
+            raise
+        return kvm
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
+
+    def api_version(self) -> int:
+        """Return the interface's version, 12. Source: KVM API, section 4.1."""
+        return self._ioctl(SystemIoctl.KVM_GET_API_VERSION)
+
+    def check_extension(self, capability: int) -> int:
+        """Return what the host says about a KVM_CAP_*: 0 if unknown. KVM API, section 4.4."""
+        return self._ioctl(SystemIoctl.KVM_CHECK_EXTENSION, capability)
+
+    def vcpu_mmap_size(self) -> int:
+        """Return the bytes a vCPU shares with its monitor. Source: KVM API, section 4.5."""
+        return self._ioctl(SystemIoctl.KVM_GET_VCPU_MMAP_SIZE)
+
+    def supported_cpuid(self) -> list[CpuidEntry]:
+        """Return the CPUID leaves that host and KVM both support. KVM API, section 4.46."""
+        count = 128
+        while True:
+            table = cpuid.empty(count)
+            try:
+                self._ioctl(SystemIoctl.KVM_GET_SUPPORTED_CPUID, ctypes.byref(table))
+                return cpuid.unpack(table)
+            except OSError as error:
+                if error.errno != errno.E2BIG or count >= _MAX_CPUID_ENTRIES:
+                    raise
+            count *= 2
+
+    def msr_index_list(self) -> list[int]:
+        """Return the numbers of the MSRs a guest has. Source: KVM API, section 4.3."""
+        return self._msr_list(SystemIoctl.KVM_GET_MSR_INDEX_LIST)
+
+    def msr_feature_index_list(self) -> list[int]:
+        """Return the numbers of the MSRs that describe features. KVM API, section 4.3."""
+        return self._msr_list(SystemIoctl.KVM_GET_MSR_FEATURE_INDEX_LIST)
+
+    def _msr_list(self, request: Ioctl) -> list[int]:
+        count = 0
+        while True:
+            table = flexible(kvm_msr_list, count)(nmsrs=count)
+            try:
+                self._ioctl(request, ctypes.byref(table))
+                return list(table.indices[: table.nmsrs])
+            except OSError as error:
+                # The kernel writes the size it wants next to E2BIG.
+                if error.errno != errno.E2BIG or table.nmsrs <= count:
+                    raise
+            count = table.nmsrs
+
+    def create_vm(self, type: int = 0) -> Vm:
+        """Create a VM with no memory and no vCPU. Raises OSError. KVM API, section 4.2.
+
+        ``type`` is the machine type, 0 for an ordinary one.
+        """
+        mmap_size = self.vcpu_mmap_size()
+        return Vm(self._ioctl(SystemIoctl.KVM_CREATE_VM, type), mmap_size)

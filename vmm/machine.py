@@ -1,0 +1,82 @@
+"""A machine: one guest in its VM, its window, and how far it has come."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from vmm.errors import GuestFault
+from vmm.ferry.peer import Peer
+from vmm.guest.guest import Guest
+from vmm.memory.pagemap import frame_number
+from vmm.memory.region import Region
+
+
+class State(enum.Enum):
+    """Where a machine is in its life, as the scheduler sees it."""
+
+    READY = "ready"
+    RUNNING = "running"
+    PARKED = "parked"
+    STOPPED = "stopped"
+
+
+class Machine:
+    """A running program's view is its guest; a sender's view is its peer; this is the user's.
+
+    name        unique within the monitor
+    state       READY, RUNNING, PARKED or STOPPED
+    exit_code   what it exited with, None as long as it has not
+    fault       why it was stopped, None if it was not
+
+    Made by `Monitor.spawn` only, and closed with it. Attributes may be read from any thread.
+    """
+
+    def __init__(self, guest: Guest, peer: Peer) -> None:
+        self.guest = guest
+        self.peer = peer
+        self.state = State.READY
+        self.exit_code: int | None = None
+        self.fault: GuestFault | None = None
+        self.deadline: float | None = None  # of a wait, on time.monotonic()'s clock
+        self.thread = 0  # that runs it
+        self.waiting = False  # its last doorbell was a WAIT, not yet answered
+        self.interrupted = False
+        self.killed = False
+
+    @property
+    def name(self) -> str:
+        return self.guest.name
+
+    @property
+    def number(self) -> int:
+        """Its id, as peers see it."""
+        return self.peer.number
+
+    @property
+    def window(self) -> Region:
+        """The guest-physical addresses of its window."""
+        return self.peer.window.region
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """What the guest says of its progress: done and total, (0, 0) if it says nothing."""
+        return (0, 0) if self.state is State.STOPPED else self.guest.control.progress
+
+    def frame_number(self, gpa: int) -> int | None:
+        """Return the physical frame behind a page of the window that it owns; None without the privilege."""
+        page = self.window.page(gpa, 1)
+        return frame_number(self.peer.window.address(page))
+
+    def outcome(self) -> dict[str, Any]:
+        """Return how it ended, as an object for `--json`."""
+        return {
+            "name": self.name,
+            "exit_code": self.exit_code,
+            "fault": None if self.fault is None else self.fault.as_json(),
+            "messages_sent": self.peer.sent,
+            "messages_received": self.peer.received,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.number} {self.name!r} {self.state.value}>"

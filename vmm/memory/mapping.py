@@ -1,0 +1,141 @@
+"""Every libc mapping call of the project, and memory regions made of them.
+
+Host addresses are plain ints here. Two rules hold for each function that changes an address range in use:
+it replaces what is there in one system call (`MAP_FIXED`), so that no hole ever opens in which another
+mapping of this process could land under a guest's memslot; and it raises `OSError` naming the call.
+
+Thread-safety: the functions are; a `Mapping` is closed once, by its owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from types import TracebackType
+
+from vmm.errors import ResourceError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
+# Not in the mmap module of Python 3.11 (mman-common.h, mman-linux.h, falloc.h).
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def _map(address: int, size: int, protection: int, flags: int, fd: int, offset: int, what: str) -> int:
+    result = _mmap(address, size, protection, flags, fd, offset)
+    if result == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap of {size} bytes for {what}: {os.strerror(code)}")
+    return int(result)
+
+
+def show(address: int, size: int, fd: int, offset: int) -> None:
+    """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and writable.
+
+    All three are multiples of the page size. A guest running on the range sees the change at once: the
+    kernel shoots its translations down before mmap returns.
+    """
+    _map(address, size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, offset, "a window")
+
+
+def hide(address: int, size: int) -> None:
+    """Replace whatever is at `address` with reserved, inaccessible address space."""
+    _map(address, size, _PROT_NONE, _HIDDEN | _MAP_FIXED, -1, 0, "a window's hole")
+
+
+def punch(fd: int, offset: int, size: int) -> None:
+    """Give the file's pages back to the kernel; the range reads as zeros from now on."""
+    if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"fallocate(PUNCH_HOLE) of {size} bytes: {os.strerror(code)}")
+
+
+class Mapping:
+    """An address range of this process, unmapped by `close()`.
+
+    address   its first byte
+    size      in bytes, a multiple of the page size
+    """
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address = address
+        self.size = size
+
+    @classmethod
+    def reserve(cls, size: int) -> Mapping:
+        """Reserve address space that nothing can touch: no memory, no commit charge."""
+        return cls._make(size, _PROT_NONE, _HIDDEN, -1, "a window")
+
+    @classmethod
+    def anonymous(cls, size: int) -> Mapping:
+        """Map zeroed private memory, populated when it is touched."""
+        return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory")
+
+    @classmethod
+    def shared(cls, size: int, fd: int) -> Mapping:
+        """Map a file's first `size` bytes, shared."""
+        return cls._make(size, _READ_WRITE, mmap.MAP_SHARED | _MAP_NORESERVE, fd, "the page pool")
+
+    @classmethod
+    def _make(cls, size: int, protection: int, flags: int, fd: int, what: str) -> Mapping:
+        try:
+            return cls(_map(0, size, protection, flags, fd, 0, what), size)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise ResourceError(
+                f"no address space for {what} of {size} bytes: "
+                "use a smaller one, or raise the limits (ulimit -v, vm.max_map_count)"
+            ) from error
+
+    def view(self) -> memoryview:
+        """Return the range as writable bytes.
+
+        The view does not keep the mapping alive: its holder must drop it before close(), and must never
+        let it cover a range that can be hidden.
+        """
+        array = (ctypes.c_ubyte * self.size).from_address(self.address)
+        return memoryview(array).cast("B")
+
+    def close(self) -> None:
+        """Unmap the range. Further calls do nothing."""
+        size, self.size = self.size, 0
+        if size and _munmap(self.address, size) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"munmap of {size} bytes: {os.strerror(code)}")
+
+    def __enter__(self) -> Mapping:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,225 @@
+"""Movers: how an extent changes address space. One small interface, two strategies.
+
+A mover makes windows; a window maps frames of the pool at its pages and hides them again. The exchange
+always hides an extent on the old side before it shows it on the new one.
+
+`slots`   rewrites the KVM memslots: each run of adjacent frames in a window is a memslot of its own, whose
+          host memory is the pool, mapped once. Taking an extent out deletes its slot (and creates slots for
+          what is left of it on either side); bringing one in creates a slot.
+`memfd`   keeps one memslot per window over reserved address space, and replaces the mapping behind it: the
+          pool's pages to show an extent, inaccessible memory to hide it. No memslot changes, and KVM's
+          mmu notifier shoots the guest's translations down before the call returns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import Vm
+from vmm.memory import mapping
+from vmm.memory.mapping import Mapping
+from vmm.memory.pool import PagePool
+from vmm.memory.region import Region
+
+PRIVATE_SLOT = 0  # the memslot of a machine's private memory
+WINDOW_SLOT = 1  # the first memslot of its window
+
+
+class Window(ABC):
+    """The address range in which a peer's transferable pages appear.
+
+    region    where it lies: guest-physical addresses for a machine, host addresses for the host process
+
+    Pages are indices into the region. Which pages hold what is the ledger's business: `show` is only
+    called on hidden pages, `hide` only on shown ones. Both raise OSError, having changed nothing.
+    Not thread-safe; a machine may be running on the window meanwhile.
+    """
+
+    region: Region
+
+    @abstractmethod
+    def show(self, page: int, frame: int, count: int) -> None:
+        """Make `count` adjacent frames accessible from `page` on."""
+
+    @abstractmethod
+    def hide(self, page: int, count: int) -> None:
+        """Make `count` pages inaccessible; they may span several runs that were shown."""
+
+    @abstractmethod
+    def address(self, page: int) -> int:
+        """Return the host address behind a page that is shown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Unmap it all. Its machine's descriptors have been closed before."""
+
+
+class Mover(ABC):
+    """A strategy; it owns the page pool. Close its windows first."""
+
+    name: str
+
+    def __init__(self, frames: int) -> None:
+        self.pool = PagePool(frames)
+
+    @abstractmethod
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        """Make an empty window of `size` bytes at the guest-physical address `base`."""
+
+    def host_window(self, size: int) -> Window:
+        """Make an empty window in this process: memory that the host itself reads and writes."""
+        return MappedWindow(self.pool, size)
+
+    def close(self) -> None:
+        """Free the pool's memory."""
+        self.pool.close()
+
+
+class MappedWindow(Window):
+    """A window whose host mapping changes. `base` is its guest-physical address, if it has one."""
+
+    def __init__(self, pool: PagePool, size: int, base: int | None = None) -> None:
+        self._pool = pool
+        self.mapping = Mapping.reserve(size)
+        self.region = Region(self.mapping.address if base is None else base, size)
+
+    def show(self, page: int, frame: int, count: int) -> None:
+        mapping.show(
+            self.address(page), count * PAGE_SIZE, self._pool.fd, frame * PAGE_SIZE
+        )
+
+    def hide(self, page: int, count: int) -> None:
+        mapping.hide(self.address(page), count * PAGE_SIZE)
+
+    def address(self, page: int) -> int:
+        return self.mapping.address + page * PAGE_SIZE
+
+    def close(self) -> None:
+        self.mapping.close()
+
+
+class MemfdMover(Mover):
+    """One memslot per window, made once; mappings change behind it."""
+
+    name = "memfd"
+
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        window = MappedWindow(self.pool, size, base)
+        try:
+            vm.set_user_memory_region(WINDOW_SLOT, base, size, window.mapping.address)
+        except OSError:
+            window.close()
+            raise
+        return window
+
+
+class _Slot(NamedTuple):
+    """A memslot: `count` pages from `page`, backed from `frame` on."""
+
+    page: int
+    count: int
+    frame: int
+    number: int
+
+
+class SlotsWindow(Window):
+    """A window made of memslots, one per run of adjacent frames."""
+
+    def __init__(self, vm: Vm, pool: Mapping, base: int, size: int) -> None:
+        self.region = Region(base, size)
+        self._vm = vm
+        self._pool = pool
+        self._slots: dict[int, _Slot] = {}  # by slot number
+        self._unused: list[int] = []  # numbers given back
+        self._next = WINDOW_SLOT
+
+    def show(self, page: int, frame: int, count: int) -> None:
+        number = self._unused.pop() if self._unused else self._next
+        slot = _Slot(page, count, frame, number)
+        try:
+            self._set(slot, count)
+        except OSError:
+            if number != self._next:
+                self._unused.append(number)
+            raise
+        self._next = max(self._next, number + 1)
+        self._slots[number] = slot
+
+    def hide(self, page: int, count: int) -> None:
+        """Delete the slots that overlap, and create new ones for what is left of them on either side."""
+        end = page + count
+        old = [s for s in self._slots.values() if s.page < end and page < s.page + s.count]
+        done: list[Callable[[], None]] = []
+        try:
+            for slot in old:
+                self._delete(slot)
+                done.append(lambda slot=slot: self.show(slot.page, slot.frame, slot.count))  # type: ignore[misc]
+                for left in _remains(slot, page, end):
+                    self.show(left.page, left.frame, left.count)
+                    done.append(lambda left=left: self._delete(self._at(left.page)))  # type: ignore[misc]
+        except OSError:
+            for undo in reversed(done):
+                undo()
+            raise
+
+    def _delete(self, slot: _Slot) -> None:
+        self._set(slot, 0)
+        del self._slots[slot.number]
+        self._unused.append(slot.number)
+
+    def _set(self, slot: _Slot, count: int) -> None:
+        self._vm.set_user_memory_region(
+            slot.number,
+            self.region.base + slot.page * PAGE_SIZE,
+            count * PAGE_SIZE,
+            self._pool.address + slot.frame * PAGE_SIZE,
+        )
+
+    def _at(self, page: int) -> _Slot:
+        return next(s for s in self._slots.values() if s.page <= page < s.page + s.count)
+
+    def address(self, page: int) -> int:
+        slot = self._at(page)
+        return self._pool.address + (slot.frame + page - slot.page) * PAGE_SIZE
+
+    def close(self) -> None:
+        """Nothing to unmap: the slots went with the VM, the pool is the mover's."""
+        self._slots.clear()
+
+
+def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
+    """Return what is left of a slot on either side of page..end."""
+    slot_end = slot.page + slot.count
+    left = []
+    if slot.page < page:
+        left.append(slot._replace(count=page - slot.page))
+    if slot_end > end:
+        left.append(_Slot(end, slot_end - end, slot.frame + end - slot.page, slot.number))
+    return left
+
+
+class SlotsMover(Mover):
+    """Memslots over the pool, which is mapped once."""
+
+    name = "slots"
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(frames)
+        try:
+            self._mapping = Mapping.shared(frames * PAGE_SIZE, self.pool.fd)
+        except BaseException:
+            super().close()
+            raise
+
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        return SlotsWindow(vm, self._mapping, base, size)
+
+    def close(self) -> None:
+        self._mapping.close()
+        super().close()
+
+
+MOVERS: dict[str, type[Mover]] = {mover.name: mover for mover in (MemfdMover, SlotsMover)}

@@ -1,0 +1,36 @@
+"""The page pool: the memory behind every window, one sparse memfd."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import mapping
+
+
+class PagePool:
+    """`frames` pages of shared memory, populated when touched; frame n lies at offset n * PAGE_SIZE of `fd`.
+
+    Thread-safety: as the system calls.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, frames * PAGE_SIZE)
+        except OSError:
+            self.close()
+            raise
+
+    def zero(self, frames: Iterable[tuple[int, int]]) -> None:
+        """Give runs of frames (first, count) back to the kernel: they read as zeros to their next owner."""
+        for first, count in frames:
+            mapping.punch(self.fd, first * PAGE_SIZE, count * PAGE_SIZE)
+
+    def close(self) -> None:
+        """Close the memfd. Further calls do nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)

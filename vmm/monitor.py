@@ -1,0 +1,367 @@
+"""The monitor: machines, the channels between them, and the loop that runs them. The public façade."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vmm import host
+from vmm.endpoint import HostEndpoint
+from vmm.errors import ClosedError, ConfigError, GuestFault
+from vmm.ferry.exchange import Exchange
+from vmm.ferry.ledger import Ledger
+from vmm.ferry.peer import Peer
+from vmm.guest import abi
+from vmm.guest.abi import Bell, Doorbell, Status
+from vmm.guest.guest import Guest, Shape
+from vmm.guest.image import Image, load_image
+from vmm.guest.x86 import LARGE_PAGE
+from vmm.kvm import Exit, Intr
+from vmm.machine import Machine, State
+from vmm.memory.movers import MOVERS
+from vmm.scheduler import Scheduler
+from vmm.sizes import parse_size
+from vmm.trace import Trace
+
+DEFAULT_MOVER = "memfd"
+_MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
+_MAX_WINDOW = 256 << 30
+
+Console = Callable[[str, str], None]
+
+
+def print_line(name: str, line: str) -> None:
+    """The default console: one line of a machine's, prefixed with its name, to standard output."""
+    print(f"{name}: {line}", file=sys.stdout, flush=True)
+
+
+class Monitor:
+    """Runs machines and moves pages between them.
+
+        with Monitor() as m:
+            a = m.spawn("a.elf", name="a", window="1G")
+            b = m.spawn("b.elf", name="b")
+            m.connect(a, b)
+            m.run()
+
+    ring      0 or 3; by default whichever this host runs natively
+    doorbell  "pio" or "mmio"; by default the quickest that works
+    mover     "memfd" or "slots"; see `vmm.memory.movers`
+    pool      memory for all messages together, populated as it is used; by default all of the machine's
+    workers   threads that run machines; the caller's of `run` is the first
+    console   called with a machine's name and a line that it logged
+
+    Thread-safety: every method may be called from any thread, also while another is in `run`. Everything
+    that the monitor opened is closed by `close`, which `with` calls; nothing is left to finalizers.
+    """
+
+    def __init__(
+        self,
+        *,
+        ring: int | None = None,
+        doorbell: str | None = None,
+        mover: str | None = None,
+        pool: int | str | None = None,
+        workers: int = 1,
+        console: Console = print_line,
+        device: str = host.DEVICE,
+    ) -> None:
+        facts = host.inspect(device)
+        self.backend = facts.backend.value
+        self.ring = facts.ring if ring is None else _choice("ring", ring, (0, 3))
+        self.doorbell = _doorbell(facts, self.ring, doorbell)
+        self.mover = _choice("mover", mover or DEFAULT_MOVER, tuple(MOVERS))
+        if workers < 1:
+            raise ConfigError(f"workers {workers} is not a positive number")
+        frames = parse_size(pool, "pool") // abi.PAGE_SIZE if pool else os.sysconf("SC_PHYS_PAGES")
+        if not frames:
+            raise ConfigError(f"pool {pool!r} is less than a page")
+
+        self.trace = Trace()
+        self.machines: dict[str, Machine] = {}
+        self._console = console
+        self._lock = threading.Lock()
+        self._by_number: dict[int, Machine] = {}
+        self._scheduler = Scheduler(self._lock, workers)
+        self._closed = False
+        with contextlib.ExitStack() as undo:
+            self._kvm = undo.enter_context(host.open_kvm(device))
+            self._mover = MOVERS[self.mover](frames)
+            undo.callback(self._mover.close)
+            self._exchange = Exchange(Ledger(frames), self._mover, self.trace, self._wake)
+            window = self._mover.host_window(frames * abi.PAGE_SIZE)
+            undo.callback(window.close)
+            self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, self._lock)
+            self._exchange.join(self.host.peer)
+            self._closer = undo.pop_all()
+
+    # ---- Machines ----
+
+    def spawn(
+        self,
+        path: str | Path,
+        *,
+        name: str | None = None,
+        window: int | str = "1G",
+        memory: int | str = "16M",
+        stack: int | str = "256K",
+        queue: int = 64,
+    ) -> Machine:
+        """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
+
+        name      how its peers find it, by default the file's stem; unique, at most 31 bytes
+        window    address space for transferable pages, rounded up to 2 MiB
+        memory    private memory; stack is the part of it at the top
+        queue     messages that may wait for it before senders are refused
+
+        Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind then.
+        """
+        image = load_image(path)
+        shape = Shape(
+            privilege=self.ring,
+            doorbell=self.doorbell,
+            private=_rounded(memory, "memory", abi.PAGE_SIZE, _MAX_PRIVATE),
+            stack=_rounded(stack, "stack", abi.PAGE_SIZE, _MAX_PRIVATE // 2),
+            window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
+        )
+        with self._lock:
+            self._check_open()
+            name = self._check_name(Path(path).stem if name is None else name)
+            machine = self._make(image, shape, name, queue)
+            self._scheduler.make_ready(machine)
+        if self.trace:
+            self.trace.emit("spawn", machine=name, image=str(path), window=shape.window)
+        return machine
+
+    def _make(self, image: Image, shape: Shape, name: str, depth: int) -> Machine:
+        number = len(self._by_number) + 1
+        with contextlib.ExitStack() as undo:
+            # Closed in reverse: the VM with its memslots goes before the memory behind them.
+            windows = undo.enter_context(contextlib.ExitStack())
+            guest = Guest(self._kvm, image, shape, number, name)
+            undo.callback(guest.close)
+            window = self._mover.machine_window(guest.vm, guest.layout.window.base, shape.window)
+            windows.callback(window.close)
+            machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+            self._exchange.join(machine.peer)
+            self._exchange.connect(self.host.peer, machine.peer)
+            self._exchange.connect(machine.peer, self.host.peer)
+            self._closer.push(undo.pop_all())
+        self.machines[name] = self._by_number[number] = machine
+        return machine
+
+    def _check_name(self, name: str) -> str:
+        if not name.isprintable() or not 0 < len(name.encode()) < abi.NAME_MAX:
+            raise ConfigError(f"name {name!r} is not 1 to {abi.NAME_MAX - 1} printable bytes")
+        if name in self.machines or name == self.host.peer.name:
+            raise ConfigError(f"the name {name!r} is taken: give each machine its own (name=...)")
+        return name
+
+    def connect(self, a: Machine, b: Machine, *, both: bool = True) -> None:
+        """Let `a` send to `b`, and unless `both` is false `b` to `a`: the only permission there is."""
+        if a is b:
+            raise ConfigError(f"{a.name} cannot be connected to itself")
+        with self._lock:
+            self._check_open()
+            for peer in (a.peer, b.peer):
+                if len(peer.listed) >= abi.PEERS_MAX:
+                    raise ConfigError(f"{peer.name} has {abi.PEERS_MAX} peers already, which is the limit")
+            self._exchange.connect(a.peer, b.peer)
+            if both:
+                self._exchange.connect(b.peer, a.peer)
+
+    # ---- Running ----
+
+    def run(self, timeout: float | None = None) -> list[Machine]:
+        """Run until every machine has stopped, or all that have not wait for messages nobody can send.
+
+        timeout   seconds, after which the machines that still run, or wait, are stopped with a fault
+
+        Returns all machines: look at `exit_code` and `fault`, and at `state` for those still PARKED, which
+        run on when the host has sent them something and calls `run` again.
+        """
+        with self._lock:
+            self._check_open()
+        if not self._scheduler.run(self, timeout):
+            with self._lock:
+                for machine in self.machines.values():
+                    if machine.state is not State.STOPPED:
+                        reason = f"still running after {timeout:g} seconds"
+                        self._stop(machine, machine.guest.diagnosis.fault("timeout", reason))
+        return list(self.machines.values())
+
+    def interrupt(self, machine: Machine) -> None:
+        """Make a machine exit, now if it is running: what waits for it is delivered as it is entered again."""
+        with self._lock:
+            self._scheduler.interrupt(machine)
+
+    def notice(self, machine: Machine, bits: int) -> None:
+        """Set notice bits in a machine's control structure, and wake it if it waits."""
+        with self._lock:
+            if machine.state is State.STOPPED:
+                return
+            machine.guest.control.notice(bits)
+            self._wake(machine.peer)
+
+    def kill(self, machine: Machine) -> None:
+        """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
+        with self._lock:
+            machine.killed = True
+            if machine.state is State.RUNNING:
+                self._scheduler.interrupt(machine)
+            elif machine.state is not State.STOPPED:
+                self._stop(machine, machine.guest.diagnosis.fault("killed", "killed by the host"))
+
+    def audit(self) -> dict[str, int]:
+        """Check the ledger; return the pages free, owned and in flight. Raises LedgerError."""
+        with self._lock:
+            return self._exchange.ledger.audit()
+
+    # ---- The scheduler's driver: called by its workers ----
+
+    def prepare(self, machine: Machine) -> bool:
+        """Deliver what waits for a machine, and answer the wait it was in. Source: DESIGN, the way of a message."""
+        if machine.state is State.STOPPED:
+            return False
+        pending = self._exchange.deliver(machine.peer) if machine.peer.queue else 0
+        if machine.waiting:
+            timed_out = not pending and machine.deadline is not None
+            machine.guest.control.bell_status(Status.E_TIMEOUT if timed_out else Status.OK)
+            machine.waiting, machine.deadline = False, None
+        return True
+
+    def execute(self, machine: Machine) -> Exit:
+        """Run a machine until it exits."""
+        return machine.guest.vcpu.run()
+
+    def handle(self, machine: Machine, exit_: Exit) -> None:
+        """Act on an exit: a doorbell is answered, anything else but a kick stops the machine."""
+        bell = machine.guest.bell(exit_)
+        if self.trace:
+            self.trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
+        if machine.killed:
+            self._stop(machine, machine.guest.diagnosis.fault("killed", "killed by the host"))
+        elif bell is not None:
+            self._answer(machine, bell)
+        elif isinstance(exit_, Intr):
+            machine.interrupted = False
+        else:
+            self._stop(machine, machine.guest.explain(exit_))
+
+    def _answer(self, machine: Machine, bell: int) -> None:
+        control = machine.guest.control
+        match bell:
+            case Bell.TRANSMIT:
+                control.bell_status(self._exchange.transmit(machine.peer))
+            case Bell.WAIT:
+                self._wait(machine)
+            case Bell.TRANSMIT_WAIT:
+                status = self._exchange.transmit(machine.peer)
+                if status is Status.OK:
+                    self._wait(machine)
+                else:
+                    control.bell_status(status)
+            case Bell.LOG:
+                control.bell_status(self._log(machine))
+            case Bell.EXIT:
+                machine.exit_code = control.exit_code
+                self._stop(machine, None)
+            case Bell.PANIC:
+                text = (machine.guest.text() or b"").decode(errors="replace")
+                reason = "panic: " + " ".join(_printable(text).split())
+                self._stop(machine, machine.guest.diagnosis.fault("panic", reason))
+            case _:
+                control.bell_status(Status.E_BELL)
+
+    def _wait(self, machine: Machine) -> None:
+        control = machine.guest.control
+        if self._exchange.deliver(machine.peer):
+            control.bell_status(Status.OK)
+            return
+        timeout_us = control.wait_timeout_us
+        if not timeout_us:
+            control.bell_status(Status.E_TIMEOUT)
+            return
+        machine.waiting = True
+        self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
+
+    def _log(self, machine: Machine) -> Status:
+        text = machine.guest.text()
+        if text is None:
+            return Status.E_ADDRESS
+        for line in text.decode(errors="replace").splitlines():
+            self._console(machine.name, _printable(line))
+        return Status.OK
+
+    def _wake(self, peer: Peer) -> None:
+        machine = self._by_number.get(peer.number)
+        if machine is not None and machine.state is State.PARKED:
+            self._scheduler.make_ready(machine)
+
+    def _stop(self, machine: Machine, fault: GuestFault | None) -> None:
+        machine.state = State.STOPPED
+        machine.fault = fault
+        self._exchange.leave(machine.peer)
+        if self.trace:
+            self.trace.emit(
+                "stop",
+                machine=machine.name,
+                exit_code=machine.exit_code,
+                fault=None if fault is None else fault.as_json(),
+            )
+
+    # ---- The end ----
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the monitor has been closed")
+
+    def close(self) -> None:
+        """Stop and close everything, newest first. Further calls do nothing. No thread may be in `run`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._closer.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _printable(text: str) -> str:
+    """Replace what could steer a terminal: a guest's text is a guest's."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:
+    value = -(-parse_size(size, what) // unit) * unit
+    if value > limit:
+        raise ConfigError(f"{what} {size!r} is over the limit of {limit} bytes")
+    return value
+
+
+def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise ConfigError(f"{what} {value!r} is none of {', '.join(map(str, choices))}")
+    return value
+
+
+def _doorbell(facts: host.Host, ring: int, wanted: str | None) -> Doorbell:
+    best = facts.doorbell(ring)
+    if wanted is None:
+        return best
+    return Doorbell[_choice("doorbell", wanted, tuple(d.name.lower() for d in Doorbell)).upper()]

@@ -1,0 +1,233 @@
+"""The scheduler: worker threads run machines as these become runnable; who waits costs no thread.
+
+Machines are like actors: READY when they have work, PARKED when they wait. When a machine sends and then
+waits, the worker that ran it runs the receiver next, with no thread woken in between. A machine that does not
+come back within its slice is kicked out of KVM_RUN, and goes to the end of the line if others are ready.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+import threading
+import time
+from typing import Protocol
+
+from vmm.kick import drain, kick, kickable
+from vmm.kvm import Exit, Intr
+from vmm.machine import Machine, State
+
+SLICE = 0.010  # seconds
+_FOREVER = threading.TIMEOUT_MAX
+
+
+class Driver(Protocol):
+    """What the scheduler asks of the monitor. `execute` is called without the lock, the others under it."""
+
+    def prepare(self, machine: Machine) -> bool:
+        """Ready a machine to be entered; False if it has stopped instead."""
+
+    def execute(self, machine: Machine) -> Exit:
+        """Run it until it exits."""
+
+    def handle(self, machine: Machine, exit_: Exit) -> None:
+        """Act on an exit; leaves the machine RUNNING, or has parked or stopped it."""
+
+
+class Scheduler:
+    """Runs machines on `workers` threads, the caller's of `run()` being one of them.
+
+    lock      the monitor's; every method but `run` is called with it held
+
+    `run` returns when no machine is runnable and none waits with a time-out.
+    """
+
+    def __init__(self, lock: threading.Lock, workers: int) -> None:
+        self._changed = threading.Condition(lock)
+        self._workers = workers
+        self._ready: collections.deque[Machine] = collections.deque()
+        self._running: dict[int, tuple[Machine, float]] = {}  # by thread: machine, when its slice ends
+        self._deadlines: list[tuple[float, int, Machine]] = []
+        self._order = itertools.count()
+        self._ended = True
+        self._expired = False
+        self._stop_clock = threading.Event()
+        self._failure: BaseException | None = None
+
+    # ---- Machines ----
+
+    def make_ready(self, machine: Machine) -> None:
+        """Let a machine that is new or parked run."""
+        machine.state = State.READY
+        machine.deadline = None
+        self._ready.append(machine)
+        self._changed.notify()
+
+    def park(self, machine: Machine, timeout: float | None) -> None:
+        """Let a machine wait until `make_ready`, or until `timeout` seconds have passed."""
+        machine.state = State.PARKED
+        if timeout is not None:
+            machine.deadline = time.monotonic() + timeout
+            heapq.heappush(self._deadlines, (machine.deadline, next(self._order), machine))
+            self._changed.notify()
+
+    def interrupt(self, machine: Machine) -> None:
+        """Make a machine exit now if it is running, or as soon as it is entered."""
+        machine.interrupted = True
+        if machine.state is State.RUNNING:
+            kick(machine.thread)
+
+    # ---- Running ----
+
+    def run(self, driver: Driver, timeout: float | None) -> bool:
+        """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
+
+        Raises what a worker raised. Threads started here have ended when it returns, however it does.
+        """
+        self._ended, self._expired, self._failure = False, False, None
+        self._stop_clock.clear()
+        limit = None if timeout is None else time.monotonic() + timeout
+        threads = [
+            threading.Thread(target=self._guarded, args=(driver,), name=f"pageferry-worker-{index}")
+            for index in range(1, self._workers)
+        ]
+        clock = threading.Thread(target=self._clock, args=(limit,), name="pageferry-clock")
+        started: list[threading.Thread] = []
+        try:
+            for thread in (*threads, clock):
+                thread.start()
+                started.append(thread)
+            self._work(driver)
+        finally:
+            self._end()
+            for thread in started:
+                thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return not self._expired
+
+    def _end(self) -> None:
+        """Let every worker come back, whatever it is doing."""
+        with self._changed:
+            self._ended = True
+            for thread in self._running:
+                kick(thread)
+            self._changed.notify_all()
+        self._stop_clock.set()
+
+    def _guarded(self, driver: Driver) -> None:
+        """Be a worker; hand what goes wrong to the thread in run()."""
+        try:
+            self._work(driver)
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._end()
+
+    def _work(self, driver: Driver) -> None:
+        machine: Machine | None = None
+        slice_end = 0.0
+        with kickable():
+            while True:
+                with self._changed:
+                    if machine is None:
+                        machine = self._next()
+                        slice_end = time.monotonic() + SLICE
+                    if machine is None:
+                        return
+                    entered = self._enter(driver, machine, slice_end)
+                if entered:
+                    machine = self._step(driver, machine, slice_end)
+                else:
+                    machine = None
+
+    def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> bool:
+        machine.state = State.RUNNING
+        machine.thread = threading.get_ident()
+        self._running[machine.thread] = (machine, slice_end)
+        if driver.prepare(machine):
+            return True
+        del self._running[machine.thread]
+        return False
+
+    def _step(self, driver: Driver, machine: Machine, slice_end: float) -> Machine | None:
+        """Run a machine once and act on its exit; return the machine to run next, None to choose anew."""
+        try:
+            exit_ = driver.execute(machine)
+        except BaseException:
+            with self._changed:
+                del self._running[machine.thread]
+                self.make_ready(machine)
+            raise
+        if isinstance(exit_, Intr):
+            drain()
+        with self._changed:
+            del self._running[machine.thread]
+            before = len(self._ready)
+            driver.handle(machine, exit_)
+            return self._after(machine, before, slice_end)
+
+    def _after(self, machine: Machine, before: int, slice_end: float) -> Machine | None:
+        """Choose between going on, handing over to a machine that was just woken, and taking the next one."""
+        in_slice = time.monotonic() < slice_end and not self._ended
+        if machine.state is State.RUNNING:
+            if in_slice or (not self._ready and not self._ended):
+                return machine
+            machine.state = State.READY
+            self._ready.append(machine)
+            return None
+        if in_slice and len(self._ready) > before:
+            return self._ready.pop()
+        return None
+
+    def _next(self) -> Machine | None:
+        """Take the next ready machine, waiting for one; None when the run is over."""
+        while not self._ended:
+            timeout = self._wake_expired()
+            if self._ready:
+                return self._ready.popleft()
+            if timeout is None and not self._running:
+                self._ended = True
+                self._changed.notify_all()
+                break
+            self._changed.wait(timeout)
+        return None
+
+    def _live_deadline(self) -> float | None:
+        """Return the earliest deadline that still counts, dropping those that do not."""
+        while self._deadlines:
+            deadline, _, machine = self._deadlines[0]
+            if machine.state is State.PARKED and machine.deadline == deadline:
+                return deadline
+            heapq.heappop(self._deadlines)
+        return None
+
+    def _wake_expired(self) -> float | None:
+        """Make machines ready whose wait has timed out; return the seconds to the next deadline."""
+        while (deadline := self._live_deadline()) is not None:
+            left = deadline - time.monotonic()
+            if left > 0:
+                return min(left, _FOREVER)
+            _, _, machine = heapq.heappop(self._deadlines)
+            machine.state = State.READY
+            self._ready.append(machine)
+        return None
+
+    # ---- The clock ----
+
+    def _clock(self, limit: float | None) -> None:
+        """Wake those whose wait is over, kick those whose slice is over, end the run at its limit."""
+        while True:
+            now = time.monotonic()
+            if limit is not None and now >= limit:
+                self._expired = True
+                self._end()
+                return
+            with self._changed:
+                if self._ended:
+                    return
+                self._wake_expired()
+                for thread, (machine, slice_end) in self._running.items():
+                    if now >= slice_end and (self._ready or machine.peer.queue):
+                        kick(thread)
+            self._stop_clock.wait(SLICE / 2 if limit is None else min(SLICE / 2, limit - now))
