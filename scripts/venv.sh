@@ -87,7 +87,7 @@ install() {
     [ ! -f "$stamp" ] || read -r old _ < "$stamp" || true
     if [ "$old" = dev ]; then profile=dev; fi
     # What builds is among what tests: with it in place, a build needs no environment of its own.
-    if "$venv/bin/python" -c 'import hatchling, ziglang' 2> /dev/null; then
+    if "$venv/bin/python" -c 'import editables, hatchling, ziglang' 2> /dev/null; then
         options+=(--no-build-isolation)
     fi
     if [ "$profile" = dev ]; then options+=(--editable "$root[dev]"); else options+=(--editable "$root"); fi

@@ -42,7 +42,7 @@ class Machine:
         self.thread = 0  # that runs it
         self.waiting = False  # its last doorbell was a WAIT, not yet answered
         self.interrupted = False
-        self.killed = False
+        self.killed: str | None = None  # why the host wants it to stop
 
     @property
     def name(self) -> str:

@@ -209,14 +209,14 @@ class Monitor:
             machine.guest.control.notice(bits)
             self._wake(machine.peer)
 
-    def kill(self, machine: Machine) -> None:
+    def kill(self, machine: Machine, reason: str = "killed by the host") -> None:
         """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
         with self._lock:
-            machine.killed = True
+            machine.killed = reason
             if machine.state is State.RUNNING:
                 self._scheduler.interrupt(machine)
             elif machine.state is not State.STOPPED:
-                self._stop(machine, machine.guest.diagnosis.fault("killed", "killed by the host"))
+                self._stop(machine, machine.guest.diagnosis.fault("killed", machine.killed))
 
     def audit(self) -> dict[str, int]:
         """Check the ledger; return the pages free, owned and in flight. Raises LedgerError."""
@@ -245,8 +245,8 @@ class Monitor:
         bell = machine.guest.bell(exit_)
         if self.trace:
             self.trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
-        if machine.killed:
-            self._stop(machine, machine.guest.diagnosis.fault("killed", "killed by the host"))
+        if machine.killed is not None:
+            self._stop(machine, machine.guest.diagnosis.fault("killed", machine.killed))
         elif bell is not None:
             self._answer(machine, bell)
         elif isinstance(exit_, Intr):

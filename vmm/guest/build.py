@@ -268,7 +268,9 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a compiler to its end; BuildError is ``failure`` and what the compiler said."""
     # Without $PWD gcc records the directory it runs in by its real name, which the maps know.
-    environment = {k: v for k, v in os.environ.items() if k != "PWD"} | {"LC_ALL": "C"}
+    # zig needs a home for its cache, which a service or a bare environment may not name.
+    environment = {"HOME": str(Path("~").expanduser())} | dict(os.environ) | {"LC_ALL": "C"}
+    environment.pop("PWD", None)
     try:
         done = subprocess.run(
             command,

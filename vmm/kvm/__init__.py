@@ -1,21 +1,21 @@
-"""The kernel's KVM interface, by ctypes, usable on its own.
+"""Bindings to the Linux kernel's KVM interface, x86-64. No dependency but the standard library.
 
-    from vmm.kvm import Kvm
+Three classes, one per kind of descriptor, each made by the one before::
 
     with Kvm.open() as kvm, kvm.create_vm() as vm, vm.create_vcpu() as vcpu:
         vm.set_user_memory_region(0, 0, size, address)
-        ...
         match vcpu.run():
-            case Hlt(): ...
+            case IoOut(port=0x3F8, data=data): ...
 
-One class per file descriptor, children made by their parents only: Kvm, Vm, Vcpu. Exits are frozen values;
-what the kernel refuses is an `OSError` that names the ioctl and the object. `vmm.kvm.uapi` has the kernel's
-structures and numbers. Source: the kernel's Documentation/virt/kvm/api.rst ("KVM API").
+``run()`` returns an exit: a frozen value, one class for each kind. A refusal by the kernel is
+an OSError whose message names the request and the descriptor. Constants are in ``uapi``,
+structures in ``structs``, both under the kernel's own names.
 """
 
-from vmm.kvm.blocks import CpuidEntry
-from vmm.kvm.descriptor import ClosedDescriptorError, Descriptor
-from vmm.kvm.exits import (
+from . import structs, uapi
+from .cpuid import CpuidEntry
+from .descriptor import ClosedDescriptorError, Descriptor
+from .exits import (
     Debug,
     Exit,
     FailEntry,
@@ -29,16 +29,21 @@ from vmm.kvm.exits import (
     MemoryFault,
     MmioRead,
     MmioWrite,
-    MsrAccess,
     Shutdown,
     SystemEvent,
     Unknown,
 )
-from vmm.kvm.system import Kvm
-from vmm.kvm.vcpu import Vcpu
-from vmm.kvm.vm import Vm
+from .structs import kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events
+from .system import Kvm
+from .uapi import KVM_MEM_LOG_DIRTY_PAGES as MEM_LOG_DIRTY_PAGES
+from .uapi import KVM_MEM_READONLY as MEM_READONLY
+from .vcpu import Vcpu
+from .vcpu_state import MsrRefusedError, Translation
+from .vm import Vm
 
 __all__ = [
+    "MEM_LOG_DIRTY_PAGES",
+    "MEM_READONLY",
     "ClosedDescriptorError",
     "CpuidEntry",
     "Debug",
@@ -56,10 +61,19 @@ __all__ = [
     "MemoryFault",
     "MmioRead",
     "MmioWrite",
-    "MsrAccess",
+    "MsrRefusedError",
     "Shutdown",
     "SystemEvent",
+    "Translation",
     "Unknown",
     "Vcpu",
     "Vm",
+    "kvm_dtable",
+    "kvm_fpu",
+    "kvm_regs",
+    "kvm_segment",
+    "kvm_sregs",
+    "kvm_vcpu_events",
+    "structs",
+    "uapi",
 ]

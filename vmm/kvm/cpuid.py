@@ -1,12 +1,14 @@
 """CPUID leaves as values, and their way in and out of the kernel's list."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from .structs import flexible, kvm_cpuid2
 
 
-class CpuidEntry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
     """What CPUID answers for one leaf (``function``) and, where it counts, subleaf (``index``).
 
     ``flags`` has KVM_CPUID_FLAG_SIGNIFCANT_INDEX where the subleaf counts.
@@ -25,7 +27,8 @@ def pack(entries: Sequence[CpuidEntry]) -> Any:
     """Return a kvm_cpuid2 that holds ``entries``."""
     table = flexible(kvm_cpuid2, len(entries))(nent=len(entries))
     for slot, entry in zip(table.entries, entries, strict=True):
-        (slot.function, slot.index, slot.flags, slot.eax, slot.ebx, slot.ecx, slot.edx) = entry
+        slot.function, slot.index, slot.flags = entry.function, entry.index, entry.flags
+        slot.eax, slot.ebx, slot.ecx, slot.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
     return table
 
 

@@ -1,28 +1,30 @@
-"""Why KVM_RUN came back, as typed frozen values. No raw union leaves this package.
+"""Why a vCPU stopped, as values. The kernel's run page is decoded here and nowhere else.
 
-Source: KVM API, section 5, "The kvm_run structure".
+All exits are frozen and compare by type and content. Addresses are guest-physical, sizes in
+bytes. Source: KVM API, section 5, "The kvm_run structure".
 """
 
-from __future__ import annotations
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import dataclasses
-from typing import TypeAlias
-
-_value = dataclasses.dataclass(frozen=True, slots=True)
+from . import uapi
+from .structs import kvm_run
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class IoIn:
-    """The guest reads `count` times `size` bytes from a port; answer with `Vcpu.set_io_data`."""
+    """The guest reads ``count`` items of ``size`` bytes from ``port``: answer, then run on."""
 
     port: int
     size: int
     count: int
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class IoOut:
-    """The guest wrote `data`, `count` times `size` bytes, to a port."""
+    """The guest wrote ``count`` items of ``size`` bytes to ``port``."""
 
     port: int
     size: int
@@ -30,79 +32,77 @@ class IoOut:
     data: bytes
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class MmioRead:
-    """The guest reads `size` bytes where no memory is; answer with `Vcpu.set_mmio_data`."""
+    """The guest reads where no memory slot is: answer, then run on."""
 
     gpa: int
     size: int
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class MmioWrite:
-    """The guest wrote `data` where no memory is. Its instruction pointer may be past the store already."""
+    """The guest wrote where no memory slot is, or to a read-only one."""
 
     gpa: int
     data: bytes
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class Hlt:
-    """HLT, with no interrupt controller in the kernel."""
+    """The guest executed HLT."""
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class Hypercall:
-    """A hypercall that user space has asked for; answer with `Vcpu.set_hypercall_result`."""
+    """The guest called hypercall ``nr``: answer with ``set_hypercall_result``, then run on."""
 
     nr: int
     args: tuple[int, int, int, int, int, int]
     longmode: bool
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class Shutdown:
-    """A triple fault, or what the CPU treats like one."""
+    """The guest met a triple fault, or something as final."""
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class FailEntry:
-    """The CPU refused to enter the guest; `hardware_reason` is its own code."""
+    """The processor refused the guest's state. ``hardware_reason`` is the processor's number."""
 
     hardware_reason: int
     cpu: int
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class InternalError:
-    """KVM could not go on; suberror 1 is an instruction its emulator does not know."""
+    """KVM could not go on: ``suberror`` is a KVM_INTERNAL_ERROR_*, ``data`` its details."""
 
     suberror: int
     data: tuple[int, ...]
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class MemoryFault:
-    """The guest reached memory that this process has made inaccessible (KVM_RUN failed with EFAULT).
+    """The host memory behind a guest's access could not be had: KVM_RUN failed with EFAULT.
 
-    gpa       the guest-physical address, where the kernel tells it (Linux 6.8, some back ends), else None
-    size      bytes around it, else None
-    flags     KVM_MEMORY_EXIT_FLAG_*
+    ``gpa`` and ``size`` are None where the kernel did not say which memory it was.
     """
 
+    flags: int
     gpa: int | None
     size: int | None
-    flags: int
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class Intr:
-    """A signal, or immediate_exit, ended the run."""
+    """A signal or ``immediate_exit`` ended the run."""
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class Debug:
-    """A breakpoint or single step that KVM_SET_GUEST_DEBUG asked for."""
+    """A breakpoint or a single step asked for by ``set_guest_debug``. ``pc`` is linear."""
 
     exception: int
     pc: int
@@ -110,51 +110,167 @@ class Debug:
     dr7: int
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class SystemEvent:
-    """Something for the whole machine, such as a crash that the guest reports."""
+    """The guest asked for a shutdown, a reset or the like: KVM_SYSTEM_EVENT_*."""
 
     type: int
     data: tuple[int, ...]
 
 
-@_value
+@dataclass(frozen=True, slots=True)
 class IrqWindowOpen:
-    """An interrupt can be injected now."""
+    """The guest can take an interrupt now, as asked for."""
 
 
-@_value
-class MsrAccess:
-    """RDMSR (`data` None) or WRMSR that user space has asked for."""
-
-    index: int
-    reason: int
-    data: int | None
-
-
-@_value
+@dataclass(frozen=True, slots=True)
 class Unknown:
-    """A reason this package does not decode."""
+    """An exit that this module does not decode; ``reason`` is a KVM_EXIT_*.
+
+    ``hardware_reason`` counts for KVM_EXIT_UNKNOWN (0) only.
+    """
 
     reason: int
-    hardware_reason: int
+    hardware_reason: int = 0
 
 
 Exit: TypeAlias = (
-    IoIn
-    | IoOut
-    | MmioRead
-    | MmioWrite
-    | Hlt
-    | Hypercall
-    | Shutdown
-    | FailEntry
-    | InternalError
-    | MemoryFault
-    | Intr
-    | Debug
-    | SystemEvent
-    | IrqWindowOpen
-    | MsrAccess
-    | Unknown
+    IoIn | IoOut | MmioRead | MmioWrite | Hlt | Hypercall | Shutdown | FailEntry | InternalError
+    | MemoryFault | Intr | Debug | SystemEvent | IrqWindowOpen | Unknown
 )
+
+INTR = Intr()
+_HLT = Hlt()
+_SHUTDOWN = Shutdown()
+_IRQ_WINDOW_OPEN = IrqWindowOpen()
+
+
+class RunPage:
+    """The mapping a vCPU shares with its monitor, and views of it made once.
+
+    Private to this package: a view that outlives ``close()`` would keep the mapping alive, and
+    mmap refuses to close under one (BufferError).
+    """
+
+    __slots__ = ("exit", "hypercall", "io", "map", "mmio", "run", "sync")
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.map = mapping
+        self.run = kvm_run.from_buffer(mapping)
+        self.exit = self.run.exit
+        self.io = self.exit.io
+        self.mmio = self.exit.mmio
+        self.hypercall = self.exit.hypercall
+        self.sync = self.run.s.regs
+
+    def close(self) -> None:
+        """Drop the views, then unmap."""
+        mapping = self.map
+        for name in self.__slots__:
+            delattr(self, name)
+        mapping.close()
+
+    def decode(self) -> Exit:
+        """Return the exit that the kernel described here."""
+        reason: int = self.run.exit_reason
+        decoder = _DECODERS.get(reason)
+        return Unknown(reason) if decoder is None else decoder(self)
+
+    def memory_fault(self) -> MemoryFault:
+        """Return the fault behind an EFAULT; its address only if this run wrote one.
+
+        The caller cleared ``exit_reason`` before the run: kernels before 6.8 leave it alone.
+        """
+        if self.run.exit_reason != uapi.KVM_EXIT_MEMORY_FAULT:
+            return MemoryFault(0, None, None)
+        fault = self.exit.memory_fault
+        return MemoryFault(fault.flags, fault.gpa, fault.size)
+
+    def put_io(self, data: bytes) -> None:
+        """Answer an IoIn. Raises ValueError if there is none, or its length is another."""
+        io = self.io
+        if self.run.exit_reason != uapi.KVM_EXIT_IO or io.direction != uapi.KVM_EXIT_IO_IN:
+            raise ValueError("the last exit was no port read")
+        _check_length(data, io.size * io.count)
+        self.map[io.data_offset : io.data_offset + len(data)] = data
+
+    def put_mmio(self, data: bytes) -> None:
+        """Answer an MmioRead. Raises ValueError if there is none, or its length is another."""
+        mmio = self.mmio
+        if self.run.exit_reason != uapi.KVM_EXIT_MMIO or mmio.is_write:
+            raise ValueError("the last exit was no MMIO read")
+        _check_length(data, mmio.len)
+        mmio.data[: len(data)] = list(data)
+
+    def put_hypercall(self, result: int) -> None:
+        """Answer a Hypercall. Raises ValueError if there is none."""
+        if self.run.exit_reason != uapi.KVM_EXIT_HYPERCALL:
+            raise ValueError("the last exit was no hypercall")
+        self.hypercall.ret = result & (1 << 64) - 1
+
+
+def _check_length(data: bytes, wanted: int) -> None:
+    if len(data) != wanted:
+        raise ValueError(f"the guest reads {wanted} bytes, the answer has {len(data)}")
+
+
+def _io(page: RunPage) -> Exit:
+    io = page.io
+    size, count = io.size, io.count
+    if io.direction == uapi.KVM_EXIT_IO_IN:
+        return IoIn(io.port, size, count)
+    start = io.data_offset
+    return IoOut(io.port, size, count, page.map[start : start + size * count])
+
+
+def _mmio(page: RunPage) -> Exit:
+    mmio = page.mmio
+    if mmio.is_write:
+        return MmioWrite(mmio.phys_addr, bytes(mmio.data[: mmio.len]))
+    return MmioRead(mmio.phys_addr, mmio.len)
+
+
+def _hypercall(page: RunPage) -> Exit:
+    call = page.hypercall
+    a, b, c, d, e, f = call.args
+    return Hypercall(call.nr, (a, b, c, d, e, f), bool(call.longmode & 1))
+
+
+def _fail_entry(page: RunPage) -> Exit:
+    fail = page.exit.fail_entry
+    return FailEntry(fail.hardware_entry_failure_reason, fail.cpu)
+
+
+def _internal_error(page: RunPage) -> Exit:
+    error = page.exit.internal
+    return InternalError(error.suberror, _counted(error))
+
+
+def _system_event(page: RunPage) -> Exit:
+    event = page.exit.system_event
+    return SystemEvent(event.type, _counted(event))
+
+
+def _counted(part: Any) -> tuple[int, ...]:
+    return tuple(part.data[: part.ndata])
+
+
+def _debug(page: RunPage) -> Exit:
+    arch = page.exit.debug.arch
+    return Debug(arch.exception, arch.pc, arch.dr6, arch.dr7)
+
+
+_DECODERS: dict[int, Callable[[RunPage], Exit]] = {
+    uapi.KVM_EXIT_IO: _io,
+    uapi.KVM_EXIT_MMIO: _mmio,
+    uapi.KVM_EXIT_HLT: lambda _page: _HLT,
+    uapi.KVM_EXIT_HYPERCALL: _hypercall,
+    uapi.KVM_EXIT_INTR: lambda _page: INTR,
+    uapi.KVM_EXIT_SHUTDOWN: lambda _page: _SHUTDOWN,
+    uapi.KVM_EXIT_IRQ_WINDOW_OPEN: lambda _page: _IRQ_WINDOW_OPEN,
+    uapi.KVM_EXIT_DEBUG: _debug,
+    uapi.KVM_EXIT_FAIL_ENTRY: _fail_entry,
+    uapi.KVM_EXIT_INTERNAL_ERROR: _internal_error,
+    uapi.KVM_EXIT_SYSTEM_EVENT: _system_event,
+    uapi.KVM_EXIT_UNKNOWN: lambda page: Unknown(0, page.exit.hw.hardware_exit_reason),
+}

@@ -1,7 +1,7 @@
 """The kernel's KVM structures, as ctypes, x86-64 only. Data, no behaviour.
 
 Every class named ``kvm_*`` has the C structure's tag for its name, and its fields have the C
-fields' names; every class named ``anon_*`` is a member that has no tag in C. A field whose name
+fields' names; every class named ``_anon_*`` is a member that has no tag in C. A field whose name
 starts with an underscore is padding, which C headers rename from one kernel version to the next.
 A layout is typed once, as annotations: ``layout`` derives ``_fields_`` from them, so the type
 checker and ctypes read the same line.
@@ -10,7 +10,6 @@ Source: ``include/uapi/linux/kvm.h`` and ``arch/x86/include/uapi/asm/kvm.h``. Th
 all of it, field by field, with the installed headers.
 """
 
-import ctypes
 from ctypes import Array, Structure, Union, c_char, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -32,11 +31,12 @@ class Struct(Structure):
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return bytes(self) == bytes(other)  # type: ignore[call-overload,no-any-return]
+        return bytes(self) == bytes(other)
 
     def __repr__(self) -> str:
         names = [field[0] for field in self._fields_ if not field[0].startswith("_")]
-        return f"{type(self).__name__}({', '.join(f'{n}={_show(getattr(self, n))}' for n in names)})"
+        fields = ", ".join(f"{name}={_show(getattr(self, name))}" for name in names)
+        return f"{type(self).__name__}({fields})"
 
 
 def _show(value: object) -> str:
@@ -229,7 +229,7 @@ class kvm_cpuid2(Struct):
 
 
 @layout
-class anon_event_exception(Struct):
+class _anon_event_exception(Struct):
     injected: U8
     nr: U8
     has_error_code: U8
@@ -238,7 +238,7 @@ class anon_event_exception(Struct):
 
 
 @layout
-class anon_event_interrupt(Struct):
+class _anon_event_interrupt(Struct):
     injected: U8
     nr: U8
     soft: U8
@@ -246,7 +246,7 @@ class anon_event_interrupt(Struct):
 
 
 @layout
-class anon_event_nmi(Struct):
+class _anon_event_nmi(Struct):
     injected: U8
     pending: U8
     masked: U8
@@ -254,7 +254,7 @@ class anon_event_nmi(Struct):
 
 
 @layout
-class anon_event_smi(Struct):
+class _anon_event_smi(Struct):
     smm: U8
     pending: U8
     smm_inside_nmi: U8
@@ -262,7 +262,7 @@ class anon_event_smi(Struct):
 
 
 @layout
-class anon_event_triple_fault(Struct):
+class _anon_event_triple_fault(Struct):
     pending: U8
 
 
@@ -270,13 +270,13 @@ class anon_event_triple_fault(Struct):
 class kvm_vcpu_events(Struct):
     """Exceptions, interrupts, NMI and SMI that are pending or being injected."""
 
-    exception: anon_event_exception
-    interrupt: anon_event_interrupt
-    nmi: anon_event_nmi
+    exception: _anon_event_exception
+    interrupt: _anon_event_interrupt
+    nmi: _anon_event_nmi
     sipi_vector: U32
     flags: U32
-    smi: anon_event_smi
-    triple_fault: anon_event_triple_fault
+    smi: _anon_event_smi
+    triple_fault: _anon_event_triple_fault
     _reserved: Annotated[Array[c_uint8], c_uint8 * 26]
     exception_has_payload: U8
     exception_payload: U64
@@ -352,24 +352,24 @@ class kvm_sync_regs(Struct):
 
 
 @layout
-class anon_run_hw(Struct):
+class _anon_run_hw(Struct):
     hardware_exit_reason: U64
 
 
 @layout
-class anon_run_fail_entry(Struct):
+class _anon_run_fail_entry(Struct):
     hardware_entry_failure_reason: U64
     cpu: U32
 
 
 @layout
-class anon_run_ex(Struct):
+class _anon_run_ex(Struct):
     exception: U32
     error_code: U32
 
 
 @layout
-class anon_run_io(Struct):
+class _anon_run_io(Struct):
     direction: U8
     size: U8
     port: U16
@@ -378,12 +378,12 @@ class anon_run_io(Struct):
 
 
 @layout
-class anon_run_debug(Struct):
+class _anon_run_debug(Struct):
     arch: kvm_debug_exit_arch
 
 
 @layout
-class anon_run_mmio(Struct):
+class _anon_run_mmio(Struct):
     phys_addr: U64
     data: Annotated[Array[c_uint8], c_uint8 * 8]
     len: U32
@@ -391,7 +391,7 @@ class anon_run_mmio(Struct):
 
 
 @layout
-class anon_run_hypercall(Struct):
+class _anon_run_hypercall(Struct):
     nr: U64
     args: Annotated[Array[c_uint64], c_uint64 * 6]
     ret: U64
@@ -399,43 +399,43 @@ class anon_run_hypercall(Struct):
 
 
 @layout
-class anon_run_internal(Struct):
+class _anon_run_internal(Struct):
     suberror: U32
     ndata: U32
     data: Annotated[Array[c_uint64], c_uint64 * 16]
 
 
 @layout
-class anon_run_system_event(Struct):
+class _anon_run_system_event(Struct):
     type: U32
     ndata: U32
     data: Annotated[Array[c_uint64], c_uint64 * 16]
 
 
 @layout
-class anon_run_memory_fault(Struct):
+class _anon_run_memory_fault(Struct):
     flags: U64
     gpa: U64
     size: U64
 
 
 @layout
-class anon_run_exit(Union):
-    hw: anon_run_hw
-    fail_entry: anon_run_fail_entry
-    ex: anon_run_ex
-    io: anon_run_io
-    debug: anon_run_debug
-    mmio: anon_run_mmio
-    hypercall: anon_run_hypercall
-    internal: anon_run_internal
-    system_event: anon_run_system_event
-    memory_fault: anon_run_memory_fault
+class _anon_run_exit(Union):
+    hw: _anon_run_hw
+    fail_entry: _anon_run_fail_entry
+    ex: _anon_run_ex
+    io: _anon_run_io
+    debug: _anon_run_debug
+    mmio: _anon_run_mmio
+    hypercall: _anon_run_hypercall
+    internal: _anon_run_internal
+    system_event: _anon_run_system_event
+    memory_fault: _anon_run_memory_fault
     _size: Annotated[Array[c_char], c_char * 256]
 
 
 @layout
-class anon_run_sync(Union):
+class _anon_run_sync(Union):
     regs: kvm_sync_regs
     _size: Annotated[Array[c_char], c_char * 2048]
 
@@ -455,10 +455,10 @@ class kvm_run(Struct):
     flags: U16
     cr8: U64
     apic_base: U64
-    exit: anon_run_exit
+    exit: _anon_run_exit
     kvm_valid_regs: U64
     kvm_dirty_regs: U64
-    s: anon_run_sync
+    s: _anon_run_sync
 
 
 # ---- VM ----
@@ -561,8 +561,3 @@ def flexible(head: type[Struct], count: int) -> Any:
     """Return a structure type: ``head`` followed by its array, ``count`` elements long."""
     name, element = FLEXIBLE[head]
     return type(f"{head.__name__}_{count}", (head,), {"_fields_": [(name, element * count)]})
-
-
-def address_of(buffer: ctypes.Array[Any]) -> int:
-    """Return a buffer's address. It is good for as long as the caller holds ``buffer``."""
-    return ctypes.addressof(buffer)

@@ -9,7 +9,7 @@ from . import cpuid
 from .cpuid import CpuidEntry
 from .descriptor import Descriptor
 from .structs import flexible, kvm_msr_list
-from .uapi import KVM_API_VERSION, Ioctl, SystemIoctl
+from .uapi import Ioctl, SystemIoctl
 from .vm import Vm
 
 _MAX_CPUID_ENTRIES = 4096  # sixteen times the kernel's own limit: ends the search for a size
@@ -22,26 +22,21 @@ class Kvm(Descriptor):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] = "/dev/kvm") -> Self:
-        """Open ``path``. Raises OSError: no such file, no permission, no KVM, another version.
+        """Open ``path`` for reading and writing. Raises OSError: no such file, no permission.
 
-        Source: KVM API, section 4.1: refuse to run if the version is not 12.
+        Nothing is asked of it yet: check ``api_version()`` before anything else.
         """
-        kvm = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        try:
-            version = kvm.api_version()
-            if version != KVM_API_VERSION:
-                raise OSError(errno.ENOTSUP, f"KVM API version {version}, not {KVM_API_VERSION}")
-        except BaseException:
-            kvm.close()
-            raise
-        return kvm
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def __enter__(self) -> Self:
         self.fileno()
         return self
 
     def api_version(self) -> int:
-        """Return the interface's version, 12. Source: KVM API, section 4.1."""
+        """Return the interface's version. A program should refuse any but KVM_API_VERSION, 12.
+
+        Raises OSError: ENOTTY if this is no KVM. Source: KVM API, section 4.1.
+        """
         return self._ioctl(SystemIoctl.KVM_GET_API_VERSION)
 
     def check_extension(self, capability: int) -> int:

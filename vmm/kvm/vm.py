@@ -37,6 +37,7 @@ class Vm(Descriptor):
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(fd)
         self._vcpu_mmap_size = vcpu_mmap_size
+        self._slot_bytes: dict[int, int] = {}  # for get_dirty_log's bounds check
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -72,15 +73,18 @@ class Vm(Descriptor):
         region = kvm_userspace_memory_region(
             slot, flags, guest_phys_addr, memory_size, userspace_addr)
         self._ioctl(VmIoctl.KVM_SET_USER_MEMORY_REGION, ctypes.byref(region))
+        self._slot_bytes[slot] = memory_size
 
     def get_dirty_log(self, slot: int, pages: int) -> bytes:
         """Return and clear the bitmap of pages written in ``slot``; bit 0 of byte 0 is page 0.
 
-        ``pages`` is the slot's size in 4 KiB pages: the kernel writes as many bits as the slot
-        has, so fewer would overrun. The result is a multiple of 8 bytes. Some hosts report more
-        pages than were written. Raises OSError: ENOENT if the slot has no
-        KVM_MEM_LOG_DIRTY_PAGES. Source: KVM API, section 4.8.
+        ``pages`` is the slot's size in 4 KiB pages; less than that is a ValueError. The result
+        is a multiple of 8 bytes. Some hosts report more pages than were written. Raises OSError:
+        ENOENT if the slot has no KVM_MEM_LOG_DIRTY_PAGES. Source: KVM API, section 4.8.
         """
+        # The kernel writes as many bits as the slot has pages, whatever the buffer's size.
+        if pages * 4096 < self._slot_bytes.get(slot, 0):
+            raise ValueError(f"slot {slot} has more than {pages} pages")
         bitmap = (ctypes.c_uint64 * ((pages + 63) // 64))()
         request = kvm_dirty_log(slot=slot, dirty_bitmap=ctypes.addressof(bitmap))
         self._ioctl(VmIoctl.KVM_GET_DIRTY_LOG, ctypes.byref(request))

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Sends "ping" to its first peer that is not the host, a hundred times, and checks what comes back. */
+#include "pf.h"
+
+#define ROUNDS 100
+
+static uint32_t first_peer(void)
+{
+    for (uint32_t i = 0; i < PF->peer_count; i++)
+        if (PF->peers[i].id != PF_PEER_HOST)
+            return PF->peers[i].id;
+    pf_panic("no peer: connect me to one");
+}
+
+int main(void)
+{
+    uint32_t peer = first_peer();
+    pf_message answer;
+
+    for (uint64_t round = 0; round < ROUNDS; round++) {
+        PF_CHECK(pf_send_inline(peer, "ping", 4, round) == PF_OK);
+        PF_CHECK(pf_receive(&answer, 5000000) == PF_OK);
+        PF_CHECK(answer.sender == peer && answer.tag == round);
+        PF_CHECK(answer.payload_length == 4 && memcmp(answer.payload, "ping", 4) == 0);
+    }
+    PF_CHECK(pf_send_inline(peer, "", 0, 0) == PF_OK);
+    pf_printf("%u messages there and back", ROUNDS);
+    return 0;
+}

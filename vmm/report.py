@@ -1,0 +1,129 @@
+"""What the demo shows on a terminal: progress while it works, and its report."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from vmm.demo import Progress as Tell
+from vmm.demo import Report, Step
+from vmm.monitor import Monitor
+from vmm.sizes import format_size
+
+_POLL = 0.05  # seconds between looks at what the guests say of their progress
+
+
+@contextlib.contextmanager
+def live_progress(console: Console, monitor: Monitor, *, enabled: bool) -> Iterator[Tell]:
+    """Show bars for what the host does, as it tells, and for what the guests do, as they say themselves."""
+    if not (enabled and console.is_terminal):
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        with _polling(monitor, tell):
+            yield tell
+
+
+@contextlib.contextmanager
+def _polling(monitor: Monitor, tell: Tell) -> Iterator[None]:
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(_POLL):
+            for machine in list(monitor.machines.values()):
+                done, total = machine.progress
+                if total:
+                    tell(f"{machine.name} works on it in place", min(done, total), total)
+
+    thread = threading.Thread(target=poll, name="pageferry-progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) -> None:
+    """Print what happened, step by step, and the proofs."""
+    console.print(
+        f"[bold]{escape(report.file)}[/], {format_size(report.bytes)}: "
+        f"{report.backend} back end, ring {report.ring}, {report.doorbell} doorbell, {report.mover} mover"
+    )
+    for name, line in lines:
+        console.print(f"  [cyan]{escape(name)}[/]: {escape(line)}", highlight=False)
+    console.print(_steps(report.steps))
+    _show_change(console, report)
+    _show_proofs(console, report)
+
+
+def _steps(steps: list[Step]) -> Table:
+    table = Table(title="what moved", title_justify="left")
+    for heading in ("step", "what", "from", "to", "address", "pages", "owner now", "µs"):
+        table.add_column(heading, justify="right" if heading in ("step", "pages", "µs") else "left")
+    for step in steps:
+        moved = step.gpa is not None
+        table.add_row(
+            str(step.step),
+            step.op,
+            step.from_,
+            step.to,
+            f"{step.gpa:#x}" if step.gpa is not None else "in the descriptor",
+            str(step.pages) if moved else "-",
+            (step.owner or "in flight") if moved else "-",
+            f"{step.us:.0f}",
+        )
+    return table
+
+
+def _show_change(console: Console, report: Report) -> None:
+    console.print("[bold]what b did, in place[/]")
+    console.print(f"  before  {_preview(report.before)}", highlight=False)
+    console.print(f"  after   {_preview(report.after)}", highlight=False)
+    console.print(f"  {_tick(report.change_ok)} every byte of what came back is as it should be")
+    console.print(f"  {_tick(report.digest_ok)} SHA-256 {report.sha256}, as the host's hashlib says")
+
+
+def _show_proofs(console: Console, report: Report) -> None:
+    console.print("[bold]is it true?[/]")
+    if report.pfn_before is None:
+        console.print("  - the physical frame number is for root's eyes only: run it as root to see it")
+    else:
+        same = report.pfn_before == report.pfn_after
+        console.print(
+            f"  {_tick(same)} same physical page: frame {report.pfn_before:#x} when it was a's, "
+            f"frame {report.pfn_after or 0:#x} when it was b's"
+        )
+    fault = report.sender_fault
+    if fault is None:
+        console.print(f"  {_tick(False)} a touched a page after sending it, and was not stopped by a fault")
+    else:
+        address = "an unknown address" if fault["gpa"] is None else f"{fault['gpa']:#x}"
+        console.print(
+            f"  {_tick(True)} {fault['machine']} touched a page after sending it, and was stopped: "
+            f"{fault['access']} of {address}, rip {fault['rip']:#x}, {escape(fault['place'])}"
+        )
+    console.print(f"  {_tick(report.touched_ok)} b has that page, and it says what a sent")
+
+
+def _preview(data: bytes) -> str:
+    text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in data)
+    return escape(text)
+
+
+def _tick(good: bool) -> str:
+    return "[green]✓[/]" if good else "[red]✗[/]"
