@@ -127,7 +127,7 @@ class HostEndpoint:
     def release(self, buffer: Buffer) -> None:
         """Give a buffer's pages back to the pool. Raises ClosedError if it is not the host's."""
         with self.lock:
-            self._exchange.release(self.peer, buffer._give_up())
+            self._exchange.release(self.peer, [buffer._give_up()])
 
     def send(
         self, to: Machine, buffer: Buffer | None = None, *, payload: bytes = b"", tag: int = 0

@@ -58,12 +58,12 @@ enum pf_bell {
 /* Operations. Those a monitor does not serve are answered PF_E_OPERATION. */
 enum pf_operation {
     PF_OP_SEND = 1,     /* give the extents away, with the payload */
-    PF_OP_LEND = 2,     /* numbers 2 to 9 are laid out for the rest of the ownership protocol */
+    PF_OP_LEND = 2,     /* laid out for the rest of the ownership protocol, as are the others without a word */
     PF_OP_SHARE = 3,
     PF_OP_RETURN = 4,
     PF_OP_RECLAIM = 5,
     PF_OP_ALLOC = 6,
-    PF_OP_RELEASE = 7,
+    PF_OP_RELEASE = 7,  /* give the extents back to the pool; no receiver, no message */
     PF_OP_EXCHANGE = 8,
     PF_OP_QUERY = 9,
     PF_OP_UNDELIVERED = 128, /* received only: a message of one's own comes back, status says why */

@@ -86,6 +86,18 @@ int pf_send(uint32_t peer, void *address, uint64_t pages, uint64_t length, uint6
     return pf_transmit(&message);
 }
 
+int pf_release(void *address, uint64_t pages)
+{
+    pf_message message = {
+        .operation = PF_OP_RELEASE, .extent_count = 1,
+        .extents = { { .gpa = (uintptr_t)address, .pages = (uint32_t)pages } },
+    };
+
+    if (pages != (uint32_t)pages)
+        return PF_E_RANGE;
+    return pf_transmit(&message);
+}
+
 int pf_send_inline(uint32_t peer, const void *data, size_t bytes, uint64_t tag)
 {
     pf_message message = {

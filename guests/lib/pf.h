@@ -44,6 +44,9 @@ int pf_receive(pf_message *message, uint64_t timeout_us);
 /* Sends `request`'s pages back to where it came from, with its tag and `bytes` of payload. */
 int pf_reply(const pf_message *request, const void *payload, size_t bytes);
 
+/* Gives whole pages back to the monitor's pool; they are gone, and read as zeros to their next owner. */
+int pf_release(void *address, uint64_t pages);
+
 /* A message's first extent as memory. */
 static inline void *pf_data(const pf_message *message)
 {

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from vmm.ferry.ledger import Ledger, Parcel, Refusal
 from vmm.ferry.message import Message, Request, Span
@@ -43,6 +43,7 @@ class Exchange:
         self._trace = trace
         self._wake = wake
         self._peers: dict[int, Peer] = {}
+        self._names: dict[int, str] = {}  # of the dead too: their messages live on
         self._numbers = itertools.count(1)
 
     # ---- Peers ----
@@ -51,6 +52,7 @@ class Exchange:
         """Admit a peer with an empty window and no channels."""
         self.ledger.admit(peer.number, peer.window.region.pages)
         self._peers[peer.number] = peer
+        self._names[peer.number] = peer.name
 
     def connect(self, sender: Peer, receiver: Peer) -> None:
         """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
@@ -108,7 +110,11 @@ class Exchange:
 
     def _transmit_one(self, sender: Peer, descriptor: abi.Descriptor) -> tuple[Status, int]:
         try:
-            return Status.OK, self.send(sender, Request.from_descriptor(descriptor)).number
+            request = Request.from_descriptor(descriptor)
+            if request.operation is Operation.RELEASE:
+                self.release(sender, request.extents(sender.window.region))
+                return Status.OK, 0
+            return Status.OK, self.send(sender, request).number
         except Refusal as refusal:
             if self._trace:
                 self._trace.emit("refuse", machine=sender.name, status=refusal.status.name)
@@ -126,7 +132,11 @@ class Exchange:
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
         parcel = self.ledger.begin(sender.number, receiver.number, extents)
-        self._take(sender, parcel, extents)
+        try:
+            self._hide(sender, extents)
+        except Refusal:
+            self.ledger.cancel(parcel)
+            raise
         message = self._message(sender, receiver, request, parcel)
         receiver.queue.put(message)
         sender.sent += 1
@@ -150,22 +160,18 @@ class Exchange:
             spans=_spans(receiver.window, parcel.targets),
         )
 
-    def _take(self, sender: Peer, parcel: Parcel, extents: list[Extent]) -> None:
-        """Take committed extents out of the sender's window; if the host refuses, undo all of it."""
+    def _hide(self, peer: Peer, extents: Sequence[Extent]) -> None:
+        """Take extents out of a peer's window: all of them, or Refusal(E_NO_MEMORY) and none."""
         hidden: list[Extent] = []
         try:
             for extent in extents:
-                sender.window.hide(*extent)
+                peer.window.hide(*extent)
                 hidden.append(extent)
         except OSError:
-            self._show_again(sender, parcel, hidden)
-            self.ledger.cancel(parcel)
+            for extent in hidden:
+                for run in self.ledger.runs(peer.number, extent):
+                    peer.window.show(run.page, run.frame, run.count)
             raise Refusal(Status.E_NO_MEMORY) from None
-
-    def _show_again(self, sender: Peer, parcel: Parcel, hidden: list[Extent]) -> None:
-        for piece in parcel.pieces:
-            if any(extent.page <= piece.source < extent.end for extent in hidden):
-                sender.window.show(piece.source, piece.frame, piece.count)
 
     # ---- Delivering ----
 
@@ -246,24 +252,27 @@ class Exchange:
                 peer.window.show(run.page, run.frame, run.count)
         except OSError:
             peer.window.hide(*extent)
-            self.ledger.release(peer.number, extent)
+            self.ledger.release(peer.number, [extent])
             raise Refusal(Status.E_NO_MEMORY) from None
         return extent
 
-    def release(self, peer: Peer, extent: Extent) -> None:
-        """Take pages back into the pool; they read as zeros from now on. Raises Refusal."""
-        freed = self.ledger.release(peer.number, extent)
-        peer.window.hide(*extent)
-        self._mover.pool.zero(freed)
+    def release(self, peer: Peer, extents: Sequence[Extent]) -> None:
+        """Take disjoint extents back into the pool; they read as zeros from now on. Raises Refusal."""
+        if not all(self.ledger.owns(peer.number, extent) for extent in extents):
+            raise Refusal(Status.E_OWNERSHIP)
+        self._hide(peer, extents)
+        self._mover.pool.zero(self.ledger.release(peer.number, extents))
+        if self._trace:
+            spans = [{"gpa": s.gpa, "pages": s.pages} for s in _spans(peer.window, extents)]
+            self._trace.emit("release", machine=peer.name, extents=spans)
 
     def _trace_move(self, kind: str, message: Message, spans: tuple[Span, ...], start: int) -> None:
-        names = {number: peer.name for number, peer in self._peers.items()}
         self._trace.emit(
             kind,
             message=message.number,
             op=message.operation.name.lower(),
-            sender=names.get(message.sender, str(message.sender)),
-            receiver=names.get(message.receiver, str(message.receiver)),
+            sender=self._names[message.sender],
+            receiver=self._names[message.receiver],
             tag=message.tag,
             bytes=message.length or len(message.payload),
             extents=[{"gpa": span.gpa, "pages": span.pages} for span in spans],
@@ -271,7 +280,7 @@ class Exchange:
         )
 
 
-def _spans(window: Window, extents: tuple[Extent, ...] | list[Extent]) -> tuple[Span, ...]:
+def _spans(window: Window, extents: Sequence[Extent]) -> tuple[Span, ...]:
     base = window.region.base
     return tuple(Span(base + extent.page * PAGE_SIZE, extent.count) for extent in extents)
 

@@ -25,7 +25,7 @@ Not thread-safe: the exchange calls it under its lock.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmm.ferry.frames import LARGE, FramePool, Frames
@@ -126,15 +126,16 @@ class Ledger:
             page += part.count
         return extent, window.within(extent)
 
-    def release(self, peer: int, extent: Extent) -> list[Frames]:
-        """Take an extent back into the pool; return its frames. Refused with E_OWNERSHIP."""
-        if not self.owns(peer, extent):
+    def release(self, peer: int, extents: Sequence[Extent]) -> list[Frames]:
+        """Take disjoint extents back into the pool; return their frames. Refused with E_OWNERSHIP."""
+        window = self._windows[peer]
+        if not all(window.covers(extent, Hold.OWNED) for extent in extents):
             raise Refusal(Status.E_OWNERSHIP)
-        runs = self._windows[peer].remove(extent)
+        runs = [run for extent in extents for run in window.remove(extent)]
         return self._free(Frames(run.frame, run.count) for run in runs)
 
-    def _free(self, frames: object) -> list[Frames]:
-        freed = list(frames)  # type: ignore[call-overload]
+    def _free(self, frames: Iterable[Frames]) -> list[Frames]:
+        freed = list(frames)
         for part in freed:
             self.pool.release(part)
         return freed

@@ -19,11 +19,14 @@ class Span(NamedTuple):
     pages: int
 
 
+SERVED = frozenset({Operation.SEND, Operation.RELEASE})
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What a sender wants sent, checked for shape but not yet against any state.
+    """What a peer asks for, checked for shape but not yet against any state.
 
-    receiver  a peer's id
+    receiver  a peer's id; RELEASE has none
     tag       the sender's word, carried unchanged
     length    bytes of the message within its spans
     spans     page runs in the sender's window
@@ -35,6 +38,7 @@ class Request:
     length: int = 0
     spans: tuple[Span, ...] = ()
     payload: bytes = b""
+    operation: Operation = Operation.SEND
 
     @classmethod
     def from_descriptor(cls, descriptor: abi.Descriptor) -> Request:
@@ -42,7 +46,7 @@ class Request:
 
         The sender's identity is not read: it is the monitor's to say. Raises Refusal.
         """
-        if descriptor.operation != Operation.SEND:
+        if descriptor.operation not in SERVED:
             raise Refusal(Status.E_OPERATION)
         count, payload_length = descriptor.extent_count, descriptor.payload_length
         if count > abi.EXTENTS_MAX or payload_length > abi.PAYLOAD_MAX:
@@ -57,6 +61,7 @@ class Request:
             descriptor.length,
             tuple(Span(extent.gpa, extent.pages) for extent in raw),
             bytes(descriptor.payload[:payload_length]),
+            Operation(descriptor.operation),
         )
 
     def extents(self, window: Region) -> list[Extent]:

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Sends away the middle one of its pages, then writes to it, at offset 0x128. What it sent must not change.
+ * Must stop with an access fault: a write of exactly that guest-physical address.
+ * Wants three pages from the host, filled with a, b and c; the ones beside it stay its own. */
+#include "pf.h"
+
+int main(void)
+{
+    uint32_t peer = pf_peer("peer");
+    pf_message message;
+
+    if (peer == PF_NO_PEER)
+        peer = PF->peers[PF->peer_count - 1].id;
+    PF_CHECK(pf_receive(&message, PF_FOREVER) == PF_OK);
+    volatile unsigned char *pages = pf_data(&message), *sent = pages + PF_PAGE_SIZE;
+    PF_CHECK(pf_send(peer, (void *)sent, 1, PF_PAGE_SIZE, 0) == PF_OK);
+    PF_CHECK(pages[PF_PAGE_SIZE - 1] == 'a' && sent[PF_PAGE_SIZE] == 'c');
+    sent[0x128] = 'x'; /* faults here */
+    return 1;
+}
