@@ -225,16 +225,13 @@ class Monitor:
 
     # ---- The scheduler's driver: called by its workers ----
 
-    def prepare(self, machine: Machine) -> bool:
-        """Deliver what waits for a machine, and answer the wait it was in. Source: DESIGN, the way of a message."""
-        if machine.state is State.STOPPED:
-            return False
+    def prepare(self, machine: Machine) -> None:
+        """Deliver what waits for a machine, and answer the wait it was in."""
         pending = self._exchange.deliver(machine.peer) if machine.peer.queue else 0
         if machine.waiting:
             timed_out = not pending and machine.deadline is not None
             machine.guest.control.bell_status(Status.E_TIMEOUT if timed_out else Status.OK)
             machine.waiting, machine.deadline = False, None
-        return True
 
     def execute(self, machine: Machine) -> Exit:
         """Run a machine until it exits."""

@@ -25,8 +25,8 @@ _FOREVER = threading.TIMEOUT_MAX
 class Driver(Protocol):
     """What the scheduler asks of the monitor. `execute` is called without the lock, the others under it."""
 
-    def prepare(self, machine: Machine) -> bool:
-        """Ready a machine to be entered; False if it has stopped instead."""
+    def prepare(self, machine: Machine) -> None:
+        """Ready a machine to be entered."""
 
     def execute(self, machine: Machine) -> Exit:
         """Run it until it exits."""
@@ -142,13 +142,14 @@ class Scheduler:
                     machine = None
 
     def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> bool:
+        """Make a machine ready to be entered by this thread; False if it has been stopped meanwhile."""
+        if machine.state is State.STOPPED:
+            return False
         machine.state = State.RUNNING
         machine.thread = threading.get_ident()
         self._running[machine.thread] = (machine, slice_end)
-        if driver.prepare(machine):
-            return True
-        del self._running[machine.thread]
-        return False
+        driver.prepare(machine)
+        return True
 
     def _step(self, driver: Driver, machine: Machine, slice_end: float) -> Machine | None:
         """Run a machine once and act on its exit; return the machine to run next, None to choose anew."""

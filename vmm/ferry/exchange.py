@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from vmm.ferry.ledger import Ledger, Parcel, Refusal
 from vmm.ferry.message import Message, Request, Span
 from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
+from vmm.ferry.runs import Extent, Hold
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, PeerFlags, Status
 from vmm.memory.movers import Mover, Window
@@ -74,15 +74,19 @@ class Exchange:
             peer.control.put_peer(index, other.number, other.name, PeerFlags(flags), other.queue.room)
 
     def leave(self, peer: Peer) -> None:
-        """A peer has stopped: return what it had not been given, free what it owned, tell its peers.
+        """A peer has stopped: return what it had not taken, free what it owned, tell its peers.
 
-        Messages in its queue go back to their senders with E_DEAD. Its window is hidden.
+        Messages in its queue go back to their senders with E_DEAD, and so do those in its receive ring
+        that it had not taken, as far as their pages are still its own. Its window is hidden.
         """
         peer.alive = False
+        self._forget_taken(peer)
+        for message in peer.untaken:
+            self._send_back(peer, message)
         while peer.queue:
             self._return(peer.queue.get(), Status.E_DEAD)
         for run in self.ledger.window(peer.number):
-            if run.hold.value == "owned":
+            if run.hold is Hold.OWNED:
                 peer.window.hide(run.page, run.count)
         self._mover.pool.zero(self.ledger.dismiss(peer.number))
         del self._peers[peer.number]
@@ -186,10 +190,21 @@ class Exchange:
             message = self.take(peer)
             if message is not None:
                 control.deliver(message.descriptor())
-        try:
-            return control.pending()
-        except Refusal:
+                peer.untaken.append(message)
+        return self._forget_taken(peer)
+
+    @staticmethod
+    def _forget_taken(peer: Peer) -> int:
+        """Drop the messages that a machine has taken from its receive ring; return how many are left."""
+        if peer.control is None:
             return 0
+        try:
+            pending = peer.control.pending()
+        except Refusal:  # its index makes no sense: it has nothing to take until it does
+            return 0
+        while len(peer.untaken) > pending:
+            peer.untaken.popleft()
+        return pending
 
     def take(self, peer: Peer) -> Message | None:
         """Dequeue one message and bring its pages into the peer's window.
@@ -240,6 +255,32 @@ class Exchange:
         sender.queue.put_back(back)
         if self._trace:
             self._trace_move("return", back, spans, time.perf_counter_ns())
+        self._wake(sender)
+
+    def _send_back(self, peer: Peer, message: Message) -> None:
+        """Send a delivered message back to where it came from, on behalf of a peer that has died.
+
+        Without a sender, or without room in its window, the pages stay with the dead, to be freed.
+        """
+        sender = self._peers.get(message.sender)
+        if sender is None or not sender.alive or message.operation is Operation.UNDELIVERED:
+            return
+        base = peer.window.region.base
+        extents = [Extent((span.gpa - base) // PAGE_SIZE, span.pages) for span in message.spans]
+        try:
+            parcel = self.ledger.begin(peer.number, sender.number, extents)
+        except Refusal:
+            return
+        for extent in extents:
+            peer.window.hide(*extent)
+        back = dataclasses.replace(
+            message,
+            operation=Operation.UNDELIVERED,
+            status=Status.E_DEAD,
+            parcel=parcel if parcel.pieces else None,
+            spans=_spans(sender.window, parcel.targets),
+        )
+        sender.queue.put_back(back)
         self._wake(sender)
 
     # ---- The pool ----

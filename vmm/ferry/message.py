@@ -50,7 +50,7 @@ class Request:
             raise Refusal(Status.E_OPERATION)
         count, payload_length = descriptor.extent_count, descriptor.payload_length
         if count > abi.EXTENTS_MAX or payload_length > abi.PAYLOAD_MAX:
-            raise Refusal(Status.E_LENGTH)
+            raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
         raw = descriptor.extents[:count]
         reserved = (descriptor.flags, descriptor.reserved0, *descriptor.reserved1)
         if any(reserved) or any(extent.attributes for extent in raw):
@@ -69,6 +69,8 @@ class Request:
 
         Raises Refusal: E_ALIGNMENT, E_RANGE, E_OVERLAP, E_LENGTH.
         """
+        if len(self.spans) > abi.EXTENTS_MAX or len(self.payload) > abi.PAYLOAD_MAX:
+            raise Refusal(Status.E_LENGTH)
         extents = [_extent(span, window) for span in self.spans]
         ordered = sorted(extents)
         if any(a.end > b.page for a, b in zip(ordered, ordered[1:], strict=False)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 from typing import TYPE_CHECKING
 
 from vmm.ferry.queue import Queue
 
 if TYPE_CHECKING:
     from vmm.ferry.control import ControlStructure
+    from vmm.ferry.message import Message
     from vmm.memory.movers import Window
 
 
@@ -17,7 +19,7 @@ class Peer:
     number    its id, never used twice within a monitor; 0 is the host
     control   its control structure; None for the host, which calls the monitor instead
     channels  the peers it may send to, by id: the only permission there is
-    received  delivered messages that wait to be taken, for a peer without a control structure
+    untaken   messages in its receive ring that it has not taken yet
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Peer:
         self.queue = Queue(depth)
         self.channels: dict[int, Peer] = {}
         self.listed: list[tuple[Peer, bool]] = []  # the peer table: who, and whether one may send there
+        self.untaken: collections.deque[Message] = collections.deque()
         self.alive = True
         self.sent = 0
         self.received = 0

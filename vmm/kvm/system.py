@@ -12,6 +12,7 @@ from .structs import flexible, kvm_msr_list
 from .uapi import Ioctl, SystemIoctl
 from .vm import Vm
 
+_FIRST_CPUID_ENTRIES = 128
 _MAX_CPUID_ENTRIES = 4096  # sixteen times the kernel's own limit: ends the search for a size
 
 
@@ -49,7 +50,7 @@ class Kvm(Descriptor):
 
     def supported_cpuid(self) -> list[CpuidEntry]:
         """Return the CPUID leaves that host and KVM both support. KVM API, section 4.46."""
-        count = 128
+        count = _FIRST_CPUID_ENTRIES
         while True:
             table = cpuid.empty(count)
             try:

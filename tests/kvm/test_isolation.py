@@ -1,0 +1,125 @@
+"""No page is reachable from two peers: looked at from outside, at every event, in the process's own mappings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from vmm import Monitor
+from vmm.ferry.runs import Hold
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory.movers import MappedWindow, SlotsWindow, Window
+from vmm.trace import Event
+
+FERRYMAN = """
+/* Passes everything on to every peer in turn, in ever changing pieces, until it has heard nothing for a while. */
+int main(void)
+{
+    pf_message m;
+    uint32_t turn = 0;
+
+    for (int i = 0; i < 60 && pf_receive(&m, 200000) == PF_OK; i++) {
+        char *data = pf_data(&m);
+        uint32_t pages = m.extents[0].pages, half = pages / 2;
+        uint32_t peer = PF->peers[1 + turn++ % (PF->peer_count - 1)].id;
+
+        for (uint32_t page = 0; page < pages; page++)
+            PF_CHECK(data[page * 4096] == 'p');
+        if (half && pf_send(peer, data, half, half * 4096, 0) == PF_OK) {
+            data += half * 4096;
+            pages -= half;
+        }
+        peer = PF->peers[1 + turn++ % (PF->peer_count - 1)].id;
+        (void)pf_send(peer, data, pages, pages * 4096, 0);
+    }
+    return 0;
+}
+"""
+
+
+def mapped_frames(window: MappedWindow) -> set[int]:
+    """The pool's frames that the kernel says are mapped in a window's address range."""
+    frames: set[int] = set()
+    start, end = window.mapping.address, window.mapping.address + window.mapping.size
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, offset, *_ = line.split()
+        low, high = (int(part, 16) for part in addresses.split("-"))
+        if high <= start or low >= end or permissions.startswith("---"):
+            continue
+        assert "pageferry-pool" in line, f"a window shows something else: {line}"
+        first = int(offset, 16) // PAGE_SIZE
+        frames.update(range(first, first + (high - low) // PAGE_SIZE))
+    return frames
+
+
+def reachable(window: Window) -> set[int]:
+    if isinstance(window, SlotsWindow):
+        slots = window._slots.values()
+        return {frame for s in slots for frame in range(s.frame, s.frame + s.count)}
+    assert isinstance(window, MappedWindow)
+    return mapped_frames(window)
+
+
+def test_at_every_event_each_page_is_reachable_from_its_owner_only(
+    monitor: Monitor, compile_guest: Callable[[str], Path]
+) -> None:
+    image = compile_guest(FERRYMAN)
+    machines = [monitor.spawn(image, name=f"m{index}", window="4M") for index in range(3)]
+    for a, b in itertools.combinations(machines, 2):
+        monitor.connect(a, b)
+    peers = [monitor.host.peer, *(machine.peer for machine in machines)]
+    looks = 0
+
+    def look(event: Event) -> None:
+        nonlocal looks
+        if event.kind not in ("send", "deliver", "return", "release", "stop"):
+            return
+        looks += 1
+        ledger = monitor._exchange.ledger
+        ledger.audit()
+        seen: set[int] = set()
+        for peer in peers:
+            now = reachable(peer.window)
+            assert not now & seen, f"{event}: frames {now & seen} are reachable from two peers"
+            seen |= now
+            if peer.alive:
+                runs = ledger.window(peer.number)
+                owned = {r.frame + i for r in runs if r.hold is Hold.OWNED for i in range(r.count)}
+                assert now == owned, f"{event}: {peer} reaches what it does not own"
+            else:
+                assert not now, f"{event}: {peer} is dead and reaches pages"
+
+    buffer = monitor.host.alloc(64 * PAGE_SIZE)
+    buffer.write(b"p" * buffer.size)
+    monitor.trace.listen(look)
+    monitor.host.send(machines[0], buffer)
+    monitor.run(60)
+    assert [machine.exit_code for machine in machines] == [0, 0, 0], [m.fault for m in machines]
+    assert looks > 100
+    totals = monitor.audit()
+    assert totals["owned"] == totals["in_flight"] == 0
+
+
+def test_released_pages_and_those_of_the_dead_read_as_zero_to_their_next_owner(
+    monitor: Monitor, compile_guest: Callable[[str], Path]
+) -> None:
+    writer = """
+    int main(void)
+    {
+        pf_message m;
+        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
+        memset(pf_data(&m), 0xaa, m.extents[0].pages * 4096);
+        PF_CHECK(pf_release(pf_data(&m), 4) == PF_OK); /* half of it; the rest goes with the machine */
+        return 0;
+    }
+    """
+    machine = monitor.spawn(compile_guest(writer), name="writer", window="4M")
+    buffer = monitor.host.alloc(8 * PAGE_SIZE)
+    frames = {run.frame for run in monitor._exchange.ledger.runs(0, buffer.extent)}
+    monitor.host.send(machine, buffer)
+    monitor.run(10)
+    assert machine.exit_code == 0, machine.fault
+    again = monitor.host.alloc(8 * PAGE_SIZE)
+    assert {run.frame for run in monitor._exchange.ledger.runs(0, again.extent)} == frames
+    assert again.read() == bytes(8 * PAGE_SIZE)

@@ -1,0 +1,211 @@
+"""The monitor as a library: what it refuses, what it reports, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests_support import held
+from vmm import (
+    ClosedError,
+    ConfigError,
+    GuestError,
+    GuestImageError,
+    Monitor,
+    PageferryError,
+    ResourceError,
+    State,
+)
+from vmm.guest.abi import PAGE_SIZE
+
+Elf = Callable[[str], Path]
+Compile = Callable[[str], Path]
+
+IDLE = "int main(void) { pf_message m; pf_receive(&m, PF_FOREVER); return (int)m.tag; }"
+
+
+def test_a_machine_is_named_after_its_file_and_names_are_unique(
+    monitor: Monitor, guest_elf: Elf
+) -> None:
+    assert monitor.spawn(guest_elf("canary")).name == "canary"
+    with pytest.raises(ConfigError, match="'canary' is taken"):
+        monitor.spawn(guest_elf("canary"))
+    for name in ("", "host", "x" * 32, "a\nb", "\N{SNOWMAN}" * 11):
+        with pytest.raises(ConfigError):
+            monitor.spawn(guest_elf("canary"), name=name)
+    assert monitor.spawn(guest_elf("canary"), name="x" * 31).name == "x" * 31
+    assert list(monitor.machines) == ["canary", "x" * 31]
+
+
+def test_sizes_are_ints_or_text_and_windows_are_rounded_up_to_2_mib(
+    monitor: Monitor, guest_elf: Elf
+) -> None:
+    machine = monitor.spawn(guest_elf("canary"), name="a", window=1, memory="4M", stack="8K")
+    assert machine.window.size == 2 << 20
+    assert machine.guest.layout.private.size == 4 << 20
+    assert machine.guest.layout.stack.size == 8192
+    for wrong in ("12 parsecs", 0, -1, "", "1T"):
+        with pytest.raises(ConfigError, match="window"):
+            monitor.spawn(guest_elf("canary"), name="b", window=wrong)
+    with pytest.raises(GuestImageError, match="too small"):
+        monitor.spawn(guest_elf("canary"), name="b", memory="2M")
+    assert list(monitor.machines) == ["a"]
+
+
+def test_wrong_options_are_refused_by_name() -> None:
+    for options, word in (
+        ({"mover": "carrier-pigeon"}, "mover"),
+        ({"ring": 1}, "ring"),
+        ({"doorbell": "gong"}, "doorbell"),
+        ({"workers": 0}, "workers"),
+        ({"pool": "1K"}, "pool"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            Monitor(**options)
+
+
+def test_a_machine_that_nobody_writes_to_stays_parked_and_runs_on_when_somebody_does(
+    monitor: Monitor, compile_guest: Compile
+) -> None:
+    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    monitor.run()
+    assert machine.state is State.PARKED
+    monitor.host.send(machine, tag=42)
+    monitor.run()
+    assert (machine.state, machine.exit_code) == (State.STOPPED, 42)
+
+
+def test_the_host_is_refused_what_a_guest_would_be_and_keeps_its_pages(
+    monitor: Monitor, compile_guest: Compile
+) -> None:
+    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M", queue=2)
+    large = monitor.host.alloc(4 << 20)
+    with pytest.raises(GuestError, match="E_WINDOW_FULL"):
+        monitor.host.send(machine, large)
+    small = monitor.host.alloc(1)
+    monitor.host.send(machine, tag=1)
+    monitor.host.send(machine, tag=2)
+    with pytest.raises(GuestError, match="E_QUEUE_FULL"):
+        monitor.host.send(machine, small)
+    with pytest.raises(GuestError, match="E_LENGTH"):
+        monitor.host.send(machine, payload=bytes(193))
+    small.write(b"!")
+    assert small.read() == b"!"
+    monitor.host.release(small)
+    monitor.host.release(large)
+    assert monitor.audit()["owned"] == 0
+
+
+def test_a_buffer_that_was_sent_or_released_is_no_longer_the_hosts(
+    monitor: Monitor, compile_guest: Compile
+) -> None:
+    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    sent, released = monitor.host.alloc(10), monitor.host.alloc(10)
+    monitor.host.send(machine, sent)
+    monitor.host.release(released)
+    for buffer in (sent, released):
+        with pytest.raises(ClosedError):
+            buffer.read()
+        with pytest.raises(ClosedError):
+            buffer.write(b"x")
+        with pytest.raises(ClosedError):
+            monitor.host.send(machine, buffer)
+    with pytest.raises(IndexError):
+        monitor.host.alloc(10).read(8, 3)
+
+
+def test_the_pool_is_a_limit(open_monitor: Callable[..., Monitor], mover: str) -> None:
+    monitor = open_monitor(mover=mover, pool="1M")
+    buffer = monitor.host.alloc(1 << 20)
+    with pytest.raises(ResourceError, match="pool"):
+        monitor.host.alloc(1)
+    monitor.host.release(buffer)
+    assert monitor.host.alloc(1 << 20).read(0, 4) == bytes(4)
+
+
+def test_messages_for_a_machine_that_died_come_back_to_the_host_with_their_pages(
+    monitor: Monitor, compile_guest: Compile
+) -> None:
+    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    buffer = monitor.host.alloc(PAGE_SIZE)
+    buffer.write(b"precious")
+    monitor.host.send(machine, tag=1)
+    monitor.host.send(machine, buffer, tag=2)
+    monitor.kill(machine)
+    first, second = monitor.host.receive(), monitor.host.receive()
+    assert first is not None
+    assert second is not None
+    assert [(r.tag, r.status.name) for r in (first, second)] == [(1, "E_DEAD"), (2, "E_DEAD")]
+    assert second.buffers[0].read(0, 8) == b"precious"
+    assert monitor.host.receive() is None
+    with pytest.raises(GuestError, match="E_DEAD"):
+        monitor.host.send(machine)
+
+
+def test_after_close_everything_is_an_error_and_closing_again_is_none(
+    open_monitor: Callable[..., Monitor], guest_elf: Elf
+) -> None:
+    monitor = open_monitor()
+    monitor.spawn(guest_elf("canary"))
+    monitor.close()
+    monitor.close()
+    for use in (lambda: monitor.spawn(guest_elf("canary"), name="b"), monitor.run):
+        with pytest.raises(ClosedError):
+            use()
+
+
+def test_a_thousand_spawns_and_closes_leave_nothing_behind(
+    open_monitor: Callable[..., Monitor], guest_elf: Elf, mover: str
+) -> None:
+    elf = guest_elf("canary")
+
+    def cycle() -> None:
+        with Monitor(mover=mover, pool="16M") as monitor:
+            monitor.spawn(elf, window="4M", memory="4M")
+
+    cycle()
+    before = held()
+    for _ in range(1000):
+        cycle()
+    assert held() == before
+
+
+def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
+    open_monitor: Callable[..., Monitor], guest_elf: Elf, mover: str
+) -> None:
+    """Descriptors run out after one, two, three … more of them: each failure is clean, and a retry works."""
+    monitor = open_monitor(mover=mover, pool="16M")
+    before = held()
+    failures = 0
+    for spare in range(8):
+        try:
+            with descriptors_left(spare):
+                monitor.spawn(guest_elf("canary"), name=f"machine{spare}")
+        except (OSError, PageferryError):
+            failures += 1
+            assert held() == before
+        else:
+            break
+    assert failures >= 2
+    monitor.run(10)
+    (machine,) = monitor.machines.values()
+    assert machine.exit_code == 0
+
+
+@contextlib.contextmanager
+def descriptors_left(spare: int) -> Iterator[None]:
+    """Let exactly `spare` more descriptors be opened in the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(spare + 1)]
+    for fd in taken:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[spare], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

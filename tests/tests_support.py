@@ -1,0 +1,35 @@
+"""What this process holds of the kernel's, for tests that count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def held() -> dict[str, Any]:
+    """Return descriptors, threads, and mappings that are ours: memfds, vCPUs, reserved and private memory."""
+    listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        descriptors = set(os.listdir(listing)) - {str(listing)}
+    finally:
+        os.close(listing)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    names = ("pageferry", "kvm-vcpu", "kvm-")
+    return {
+        "descriptors": descriptors,
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "mappings": sum(any(name in line for name in names) for line in maps),
+        "address space": _large(maps),
+    }
+
+
+def _large(maps: list[str]) -> int:
+    """Return the bytes of anonymous mappings of at least 2 MiB: windows and private memory, no heap arenas."""
+    total = 0
+    for line in maps:
+        fields = line.split()
+        low, high = (int(part, 16) for part in fields[0].split("-"))
+        if len(fields) == 5 and "-p" in fields[1] and "---" in fields[1]:
+            total += high - low
+    return total

@@ -1,0 +1,67 @@
+"""A peer's queue: first in, first out, bounded."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm.ferry.message import Message
+from vmm.ferry.queue import Queue
+from vmm.guest.abi import Operation, Status
+
+
+def message(number: int) -> Message:
+    return Message(number, Operation.SEND, Status.OK, 1, 2, 0, 0, b"", None, ())
+
+
+def numbers(queue: Queue) -> list[int]:
+    return [message.number for message in queue]
+
+
+def test_messages_leave_in_the_order_in_which_they_came() -> None:
+    queue = Queue(4)
+    for number in (3, 1, 2):
+        queue.put(message(number))
+    assert numbers(queue) == [3, 1, 2]
+    assert [queue.get().number for _ in range(3)] == [3, 1, 2]
+    assert len(queue) == 0
+
+
+def test_a_full_queue_takes_no_more_until_one_leaves() -> None:
+    queue = Queue(2)
+    assert queue.room == 2
+    queue.put(message(1))
+    queue.put(message(2))
+    assert queue.room == 0
+    with pytest.raises(OverflowError):
+        queue.put(message(3))
+    assert numbers(queue) == [1, 2]
+    queue.get()
+    queue.put(message(3))
+    assert numbers(queue) == [2, 3]
+
+
+def test_a_message_that_came_back_is_taken_by_a_full_queue_too() -> None:
+    queue = Queue(1)
+    queue.put(message(1))
+    queue.put_back(message(2))
+    assert numbers(queue) == [1, 2]
+    assert queue.room == 0  # and not less than none
+    queue.get()
+    assert queue.room == 0
+    queue.get()
+    assert queue.room == 1
+
+
+def test_an_empty_queue_is_false_and_has_nothing_to_get() -> None:
+    queue = Queue(1)
+    assert not queue
+    with pytest.raises(IndexError):
+        queue.get()
+
+
+def test_a_queue_of_no_depth_takes_nothing_but_what_comes_back() -> None:
+    queue = Queue(0)
+    with pytest.raises(OverflowError):
+        queue.put(message(1))
+    queue.put_back(message(1))
+    assert numbers(queue) == [1]
