@@ -58,7 +58,7 @@ def camel(name: str) -> str:
 def constants(source: str) -> Iterator[str]:
     """Yield one assignment for each `#define` of a number or a string."""
     for name, value in re.findall(r"^#define PF_(\w+) +(0x[0-9a-f]+|\d+|\"\w+\")", source, re.M):
-        yield f"{name} = {value}"
+        yield f"{name} = {value.upper().replace('0X', '0x') if value.startswith('0x') else value}"
 
 
 def prefix(names: list[str]) -> str:
@@ -134,7 +134,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         current = MODULE.read_text() if MODULE.exists() else ""
         if current != text:
-            print(f"{MODULE.relative_to(ROOT)} differs from the header: run scripts/generate_abi.py")
+            print(
+                f"{MODULE.relative_to(ROOT)} differs from the header: run scripts/generate_abi.py"
+            )
         return int(current != text)
     if arguments:
         print(__doc__, file=sys.stderr)

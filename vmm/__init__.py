@@ -1,12 +1,12 @@
 """pageferry: virtual machines that talk by moving pages.
 
-    from vmm import Monitor
+from vmm import Monitor
 
-    with Monitor() as m:
-        a = m.spawn("a.elf", name="a", window="1G")
-        b = m.spawn("b.elf", name="b", window="1G")
-        m.connect(a, b)
-        m.run()
+with Monitor() as m:
+    a = m.spawn("a.elf", name="a", window="1G")
+    b = m.spawn("b.elf", name="b", window="1G")
+    m.connect(a, b)
+    m.run()
 """
 
 from vmm.endpoint import Buffer, HostEndpoint, Received

@@ -75,9 +75,7 @@ class _Group(click.Group):
 class _Size(click.ParamType):
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
             return parse_size(value)
         except ConfigError as error:
@@ -88,13 +86,32 @@ def _machine_options(function: _F) -> _F:
     """Add the options that every command that runs machines has."""
     options = (
         click.option("--mover", type=click.Choice(list(MOVERS)), help="How pages move [memfd]."),
-        click.option("--ring", type=click.Choice(["0", "3"]), help="The guests' ring [this host's]."),
-        click.option("--doorbell", type=click.Choice(["mmio", "pio"]), help="How guests ring [this host's]."),
-        click.option("--window", type=_Size(), default="1G", show_default=True, help="Each machine's window."),
-        click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Stop the guests after SECONDS."),
-        click.option("--workers", type=click.IntRange(1, 256), default=1, help="Threads that run machines [1]."),
+        click.option(
+            "--ring", type=click.Choice(["0", "3"]), help="The guests' ring [this host's]."
+        ),
+        click.option(
+            "--doorbell", type=click.Choice(["mmio", "pio"]), help="How guests ring [this host's]."
+        ),
+        click.option(
+            "--window", type=_Size(), default="1G", show_default=True, help="Each machine's window."
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Stop the guests after SECONDS.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 256),
+            default=1,
+            help="Threads that run machines [1].",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-        click.option("--trace", type=click.Path(path_type=Path), help="Write every event to this file, a line each."),
+        click.option(
+            "--trace",
+            type=click.Path(path_type=Path),
+            help="Write every event to this file, a line each.",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -153,8 +170,16 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("guests", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="GUEST.elf …")
-@click.option("--memory", type=_Size(), default="16M", show_default=True, help="Each machine's private memory.")
+@click.argument(
+    "guests", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="GUEST.elf …"
+)
+@click.option(
+    "--memory",
+    type=_Size(),
+    default="16M",
+    show_default=True,
+    help="Each machine's private memory.",
+)
 @_machine_options
 def run(guests: tuple[Path, ...], memory: int, as_json: bool, **options: Any) -> None:
     """Run guests of your own, each connected to all the others, until they have exited.
@@ -188,7 +213,9 @@ def _named(guests: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     used: set[str] = set()
     for path in guests:
         stem = path.stem or "guest"
-        names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(guests) + 1))
+        names = (
+            stem if number == 1 else f"{stem}-{number}" for number in range(1, len(guests) + 1)
+        )
         name = next(name for name in names if name not in used)
         used.add(name)
         yield name, path
@@ -207,13 +234,24 @@ def _exit_code(machines: list[Machine]) -> int:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The ELF to write [the first source's name].")
+@click.argument(
+    "sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The ELF to write [the first source's name].",
+)
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
 def build(sources: tuple[Path, ...], output: Path | None, cc: str | None) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script."""
     target = output or sources[0].with_suffix(".elf")
     build_guest(
-        sources, target, include_dirs=[ROOT / "include"], library_dir=ROOT / "lib", compiler=find_compiler(cc)
+        sources,
+        target,
+        include_dirs=[ROOT / "include"],
+        library_dir=ROOT / "lib",
+        compiler=find_compiler(cc),
     )
     click.echo(str(target))

@@ -59,7 +59,7 @@ class Report:
     """What the demo did and saw. `as_json` is the `--json` object; the previews are for people."""
 
     file: str
-    bytes: int
+    size: int
     backend: str
     ring: int
     doorbell: str
@@ -86,7 +86,7 @@ class Report:
         """Return the object that `pageferry demo --json` prints."""
         hidden = ("before", "after", "steps")
         fields = {
-            field.name: getattr(self, field.name)
+            "bytes" if field.name == "size" else field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name not in hidden
         }
@@ -130,7 +130,9 @@ def check_file(path: Path, window: int) -> int:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}: give a file that you may read") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}: give a file that you may read"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{path}: not a regular file: give a file")
     if status.st_size == 0:
@@ -201,7 +203,9 @@ def _run(monitor: Monitor, timeout: float, a: Machine, b: Machine) -> Received:
     received = monitor.host.receive()
     if received is None:
         fault = a.fault or b.fault
-        raise fault if fault is not None else PageferryError("the machines stopped without an answer")
+        raise (
+            fault if fault is not None else PageferryError("the machines stopped without an answer")
+        )
     return received
 
 
@@ -211,13 +215,13 @@ def _verify(
     """Check what came back: the digest the guest computed, and the contents as the guest changed them."""
     report.sha256 = result.payload.hex()
     report.digest_ok = result.payload == plain
-    report.after = result.buffers[0].read(0, min(_PREVIEW, report.bytes))
+    report.after = result.buffers[0].read(0, min(_PREVIEW, report.size))
     seen, done = hashlib.sha256(), 0
     for chunk in result.buffers[0].chunks():
         seen.update(chunk)
         done += len(chunk)
-        progress("checking what came back", done, report.bytes)
-    report.change_ok = result.length == report.bytes and seen.digest() == swapped
+        progress("checking what came back", done, report.size)
+    report.change_ok = result.length == report.size and seen.digest() == swapped
 
 
 def _prove(monitor: Monitor, report: Report, a: Machine, b: Machine, timeout: float) -> None:

@@ -21,9 +21,16 @@ from vmm.kvm import Kvm
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12
-_CANARY_SECONDS = 0.1  # native: well under a millisecond; emulated: the loop alone takes longer than this
+_CANARY_SECONDS = (
+    0.1  # native: well under a millisecond; emulated: the loop alone takes longer than this
+)
 _CANARY_EXITS = 16
-_NEEDED = {"KVM_CAP_USER_MEMORY": 3, "KVM_CAP_EXT_CPUID": 7, "KVM_CAP_SYNC_MMU": 16, "KVM_CAP_IMMEDIATE_EXIT": 136}
+_NEEDED = {
+    "KVM_CAP_USER_MEMORY": 3,
+    "KVM_CAP_EXT_CPUID": 7,
+    "KVM_CAP_SYNC_MMU": 16,
+    "KVM_CAP_IMMEDIATE_EXIT": 136,
+}
 
 
 class Backend(enum.Enum):
@@ -60,9 +67,14 @@ class Host:
 def open_kvm(device: str = DEVICE) -> Kvm:
     """Open the device and check that it is one that we can use. Raises HostError saying what to do."""
     if not sys.platform.startswith("linux"):
-        raise HostError(f"KVM needs Linux, this is {platform.system()}", "run it in a Linux VM with nested virtualization")
+        raise HostError(
+            f"KVM needs Linux, this is {platform.system()}",
+            "run it in a Linux VM with nested virtualization",
+        )
     if platform.machine() not in ("x86_64", "AMD64"):
-        raise HostError(f"guests are x86-64, this host is {platform.machine()}", "use an x86-64 host")
+        raise HostError(
+            f"guests are x86-64, this host is {platform.machine()}", "use an x86-64 host"
+        )
     try:
         kvm = Kvm.open(device)
     except OSError as error:
@@ -89,16 +101,23 @@ def _unavailable(device: str, error: OSError) -> HostError:
         )
     if error.errno in (errno.ENXIO, errno.ENODEV):
         return HostError(f"{device} has no driver behind it", "load kvm_intel or kvm_amd")
-    return HostError(f"{device} cannot be opened ({error.strerror})", "see the kernel's log for KVM's messages")
+    return HostError(
+        f"{device} cannot be opened ({error.strerror})", "see the kernel's log for KVM's messages"
+    )
 
 
 def _check(kvm: Kvm, device: str) -> None:
     try:
         version = kvm.api_version()
     except OSError as error:
-        raise HostError(f"{device} is not KVM ({error.strerror})", "see what created this file") from error
+        raise HostError(
+            f"{device} is not KVM ({error.strerror})", "see what created this file"
+        ) from error
     if version != API_VERSION:
-        raise HostError(f"{device} has KVM API version {version}, not {API_VERSION}", "use a kernel of this century")
+        raise HostError(
+            f"{device} has KVM API version {version}, not {API_VERSION}",
+            "use a kernel of this century",
+        )
     missing = [name for name, number in _NEEDED.items() if kvm.check_extension(number) <= 0]
     if missing:
         raise HostError(f"this kernel's KVM lacks {', '.join(missing)}", "use Linux 4.13 or newer")
@@ -106,7 +125,10 @@ def _check(kvm: Kvm, device: str) -> None:
 
 def _enabled(module: str, parameter: str) -> bool:
     try:
-        return Path(f"/sys/module/{module}/parameters/{parameter}").read_text().strip() in ("Y", "1")
+        return Path(f"/sys/module/{module}/parameters/{parameter}").read_text().strip() in (
+            "Y",
+            "1",
+        )
     except OSError:
         return False
 
@@ -123,7 +145,10 @@ def inspect(device: str = DEVICE) -> Host:
     with open_kvm(device) as kvm:
         doorbells = {ring: _doorbell(kvm, ring) for ring in (0, 3)}
     if doorbells[0] is None and doorbells[3] is None:
-        raise HostError("no guest comes back, neither from ring 0 nor from ring 3", "see the kernel's log for KVM's messages")
+        raise HostError(
+            "no guest comes back, neither from ring 0 nor from ring 3",
+            "see the kernel's log for KVM's messages",
+        )
     return Host(_backend(), 3 if doorbells[0] is None else 0, doorbells)
 
 

@@ -97,7 +97,9 @@ class Monitor:
             self._exchange = Exchange(Ledger(frames), self._mover, self.trace, self._wake)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)
             undo.callback(window.close)
-            self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, self._lock)
+            self.host = HostEndpoint(
+                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, self._lock
+            )
             self._exchange.join(self.host.peer)
             self._closer = undo.pop_all()
 
@@ -171,7 +173,9 @@ class Monitor:
             self._check_open()
             for peer in (a.peer, b.peer):
                 if len(peer.listed) >= abi.PEERS_MAX:
-                    raise ConfigError(f"{peer.name} has {abi.PEERS_MAX} peers already, which is the limit")
+                    raise ConfigError(
+                        f"{peer.name} has {abi.PEERS_MAX} peers already, which is the limit"
+                    )
             self._exchange.connect(a.peer, b.peer)
             if both:
                 self._exchange.connect(b.peer, a.peer)

@@ -61,7 +61,7 @@ def _polling(monitor: Monitor, tell: Tell) -> Iterator[None]:
 def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) -> None:
     """Print what happened, step by step, and the proofs."""
     console.print(
-        f"[bold]{escape(report.file)}[/], {format_size(report.bytes)}: "
+        f"[bold]{escape(report.file)}[/], {format_size(report.size)}: "
         f"{report.backend} back end, ring {report.ring}, {report.doorbell} doorbell, {report.mover} mover"
     )
     for name, line in lines:
@@ -95,13 +95,17 @@ def _show_change(console: Console, report: Report) -> None:
     console.print(f"  before  {_preview(report.before)}", highlight=False)
     console.print(f"  after   {_preview(report.after)}", highlight=False)
     console.print(f"  {_tick(report.change_ok)} every byte of what came back is as it should be")
-    console.print(f"  {_tick(report.digest_ok)} SHA-256 {report.sha256}, as the host's hashlib says")
+    console.print(
+        f"  {_tick(report.digest_ok)} SHA-256 {report.sha256}, as the host's hashlib says"
+    )
 
 
 def _show_proofs(console: Console, report: Report) -> None:
     console.print("[bold]is it true?[/]")
     if report.pfn_before is None:
-        console.print("  - the physical frame number is for root's eyes only: run it as root to see it")
+        console.print(
+            "  - the physical frame number is for root's eyes only: run it as root to see it"
+        )
     else:
         same = report.pfn_before == report.pfn_after
         console.print(
@@ -110,7 +114,9 @@ def _show_proofs(console: Console, report: Report) -> None:
         )
     fault = report.sender_fault
     if fault is None:
-        console.print(f"  {_tick(False)} a touched a page after sending it, and was not stopped by a fault")
+        console.print(
+            f"  {_tick(False)} a touched a page after sending it, and was not stopped by a fault"
+        )
     else:
         address = "an unknown address" if fault["gpa"] is None else f"{fault['gpa']:#x}"
         console.print(

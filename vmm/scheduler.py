@@ -47,7 +47,9 @@ class Scheduler:
         self._changed = threading.Condition(lock)
         self._workers = workers
         self._ready: collections.deque[Machine] = collections.deque()
-        self._running: dict[int, tuple[Machine, float]] = {}  # by thread: machine, when its slice ends
+        self._running: dict[
+            int, tuple[Machine, float]
+        ] = {}  # by thread: machine, when its slice ends
         self._deadlines: list[tuple[float, int, Machine]] = []
         self._order = itertools.count()
         self._ended = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from vmm.errors import ConfigError
 from vmm.guest.abi import PAGE_SIZE
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAX = (1 << 63) - 1  # the kernel's sizes and offsets are signed; ctypes would cut a larger one off
 
 
 def parse_size(size: int | str, what: str = "size") -> int:
@@ -16,14 +18,20 @@ def parse_size(size: int | str, what: str = "size") -> int:
     Raises ConfigError, naming `what`, for anything that is not a positive whole number of bytes.
     """
     if isinstance(size, int) and not isinstance(size, bool):
-        value = float(size)
+        value = Fraction(size)
     else:
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(size), re.IGNORECASE)
+        match = re.fullmatch(
+            r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", str(size), re.IGNORECASE
+        )
         if match is None:
-            raise ConfigError(f"{what} {size!r} is not a size: give bytes, or for example 64K, 16M, 1G")
-        value = float(match[1]) * _UNITS[match[2].upper()]
-    if value < 1 or value != int(value):
+            raise ConfigError(
+                f"{what} {size!r} is not a size: give bytes, or for example 64K, 16M, 1G"
+            )
+        value = Fraction(match[1]) * _UNITS[match[2].upper()]
+    if value < 1 or value.denominator != 1:
         raise ConfigError(f"{what} {size!r} is not a positive whole number of bytes")
+    if value > _MAX:
+        raise ConfigError(f"{what} {size!r} is more than any address space holds")
     return int(value)
 
 

@@ -78,7 +78,9 @@ class TraceFile:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> ResourceError:
-        return ResourceError(f"cannot write the trace to {self._path}: {error.strerror}: name another file")
+        return ResourceError(
+            f"cannot write the trace to {self._path}: {error.strerror}: name another file"
+        )
 
     def __enter__(self) -> TraceFile:
         return self

@@ -147,7 +147,7 @@ struct pf_control {
     uint64_t magic;             /* 0 */
     uint16_t abi_minor;         /* 8 */
     uint16_t abi_major;         /* 10 */
-    uint32_t bytes;             /* 12: size of this structure */
+    uint32_t size;              /* 12: of this structure, in bytes */
     uint32_t self;              /* 16: this machine's id */
     uint32_t peer_count;        /* 20 */
     uint32_t privilege;         /* 24: the ring the machine runs in, 0 or 3 */

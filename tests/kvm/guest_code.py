@@ -1,128 +1,119 @@
-"""Tiny guests for the bindings' tests: a few bytes of machine code, entered in long mode.
+"""Tiny guests in machine code, for the tests of vmm.kvm: one VM, one vCPU, a few pages.
 
-Memory is identity-mapped for the first GiB, of which the first 64 KiB exist:
-
-    0x0000  code             0x4000  the page that tests write, hide, protect
-    0x1000  page tables      0x5000  GDT, and the TSS at 0x5800
-    (three pages)            0x6000  stack, downwards from 0x8000
+All of them run on hosts that emulate ring 0: it takes no more than a few instructions there.
 """
 
-from __future__ import annotations
-
 import ctypes
-import dataclasses
 import mmap
-import os
 import struct
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from vmm.kvm import Kvm, Vcpu, Vm, kvm_segment
+from vmm.kvm import Exit, Kvm, Vcpu, Vm
+from vmm.kvm.structs import kvm_regs, kvm_segment, kvm_sregs
 
 PAGE = 4096
-SIZE = 16 * PAGE
-CODE, TABLES, DATA, GDT, TSS, STACK = 0, 0x1000, 0x4000, 0x5000, 0x5800, 0x8000
-MMIO = 0x10000000  # mapped by the guest's tables, backed by nothing
-UNMAPPED = 0x40000000  # the first address that the guest's tables do not map
-PORT = 0x10
+RAM = 32 * PAGE
+CODE = 0x1000
+DATA_PAGE = 0x1F000  # the last page of RAM: nothing else is there
+NO_RAM = 0x200000  # beyond RAM; linear = physical for user_mode guests
+
+_PML4, _PDPT, _PD, _TSS = 0x2000, 0x3000, 0x4000, 0x6000
+_PRESENT_WRITE_USER, _LARGE = 7, 0x80
 
 HLT = b"\xf4"
-LOOP_FOR_EVER = b"\xeb\xfe"
-OUT_AL = b"\xe6\x10"
-OUT_EAX = b"\xe7\x10"
-IN_EAX = b"\xe5\x10"
-REP_OUTSB = b"\xf3\x6e"  # RCX bytes from RSI to the port in DX
-STORE_EAX_AT_RBX = b"\x89\x03"
-LOAD_EAX_FROM_RBX = b"\x8b\x03"
-JUMP_TO_RBX = b"\xff\xe3"
-INC_ECX = b"\xff\xc1"
-INT3 = b"\xcc"
-
-_CODE0, _DATA0, _DATA3, _CODE3, _TASK = 0x08, 0x10, 0x1B, 0x23, 0x28
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+SPIN = b"\xeb\xfe"  # jmp to itself
 
 
-@dataclasses.dataclass
-class TinyGuest:
+class Ram:
+    """Anonymous memory of this process, for a slot at guest-physical 0."""
+
+    def __init__(self, size: int = RAM) -> None:
+        self.size = size
+        self.map = mmap.mmap(-1, size)
+        self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(self.map)
+        self.address = ctypes.addressof(self._anchor)
+
+    def write(self, at: int, data: bytes) -> None:
+        self.map[at : at + len(data)] = data
+
+    def read(self, at: int, size: int) -> bytes:
+        return self.map[at : at + size]
+
+    def close(self) -> None:
+        self._anchor = None  # a view would keep the mapping open
+        self.map.close()
+
+
+@dataclass
+class Machine:
     kvm: Kvm
     vm: Vm
     vcpu: Vcpu
-    memory: mmap.mmap
-    address: int
-    """The host address of the guest's memory."""
+    ram: Ram
 
-    def set(self, **registers: int) -> None:
-        regs = self.vcpu.get_regs()
-        for name, value in registers.items():
-            setattr(regs, name, value)
-        self.vcpu.set_regs(regs)
-
-    def protect(self, gpa: int, protection: int) -> None:
-        """Change the protection of one page of the host mapping behind the guest's memory."""
-        if _libc.mprotect(self.address + gpa, PAGE, protection):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    def go(self, rip: int = CODE, **registers: int) -> None:
+        """Set the general registers: zero but for those given."""
+        self.vcpu.set_regs(kvm_regs(rip=rip, rflags=2, **registers))
 
 
 @contextmanager
-def tiny_guest(code: bytes, *, ring: int = 0, **registers: int) -> Iterator[TinyGuest]:
-    """Give a machine about to execute `code` in long mode; closed and unmapped at the end."""
-    with ExitStack() as undo:
-        memory, address = undo.enter_context(host_memory(SIZE))
-        _fill(memory, code)
-        kvm = undo.enter_context(Kvm.open())
-        vm = undo.enter_context(kvm.create_vm())
-        vm.set_user_memory_region(0, 0, SIZE, address)
-        vcpu = undo.enter_context(vm.create_vcpu())
-        guest = TinyGuest(kvm, vm, vcpu, memory, address)
-        vcpu.set_cpuid(kvm.supported_cpuid())
-        _enter_long_mode(vcpu, user=ring == 3)
-        guest.set(**{"rip": CODE, "rsp": STACK, "rflags": 2} | registers)
-        yield guest
-
-
-@contextmanager
-def host_memory(size: int) -> Iterator[tuple[mmap.mmap, int]]:
-    """Give a zeroed mapping and its address."""
-    memory = mmap.mmap(-1, size)
-    view = ctypes.c_char.from_buffer(memory)
+def machine(slot_flags: int = 0) -> Iterator[Machine]:
+    """A VM with RAM in slot 0 and a vCPU in its reset state."""
+    ram = Ram()
     try:
-        yield memory, ctypes.addressof(view)
+        with Kvm.open() as kvm, kvm.create_vm() as vm:
+            vm.set_user_memory_region(0, 0, ram.size, ram.address, slot_flags)
+            with vm.create_vcpu() as vcpu:
+                yield Machine(kvm, vm, vcpu, ram)
     finally:
-        del view
-        memory.close()
+        ram.close()
 
 
-def _fill(memory: mmap.mmap, code: bytes) -> None:
-    present = 0x27  # present, writable, user, accessed
-    memory[CODE : CODE + len(code)] = code
-    memory[TABLES : TABLES + 8] = struct.pack("<Q", TABLES + PAGE | present)
-    memory[TABLES + PAGE : TABLES + PAGE + 8] = struct.pack("<Q", TABLES + 2 * PAGE | present)
-    large = (n << 21 | present | 0xC0 for n in range(512))  # dirty, 2 MiB
-    memory[TABLES + 2 * PAGE : TABLES + 3 * PAGE] = struct.pack("<512Q", *large)
-    tss = 0x8B << 40 | 0x67 | TSS << 16
-    flat = (0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
-    memory[GDT : GDT + 56] = struct.pack("<7Q", 0, *flat, tss, 0)
-    memory[TSS + 4 : TSS + 12] = struct.pack("<Q", STACK)
+def real_mode(made: Machine, code: bytes, ds_base: int = 0, **registers: int) -> None:
+    """Put ``code`` at CODE, in ring 0 and 16 bit mode; DS may begin beyond RAM."""
+    made.ram.write(CODE, code)
+    sregs = made.vcpu.get_sregs()
+    sregs.cs.base, sregs.cs.selector = 0, 0
+    sregs.ds.base, sregs.ds.selector = ds_base, ds_base >> 4 & 0xFFFF
+    made.vcpu.set_sregs(sregs)
+    made.go(**registers)
 
 
-def _enter_long_mode(vcpu: Vcpu, *, user: bool) -> None:
-    """Set flat segments; no interrupt descriptor table, so that every exception is fatal."""
-    sregs = vcpu.get_sregs()
-    _segment(sregs.cs, _CODE3 if user else _CODE0, 0xB, user)
-    sregs.cs.l, sregs.cs.db = 1, 0
-    for segment in (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
-        _segment(segment, _DATA3 if user else _DATA0, 0x3, user)
-    _segment(sregs.tr, _TASK, 0xB, False)
-    sregs.tr.base, sregs.tr.limit, sregs.tr.s, sregs.tr.db, sregs.tr.g = TSS, 0x67, 0, 0, 0
-    sregs.gdt.base, sregs.gdt.limit = GDT, 55
-    sregs.idt.base, sregs.idt.limit = 0, 0
-    # PG AM WP NE ET MP PE; SSE and PAE; NXE LMA LME
-    sregs.cr0, sregs.cr4, sregs.efer, sregs.cr3 = 0x80050033, 0x620, 0xD00, TABLES
-    vcpu.set_sregs(sregs)
+def user_mode(made: Machine, code: bytes, **registers: int) -> None:
+    """Put ``code`` at CODE, in ring 3 of long mode; the first 4 MiB are mapped one to one."""
+    made.ram.write(CODE, code)
+    flags = _PRESENT_WRITE_USER
+    made.ram.write(_PML4, struct.pack("<Q", _PDPT | flags))
+    made.ram.write(_PDPT, struct.pack("<Q", _PD | flags))
+    made.ram.write(_PD, struct.pack("<2Q", flags | _LARGE, NO_RAM | flags | _LARGE))
+    made.vcpu.set_cpuid(made.kvm.supported_cpuid())
+    made.vcpu.set_sregs(_ring3(made.vcpu.get_sregs()))
+    made.go(**registers)
 
 
-def _segment(segment: kvm_segment, selector: int, kind: int, user: bool) -> None:
-    segment.base, segment.limit, segment.selector, segment.type = 0, 0xFFFFFFFF, selector, kind
-    segment.present, segment.dpl, segment.s = 1, 3 if user else 0, 1
-    segment.db, segment.l, segment.g, segment.avl, segment.unusable = 1, 0, 1, 0, 0
+def _ring3(sregs: kvm_sregs) -> kvm_sregs:
+    def flat(selector: int, kind: int, long: int) -> kvm_segment:
+        return kvm_segment(limit=0xFFFFFFFF, selector=selector | 3, type=kind, present=1, dpl=3,
+                           db=1 - long, s=1, l=long, g=1)
+
+    sregs.cs = flat(0x28, 0xB, 1)
+    sregs.ss = sregs.ds = sregs.es = sregs.fs = sregs.gs = flat(0x20, 3, 0)
+    sregs.tr = kvm_segment(base=_TSS, limit=0x67, selector=0x30, type=0xB, present=1)
+    sregs.cr0, sregs.cr3, sregs.cr4 = 0x80050033, _PML4, 0x620
+    sregs.efer = 0xD00
+    return sregs
+
+
+class Runner(threading.Thread):
+    """Runs a vCPU once in a thread of its own, and keeps what came of it."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        super().__init__(name="runner")
+        self._vcpu = vcpu
+        self.exit: Exit | None = None
+
+    def run(self) -> None:
+        self.exit = self._vcpu.run()

@@ -36,7 +36,7 @@ int main(void)
     return pf_transmit(&m) == PF_OK ? 0 : 1;
 }
 """
-SPINNER = "int main(void) { for (;;) __asm__ volatile(\"\"); }"
+SPINNER = 'int main(void) { for (;;) __asm__ volatile(""); }'
 
 Compile = Callable[[str], Path]
 
@@ -222,9 +222,11 @@ def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_for
     a, b = pair(monitor, compile_guest, forger, believer)
     queued: list[tuple[int, int]] = []
     monitor.trace.listen(
-        lambda event: queued.extend((m.sender, m.receiver) for m in b.peer.queue)
-        if event.kind == "send"
-        else None
+        lambda event: (
+            queued.extend((m.sender, m.receiver) for m in b.peer.queue)
+            if event.kind == "send"
+            else None
+        )
     )
     monitor.run(10)
     assert queued == [(a.number, b.number)]

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from vmm.ferry.frames import LARGE, FramePool, Frames
 
-TOTAL = 3 * LARGE + 100
+TOTAL = 2 * LARGE + 100
 
 
 def joined(frames: set[int]) -> list[Frames]:

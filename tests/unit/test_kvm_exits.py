@@ -82,14 +82,14 @@ def test_a_memory_fault_has_the_address_that_this_run_wrote(page: RunPage) -> No
     page.run.exit_reason = uapi.KVM_EXIT_MEMORY_FAULT
     fault = page.exit.memory_fault
     fault.flags, fault.gpa, fault.size = 8, 0x5000, 0x1000
-    assert page.memory_fault() == MemoryFault(8, 0x5000, 0x1000)
+    assert page.memory_fault() == MemoryFault(0x5000, 0x1000, 8)
 
 
 @pytest.mark.parametrize("reason", [0, uapi.KVM_EXIT_MMIO, uapi.KVM_EXIT_IO])
 def test_a_memory_fault_has_no_address_that_is_something_else(page: RunPage, reason: int) -> None:
     page.exit.memory_fault.gpa = 0x5000
     page.run.exit_reason = reason
-    assert page.memory_fault() == MemoryFault(0, None, None)
+    assert page.memory_fault() == MemoryFault(None, None, 0)
 
 
 def test_exits_of_different_kinds_are_never_equal() -> None:

@@ -78,7 +78,7 @@ def test_a_cancelled_parcel_is_the_senders_again_where_it_was() -> None:
 def test_released_pages_go_back_to_the_pool() -> None:
     ledger = two_peers()
     ledger.grant(A, 8)
-    assert ledger.release(A, Extent(2, 3)) == [Frames(2, 3)]
+    assert ledger.release(A, [Extent(2, 3)]) == [Frames(2, 3)]
     assert ledger.runs(A, Extent(0, 8)) == [Run(0, 2, 0, Hold.OWNED), Run(5, 3, 5, Hold.OWNED)]
     assert ledger.audit()["free"] == 27
 
@@ -106,8 +106,12 @@ def test_large_extents_lie_aligned_at_the_top_and_small_ones_below() -> None:
     assert ledger.grant(A, 1)[0] == Extent(0, 1)
     assert ledger.grant(A, LARGE)[0] == Extent(3 * LARGE, LARGE)
     assert ledger.grant(A, LARGE + 1)[0] == Extent(LARGE, LARGE + 1)
-    # No aligned place is left: better an unaligned one than none.
-    assert ledger.grant(A, LARGE)[0] == Extent(1 + LARGE * 2, LARGE)
+
+
+def test_a_large_extent_that_cannot_be_aligned_lies_where_it_can() -> None:
+    ledger = two_peers(frames=4 * LARGE, pages=1000)
+    ledger.grant(A, 1)
+    assert ledger.grant(A, LARGE)[0] == Extent(1, LARGE)
 
 
 # ---- Deaths ----
@@ -176,7 +180,7 @@ def test_only_the_owner_sends_or_releases_a_page() -> None:
     ledger.grant(A, 4)
     for extent in (Extent(3, 2), Extent(4, 1), Extent(0, 5)):  # partly a hole, a hole, one too many
         assert refused(ledger, lambda e=extent: ledger.begin(A, B, [e])) is Status.E_OWNERSHIP
-        assert refused(ledger, lambda e=extent: ledger.release(A, e)) is Status.E_OWNERSHIP
+        assert refused(ledger, lambda e=extent: ledger.release(A, [e])) is Status.E_OWNERSHIP
     assert refused(ledger, lambda: ledger.begin(B, A, [Extent(0, 1)])) is Status.E_OWNERSHIP
 
 
@@ -185,6 +189,7 @@ def test_one_bad_extent_refuses_the_whole_message() -> None:
     ledger.grant(A, 4)
     bad = [Extent(0, 2), Extent(8, 1)]
     assert refused(ledger, lambda: ledger.begin(A, B, bad)) is Status.E_OWNERSHIP
+    assert refused(ledger, lambda: ledger.release(A, bad)) is Status.E_OWNERSHIP
 
 
 def test_a_page_in_flight_is_neither_sides_to_send_or_release() -> None:
@@ -194,7 +199,7 @@ def test_a_page_in_flight_is_neither_sides_to_send_or_release() -> None:
     for peer, other, extent in ((A, B, Extent(1, 1)), (A, B, Extent(0, 4)), (B, A, Extent(0, 1))):
         again = refused(ledger, lambda p=peer, o=other, e=extent: ledger.begin(p, o, [e]))
         assert again is Status.E_OWNERSHIP
-        let_go = refused(ledger, lambda p=peer, e=extent: ledger.release(p, e))
+        let_go = refused(ledger, lambda p=peer, e=extent: ledger.release(p, [e]))
         assert let_go is Status.E_OWNERSHIP
 
 

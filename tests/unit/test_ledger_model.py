@@ -86,6 +86,14 @@ class LedgerAgainstPages(RuleBasedStateMachine):
         page = data.draw(st.sampled_from(held) if held else st.integers(0, PAGES - 1))
         return Extent(page, data.draw(st.integers(1, min(5, PAGES - page))))
 
+    def some_extents(self, data: st.DataObject, peer: int, count: int) -> list[Extent]:
+        extents: list[Extent] = []
+        for _ in range(count):
+            extent = self.an_extent(data, peer)
+            if not any(extent.page < other.end and other.page < extent.end for other in extents):
+                extents.append(extent)
+        return extents
+
     def a_flight(self, data: st.DataObject) -> Flight:
         return self.flights.pop(data.draw(st.integers(0, len(self.flights) - 1)))
 
@@ -122,11 +130,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(1, 3))
     def begin(self, data: st.DataObject, count: int) -> None:
         sender, receiver = self.a_peer(data), self.a_peer(data)
-        extents: list[Extent] = []
-        for _ in range(count):
-            extent = self.an_extent(data, sender)
-            if not any(extent.page < other.end and other.page < extent.end for other in extents):
-                extents.append(extent)
+        extents = self.some_extents(data, sender, count)
         before, expected = self.snapshot(), self.begin_status(sender, receiver, extents)
         try:
             parcel = self.ledger.begin(sender, receiver, extents)
@@ -181,19 +185,20 @@ class LedgerAgainstPages(RuleBasedStateMachine):
             if source is not None:
                 source[old] = (frame, Hold.OWNED)
 
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), count=st.integers(1, 2))
+    def release(self, data: st.DataObject, count: int) -> None:
         peer, before = self.a_peer(data), self.snapshot()
-        extent = self.an_extent(data, peer)
+        extents = self.some_extents(data, peer, count)
         try:
-            freed = self.ledger.release(peer, extent)
+            freed = self.ledger.release(peer, extents)
         except Refusal as refusal:
             assert refusal.status is Status.E_OWNERSHIP
-            assert not self.owns(peer, extent)
+            assert not all(self.owns(peer, extent) for extent in extents)
             assert self.snapshot() == before
             return
-        assert self.owns(peer, extent)
-        frames = {self.windows[peer].pop(page)[0] for page in pages_of(extent)}
+        assert all(self.owns(peer, extent) for extent in extents)
+        pages = [page for extent in extents for page in pages_of(extent)]
+        frames = {self.windows[peer].pop(page)[0] for page in pages}
         assert {part.first + i for part in freed for i in range(part.count)} == frames
         self.free |= frames
 

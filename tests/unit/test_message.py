@@ -18,6 +18,7 @@ from vmm.memory.region import Region
 BASE = abi.WINDOW_GPA
 PAGES = 16
 WINDOW = Region(BASE, PAGES * PAGE_SIZE)
+UNSERVED = sorted(set(Operation) - {Operation.SEND, Operation.RELEASE})
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
@@ -62,7 +63,7 @@ def test_what_a_guest_writes_of_its_own_identity_is_ignored() -> None:
     assert Request.from_descriptor(raw) == honest
 
 
-@pytest.mark.parametrize("operation", [0, *(set(Operation) - {Operation.SEND}), 10, 0xFFFF])
+@pytest.mark.parametrize("operation", [0, *UNSERVED, 10, 0xFFFF])
 def test_an_operation_that_is_not_served_is_refused(operation: int) -> None:
     assert refusal_of(descriptor(operation=operation)) is Status.E_OPERATION
 
@@ -125,6 +126,13 @@ def test_any_512_bytes_are_a_request_or_a_refusal(data: bytes, plausible: bool) 
     assert len(claimed) == len(set(claimed))
     assert set(claimed) <= set(range(PAGES))
     assert request.length <= len(claimed) * PAGE_SIZE
+
+
+def test_a_release_is_read_like_a_send() -> None:
+    raw = descriptor((Span(page(1), 2),), operation=Operation.RELEASE)
+    request = Request.from_descriptor(raw)
+    assert request.operation is Operation.RELEASE
+    assert request.extents(WINDOW) == [Extent(1, 2)]
 
 
 # ---- Extents ----

@@ -129,7 +129,7 @@ def test_a_gap_is_the_lowest_one_that_fits_and_from_the_top_the_highest() -> Non
     assert runs.gap(5) == 0
     assert runs.gap(11) == 20
     assert runs.gap(5, align=8) == 0
-    assert runs.gap(10, align=16) == 32
+    assert runs.gap(11, align=16) == 32
     assert runs.gap_from_top(5) == 95
     assert runs.gap_from_top(6) == 84
     assert runs.gap_from_top(6, align=16) == 80

@@ -20,12 +20,18 @@ _U64 = struct.Struct("<Q")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
 _PEER = ctypes.sizeof(abi.Peer)
-_TX = abi.Control.tx.offset
-_RX = abi.Control.rx.offset
-_PEERS = abi.Control.peers.offset
-_STATUS = abi.Descriptor.status.offset
-_SENDER = abi.Descriptor.sender.offset
-_MESSAGE = abi.Descriptor.message.offset
+
+
+def _offset(structure: type[ctypes.Structure], field: str) -> int:
+    return int(getattr(structure, field).offset)
+
+
+_TX = _offset(abi.Control, "tx")
+_RX = _offset(abi.Control, "rx")
+_PEERS = _offset(abi.Control, "peers")
+_STATUS = _offset(abi.Descriptor, "status")
+_SENDER = _offset(abi.Descriptor, "sender")
+_MESSAGE = _offset(abi.Descriptor, "message")
 
 CONTROL_BYTES = ctypes.sizeof(abi.Control)
 
@@ -62,7 +68,7 @@ class ControlStructure:
             magic=abi.MAGIC,
             abi_major=abi.ABI_MAJOR,
             abi_minor=abi.ABI_MINOR,
-            bytes=CONTROL_BYTES,
+            size=CONTROL_BYTES,
             self=identity.machine,
             privilege=identity.privilege,
             doorbell=identity.doorbell,
@@ -89,7 +95,7 @@ class ControlStructure:
 
     def transmit_indices(self) -> range:
         """Return the indices that the guest has put since the last answer. Raises Refusal(E_RING)."""
-        head = self._u32(abi.Control.tx_head.offset)
+        head = self._u32(_offset(abi.Control, "tx_head"))
         count = (head - self._tx_tail) & _MASK
         if count > abi.TX_ENTRIES:
             raise Refusal(Status.E_RING)
@@ -106,13 +112,13 @@ class ControlStructure:
         _U64.pack_into(self._memory, entry + _MESSAGE, message)
         _I32.pack_into(self._memory, entry + _STATUS, status)
         self._tx_tail = (index + 1) & _MASK
-        _U32.pack_into(self._memory, abi.Control.tx_tail.offset, self._tx_tail)
+        _U32.pack_into(self._memory, _offset(abi.Control, "tx_tail"), self._tx_tail)
 
     # ---- Receive ring ----
 
     def pending(self) -> int:
         """Return how many delivered messages the guest has not taken. Raises Refusal(E_RING)."""
-        count = (self._rx_head - self._u32(abi.Control.rx_tail.offset)) & _MASK
+        count = (self._rx_head - self._u32(_offset(abi.Control, "rx_tail"))) & _MASK
         if count > abi.RX_ENTRIES:
             raise Refusal(Status.E_RING)
         return count
@@ -129,7 +135,7 @@ class ControlStructure:
         entry = _RX + self._rx_head % abi.RX_ENTRIES * _ENTRY
         self._memory[entry : entry + _ENTRY] = bytes(descriptor)
         self._rx_head = (self._rx_head + 1) & _MASK
-        _U32.pack_into(self._memory, abi.Control.rx_head.offset, self._rx_head)
+        _U32.pack_into(self._memory, _offset(abi.Control, "rx_head"), self._rx_head)
 
     # ---- Peers ----
 
@@ -140,36 +146,36 @@ class ControlStructure:
         self._memory[offset : offset + _PEER] = bytes(entry)
         if index == self._peers:
             self._peers += 1
-            _U32.pack_into(self._memory, abi.Control.peer_count.offset, self._peers)
+            _U32.pack_into(self._memory, _offset(abi.Control, "peer_count"), self._peers)
 
     # ---- Doorbell ----
 
     @property
     def wait_timeout_us(self) -> int:
         """The guest's time-out for a wait, in microseconds; FOREVER for none."""
-        return self._u64(abi.Control.wait_timeout_us.offset)
+        return self._u64(_offset(abi.Control, "wait_timeout_us"))
 
     @property
     def log(self) -> tuple[int, int]:
         """Where the guest's text is: address and length, unchecked."""
-        return self._u64(abi.Control.log_gpa.offset), self._u32(abi.Control.log_length.offset)
+        return self._u64(_offset(abi.Control, "log_gpa")), self._u32(_offset(abi.Control, "log_length"))
 
     @property
     def exit_code(self) -> int:
         """The guest's exit code, any 32-bit signed value."""
-        return int(_I32.unpack_from(self._memory, abi.Control.exit_code.offset)[0])
+        return int(_I32.unpack_from(self._memory, _offset(abi.Control, "exit_code"))[0])
 
     @property
     def progress(self) -> tuple[int, int]:
         """What the guest says of its progress: done and total, in units of its own."""
-        done = self._u64(abi.Control.progress_done.offset)
-        return done, self._u64(abi.Control.progress_total.offset)
+        done = self._u64(_offset(abi.Control, "progress_done"))
+        return done, self._u64(_offset(abi.Control, "progress_total"))
 
     def bell_status(self, status: Status) -> None:
         """Answer a doorbell as a whole."""
-        _I32.pack_into(self._memory, abi.Control.bell_status.offset, status)
+        _I32.pack_into(self._memory, _offset(abi.Control, "bell_status"), status)
 
     def notice(self, bits: int) -> None:
         """Set notice bits; what they mean is between the host and the guest."""
         self._notices |= bits & _MASK
-        _U32.pack_into(self._memory, abi.Control.notices.offset, self._notices)
+        _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._notices)

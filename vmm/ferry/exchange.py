@@ -62,16 +62,14 @@ class Exchange:
 
     def _list(self, peer: Peer, other: Peer, may_send: bool) -> None:
         """Write `other` into the peer table of `peer`."""
-        for index, (known, _) in enumerate(peer.listed):
-            if known is other:
-                break
-        else:
-            index = len(peer.listed)
-            peer.listed.append((other, may_send))
-        peer.listed[index] = (other, may_send)
+        known = [entry for entry, _ in peer.listed]
+        index = known.index(other) if other in known else len(known)
+        peer.listed[index : index + 1] = [(other, may_send)]
         if peer.control is not None:
             flags = PeerFlags.ALIVE * other.alive | PeerFlags.SEND * may_send
-            peer.control.put_peer(index, other.number, other.name, PeerFlags(flags), other.queue.room)
+            peer.control.put_peer(
+                index, other.number, other.name, PeerFlags(flags), other.queue.room
+            )
 
     def leave(self, peer: Peer) -> None:
         """A peer has stopped: return what it had not taken, free what it owned, tell its peers.

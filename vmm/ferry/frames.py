@@ -37,17 +37,17 @@ class FramePool:
         return tuple(self._runs)
 
     def allocate(self, count: int) -> list[Frames]:
-        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large.
+        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large and can be.
 
         Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
         """
         if count > self.free:
             return []
-        align = LARGE if count >= LARGE else 1
-        for index, run in enumerate(self._runs):
-            first = -(-run.first // align) * align
-            if first + count <= run.end:
-                return [self._take(index, Frames(first, count))]
+        for align in (LARGE, 1) if count >= LARGE else (1,):
+            for index, run in enumerate(self._runs):
+                first = -(-run.first // align) * align
+                if first + count <= run.end:
+                    return [self._take(index, Frames(first, count))]
         return self._gather(count)
 
     def _take(self, index: int, part: Frames) -> Frames:

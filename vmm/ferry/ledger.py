@@ -111,8 +111,10 @@ class Ledger:
     def grant(self, peer: int, count: int) -> tuple[Extent, list[Run]]:
         """Give a peer `count` free pages, adjacent in its window; return the extent and its runs.
 
-        Refused with E_WINDOW_FULL or E_NO_MEMORY.
+        Refused with E_RANGE if that is none, E_WINDOW_FULL or E_NO_MEMORY.
         """
+        if count < 1:
+            raise Refusal(Status.E_RANGE)
         window = self._windows[peer]
         page = _place(window, count)
         if page is None:
@@ -223,7 +225,7 @@ class Ledger:
             raise LedgerError(f"frame {expected} is in no state")
 
     def _check_reservations(self) -> None:
-        kept = {hold: 0 for hold in Hold}
+        kept = dict.fromkeys(Hold, 0)
         for window in self._windows.values():
             for run in window:
                 kept[run.hold] += run.count

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 from vmm.ferry.ledger import Parcel, Refusal
@@ -73,9 +75,10 @@ class Request:
             raise Refusal(Status.E_LENGTH)
         extents = [_extent(span, window) for span in self.spans]
         ordered = sorted(extents)
-        if any(a.end > b.page for a, b in zip(ordered, ordered[1:], strict=False)):
+        if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
             raise Refusal(Status.E_OVERLAP)
-        if self.length > sum(extent.count for extent in extents) * PAGE_SIZE:
+        most = sum(extent.count for extent in extents) * PAGE_SIZE
+        if self.length > most or len(self.payload) > abi.PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)
         return extents
 
@@ -125,5 +128,5 @@ class Message:
         )
         for extent, span in zip(descriptor.extents, self.spans, strict=False):
             extent.gpa, extent.pages = span
-        descriptor.payload[: len(self.payload)] = self.payload
+        ctypes.memmove(descriptor.payload, self.payload, len(self.payload))
         return descriptor

@@ -36,7 +36,9 @@ class Peer:
         self.control = control
         self.queue = Queue(depth)
         self.channels: dict[int, Peer] = {}
-        self.listed: list[tuple[Peer, bool]] = []  # the peer table: who, and whether one may send there
+        self.listed: list[
+            tuple[Peer, bool]
+        ] = []  # the peer table: who, and whether one may send there
         self.untaken: collections.deque[Message] = collections.deque()
         self.alive = True
         self.sent = 0

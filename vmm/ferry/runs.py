@@ -28,7 +28,9 @@ class Hold(enum.Enum):
     """What a window's pages are to its peer."""
 
     OWNED = "owned"  # its memory: mapped, or about to be
-    OUTGOING = "outgoing"  # sent and not yet delivered: no access, the place kept in case it comes back
+    OUTGOING = (
+        "outgoing"  # sent and not yet delivered: no access, the place kept in case it comes back
+    )
     INCOMING = "incoming"  # announced and not yet delivered: no access, the place kept for it
 
 

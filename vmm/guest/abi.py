@@ -17,10 +17,10 @@ NOTE_ABI = 0x5046
 PAGE_SIZE = 4096
 CONTROL_GPA = 0x00010000
 IMAGE_GPA = 0x00200000
-DOORBELL_GPA = 0x3ffff000
+DOORBELL_GPA = 0x3FFFF000
 DOORBELL_PORT = 0x5046
 WINDOW_GPA = 0x100000000
-FOREVER = 0xffffffffffffffff
+FOREVER = 0xFFFFFFFFFFFFFFFF
 LOG_MAX = 4096
 EXTENTS_MAX = 16
 PAYLOAD_MAX = 192
@@ -151,7 +151,7 @@ class Control(ctypes.LittleEndianStructure):
     magic: int
     abi_minor: int
     abi_major: int
-    bytes: int
+    size: int
     self: int
     peer_count: int
     privilege: int
@@ -183,7 +183,7 @@ class Control(ctypes.LittleEndianStructure):
         ("magic", ctypes.c_uint64),
         ("abi_minor", ctypes.c_uint16),
         ("abi_major", ctypes.c_uint16),
-        ("bytes", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
         ("self", ctypes.c_uint32),
         ("peer_count", ctypes.c_uint32),
         ("privilege", ctypes.c_uint32),

@@ -9,6 +9,7 @@ from vmm.guest import abi, x86
 from vmm.guest.image import Image
 from vmm.guest.x86 import PAGE, PageTables, Range
 from vmm.kvm import Kvm, Vcpu
+from vmm.kvm.structs import kvm_segment
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 from vmm.sizes import format_size
@@ -103,7 +104,7 @@ def enter(kvm: Kvm, vcpu: Vcpu, image: Image, layout: Layout, user: bool) -> Non
     vcpu.set_regs(regs)
 
 
-def _segment(segment: object, selector: int, kind: int, user: bool) -> object:
+def _segment(segment: kvm_segment, selector: int, kind: int, user: bool) -> kvm_segment:
     """Fill in a flat 4 GiB segment (SDM 3.4.5)."""
     fields = {
         "base": 0, "limit": 0xFFFFFFFF, "selector": selector, "type": kind, "present": 1,

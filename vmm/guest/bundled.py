@@ -13,5 +13,7 @@ def bundled_guest(name: str) -> Path:
     """Return the path of a bundled guest's ELF: "canary", "faults/wild_pointer". Raises GuestImageError."""
     path = ROOT / "bin" / f"{name}.elf"
     if not path.is_file():
-        raise GuestImageError(f"{path}: the bundled guests are not built: install the package again (pip install .)")
+        raise GuestImageError(
+            f"{path}: the bundled guests are not built: install the package again (pip install .)"
+        )
     return path

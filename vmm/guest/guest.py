@@ -101,7 +101,9 @@ class Guest:
 
     def explain(self, exit_: Exit) -> GuestFault:
         """Return why the guest cannot go on after an exit. It will not run again."""
-        with deadline(_DIAGNOSIS_SECONDS):  # a hostile guest may make even its last instruction a loop
+        with deadline(
+            _DIAGNOSIS_SECONDS
+        ):  # a hostile guest may make even its last instruction a loop
             return self.diagnosis.explain(exit_, self.vcpu.run)
 
     def close(self) -> None:

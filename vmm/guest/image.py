@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,20 @@ def load_image(path: str | Path) -> Image:
             raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
         if status.st_size > _MAX_BYTES:
             raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
-        return _load(str(path), status.st_mtime_ns, status.st_size)
+        identity = (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        )
+        return _load(str(path), identity)
     except OSError as error:
         raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _load(path: str, _mtime: int, _size: int) -> Image:
+def _load(path: str, _identity: tuple[int, ...]) -> Image:
     return parse_image(Path(path).read_bytes(), path)
 
 
@@ -88,19 +96,27 @@ def parse_image(data: bytes, name: str) -> Image:
         raise
     except (ELFError, DWARFError) as error:
         if not data.startswith(b"\x7fELF"):
-            raise GuestImageError(f"{name}: not an ELF file: give a guest built for pageferry") from error
+            raise GuestImageError(
+                f"{name}: not an ELF file: give a guest built for pageferry"
+            ) from error
         raise GuestImageError(f"{name}: truncated or malformed ELF: build it again") from error
     except Exception as error:  # the parser's own ways of stumbling over hostile bytes
-        raise GuestImageError(f"{name}: malformed ELF ({type(error).__name__}): build it again") from error
+        raise GuestImageError(
+            f"{name}: malformed ELF ({type(error).__name__}): build it again"
+        ) from error
     if not any(s.execute and s.gpa <= entry < s.gpa + s.size for s in segments):
-        raise GuestImageError(f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld")
+        raise GuestImageError(
+            f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld"
+        )
     return Image(name, entry, segments, Symbols(data))
 
 
 def _check_header(elf: Any, name: str) -> None:
     header = elf.header
     if elf.elfclass != 64:
-        raise GuestImageError(f"{name}: {elf.elfclass}-bit ELF: guests are 64-bit, compile with -m64")
+        raise GuestImageError(
+            f"{name}: {elf.elfclass}-bit ELF: guests are 64-bit, compile with -m64"
+        )
     if header["e_machine"] != "EM_X86_64":
         machine = str(header["e_machine"]).removeprefix("EM_")
         raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
@@ -109,7 +125,9 @@ def _check_header(elf: Any, name: str) -> None:
             f"{name}: not a static executable ({header['e_type']}): link with -static -no-pie -T guest.ld"
         )
     if header["e_phnum"] > 64:
-        raise GuestImageError(f"{name}: {header['e_phnum']} program headers are too many: link with guest.ld")
+        raise GuestImageError(
+            f"{name}: {header['e_phnum']} program headers are too many: link with guest.ld"
+        )
 
 
 def _check_note(elf: Any, name: str) -> None:
@@ -118,7 +136,9 @@ def _check_note(elf: Any, name: str) -> None:
         if not isinstance(segment, NoteSegment):
             continue
         for note in segment.iter_notes():
-            if note["n_name"] == abi.NOTE_NAME and note["n_type"] == abi.NOTE_ABI:
+            # The parser gives known types by name; ours has none, and stays a number.
+            name_and_type: tuple[Any, Any] = (note["n_name"], note["n_type"])
+            if name_and_type == (abi.NOTE_NAME, abi.NOTE_ABI):
                 _check_version(note["n_descdata"], name)
                 return
     raise GuestImageError(
@@ -128,7 +148,9 @@ def _check_note(elf: Any, name: str) -> None:
 
 def _check_version(descriptor: bytes, name: str) -> None:
     if len(descriptor) != 8:
-        raise GuestImageError(f"{name}: the pageferry ABI note is {len(descriptor)} bytes, not 8: rebuild it")
+        raise GuestImageError(
+            f"{name}: the pageferry ABI note is {len(descriptor)} bytes, not 8: rebuild it"
+        )
     major, minor = (int.from_bytes(descriptor[i : i + 4], "little") for i in (0, 4))
     if major != abi.ABI_MAJOR or minor > abi.ABI_MINOR:
         raise GuestImageError(
@@ -144,13 +166,19 @@ def _segments(elf: Any, data: bytes, name: str) -> list[Segment]:
         where = f"{name}: segment {index}"
         offset, filesz, memsz = header["p_offset"], header["p_filesz"], header["p_memsz"]
         if offset + filesz > len(data):
-            raise GuestImageError(f"{where} ends at byte {offset + filesz} of {len(data)}: the file is truncated")
+            raise GuestImageError(
+                f"{where} ends at byte {offset + filesz} of {len(data)}: the file is truncated"
+            )
         if filesz > memsz:
-            raise GuestImageError(f"{where} has more bytes in the file than in memory: the file is malformed")
+            raise GuestImageError(
+                f"{where} has more bytes in the file than in memory: the file is malformed"
+            )
         if memsz:
             flags = header["p_flags"]
             content = data[offset : offset + filesz]
-            found.append(Segment(header["p_vaddr"], content, memsz, bool(flags & 2), bool(flags & 1)))
+            found.append(
+                Segment(header["p_vaddr"], content, memsz, bool(flags & 2), bool(flags & 1))
+            )
     if not found:
         raise GuestImageError(f"{name}: nothing to load (no PT_LOAD segment): link with guest.ld")
     return found
@@ -165,9 +193,11 @@ def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
                 f"{name}: segment at {segment.gpa:#x} ({segment.size} bytes) is out of range: "
                 f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, link with guest.ld"
             )
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in itertools.pairwise(ordered):
         if low.gpa + low.size > high.gpa:
-            raise GuestImageError(f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} overlap: link with guest.ld")
+            raise GuestImageError(
+                f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} overlap: link with guest.ld"
+            )
         if low.end_page > high.first_page:
             raise GuestImageError(
                 f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} share a page: align them to {PAGE}"

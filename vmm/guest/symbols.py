@@ -59,7 +59,9 @@ class Symbols:
         if not elf.has_dwarf_info():
             return []
         dwarf = elf.get_dwarf_info()
-        return [row for unit in dwarf.iter_CUs() for row in _unit_lines(dwarf.line_program_for_CU(unit))]
+        return [
+            row for unit in dwarf.iter_CUs() for row in _unit_lines(dwarf.line_program_for_CU(unit))
+        ]
 
 
 def _unit_lines(program: Any) -> list[tuple[int, int, str, int]]:

@@ -14,7 +14,17 @@ from vmm.errors import GuestFault
 from vmm.guest import abi, x86
 from vmm.guest.boot import Layout
 from vmm.guest.symbols import Symbols
-from vmm.kvm import Exit, FailEntry, Hlt, InternalError, MemoryFault, MmioRead, MmioWrite, Shutdown, Vcpu
+from vmm.kvm import (
+    Exit,
+    FailEntry,
+    Hlt,
+    InternalError,
+    MemoryFault,
+    MmioRead,
+    MmioWrite,
+    Shutdown,
+    Vcpu,
+)
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import OutOfBounds
 
@@ -70,12 +80,15 @@ class Diagnosis:
                 return self._probe(run) or self._access(gpa, None)
             case InternalError(suberror=suberror):
                 return self._probe(run) or self.fault(
-                    "internal", f"KVM could not go on (internal error {suberror}): an instruction this host cannot run"
+                    "internal",
+                    f"KVM could not go on (internal error {suberror}): an instruction this host cannot run",
                 )
             case Shutdown():
                 return self.fault("triple-fault", "triple fault")
             case FailEntry(hardware_reason=code):
-                return self.fault("internal", f"the CPU refused to enter the guest (reason {code:#x})")
+                return self.fault(
+                    "internal", f"the CPU refused to enter the guest (reason {code:#x})"
+                )
         return self.fault("internal", f"unexpected exit {stopped}")
 
     def _halt(self) -> GuestFault:
@@ -86,7 +99,9 @@ class Diagnosis:
         if vector == x86.PAGE_FAULT:
             return self._page_fault(trap)
         name = x86.EXCEPTIONS.get(vector, f"exception {vector}")
-        return self.fault("exception", name, vector=vector, error_code=trap.error_code, rip=trap.rip)
+        return self.fault(
+            "exception", name, vector=vector, error_code=trap.error_code, rip=trap.rip
+        )
 
     def _page_fault(self, trap: x86.TrapFrame) -> GuestFault:
         address = self._vcpu.get_sregs().cr2

@@ -168,6 +168,10 @@ def page_tables(ranges: tuple[Range, ...], window: Region, user: bool) -> PageTa
 
     The window's size is a multiple of 2 MiB. Raises ValueError if the tables do not fit below the image.
     """
+    if window.end > 512 * TABLE_SPAN:
+        raise ValueError(
+            f"a window up to {window.end:#x} is beyond what one table maps: use a smaller one"
+        )
     tables = _Tables(PAGE_TABLES)
     for wanted in ranges:
         tables.map(wanted)
@@ -178,7 +182,9 @@ def page_tables(ranges: tuple[Range, ...], window: Region, user: bool) -> PageTa
     tables.map(Range(window.base, window.end, write=True, user=user))
     data = tables.pack()
     if PAGE_TABLES + len(data) > TABLES_END:
-        raise ValueError(f"page tables of {len(data)} bytes do not fit: use a smaller window or image")
+        raise ValueError(
+            f"page tables of {len(data)} bytes do not fit: use a smaller window or image"
+        )
     return PageTables(data, tables.address(tables.top), tables.address(root_no_window))
 
 

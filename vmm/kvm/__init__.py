@@ -9,7 +9,8 @@ Three classes, one per kind of descriptor, each made by the one before::
 
 ``run()`` returns an exit: a frozen value, one class for each kind. A refusal by the kernel is
 an OSError whose message names the request and the descriptor. Constants are in ``uapi``,
-structures in ``structs``, both under the kernel's own names.
+structures in ``structs``, both under the kernel's own names. Each method stands for the request
+of its name, which the kernel's Documentation/virt/kvm/api.rst ("KVM API") describes.
 """
 
 from . import structs, uapi
@@ -29,6 +30,7 @@ from .exits import (
     MemoryFault,
     MmioRead,
     MmioWrite,
+    MsrAccess,
     Shutdown,
     SystemEvent,
     Unknown,
@@ -61,6 +63,7 @@ __all__ = [
     "MemoryFault",
     "MmioRead",
     "MmioWrite",
+    "MsrAccess",
     "MsrRefusedError",
     "Shutdown",
     "SystemEvent",

@@ -34,8 +34,10 @@ def pack(entries: Sequence[CpuidEntry]) -> Any:
 
 def unpack(table: Any) -> list[CpuidEntry]:
     """Return the entries that the kernel filled in."""
-    return [CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-            for e in table.entries[: table.nent]]
+    return [
+        CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+        for e in table.entries[: table.nent]
+    ]
 
 
 def empty(count: int) -> Any:

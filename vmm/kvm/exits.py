@@ -87,12 +87,13 @@ class InternalError:
 class MemoryFault:
     """The host memory behind a guest's access could not be had: KVM_RUN failed with EFAULT.
 
-    ``gpa`` and ``size`` are None where the kernel did not say which memory it was.
+    ``gpa`` and ``size`` are None where the kernel did not say which memory it was. ``flags`` are
+    KVM_MEMORY_EXIT_FLAG_*.
     """
 
-    flags: int
     gpa: int | None
     size: int | None
+    flags: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,18 @@ class IrqWindowOpen:
 
 
 @dataclass(frozen=True, slots=True)
+class MsrAccess:
+    """RDMSR (``data`` None) or WRMSR that the VM wants to see: answer with ``set_msr_result``.
+
+    Comes after KVM_CAP_X86_USER_SPACE_MSR is enabled; ``reason`` is a KVM_MSR_EXIT_REASON_*.
+    """
+
+    index: int
+    reason: int
+    data: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """An exit that this module does not decode; ``reason`` is a KVM_EXIT_*.
 
@@ -135,8 +148,21 @@ class Unknown:
 
 
 Exit: TypeAlias = (
-    IoIn | IoOut | MmioRead | MmioWrite | Hlt | Hypercall | Shutdown | FailEntry | InternalError
-    | MemoryFault | Intr | Debug | SystemEvent | IrqWindowOpen | Unknown
+    IoIn
+    | IoOut
+    | MmioRead
+    | MmioWrite
+    | Hlt
+    | Hypercall
+    | Shutdown
+    | FailEntry
+    | InternalError
+    | MemoryFault
+    | Intr
+    | Debug
+    | SystemEvent
+    | IrqWindowOpen
+    | Unknown
 )
 
 INTR = Intr()
@@ -182,9 +208,9 @@ class RunPage:
         The caller cleared ``exit_reason`` before the run: kernels before 6.8 leave it alone.
         """
         if self.run.exit_reason != uapi.KVM_EXIT_MEMORY_FAULT:
-            return MemoryFault(0, None, None)
+            return MemoryFault(None, None, 0)
         fault = self.exit.memory_fault
-        return MemoryFault(fault.flags, fault.gpa, fault.size)
+        return MemoryFault(fault.gpa, fault.size, fault.flags)
 
     def put_io(self, data: bytes) -> None:
         """Answer an IoIn. Raises ValueError if there is none, or its length is another."""
@@ -208,6 +234,14 @@ class RunPage:
             raise ValueError("the last exit was no hypercall")
         self.hypercall.ret = result & (1 << 64) - 1
 
+    def put_msr(self, result: int | None) -> None:
+        """Answer an MsrAccess. Raises ValueError if there is none."""
+        if self.run.exit_reason not in (uapi.KVM_EXIT_X86_RDMSR, uapi.KVM_EXIT_X86_WRMSR):
+            raise ValueError("the last exit was no MSR access")
+        msr = self.exit.msr
+        msr.error = result is None
+        msr.data = (result or 0) & (1 << 64) - 1
+
 
 def _check_length(data: bytes, wanted: int) -> None:
     if len(data) != wanted:
@@ -226,7 +260,7 @@ def _io(page: RunPage) -> Exit:
 def _mmio(page: RunPage) -> Exit:
     mmio = page.mmio
     if mmio.is_write:
-        return MmioWrite(mmio.phys_addr, bytes(mmio.data[: mmio.len]))
+        return MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
     return MmioRead(mmio.phys_addr, mmio.len)
 
 
@@ -260,6 +294,16 @@ def _debug(page: RunPage) -> Exit:
     return Debug(arch.exception, arch.pc, arch.dr6, arch.dr7)
 
 
+def _rdmsr(page: RunPage) -> Exit:
+    msr = page.exit.msr
+    return MsrAccess(msr.index, msr.reason, None)
+
+
+def _wrmsr(page: RunPage) -> Exit:
+    msr = page.exit.msr
+    return MsrAccess(msr.index, msr.reason, msr.data)
+
+
 _DECODERS: dict[int, Callable[[RunPage], Exit]] = {
     uapi.KVM_EXIT_IO: _io,
     uapi.KVM_EXIT_MMIO: _mmio,
@@ -272,5 +316,7 @@ _DECODERS: dict[int, Callable[[RunPage], Exit]] = {
     uapi.KVM_EXIT_FAIL_ENTRY: _fail_entry,
     uapi.KVM_EXIT_INTERNAL_ERROR: _internal_error,
     uapi.KVM_EXIT_SYSTEM_EVENT: _system_event,
+    uapi.KVM_EXIT_X86_RDMSR: _rdmsr,
+    uapi.KVM_EXIT_X86_WRMSR: _wrmsr,
     uapi.KVM_EXIT_UNKNOWN: lambda page: Unknown(0, page.exit.hw.hardware_exit_reason),
 }

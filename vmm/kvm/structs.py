@@ -48,8 +48,9 @@ def _show(value: object) -> str:
 def layout(cls: type[_Layout]) -> type[_Layout]:
     """Class decorator: make ctypes' ``_fields_`` from the annotations, in their order."""
     hints = get_type_hints(cls, include_extras=True)
-    cls._fields_ = [(name, getattr(hint, "__metadata__", (hint,))[0])
-                    for name, hint in hints.items()]
+    cls._fields_ = [
+        (name, getattr(hint, "__metadata__", (hint,))[0]) for name, hint in hints.items()
+    ]
     return cls
 
 
@@ -413,6 +414,15 @@ class _anon_run_system_event(Struct):
 
 
 @layout
+class _anon_run_msr(Struct):
+    error: U8
+    _pad: Annotated[Array[c_uint8], c_uint8 * 7]
+    reason: U32
+    index: U32
+    data: U64
+
+
+@layout
 class _anon_run_memory_fault(Struct):
     flags: U64
     gpa: U64
@@ -430,6 +440,7 @@ class _anon_run_exit(Union):
     hypercall: _anon_run_hypercall
     internal: _anon_run_internal
     system_event: _anon_run_system_event
+    msr: _anon_run_msr
     memory_fault: _anon_run_memory_fault
     _size: Annotated[Array[c_char], c_char * 256]
 

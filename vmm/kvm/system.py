@@ -36,20 +36,20 @@ class Kvm(Descriptor):
     def api_version(self) -> int:
         """Return the interface's version. A program should refuse any but KVM_API_VERSION, 12.
 
-        Raises OSError: ENOTTY if this is no KVM. Source: KVM API, section 4.1.
+        Raises OSError: ENOTTY if this is no KVM.
         """
         return self._ioctl(SystemIoctl.KVM_GET_API_VERSION)
 
     def check_extension(self, capability: int) -> int:
-        """Return what the host says about a KVM_CAP_*: 0 if unknown. KVM API, section 4.4."""
+        """Return what the host says about a KVM_CAP_*: 0 if unknown."""
         return self._ioctl(SystemIoctl.KVM_CHECK_EXTENSION, capability)
 
     def vcpu_mmap_size(self) -> int:
-        """Return the bytes a vCPU shares with its monitor. Source: KVM API, section 4.5."""
+        """Return the bytes a vCPU shares with its monitor."""
         return self._ioctl(SystemIoctl.KVM_GET_VCPU_MMAP_SIZE)
 
     def supported_cpuid(self) -> list[CpuidEntry]:
-        """Return the CPUID leaves that host and KVM both support. KVM API, section 4.46."""
+        """Return the CPUID leaves that host and KVM both support."""
         count = _FIRST_CPUID_ENTRIES
         while True:
             table = cpuid.empty(count)
@@ -62,11 +62,11 @@ class Kvm(Descriptor):
             count *= 2
 
     def msr_index_list(self) -> list[int]:
-        """Return the numbers of the MSRs a guest has. Source: KVM API, section 4.3."""
+        """Return the numbers of the MSRs a guest has."""
         return self._msr_list(SystemIoctl.KVM_GET_MSR_INDEX_LIST)
 
     def msr_feature_index_list(self) -> list[int]:
-        """Return the numbers of the MSRs that describe features. KVM API, section 4.3."""
+        """Return the numbers of the MSRs that describe features."""
         return self._msr_list(SystemIoctl.KVM_GET_MSR_FEATURE_INDEX_LIST)
 
     def _msr_list(self, request: Ioctl) -> list[int]:
@@ -83,7 +83,7 @@ class Kvm(Descriptor):
             count = table.nmsrs
 
     def create_vm(self, type: int = 0) -> Vm:
-        """Create a VM with no memory and no vCPU. Raises OSError. KVM API, section 4.2.
+        """Create a VM with no memory and no vCPU. Raises OSError.
 
         ``type`` is the machine type, 0 for an ordinary one.
         """

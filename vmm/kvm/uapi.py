@@ -52,6 +52,10 @@ KVM_INTERNAL_ERROR_SIMUL_EX = 2
 KVM_INTERNAL_ERROR_DELIVERY_EV = 3
 KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON = 4
 
+KVM_MSR_EXIT_REASON_INVAL = 1 << 0
+KVM_MSR_EXIT_REASON_UNKNOWN = 1 << 1
+KVM_MSR_EXIT_REASON_FILTER = 1 << 2
+
 KVM_SYSTEM_EVENT_SHUTDOWN = 1
 KVM_SYSTEM_EVENT_RESET = 2
 KVM_SYSTEM_EVENT_CRASH = 3
@@ -144,6 +148,7 @@ KVM_CAP_X86_DISABLE_EXITS = 143
 KVM_CAP_GET_MSR_FEATURES = 153
 KVM_CAP_NESTED_STATE = 157
 KVM_CAP_COALESCED_PIO = 162
+KVM_CAP_X86_USER_SPACE_MSR = 188
 KVM_CAP_EXIT_HYPERCALL = 201
 KVM_CAP_EXIT_ON_EMULATION_FAILURE = 204
 KVM_CAP_VM_GPA_BITS = 207
@@ -187,8 +192,9 @@ def _ior(number: int, argument: type[Struct], capability: int | None = None) -> 
     return _ioctl(_READ, number, ctypes.sizeof(argument), capability)
 
 
-def _iow(number: int, argument: type[Struct] | type[ctypes.c_uint64],
-         capability: int | None = None) -> Ioctl:
+def _iow(
+    number: int, argument: type[Struct] | type[ctypes.c_uint64], capability: int | None = None
+) -> Ioctl:
     return _ioctl(_WRITE, number, ctypes.sizeof(argument), capability)
 
 
@@ -215,7 +221,8 @@ class VmIoctl:
     KVM_CREATE_VCPU = _io(0x41)
     KVM_GET_DIRTY_LOG = _iow(0x42, structs.kvm_dirty_log)
     KVM_SET_USER_MEMORY_REGION = _iow(
-        0x46, structs.kvm_userspace_memory_region, KVM_CAP_USER_MEMORY)
+        0x46, structs.kvm_userspace_memory_region, KVM_CAP_USER_MEMORY
+    )
     KVM_SET_TSS_ADDR = _io(0x47, KVM_CAP_SET_TSS_ADDR)
     KVM_SET_IDENTITY_MAP_ADDR = _iow(0x48, ctypes.c_uint64, KVM_CAP_SET_IDENTITY_MAP_ADDR)
     KVM_CREATE_IRQCHIP = _io(0x60, KVM_CAP_IRQCHIP)

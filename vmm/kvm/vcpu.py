@@ -5,15 +5,18 @@ import errno
 import mmap
 import sys
 from collections.abc import Iterable
-from typing import Self
+from typing import Any, Self
 
-from .descriptor import libc_ioctl
 from .exits import INTR, Exit, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState
 
 _KVM_RUN = VcpuIoctl.KVM_RUN.request
+# The hot path: where no argument types are declared a call costs a third less. A KVM_RUN and its
+# zero fit into C's int. (fcntl.ioctl would be cheaper still, but from Python 3.14 on it repeats
+# an interrupted call: no signal would ever get a guest back.)
+_ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
 _SIGSET_BYTES = 8  # the kernel's own sigset_t, not the C library's 128 bytes
 
 
@@ -60,14 +63,14 @@ class Vcpu(VcpuState):
         Releases the GIL. Returns Intr when a signal or ``immediate_exit`` ended it, also with
         nothing executed, and for EAGAIN, where the kernel wants to be called again (a vCPU that
         was just started by another one). Returns MemoryFault for EFAULT. Any other failure is an
-        OSError. Source: KVM API, section 4.10.
+        OSError.
         """
         page = self._page or self._shared()
         # Kernels before 6.8 leave it as the last exit wrote it when the run fails. It is an
         # output of the kernel, which never reads it: completing a pending access goes by state
         # of its own.
         page.run.exit_reason = 0
-        if libc_ioctl(self._fd, _KVM_RUN, 0) >= 0:
+        if _ioctl(self._fd, _KVM_RUN, 0) >= 0:
             return page.decode()
         code = ctypes.get_errno()
         if code == errno.EINTR or code == errno.EAGAIN:
@@ -113,7 +116,7 @@ class Vcpu(VcpuState):
 
         A signal that the thread blocks and this mask does not ends a run with Intr and is still
         pending afterwards: take it with ``signal.sigtimedwait``. None goes back to the thread's
-        own mask. Source: KVM API, section 4.20.
+        own mask.
         """
         if signals is None:
             self._ioctl(VcpuIoctl.KVM_SET_SIGNAL_MASK, None)
@@ -165,6 +168,13 @@ class Vcpu(VcpuState):
     def set_hypercall_result(self, result: int) -> None:
         """Answer the last exit, a Hypercall; the guest finds it in RAX. ValueError otherwise."""
         self._shared().put_hypercall(result)
+
+    def set_msr_result(self, result: int | None) -> None:
+        """Answer the last exit, an MsrAccess: the value read, for a write anything, or None.
+
+        None is a refusal: the guest gets a general protection fault. ValueError otherwise.
+        """
+        self._shared().put_msr(result)
 
 
 def _map(fd: int, size: int) -> mmap.mmap:

@@ -28,6 +28,7 @@ from .uapi import Ioctl, VcpuIoctl
 
 _S = TypeVar("_S", bound=Struct)
 
+_MAX_CPUID_ENTRIES = 256  # the kernel keeps no more (KVM_MAX_CPUID_ENTRIES)
 _MSRS_PER_CALL = 255  # the kernel refuses 256 and more with E2BIG
 
 
@@ -64,42 +65,42 @@ class VcpuState(Descriptor):
     kind = "vcpu"
 
     def get_regs(self) -> kvm_regs:
-        """Return the general registers. Source: KVM API, section 4.11."""
+        """Return the general registers."""
         return self._get(VcpuIoctl.KVM_GET_REGS, kvm_regs())
 
     def set_regs(self, regs: kvm_regs) -> None:
-        """Set the general registers. Source: KVM API, section 4.12."""
+        """Set the general registers."""
         self._ioctl(VcpuIoctl.KVM_SET_REGS, ctypes.byref(regs))
 
     def get_sregs(self) -> kvm_sregs:
-        """Return segments, descriptor tables and control registers. KVM API, section 4.13."""
+        """Return segments, descriptor tables and control registers."""
         return self._get(VcpuIoctl.KVM_GET_SREGS, kvm_sregs())
 
     def set_sregs(self, sregs: kvm_sregs) -> None:
-        """Set segments, descriptor tables and control registers. KVM API, section 4.14.
+        """Set segments, descriptor tables and control registers.
 
         Raises OSError: EINVAL for control registers that contradict each other or the CPUID.
         """
         self._ioctl(VcpuIoctl.KVM_SET_SREGS, ctypes.byref(sregs))
 
     def get_fpu(self) -> kvm_fpu:
-        """Return x87 and SSE registers (not AVX). Source: KVM API, section 4.22."""
+        """Return x87 and SSE registers; not AVX, and ``mxcsr`` is not filled in by the kernel."""
         return self._get(VcpuIoctl.KVM_GET_FPU, kvm_fpu())
 
     def set_fpu(self, fpu: kvm_fpu) -> None:
-        """Set x87 and SSE registers (not AVX). Source: KVM API, section 4.23."""
+        """Set x87 and SSE registers; not AVX, and the kernel ignores ``mxcsr``."""
         self._ioctl(VcpuIoctl.KVM_SET_FPU, ctypes.byref(fpu))
 
     def get_debugregs(self) -> kvm_debugregs:
-        """Return the debug registers as the guest sees them. KVM API: KVM_GET_DEBUGREGS."""
+        """Return the debug registers as the guest sees them."""
         return self._get(VcpuIoctl.KVM_GET_DEBUGREGS, kvm_debugregs())
 
     def set_debugregs(self, registers: kvm_debugregs) -> None:
-        """Set the debug registers as the guest sees them. KVM API: KVM_SET_DEBUGREGS."""
+        """Set the debug registers as the guest sees them."""
         self._ioctl(VcpuIoctl.KVM_SET_DEBUGREGS, ctypes.byref(registers))
 
     def get_events(self) -> kvm_vcpu_events:
-        """Return pending exceptions, interrupts and NMIs. KVM API: KVM_GET_VCPU_EVENTS."""
+        """Return pending exceptions, interrupts and NMIs."""
         return self._get(VcpuIoctl.KVM_GET_VCPU_EVENTS, kvm_vcpu_events())
 
     def set_events(self, events: kvm_vcpu_events) -> None:
@@ -107,7 +108,7 @@ class VcpuState(Descriptor):
         self._ioctl(VcpuIoctl.KVM_SET_VCPU_EVENTS, ctypes.byref(events))
 
     def get_mp_state(self) -> int:
-        """Return KVM_MP_STATE_*: runnable, halted … Source: KVM API, KVM_GET_MP_STATE."""
+        """Return KVM_MP_STATE_*: runnable, halted …"""
         return self._get(VcpuIoctl.KVM_GET_MP_STATE, kvm_mp_state()).mp_state
 
     def set_mp_state(self, state: int) -> None:
@@ -115,7 +116,7 @@ class VcpuState(Descriptor):
         self._ioctl(VcpuIoctl.KVM_SET_MP_STATE, ctypes.byref(kvm_mp_state(state)))
 
     def get_xcrs(self) -> dict[int, int]:
-        """Return the extended control registers by number. KVM API: KVM_GET_XCRS.
+        """Return the extended control registers by number.
 
         Empty where the host has no XSAVE.
         """
@@ -123,7 +124,7 @@ class VcpuState(Descriptor):
         return {entry.xcr: entry.value for entry in xcrs.xcrs[: xcrs.nr_xcrs]}
 
     def set_xcrs(self, values: Mapping[int, int]) -> None:
-        """Set extended control registers, at most 16. KVM API: KVM_SET_XCRS.
+        """Set extended control registers, at most 16.
 
         Raises OSError: EINVAL for a value that the CPUID set before does not allow.
         """
@@ -134,24 +135,17 @@ class VcpuState(Descriptor):
         self._ioctl(VcpuIoctl.KVM_SET_XCRS, ctypes.byref(xcrs))
 
     def get_cpuid(self) -> list[CpuidEntry]:
-        """Return what CPUID answers in this vCPU. Source: KVM API, KVM_GET_CPUID2."""
-        table = cpuid.empty(0)
-        while True:
-            try:
-                self._ioctl(VcpuIoctl.KVM_GET_CPUID2, ctypes.byref(table))
-                return cpuid.unpack(table)
-            except OSError as error:
-                # The kernel writes the size it wants next to E2BIG.
-                if error.errno != errno.E2BIG or table.nent <= len(table.entries):
-                    raise
-            table = cpuid.empty(table.nent)
+        """Return what CPUID answers in this vCPU."""
+        table = cpuid.empty(_MAX_CPUID_ENTRIES)
+        self._ioctl(VcpuIoctl.KVM_GET_CPUID2, ctypes.byref(table))
+        return cpuid.unpack(table)
 
     def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
-        """Set what CPUID answers; once, before the first run. KVM API, KVM_SET_CPUID2."""
+        """Set what CPUID answers; once, before the first run."""
         self._ioctl(VcpuIoctl.KVM_SET_CPUID2, ctypes.byref(cpuid.pack(entries)))
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
-        """Return model-specific registers by number. Source: KVM API, section 4.18.
+        """Return model-specific registers by number.
 
         Raises MsrRefusedError for the first one that cannot be read.
         """
@@ -162,7 +156,7 @@ class VcpuState(Descriptor):
         return values
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
-        """Set model-specific registers, in order. Source: KVM API, section 4.19.
+        """Set model-specific registers, in order.
 
         Raises MsrRefusedError for the first one that cannot be written; those before it are set.
         """
@@ -178,21 +172,26 @@ class VcpuState(Descriptor):
         if done < len(values):
             index = values[done][0]
             raise MsrRefusedError(
-                f"{request.name} on {self.kind} fd {self._fd}: MSR {index:#x} refused", index)
+                f"{request.name} on {self.kind} fd {self._fd}: MSR {index:#x} refused", index
+            )
         return table
 
     def translate(self, linear_address: int) -> Translation:
-        """Walk the guest's page tables for an address. Source: KVM API, section 4.15."""
+        """Walk the guest's page tables for an address."""
         request = kvm_translation(linear_address=linear_address)
         self._ioctl(VcpuIoctl.KVM_TRANSLATE, ctypes.byref(request))
-        return Translation(request.physical_address, bool(request.valid),
-                           bool(request.writeable), bool(request.usermode))
+        return Translation(
+            request.physical_address,
+            bool(request.valid),
+            bool(request.writeable),
+            bool(request.usermode),
+        )
 
     def set_guest_debug(self, control: int, debugreg: Sequence[int] = ()) -> None:
         """Ask for single steps or breakpoints: KVM_GUESTDBG_*, 0 for none of it.
 
         ``debugreg`` are DR0 to DR7 for hardware breakpoints. Call it after ``set_regs``: in the
-        other order the step is lost on SVM and VMX. Source: KVM API, KVM_SET_GUEST_DEBUG.
+        other order the step is lost on SVM and VMX.
         """
         request = kvm_guest_debug(control=control)
         for position, value in enumerate(debugreg):
@@ -200,19 +199,19 @@ class VcpuState(Descriptor):
         self._ioctl(VcpuIoctl.KVM_SET_GUEST_DEBUG, ctypes.byref(request))
 
     def interrupt(self, vector: int) -> None:
-        """Queue an interrupt. Source: KVM API, section 4.16.
+        """Queue an interrupt.
 
-        Only without in-kernel interrupt chips (ENXIO with them), and only while the guest can
-        take one: EEXIST if one is queued already.
+        Only without in-kernel interrupt chips (ENXIO with them). One that is still queued is
+        replaced: the kernel keeps one.
         """
         self._ioctl(VcpuIoctl.KVM_INTERRUPT, ctypes.byref(kvm_interrupt(vector)))
 
     def nmi(self) -> None:
-        """Queue a non-maskable interrupt. Source: KVM API, KVM_NMI."""
+        """Queue a non-maskable interrupt."""
         self._ioctl(VcpuIoctl.KVM_NMI)
 
     def enable_cap(self, capability: int, *args: int, flags: int = 0) -> None:
-        """Turn on a capability of this vCPU. Source: KVM API, section 4.37."""
+        """Turn on a capability of this vCPU."""
         request = kvm_enable_cap(cap=capability, flags=flags)
         for position, value in enumerate(args):
             request.args[position] = value

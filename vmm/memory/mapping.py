@@ -46,7 +46,9 @@ _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def _map(address: int, size: int, protection: int, flags: int, fd: int, offset: int, what: str) -> int:
+def _map(
+    address: int, size: int, protection: int, flags: int, fd: int, offset: int, what: str
+) -> int:
     result = _mmap(address, size, protection, flags, fd, offset)
     if result == _MAP_FAILED:
         code = ctypes.get_errno()

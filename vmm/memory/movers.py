@@ -87,9 +87,7 @@ class MappedWindow(Window):
         self.region = Region(self.mapping.address if base is None else base, size)
 
     def show(self, page: int, frame: int, count: int) -> None:
-        mapping.show(
-            self.address(page), count * PAGE_SIZE, self._pool.fd, frame * PAGE_SIZE
-        )
+        mapping.show(self.address(page), count * PAGE_SIZE, self._pool.fd, frame * PAGE_SIZE)
 
     def hide(self, page: int, count: int) -> None:
         mapping.hide(self.address(page), count * PAGE_SIZE)

@@ -1,0 +1,78 @@
+"""What errors say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vmm import errors
+from vmm.errors import GuestFault, HostError, PageferryError, Place
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        (Place(), ""),
+        (Place("main", 0x1C, "echo.c", 20), "main+0x1c at echo.c:20"),
+        (Place("main", 0), "main+0x0"),
+        (Place(file="echo.c", line=20), "echo.c:20"),
+    ],
+)
+def test_a_place_is_said_as_far_as_it_is_known(place: Place, text: str) -> None:
+    assert str(place) == text
+
+
+def test_a_fault_says_machine_reason_instruction_and_place_in_one_line() -> None:
+    fault = GuestFault(
+        "access", "bob", "write of 0x100000000", rip=0x201010, place=Place("main", 4, "b.c", 9)
+    )
+    assert str(fault) == "bob: write of 0x100000000, rip 0x201010 (main+0x4 at b.c:9)"
+
+
+def test_what_a_fault_does_not_know_it_leaves_out() -> None:
+    assert str(GuestFault("killed", "bob", "killed by the host")) == "bob: killed by the host"
+    assert str(GuestFault("halt", "bob", "HLT", rip=0)) == "bob: HLT, rip 0x0"
+
+
+def test_a_fault_as_json_has_every_field_known_or_not() -> None:
+    fault = GuestFault(
+        "exception",
+        "bob",
+        "#PF page fault",
+        vector=14,
+        error_code=2,
+        address=0,
+        access="write",
+        rip=0x201010,
+        place=Place("main", 4, "b.c", 9),
+    )
+    assert json.loads(json.dumps(fault.as_json())) == {
+        "kind": "exception",
+        "machine": "bob",
+        "reason": "#PF page fault",
+        "vector": 14,
+        "error_code": 2,
+        "address": 0,
+        "access": "write",
+        "rip": 0x201010,
+        "symbol": "main",
+        "file": "b.c",
+        "line": 9,
+    }
+    unknown = GuestFault("killed", "bob", "killed").as_json()
+    assert unknown.keys() == fault.as_json().keys()
+    assert unknown["symbol"] is unknown["line"] is unknown["vector"] is None
+
+
+def test_a_host_error_says_what_is_wrong_and_what_to_do() -> None:
+    error = HostError("no /dev/kvm", "load the kvm module")
+    assert str(error) == "no /dev/kvm: load the kvm module"
+    assert (error.what, error.fix) == ("no /dev/kvm", "load the kvm module")
+
+
+def test_every_error_can_be_caught_as_one_of_ours() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    raised = {kind for kind in kinds if issubclass(kind, Exception)}
+    assert len(raised) > 5
+    assert all(issubclass(kind, PageferryError) for kind in raised)
