@@ -47,11 +47,13 @@ class Scene:
         self.m.connect(first, second, both=False)
         return first
 
-    def give(self, letters: bytes) -> None:
-        """Send the guest a page full of each letter, in one message."""
+    def give(self, letters: bytes) -> dict[str, int]:
+        """Send the guest a page full of each letter, in one message; returns the audit before that."""
         buffer = self.m.host.alloc(len(letters) * PAGE)
         buffer.write(b"".join(bytes([letter]) * PAGE for letter in letters))
+        before = self.m.audit()
         self.m.host.send(self.guest, buffer)
+        return before
 
     def run(self, timeout: float = 20) -> None:
         """Run the guest; the innocents must not notice, neither meanwhile nor afterwards."""

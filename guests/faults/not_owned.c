@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Sends pages of its window that it never had, or that it has sent away before, alone and beside its own.
+ * Sends, and releases, pages that it never had or has sent away before, alone and beside its own.
  * Each must be refused, PF_E_OWNERSHIP. Its peer must get the one page that it had the right to send.
  * Wants three pages from the host, and gives two back when every refusal was as it must be. */
 #include "pf.h"
@@ -25,9 +25,12 @@ int main(void)
     PF_CHECK(send(end, 1) == PF_E_OWNERSHIP);
     PF_CHECK(send(end + (1 << 20), 1) == PF_E_OWNERSHIP);
     PF_CHECK(send(gpa, 4) == PF_E_OWNERSHIP);
+    PF_CHECK(pf_release((void *)end, 1) == PF_E_OWNERSHIP);
+    PF_CHECK(pf_release((void *)gpa, 4) == PF_E_OWNERSHIP);
     PF_CHECK(send(gpa + 2 * PF_PAGE_SIZE, 1) == PF_OK);
     PF_CHECK(send(gpa + 2 * PF_PAGE_SIZE, 1) == PF_E_OWNERSHIP);
     PF_CHECK(send(gpa + PF_PAGE_SIZE, 2) == PF_E_OWNERSHIP);
+    PF_CHECK(pf_release((void *)(gpa + PF_PAGE_SIZE), 2) == PF_E_OWNERSHIP);
     page.extents[0].pages = 2;
     page.length = 2 * PF_PAGE_SIZE;
     PF_CHECK(*(char *)pf_data(&page) == 'a');

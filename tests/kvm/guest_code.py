@@ -26,6 +26,8 @@ _PRESENT_WRITE_USER, _LARGE = 7, 0x80
 HLT = b"\xf4"
 SPIN = b"\xeb\xfe"  # jmp to itself
 
+PATIENCE = 20.0  # seconds; for what comes at once on any host
+
 
 class Ram:
     """Anonymous memory of this process, for a slot at guest-physical 0."""
@@ -67,6 +69,7 @@ def machine(slot_flags: int = 0) -> Iterator[Machine]:
         with Kvm.open() as kvm, kvm.create_vm() as vm:
             vm.set_user_memory_region(0, 0, ram.size, ram.address, slot_flags)
             with vm.create_vcpu() as vcpu:
+                vcpu.set_cpuid(kvm.supported_cpuid())  # it cannot be changed after the first run
                 yield Machine(kvm, vm, vcpu, ram)
     finally:
         ram.close()
@@ -89,21 +92,30 @@ def user_mode(made: Machine, code: bytes, **registers: int) -> None:
     made.ram.write(_PML4, struct.pack("<Q", _PDPT | flags))
     made.ram.write(_PDPT, struct.pack("<Q", _PD | flags))
     made.ram.write(_PD, struct.pack("<2Q", flags | _LARGE, NO_RAM | flags | _LARGE))
-    made.vcpu.set_cpuid(made.kvm.supported_cpuid())
     made.vcpu.set_sregs(_ring3(made.vcpu.get_sregs()))
     made.go(**registers)
 
 
 def _ring3(sregs: kvm_sregs) -> kvm_sregs:
     def flat(selector: int, kind: int, long: int) -> kvm_segment:
-        return kvm_segment(limit=0xFFFFFFFF, selector=selector | 3, type=kind, present=1, dpl=3,
-                           db=1 - long, s=1, l=long, g=1)
+        return kvm_segment(
+            limit=0xFFFFFFFF,
+            selector=selector | 3,
+            type=kind,
+            present=1,
+            dpl=3,
+            db=1 - long,
+            s=1,
+            l=long,
+            g=1,
+        )
 
     sregs.cs = flat(0x28, 0xB, 1)
     sregs.ss = sregs.ds = sregs.es = sregs.fs = sregs.gs = flat(0x20, 3, 0)
     sregs.tr = kvm_segment(base=_TSS, limit=0x67, selector=0x30, type=0xB, present=1)
     sregs.cr0, sregs.cr3, sregs.cr4 = 0x80050033, _PML4, 0x620
     sregs.efer = 0xD00
+    sregs.idt.base = sregs.idt.limit = 0  # every exception is fatal
     return sregs
 
 

@@ -51,8 +51,7 @@ def test_using_a_page_that_was_sent_names_its_exact_address(
     name: str, access: str, offset: int, mover: str
 ) -> None:
     with scene(name, mover) as s:
-        s.give(b"abc")
-        before = s.m.audit()
+        before = s.give(b"abc")
         fault = fault_of(s)
         address = s.guest.window.base + PAGE + offset  # of the three pages it sent the second
         assert (fault.kind, fault.access, fault.address) == ("access", access, address)

@@ -54,9 +54,7 @@ def test_a_cpuid_buffer_too_small_grows(kvm: Kvm, monkeypatch: pytest.MonkeyPatc
     assert [(e.function, e.index) for e in kvm.supported_cpuid()] == before
 
 
-def test_cpuid_gives_up_where_no_size_is_enough(
-    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpuid_gives_up_where_no_size_is_enough(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "_FIRST_CPUID_ENTRIES", 1)
     monkeypatch.setattr(system, "_MAX_CPUID_ENTRIES", 1)
     with pytest.raises(OSError, match="KVM_GET_SUPPORTED_CPUID on kvm fd") as caught:

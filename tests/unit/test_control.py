@@ -51,7 +51,7 @@ def refused(operation: object) -> Status:
 
 def test_a_machine_reads_who_it_is(sides: Sides) -> None:
     guest = sides.guest
-    assert (guest.magic, guest.bytes) == (abi.MAGIC, CONTROL_BYTES)
+    assert (guest.magic, guest.size) == (abi.MAGIC, CONTROL_BYTES)
     assert bytes(guest)[:8] == b"PAGFERRY"
     assert (guest.abi_major, guest.abi_minor) == (abi.ABI_MAJOR, abi.ABI_MINOR)
     assert (guest.self, guest.name, guest.privilege) == (3, b"alice", 3)

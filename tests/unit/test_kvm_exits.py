@@ -18,7 +18,7 @@ from vmm.kvm import (
     Unknown,
     uapi,
 )
-from vmm.kvm.exits import RunPage
+from vmm.kvm.run_page import RunPage
 
 
 @pytest.fixture
@@ -44,12 +44,15 @@ def test_the_other_flags_of_a_hypercall_are_not_its_mode(page: RunPage) -> None:
     assert page.decode() == Hypercall(0, (0,) * 6, False)
 
 
-@pytest.mark.parametrize(("reason", "value"), [
-    (uapi.KVM_EXIT_SHUTDOWN, Shutdown()),
-    (uapi.KVM_EXIT_IRQ_WINDOW_OPEN, IrqWindowOpen()),
-    (uapi.KVM_EXIT_NOTIFY, Unknown(uapi.KVM_EXIT_NOTIFY)),
-    (9999, Unknown(9999)),
-])
+@pytest.mark.parametrize(
+    ("reason", "value"),
+    [
+        (uapi.KVM_EXIT_SHUTDOWN, Shutdown()),
+        (uapi.KVM_EXIT_IRQ_WINDOW_OPEN, IrqWindowOpen()),
+        (uapi.KVM_EXIT_NOTIFY, Unknown(uapi.KVM_EXIT_NOTIFY)),
+        (9999, Unknown(9999)),
+    ],
+)
 def test_exits_without_details(page: RunPage, reason: int, value: Exit) -> None:
     page.run.exit_reason = reason
     assert page.decode() == value

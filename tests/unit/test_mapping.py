@@ -22,7 +22,7 @@ PAGES = 8
 
 
 class Line(NamedTuple):
-    """What /proc/self/maps says of one address."""
+    """What /proc/self/maps says of one address; what has no name has no offset either."""
 
     protection: str
     offset: int
@@ -34,7 +34,7 @@ def kernels_word(address: int) -> Line | None:
         bounds, protection, offset, _, _, *name = line.split(maxsplit=5)
         start, end = (int(bound, 16) for bound in bounds.split("-"))
         if start <= address < end:
-            return Line(protection, int(offset, 16) + address - start, " ".join(name))
+            return Line(protection, int(offset, 16) + address - start if name else 0, " ".join(name))
     return None
 
 

@@ -41,7 +41,7 @@ def test_zeroed_pages_read_as_zeros_and_the_others_as_before(pool: PagePool) -> 
         first_bytes = [view[frame * PAGE_SIZE] for frame in range(FRAMES)]
         assert first_bytes == [255, 0, 0, 255, 255, 255, 0, 255]
         assert bytes(view[PAGE_SIZE : 3 * PAGE_SIZE]) == bytes(2 * PAGE_SIZE)
-        assert bytes(view[: PAGE_SIZE]) == b"\xff" * PAGE_SIZE
+        assert bytes(view[:PAGE_SIZE]) == b"\xff" * PAGE_SIZE
         view.release()
 
 
@@ -73,6 +73,6 @@ def test_closing_again_does_nothing() -> None:
 
 def test_a_pool_beyond_what_a_file_can_be_leaks_nothing() -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with pytest.raises(OSError, match=r"Invalid argument|File too large"):
+    with pytest.raises((OSError, OverflowError)):
         PagePool(1 << 51)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

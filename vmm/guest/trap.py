@@ -19,6 +19,8 @@ from vmm.kvm import (
     FailEntry,
     Hlt,
     InternalError,
+    IoIn,
+    IoOut,
     MemoryFault,
     MmioRead,
     MmioWrite,
@@ -76,6 +78,10 @@ class Diagnosis:
                 return self._access(gpa, "read")
             case MmioWrite(gpa=gpa):
                 return self._access(gpa, "write")
+            case IoIn(port=port):
+                return self.fault("port", f"read of I/O port {port:#x}", access="read")
+            case IoOut(port=port):
+                return self.fault("port", f"write of I/O port {port:#x}", access="write")
             case MemoryFault(gpa=gpa):
                 return self._probe(run) or self._access(gpa, None)
             case InternalError(suberror=suberror):

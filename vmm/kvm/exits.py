@@ -1,16 +1,11 @@
-"""Why a vCPU stopped, as values. The kernel's run page is decoded here and nowhere else.
+"""Why a vCPU stopped, as values.
 
 All exits are frozen and compare by type and content. Addresses are guest-physical, sizes in
 bytes. Source: KVM API, section 5, "The kvm_run structure".
 """
 
-import mmap
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-from . import uapi
-from .structs import kvm_run
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,161 +157,6 @@ Exit: TypeAlias = (
     | Debug
     | SystemEvent
     | IrqWindowOpen
+    | MsrAccess
     | Unknown
 )
-
-INTR = Intr()
-_HLT = Hlt()
-_SHUTDOWN = Shutdown()
-_IRQ_WINDOW_OPEN = IrqWindowOpen()
-
-
-class RunPage:
-    """The mapping a vCPU shares with its monitor, and views of it made once.
-
-    Private to this package: a view that outlives ``close()`` would keep the mapping alive, and
-    mmap refuses to close under one (BufferError).
-    """
-
-    __slots__ = ("exit", "hypercall", "io", "map", "mmio", "run", "sync")
-
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self.map = mapping
-        self.run = kvm_run.from_buffer(mapping)
-        self.exit = self.run.exit
-        self.io = self.exit.io
-        self.mmio = self.exit.mmio
-        self.hypercall = self.exit.hypercall
-        self.sync = self.run.s.regs
-
-    def close(self) -> None:
-        """Drop the views, then unmap."""
-        mapping = self.map
-        for name in self.__slots__:
-            delattr(self, name)
-        mapping.close()
-
-    def decode(self) -> Exit:
-        """Return the exit that the kernel described here."""
-        reason: int = self.run.exit_reason
-        decoder = _DECODERS.get(reason)
-        return Unknown(reason) if decoder is None else decoder(self)
-
-    def memory_fault(self) -> MemoryFault:
-        """Return the fault behind an EFAULT; its address only if this run wrote one.
-
-        The caller cleared ``exit_reason`` before the run: kernels before 6.8 leave it alone.
-        """
-        if self.run.exit_reason != uapi.KVM_EXIT_MEMORY_FAULT:
-            return MemoryFault(None, None, 0)
-        fault = self.exit.memory_fault
-        return MemoryFault(fault.gpa, fault.size, fault.flags)
-
-    def put_io(self, data: bytes) -> None:
-        """Answer an IoIn. Raises ValueError if there is none, or its length is another."""
-        io = self.io
-        if self.run.exit_reason != uapi.KVM_EXIT_IO or io.direction != uapi.KVM_EXIT_IO_IN:
-            raise ValueError("the last exit was no port read")
-        _check_length(data, io.size * io.count)
-        self.map[io.data_offset : io.data_offset + len(data)] = data
-
-    def put_mmio(self, data: bytes) -> None:
-        """Answer an MmioRead. Raises ValueError if there is none, or its length is another."""
-        mmio = self.mmio
-        if self.run.exit_reason != uapi.KVM_EXIT_MMIO or mmio.is_write:
-            raise ValueError("the last exit was no MMIO read")
-        _check_length(data, mmio.len)
-        mmio.data[: len(data)] = list(data)
-
-    def put_hypercall(self, result: int) -> None:
-        """Answer a Hypercall. Raises ValueError if there is none."""
-        if self.run.exit_reason != uapi.KVM_EXIT_HYPERCALL:
-            raise ValueError("the last exit was no hypercall")
-        self.hypercall.ret = result & (1 << 64) - 1
-
-    def put_msr(self, result: int | None) -> None:
-        """Answer an MsrAccess. Raises ValueError if there is none."""
-        if self.run.exit_reason not in (uapi.KVM_EXIT_X86_RDMSR, uapi.KVM_EXIT_X86_WRMSR):
-            raise ValueError("the last exit was no MSR access")
-        msr = self.exit.msr
-        msr.error = result is None
-        msr.data = (result or 0) & (1 << 64) - 1
-
-
-def _check_length(data: bytes, wanted: int) -> None:
-    if len(data) != wanted:
-        raise ValueError(f"the guest reads {wanted} bytes, the answer has {len(data)}")
-
-
-def _io(page: RunPage) -> Exit:
-    io = page.io
-    size, count = io.size, io.count
-    if io.direction == uapi.KVM_EXIT_IO_IN:
-        return IoIn(io.port, size, count)
-    start = io.data_offset
-    return IoOut(io.port, size, count, page.map[start : start + size * count])
-
-
-def _mmio(page: RunPage) -> Exit:
-    mmio = page.mmio
-    if mmio.is_write:
-        return MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
-    return MmioRead(mmio.phys_addr, mmio.len)
-
-
-def _hypercall(page: RunPage) -> Exit:
-    call = page.hypercall
-    a, b, c, d, e, f = call.args
-    return Hypercall(call.nr, (a, b, c, d, e, f), bool(call.longmode & 1))
-
-
-def _fail_entry(page: RunPage) -> Exit:
-    fail = page.exit.fail_entry
-    return FailEntry(fail.hardware_entry_failure_reason, fail.cpu)
-
-
-def _internal_error(page: RunPage) -> Exit:
-    error = page.exit.internal
-    return InternalError(error.suberror, _counted(error))
-
-
-def _system_event(page: RunPage) -> Exit:
-    event = page.exit.system_event
-    return SystemEvent(event.type, _counted(event))
-
-
-def _counted(part: Any) -> tuple[int, ...]:
-    return tuple(part.data[: part.ndata])
-
-
-def _debug(page: RunPage) -> Exit:
-    arch = page.exit.debug.arch
-    return Debug(arch.exception, arch.pc, arch.dr6, arch.dr7)
-
-
-def _rdmsr(page: RunPage) -> Exit:
-    msr = page.exit.msr
-    return MsrAccess(msr.index, msr.reason, None)
-
-
-def _wrmsr(page: RunPage) -> Exit:
-    msr = page.exit.msr
-    return MsrAccess(msr.index, msr.reason, msr.data)
-
-
-_DECODERS: dict[int, Callable[[RunPage], Exit]] = {
-    uapi.KVM_EXIT_IO: _io,
-    uapi.KVM_EXIT_MMIO: _mmio,
-    uapi.KVM_EXIT_HLT: lambda _page: _HLT,
-    uapi.KVM_EXIT_HYPERCALL: _hypercall,
-    uapi.KVM_EXIT_INTR: lambda _page: INTR,
-    uapi.KVM_EXIT_SHUTDOWN: lambda _page: _SHUTDOWN,
-    uapi.KVM_EXIT_IRQ_WINDOW_OPEN: lambda _page: _IRQ_WINDOW_OPEN,
-    uapi.KVM_EXIT_DEBUG: _debug,
-    uapi.KVM_EXIT_FAIL_ENTRY: _fail_entry,
-    uapi.KVM_EXIT_INTERNAL_ERROR: _internal_error,
-    uapi.KVM_EXIT_SYSTEM_EVENT: _system_event,
-    uapi.KVM_EXIT_X86_RDMSR: _rdmsr,
-    uapi.KVM_EXIT_X86_WRMSR: _wrmsr,
-    uapi.KVM_EXIT_UNKNOWN: lambda page: Unknown(0, page.exit.hw.hardware_exit_reason),
-}

@@ -364,12 +364,6 @@ class _anon_run_fail_entry(Struct):
 
 
 @layout
-class _anon_run_ex(Struct):
-    exception: U32
-    error_code: U32
-
-
-@layout
 class _anon_run_io(Struct):
     direction: U8
     size: U8
@@ -433,7 +427,6 @@ class _anon_run_memory_fault(Struct):
 class _anon_run_exit(Union):
     hw: _anon_run_hw
     fail_entry: _anon_run_fail_entry
-    ex: _anon_run_ex
     io: _anon_run_io
     debug: _anon_run_debug
     mmio: _anon_run_mmio

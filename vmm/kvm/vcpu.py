@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Self
 
-from .exits import INTR, Exit, RunPage
+from .exits import Exit
+from .run_page import INTR, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState

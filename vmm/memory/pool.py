@@ -20,7 +20,7 @@ class PagePool:
         self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, frames * PAGE_SIZE)
-        except OSError:
+        except BaseException:
             self.close()
             raise
 

@@ -1,0 +1,95 @@
+"""From an instruction pointer to a symbol and a line of source."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from elftools.elf.elffile import ELFFile
+from hypothesis import given, settings
+
+from vmm.errors import Place
+from vmm.guest.symbols import Symbols
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def canary(guest_elf: Callable[[str], Path]) -> bytes:
+    return guest_elf("canary").read_bytes()
+
+
+def functions(data: bytes) -> dict[str, tuple[int, int]]:
+    """Every function's address and size."""
+    symbols = ELFFile(io.BytesIO(data)).get_section_by_name(".symtab").iter_symbols()
+    return {
+        symbol.name: (symbol["st_value"], symbol["st_size"])
+        for symbol in symbols
+        if symbol["st_info"]["type"] == "STT_FUNC"
+    }
+
+
+def test_the_entry_point_is_the_start_up_code(canary: bytes) -> None:
+    entry = ELFFile(io.BytesIO(canary)).header["e_entry"]
+    place = Symbols(canary).place(entry)
+    assert (place.symbol, place.offset, place.file) == ("_start", 0, "start.c")
+    assert place.line is not None
+    assert "_start" in (ROOT / "guests/lib/start.c").read_text().splitlines()[place.line - 1]
+    assert str(place) == f"_start+0x0 at start.c:{place.line}"
+
+
+def test_every_function_is_found_from_its_first_byte_to_its_last(canary: bytes) -> None:
+    symbols = Symbols(canary)
+    found = functions(canary)
+    assert {"_start", "main"} < found.keys()
+    for start, size in found.values():
+        names = {name for name, bounds in found.items() if bounds == (start, size)}  # aliases
+        for offset in (0, size - 1):
+            place = symbols.place(start + offset)
+            assert place.symbol in names
+            assert place.offset == offset
+            assert place.file is not None
+
+
+def test_lines_are_those_of_the_guests_own_source(canary: bytes) -> None:
+    start, size = functions(canary)["main"]
+    source = (ROOT / "guests/canary.c").read_text().splitlines()
+    symbols = Symbols(canary)
+    places = [symbols.place(rip) for rip in range(start, start + size)]
+    lines = {place.line for place in places if place.file == "canary.c"}
+    first = source.index("int main(void)") + 1
+    assert lines
+    assert all(line is not None and first <= line <= len(source) for line in lines)
+
+
+@pytest.mark.parametrize("rip", [0, 0x1FFFFF, 0x300000, (1 << 64) - 1])
+def test_an_address_outside_of_the_image_has_no_place(canary: bytes, rip: int) -> None:
+    assert Symbols(canary).place(rip) == Place()
+
+
+def test_an_image_without_debug_information_still_has_its_symbols(canary: bytes) -> None:
+    start, _ = functions(canary)["main"]
+    stripped = canary.replace(b".debug_info\0", b".dxbug_info\0")
+    assert stripped != canary
+    assert Symbols(stripped).place(start + 1) == Place("main", 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", bytes(4096), b"\x7fELF\2\1\1" + bytes(57)])
+def test_garbage_has_no_place(data: bytes) -> None:
+    assert Symbols(data).place(0x201000) == Place()
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_fault_report_never_fails_over_damaged_debug_information(
+    canary: bytes, data: st.DataObject
+) -> None:
+    damaged = bytearray(canary)
+    start = data.draw(st.integers(0x1000, len(canary) - 1))
+    junk = data.draw(st.binary(min_size=1, max_size=200))
+    damaged[start : start + len(junk)] = junk
+    for rip, _ in functions(canary).values():
+        assert isinstance(str(Symbols(bytes(damaged)).place(rip)), str)
