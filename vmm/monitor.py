@@ -234,7 +234,7 @@ class Monitor:
         pending = self._exchange.deliver(machine.peer) if machine.peer.queue else 0
         if machine.waiting:
             timed_out = not pending and machine.deadline is not None
-            machine.guest.control.bell_status(Status.E_TIMEOUT if timed_out else Status.OK)
+            machine.guest.answer(Status.E_TIMEOUT if timed_out else Status.OK)
             machine.waiting, machine.deadline = False, None
 
     def execute(self, machine: Machine) -> Exit:
@@ -256,10 +256,12 @@ class Monitor:
             self._stop(machine, machine.guest.explain(exit_))
 
     def _answer(self, machine: Machine, bell: int) -> None:
-        control = machine.guest.control
+        guest = machine.guest
         match bell:
             case Bell.TRANSMIT:
-                control.bell_status(self._exchange.transmit(machine.peer))
+                guest.answer(self._exchange.transmit(machine.peer))
+            case Bell.DIRECT:
+                guest.answer(self._exchange.serve(machine.peer, guest.direct_request)[0])
             case Bell.WAIT:
                 self._wait(machine)
             case Bell.TRANSMIT_WAIT:
@@ -267,27 +269,27 @@ class Monitor:
                 if status is Status.OK:
                     self._wait(machine)
                 else:
-                    control.bell_status(status)
+                    guest.answer(status)
             case Bell.LOG:
-                control.bell_status(self._log(machine))
+                guest.answer(self._log(machine))
             case Bell.EXIT:
-                machine.exit_code = control.exit_code
+                machine.exit_code = guest.control.exit_code
                 self._stop(machine, None)
             case Bell.PANIC:
-                text = (machine.guest.text() or b"").decode(errors="replace")
+                text = (guest.text() or b"").decode(errors="replace")
                 reason = "panic: " + " ".join(_printable(text).split())
-                self._stop(machine, machine.guest.diagnosis.fault("panic", reason))
+                self._stop(machine, guest.diagnosis.fault("panic", reason))
             case _:
-                control.bell_status(Status.E_BELL)
+                guest.answer(Status.E_BELL)
 
     def _wait(self, machine: Machine) -> None:
-        control = machine.guest.control
+        guest = machine.guest
         if self._exchange.deliver(machine.peer):
-            control.bell_status(Status.OK)
+            guest.answer(Status.OK)
             return
-        timeout_us = control.wait_timeout_us
+        timeout_us = guest.control.wait_timeout_us
         if not timeout_us:
-            control.bell_status(Status.E_TIMEOUT)
+            guest.answer(Status.E_TIMEOUT)
             return
         machine.waiting = True
         self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)

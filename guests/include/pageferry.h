@@ -34,11 +34,13 @@
 
 /* ---- The doorbell: the guest's exit ----------------------------------------------------------------- */
 
-/* How to ring, as the monitor found that this host allows: a 32-bit store to PF_DOORBELL_GPA, or a 32-bit
- * OUT to PF_DOORBELL_PORT. The value is one of enum pf_bell. */
+/* How to ring, as the monitor found that this host allows: a 32-bit store to PF_DOORBELL_GPA, a 32-bit OUT to
+ * PF_DOORBELL_PORT, or, in ring 0, the hypercall KVM_HC_MAP_GPA_RANGE. The value is one of enum pf_bell. */
 enum pf_doorbell {
     PF_DOORBELL_MMIO = 1,
     PF_DOORBELL_PIO = 2,
+    PF_DOORBELL_VMCALL = 3,  /* Intel's instruction */
+    PF_DOORBELL_VMMCALL = 4, /* AMD's */
 };
 
 enum pf_bell {
@@ -48,7 +50,20 @@ enum pf_bell {
     PF_BELL_LOG = 4,           /* print log_length bytes at log_gpa */
     PF_BELL_EXIT = 5,          /* stop with exit_code */
     PF_BELL_PANIC = 6,         /* stop with a fault whose message is at log_gpa */
+    PF_BELL_DIRECT = 7,        /* hypercall only: one operation, all of it in registers */
 };
+
+/* The hypercall's registers: RAX its number, RBX an address, RCX a number of pages, RDX the attribute word; the
+ * kernel insists on an aligned address and at least one page. A doorbell is { 0, 1, bell }. PF_BELL_DIRECT carries
+ * an operation on one extent, with no descriptor at all: its address and pages in RBX and RCX, and in RDX
+ *
+ *     bits 0-7   PF_BELL_DIRECT     bits 16-31  the peer's id
+ *     bits 8-15  the operation      bits 32-63  the tag
+ *
+ * The message's length is that of its pages. RAX returns the status. */
+#define PF_HYPERCALL 12 /* KVM_HC_MAP_GPA_RANGE */
+#define PF_DIRECT_PEER_MAX 0xffff
+#define PF_DIRECT_TAG_MAX 0xffffffff
 
 #define PF_FOREVER 0xffffffffffffffff /* wait_timeout_us: no time-out */
 #define PF_LOG_MAX 4096               /* bytes printed by one PF_BELL_LOG; more is refused */

@@ -4,9 +4,38 @@
 
 /* ---- The doorbell ---- */
 
+static bool by_hypercall(void)
+{
+    return PF->doorbell >= PF_DOORBELL_VMCALL;
+}
+
+/* One hypercall, after a store of `head` to `*tx_head` by the instruction before it. */
+static int64_t hypercall(uint64_t gpa, uint64_t pages, uint64_t attributes, uint32_t head, volatile uint32_t *tx_head)
+{
+    int64_t result;
+
+    if (PF->doorbell == PF_DOORBELL_VMCALL)
+        __asm__ volatile("movl %5, (%6)\n\tvmcall"
+                         : "=a"(result)
+                         : "a"((uint64_t)PF_HYPERCALL), "b"(gpa), "c"(pages), "d"(attributes), "r"(head), "r"(tx_head)
+                         : "memory");
+    else
+        __asm__ volatile("movl %5, (%6)\n\tvmmcall"
+                         : "=a"(result)
+                         : "a"((uint64_t)PF_HYPERCALL), "b"(gpa), "c"(pages), "d"(attributes), "r"(head), "r"(tx_head)
+                         : "memory");
+    return result;
+}
+
+static uint32_t posted; /* descriptors put into the ring, rung or not */
+
 void pf_ring(uint32_t bell)
 {
-    if (PF->doorbell == PF_DOORBELL_PIO)
+    uint32_t head = PF->tx_head;
+
+    if (by_hypercall())
+        hypercall(0, 1, bell, head, &PF->tx_head);
+    else if (PF->doorbell == PF_DOORBELL_PIO)
         __asm__ volatile("outl %0, %w1" : : "a"(bell), "d"(PF_DOORBELL_PORT) : "memory");
     else
         __asm__ volatile("movl %0, (%1)" : : "r"(bell), "r"((uintptr_t)PF_DOORBELL_GPA) : "memory");
@@ -18,7 +47,9 @@ static void publish(uint32_t head, uint32_t bell)
 {
     volatile uint32_t *tx_head = &PF->tx_head;
 
-    if (PF->doorbell == PF_DOORBELL_PIO)
+    if (by_hypercall())
+        hypercall(0, 1, bell, head, tx_head);
+    else if (PF->doorbell == PF_DOORBELL_PIO)
         __asm__ volatile("movl %2, (%3)\n\toutl %0, %w1"
                          : : "a"(bell), "d"(PF_DOORBELL_PORT), "r"(head), "r"(tx_head) : "memory");
     else
@@ -27,8 +58,6 @@ static void publish(uint32_t head, uint32_t bell)
 }
 
 /* ---- Sending ---- */
-
-static uint32_t posted; /* descriptors put into the ring, rung or not */
 
 static pf_message *tx_entry(uint32_t index)
 {
@@ -74,27 +103,56 @@ int pf_transmit(pf_message *message)
     return message->status;
 }
 
+/* An operation on one extent, everything else zero. */
+static void fill(pf_message *message, uint16_t operation, const void *address, uint64_t pages)
+{
+    memset(message, 0, sizeof *message);
+    message->operation = operation;
+    message->extent_count = 1;
+    message->extents[0].gpa = (uintptr_t)address;
+    message->extents[0].pages = (uint32_t)pages;
+}
+
+/* Where the doorbell is a hypercall, and peer, tag and length fit, an operation goes in registers. */
+static bool fits_registers(uint32_t peer, const void *address, uint64_t pages, uint64_t length, uint64_t tag)
+{
+    return by_hypercall() && peer <= PF_DIRECT_PEER_MAX && tag <= PF_DIRECT_TAG_MAX && pages
+        && length == pages * PF_PAGE_SIZE && (uintptr_t)address % PF_PAGE_SIZE == 0;
+}
+
+static int direct(uint8_t operation, uint32_t peer, const void *address, uint64_t pages, uint64_t tag)
+{
+    uint64_t attributes = PF_BELL_DIRECT | (uint64_t)operation << 8 | (uint64_t)peer << 16 | tag << 32;
+
+    int64_t status = hypercall((uintptr_t)address, pages, attributes, PF->tx_head, &PF->tx_head);
+
+    return status < PF_E_BELL ? PF_E_RANGE : (int)status; /* the kernel refuses what overflows by itself */
+}
+
 int pf_send(uint32_t peer, void *address, uint64_t pages, uint64_t length, uint64_t tag)
 {
-    pf_message message = {
-        .operation = PF_OP_SEND, .receiver = peer, .tag = tag, .length = length, .extent_count = 1,
-        .extents = { { .gpa = (uintptr_t)address, .pages = (uint32_t)pages } },
-    };
+    pf_message message;
 
     if (pages != (uint32_t)pages)
         return PF_E_RANGE;
+    if (fits_registers(peer, address, pages, length, tag))
+        return direct(PF_OP_SEND, peer, address, pages, tag);
+    fill(&message, PF_OP_SEND, address, pages);
+    message.receiver = peer;
+    message.length = length;
+    message.tag = tag;
     return pf_transmit(&message);
 }
 
 int pf_release(void *address, uint64_t pages)
 {
-    pf_message message = {
-        .operation = PF_OP_RELEASE, .extent_count = 1,
-        .extents = { { .gpa = (uintptr_t)address, .pages = (uint32_t)pages } },
-    };
+    pf_message message;
 
     if (pages != (uint32_t)pages)
         return PF_E_RANGE;
+    if (fits_registers(0, address, pages, pages * PF_PAGE_SIZE, 0))
+        return direct(PF_OP_RELEASE, 0, address, pages, 0);
+    fill(&message, PF_OP_RELEASE, address, pages);
     return pf_transmit(&message);
 }
 

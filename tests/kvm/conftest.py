@@ -1,21 +1,21 @@
-"""Fixtures of the tests that run machines: monitors that are always closed, guests compiled from the test."""
+"""Fixtures of the tests that run machines: monitors that are always closed, the tests' own guests."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from vmm import Monitor
-from vmm.guest.build import build_guest, find_compiler
+from vmm.guest.build import BuildError, build_each, find_compiler
 from vmm.guest.bundled import ROOT
 from vmm.memory.movers import MOVERS
 from vmm.trace import Event
 
-Compile = Callable[[str], Path]
+TEST_GUESTS = Path(__file__).resolve().parent.parent / "guests"
+TEST_ELFS = TEST_GUESTS.parent / "_guests"
 Open = Callable[..., Monitor]
 
 
@@ -44,26 +44,30 @@ def monitor(open_monitor: Open, mover: str) -> Monitor:
 
 
 @pytest.fixture(scope="session")
-def compile_guest(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compile the body of a guest's C file; `#include "pf.h"` is put before it."""
-    folder = tmp_path_factory.mktemp("guests")
+def test_guests() -> Path:
+    """Build the guests in tests/guests, as far as they have changed; return the folder of the ELFs.
 
-    def compile_source(body: str) -> Path:
-        text = f'#include "pf.h"\n{body}\n'
-        name = f"guest_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        source, output = folder / f"{name}.c", folder / f"{name}.elf"
-        if not output.exists():
-            source.write_text(text)
-            build_guest(
-                [source],
-                output,
-                include_dirs=[ROOT / "include"],
-                library_dir=ROOT / "lib",
-                compiler=find_compiler(),
-            )
-        return output
+    Where there is no compiler, as in a VM that the tests were copied into, those built before are used.
+    """
+    try:
+        compiler = find_compiler()
+    except BuildError:
+        assert list(TEST_ELFS.glob("*.elf")), "no compiler, and no guests built before"
+        return TEST_ELFS
+    build_each(
+        TEST_GUESTS,
+        TEST_ELFS,
+        include_dirs=[ROOT / "include"],
+        library_dir=ROOT / "lib",
+        compiler=compiler,
+    )
+    return TEST_ELFS
 
-    return compile_source
+
+@pytest.fixture(scope="session")
+def test_guest(test_guests: Path) -> Callable[[str], Path]:
+    """Give the path of a test guest's ELF by its name: ``spin`` is built from tests/guests/spin.c."""
+    return lambda name: test_guests / f"{name}.elf"
 
 
 @pytest.fixture

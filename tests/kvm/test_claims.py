@@ -18,33 +18,14 @@ from vmm.guest.abi import Bell, Descriptor, Operation, Status
 from vmm.trace import Event
 
 # A sends to B what it gets from the host; B adds one to the first byte and gives it to the host.
-SENDER = """
-int main(void)
-{
-    pf_message m;
-    PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-    return pf_send(pf_peer("b"), pf_data(&m), m.extents[0].pages, m.length, m.tag) == PF_OK ? 0 : 1;
-}
-"""
-PROCESSOR = """
-int main(void)
-{
-    pf_message m;
-    PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-    ++*(unsigned char *)pf_data(&m);
-    m.receiver = PF_PEER_HOST;
-    return pf_transmit(&m) == PF_OK ? 0 : 1;
-}
-"""
-SPINNER = 'int main(void) { for (;;) __asm__ volatile(""); }'
 
-Compile = Callable[[str], Path]
+Elf = Callable[[str], Path]
 
 
-def pair(monitor: Monitor, compile_guest: Compile, a: str, b: str) -> tuple[Machine, Machine]:
+def pair(monitor: Monitor, test_guest: Elf, a: str, b: str) -> tuple[Machine, Machine]:
     """Two connected machines, named a and b, running these sources."""
-    first = monitor.spawn(compile_guest(a), name="a", window="16M")
-    second = monitor.spawn(compile_guest(b), name="b", window="16M")
+    first = monitor.spawn(test_guest(a), name="a", window="16M")
+    second = monitor.spawn(test_guest(b), name="b", window="16M")
     monitor.connect(first, second)
     return first, second
 
@@ -60,9 +41,9 @@ def of_kind(events: list[Event], kind: str) -> list[Event]:
 
 
 def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    a, b = pair(monitor, compile_guest, SENDER, PROCESSOR)
+    a, b = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
     frames: list[int | None] = []
 
     def look(event: Event) -> None:
@@ -83,22 +64,9 @@ def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
 
 
 def test_c3a_data_or_an_address_or_both_go_into_the_senders_own_control_structure(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    sender = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        pf_message data = { .operation = PF_OP_SEND, .payload_length = 4, .payload = "data" };
-        pf_message both = { .operation = PF_OP_SEND, .payload_length = 4, .payload = "both",
-                            .extent_count = 1, .extents = { { m.extents[0].gpa + 4096, 1, 0 } } };
-        pf_message address = { .operation = PF_OP_SEND,
-                               .extent_count = 1, .extents = { { m.extents[0].gpa, 1, 0 } } };
-        return -(pf_transmit(&data) + pf_transmit(&address) + pf_transmit(&both));
-    }
-    """
-    a = monitor.spawn(compile_guest(sender), name="a", window="16M")
+    a = monitor.spawn(test_guest("data_address_both"), name="a", window="16M")
     placed: list[tuple[int, bytes]] = []
 
     def look(event: Event) -> None:
@@ -117,9 +85,9 @@ def test_c3a_data_or_an_address_or_both_go_into_the_senders_own_control_structur
 
 
 def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in_this_order(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    a, b = pair(monitor, compile_guest, SENDER, PROCESSOR)
+    a, b = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
     seen: list[str] = []
     control = abi.CONTROL_GPA
 
@@ -151,10 +119,8 @@ def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in
     assert b.exit_code == 0  # it used the page there
 
 
-def test_c5_the_receiver_processes_the_message_in_place(
-    monitor: Monitor, compile_guest: Compile
-) -> None:
-    a, _ = pair(monitor, compile_guest, SENDER, PROCESSOR)
+def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, test_guest: Elf) -> None:
+    a, _ = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
     buffer = monitor.host.alloc(3)
     buffer.write(b"abc")
     before = buffer.frame_number()
@@ -167,16 +133,10 @@ def test_c5_the_receiver_processes_the_message_in_place(
 
 
 def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
     """At the exit the message is placed, and the one instruction since the placing is the doorbell."""
-    sender = """
-    int main(void)
-    {
-        return pf_send_inline(PF_PEER_HOST, "x", 1, 0);
-    }
-    """
-    a = monitor.spawn(compile_guest(sender), name="a", window="16M")
+    a = monitor.spawn(test_guest("send_x_to_host"), name="a", window="16M")
     sites: list[tuple[bytes, int]] = []
 
     def look(event: Event) -> None:
@@ -199,27 +159,9 @@ def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
 
 
 def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_forge_them(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    forger = """
-    int main(void)
-    {
-        pf_message m = { .operation = PF_OP_SEND, .sender = 99, .receiver = pf_peer("b"),
-                         .message = 4711, .payload_length = 1 };
-        PF_CHECK(pf_transmit(&m) == PF_OK);
-        return m.sender == PF->self ? 0 : 1;
-    }
-    """
-    believer = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        PF_CHECK(m.receiver == PF->self);
-        return (int)m.sender;
-    }
-    """
-    a, b = pair(monitor, compile_guest, forger, believer)
+    a, b = pair(monitor, test_guest, "forger", "tell_sender")
     queued: list[tuple[int, int]] = []
     monitor.trace.listen(
         lambda event: (
@@ -246,24 +188,9 @@ def test_c8_either_machine_can_be_the_sender(
 
 
 def test_c10_the_monitor_itself_puts_a_status_a_notice_and_a_returned_page_into_a_control_structure(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    sender = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_send_inline(77, "", 0, 0) == PF_E_PEER);            /* a status */
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        PF_CHECK(pf_send(pf_peer("b"), pf_data(&m), 1, 5, 3) == PF_OK);
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        PF_CHECK(m.operation == PF_OP_UNDELIVERED && m.status == PF_E_DEAD && m.tag == 3);
-        PF_CHECK(memcmp(pf_data(&m), "hello", 5) == 0);                 /* a returned page */
-        while (!(PF->notices & 4))                                      /* a notice */
-            PF_CHECK(pf_wait(5000000) == PF_OK);
-        return 0;
-    }
-    """
-    a, b = pair(monitor, compile_guest, sender, SPINNER)
+    a, b = pair(monitor, test_guest, "status_return_notice", "spin")
     send_page(monitor, a)
 
     def stop_b_when_it_has_mail(event: Event) -> None:
@@ -282,9 +209,9 @@ def test_c10_the_monitor_itself_puts_a_status_a_notice_and_a_returned_page_into_
 
 
 def test_c11_the_monitor_can_make_a_running_machine_exit(
-    monitor: Monitor, compile_guest: Compile, events: list[Event]
+    monitor: Monitor, test_guest: Elf, events: list[Event]
 ) -> None:
-    machine = monitor.spawn(compile_guest(SPINNER), name="spinner", window="16M")
+    machine = monitor.spawn(test_guest("spin"), name="spinner", window="16M")
     runner = threading.Thread(target=monitor.run, args=(10,))
     runner.start()
     deadline = time.monotonic() + 5
@@ -302,17 +229,9 @@ def test_c11_the_monitor_can_make_a_running_machine_exit(
 
 
 def test_c12_the_host_puts_a_message_into_a_machines_queue_on_its_own_account(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    receiver = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK && m.sender == PF_PEER_HOST);
-        return memcmp(m.payload, "from the host", 13) == 0 ? (int)m.tag : 1;
-    }
-    """
-    b = monitor.spawn(compile_guest(receiver), name="b", window="16M")
+    b = monitor.spawn(test_guest("tag_from_host"), name="b", window="16M")
     monitor.host.send(b, payload=b"from the host", tag=55)
     assert [message.sender for message in b.peer.queue] == [abi.PEER_HOST]
     monitor.run(10)
@@ -320,34 +239,9 @@ def test_c12_the_host_puts_a_message_into_a_machines_queue_on_its_own_account(
 
 
 def test_c13_the_receiver_can_read_write_return_send_on_and_release_the_page(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    sender = """
-    int main(void)
-    {
-        pf_message m;
-        uint32_t b = pf_peer("b");
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        PF_CHECK(pf_send(b, pf_data(&m), 3, 3 * 4096, 0) == PF_OK);
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        return memcmp(pf_data(&m), "Jello", 5) == 0 ? 0 : 1;
-    }
-    """
-    processor = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        char *page = pf_data(&m);
-        PF_CHECK(memcmp(page, "hello", 5) == 0);                              /* read */
-        *page = 'J';                                                          /* write */
-        PF_CHECK(pf_send(m.sender, page, 1, 5, 0) == PF_OK);                  /* return */
-        PF_CHECK(pf_send(PF_PEER_HOST, page + 4096, 1, 4096, 9) == PF_OK);    /* send on */
-        PF_CHECK(pf_release(page + 8192, 1) == PF_OK);                        /* release */
-        return 0;
-    }
-    """
-    a, b = pair(monitor, compile_guest, sender, processor)
+    a, b = pair(monitor, test_guest, "three_pages_to_b", "all_uses")
     send_page(monitor, a, b"hello" + bytes(3 * 4096 - 5))
     free = monitor.audit()["free"]
     monitor.run(10)

@@ -12,31 +12,6 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.movers import MappedWindow, SlotsWindow, Window
 from vmm.trace import Event
 
-FERRYMAN = """
-/* Passes everything on to every peer in turn, in ever changing pieces, until it has heard nothing for a while. */
-int main(void)
-{
-    pf_message m;
-    uint32_t turn = 0;
-
-    for (int i = 0; i < 60 && pf_receive(&m, 200000) == PF_OK; i++) {
-        char *data = pf_data(&m);
-        uint32_t pages = m.extents[0].pages, half = pages / 2;
-        uint32_t peer = PF->peers[1 + turn++ % (PF->peer_count - 1)].id;
-
-        for (uint32_t page = 0; page < pages; page++)
-            PF_CHECK(data[page * 4096] == 'p');
-        if (half && pf_send(peer, data, half, half * 4096, 0) == PF_OK) {
-            data += half * 4096;
-            pages -= half;
-        }
-        peer = PF->peers[1 + turn++ % (PF->peer_count - 1)].id;
-        (void)pf_send(peer, data, pages, pages * 4096, 0);
-    }
-    return 0;
-}
-"""
-
 
 def mapped_frames(window: MappedWindow) -> set[int]:
     """The pool's frames that the kernel says are mapped in a window's address range."""
@@ -62,9 +37,9 @@ def reachable(window: Window) -> set[int]:
 
 
 def test_at_every_event_each_page_is_reachable_from_its_owner_only(
-    monitor: Monitor, compile_guest: Callable[[str], Path]
+    monitor: Monitor, test_guest: Callable[[str], Path]
 ) -> None:
-    image = compile_guest(FERRYMAN)
+    image = test_guest("ferryman")
     machines = [monitor.spawn(image, name=f"m{index}", window="4M") for index in range(3)]
     for a, b in itertools.combinations(machines, 2):
         monitor.connect(a, b)
@@ -102,19 +77,9 @@ def test_at_every_event_each_page_is_reachable_from_its_owner_only(
 
 
 def test_released_pages_and_those_of_the_dead_read_as_zero_to_their_next_owner(
-    monitor: Monitor, compile_guest: Callable[[str], Path]
+    monitor: Monitor, test_guest: Callable[[str], Path]
 ) -> None:
-    writer = """
-    int main(void)
-    {
-        pf_message m;
-        PF_CHECK(pf_receive(&m, 5000000) == PF_OK);
-        memset(pf_data(&m), 0xaa, m.extents[0].pages * 4096);
-        PF_CHECK(pf_release(pf_data(&m), 4) == PF_OK); /* half of it; the rest goes with the machine */
-        return 0;
-    }
-    """
-    machine = monitor.spawn(compile_guest(writer), name="writer", window="4M")
+    machine = monitor.spawn(test_guest("fill_and_release"), name="writer", window="4M")
     buffer = monitor.host.alloc(8 * PAGE_SIZE)
     frames = {run.frame for run in monitor._exchange.ledger.runs(0, buffer.extent)}
     monitor.host.send(machine, buffer)

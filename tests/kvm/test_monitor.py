@@ -24,9 +24,6 @@ from vmm import (
 from vmm.guest.abi import PAGE_SIZE
 
 Elf = Callable[[str], Path]
-Compile = Callable[[str], Path]
-
-IDLE = "int main(void) { pf_message m; pf_receive(&m, PF_FOREVER); return (int)m.tag; }"
 
 
 def test_a_machine_is_named_after_its_file_and_names_are_unique(
@@ -70,9 +67,9 @@ def test_wrong_options_are_refused_by_name() -> None:
 
 
 def test_a_machine_that_nobody_writes_to_stays_parked_and_runs_on_when_somebody_does(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    machine = monitor.spawn(test_guest("idle"), name="idle", window="2M")
     monitor.run()
     assert machine.state is State.PARKED
     monitor.host.send(machine, tag=42)
@@ -81,9 +78,9 @@ def test_a_machine_that_nobody_writes_to_stays_parked_and_runs_on_when_somebody_
 
 
 def test_the_host_is_refused_what_a_guest_would_be_and_keeps_its_pages(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M", queue=2)
+    machine = monitor.spawn(test_guest("idle"), name="idle", window="2M", queue=2)
     large = monitor.host.alloc(4 << 20)
     with pytest.raises(GuestError, match="E_WINDOW_FULL"):
         monitor.host.send(machine, large)
@@ -102,9 +99,9 @@ def test_the_host_is_refused_what_a_guest_would_be_and_keeps_its_pages(
 
 
 def test_a_buffer_that_was_sent_or_released_is_no_longer_the_hosts(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    machine = monitor.spawn(test_guest("idle"), name="idle", window="2M")
     sent, released = monitor.host.alloc(10), monitor.host.alloc(10)
     monitor.host.send(machine, sent)
     monitor.host.release(released)
@@ -129,9 +126,9 @@ def test_the_pool_is_a_limit(open_monitor: Callable[..., Monitor], mover: str) -
 
 
 def test_messages_for_a_machine_that_died_come_back_to_the_host_with_their_pages(
-    monitor: Monitor, compile_guest: Compile
+    monitor: Monitor, test_guest: Elf
 ) -> None:
-    machine = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    machine = monitor.spawn(test_guest("idle"), name="idle", window="2M")
     buffer = monitor.host.alloc(PAGE_SIZE)
     buffer.write(b"precious")
     monitor.host.send(machine, tag=1)

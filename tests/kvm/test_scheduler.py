@@ -12,60 +12,34 @@ import pytest
 from vmm import Machine, Monitor, State
 from vmm.trace import Event
 
-Compile = Callable[[str], Path]
-
-SPIN = 'int main(void) { for (;;) __asm__ volatile(""); }'
-WAIT_50_MS = "int main(void) { return pf_wait(50000) == PF_E_TIMEOUT ? 0 : 1; }"
-IDLE = "int main(void) { pf_message m; pf_receive(&m, PF_FOREVER); return 0; }"
-RING = """
-/* Passes a page round the ring: each machine sends to the peer of the next higher number, or to the first. */
-int main(void)
-{
-    pf_message m;
-    uint32_t next = pf_peer("next");
-
-    for (uint32_t i = 0; i < PF->peer_count; i++)
-        if (PF->peers[i].id != PF_PEER_HOST && (PF->peers[i].flags & PF_PEER_SEND))
-            next = PF->peers[i].id;
-    while (pf_receive(&m, PF_FOREVER) == PF_OK && m.extent_count) {
-        uint64_t *left = pf_data(&m);
-        if (!--*left)
-            return pf_send(PF_PEER_HOST, left, 1, 8, 0) == PF_OK ? 1 : 2;
-        PF_CHECK(pf_send(next, left, 1, 8, 0) == PF_OK);
-    }
-    return 0;
-}
-"""
+Elf = Callable[[str], Path]
 
 
 def test_a_wait_times_out_when_its_time_has_come_and_not_before(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
+    open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
     monitor = open_monitor()
-    machine = monitor.spawn(compile_guest(WAIT_50_MS), name="w", window="2M")
+    machine = monitor.spawn(test_guest("wait_50_ms"), name="w", window="2M")
     start = time.monotonic()
     monitor.run(10)
     assert machine.exit_code == 0
     assert time.monotonic() - start >= 0.05
 
 
-def test_a_wait_of_zero_only_looks(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
-) -> None:
+def test_a_wait_of_zero_only_looks(open_monitor: Callable[..., Monitor], test_guest: Elf) -> None:
     monitor = open_monitor()
-    body = "int main(void) { return pf_wait(0) == PF_E_TIMEOUT ? 0 : 1; }"
-    machine = monitor.spawn(compile_guest(body), name="w", window="2M")
+    machine = monitor.spawn(test_guest("wait_zero"), name="w", window="2M")
     monitor.run(10)
     assert machine.exit_code == 0
 
 
 def test_a_spinning_machine_holds_nobody_up(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile, guest_elf: Callable[[str], Path]
+    open_monitor: Callable[..., Monitor], test_guest: Elf, guest_elf: Callable[[str], Path]
 ) -> None:
     """One worker, one machine that never exits by itself, a pair that talks, and one whose wait ends."""
     monitor = open_monitor()
-    spinner = monitor.spawn(compile_guest(SPIN), name="spinner", window="2M")
-    waiter = monitor.spawn(compile_guest(WAIT_50_MS), name="waiter", window="2M")
+    spinner = monitor.spawn(test_guest("spin"), name="spinner", window="2M")
+    waiter = monitor.spawn(test_guest("wait_50_ms"), name="waiter", window="2M")
     server = monitor.spawn(guest_elf("echo_server"), window="2M")
     client = monitor.spawn(guest_elf("echo_client"), window="2M")
     monitor.connect(server, client)
@@ -86,11 +60,11 @@ def _kill_when(monitor: Monitor, victim: Machine, others: tuple[Machine, ...]) -
 
 
 def test_a_run_ends_at_its_limit_and_says_where_each_machine_was(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
+    open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
     monitor = open_monitor(workers=2)
-    spinners = [monitor.spawn(compile_guest(SPIN), name=f"s{i}", window="2M") for i in range(3)]
-    idle = monitor.spawn(compile_guest(IDLE), name="idle", window="2M")
+    spinners = [monitor.spawn(test_guest("spin"), name=f"s{i}", window="2M") for i in range(3)]
+    idle = monitor.spawn(test_guest("idle"), name="idle", window="2M")
     start = time.monotonic()
     monitor.run(0.2)
     assert 0.2 <= time.monotonic() - start < 5
@@ -102,10 +76,10 @@ def test_a_run_ends_at_its_limit_and_says_where_each_machine_was(
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_a_page_goes_round_a_ring_of_machines_with_any_number_of_workers(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile, mover: str, workers: int
+    open_monitor: Callable[..., Monitor], test_guest: Elf, mover: str, workers: int
 ) -> None:
     monitor = open_monitor(mover=mover, workers=workers, pool="64M")
-    image = compile_guest(RING)
+    image = test_guest("ring")
     ring = [monitor.spawn(image, name=f"m{i}", window="2M") for i in range(20)]
     for machine, following in zip(ring, [*ring[1:], ring[0]], strict=True):
         monitor.connect(machine, following, both=False)
@@ -128,10 +102,10 @@ def tasks() -> int:
 
 
 def test_parked_machines_use_no_threads(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
+    open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
     monitor = open_monitor(pool="64M")
-    image = compile_guest(IDLE)
+    image = test_guest("idle")
     for index in range(100):
         monitor.spawn(image, name=f"m{index}", window="2M", memory="4M")
     most = 0
@@ -148,11 +122,11 @@ def test_parked_machines_use_no_threads(
 
 
 def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
+    open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
     monitor = open_monitor(workers=2)
-    monitor.spawn(compile_guest(SPIN), name="spinner", window="2M")
-    monitor.spawn(compile_guest(WAIT_50_MS), name="w", window="2M")
+    monitor.spawn(test_guest("spin"), name="spinner", window="2M")
+    monitor.spawn(test_guest("wait_50_ms"), name="w", window="2M")
 
     def fail(event: Event) -> None:
         if event.kind == "exit" and event.fields["machine"] == "w":
@@ -164,18 +138,11 @@ def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(
 
 
 def test_one_way_channels_lead_one_way(
-    open_monitor: Callable[..., Monitor], compile_guest: Compile
+    open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
     monitor = open_monitor()
-    body = """
-    int main(void)
-    {
-        uint32_t other = pf_peer(PF->self == 1 ? "b" : "a");
-        return -pf_send_inline(other, "x", 1, 0);
-    }
-    """
-    a = monitor.spawn(compile_guest(body), name="a", window="2M")
-    b = monitor.spawn(compile_guest(body), name="b", window="2M")
+    a = monitor.spawn(test_guest("one_way"), name="a", window="2M")
+    b = monitor.spawn(test_guest("one_way"), name="b", window="2M")
     monitor.connect(a, b, both=False)
     monitor.run(10)
     assert (a.exit_code, b.exit_code) == (0, 2)  # PF_OK, and PF_E_PEER

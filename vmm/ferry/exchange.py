@@ -18,12 +18,12 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from vmm.ferry.ledger import Ledger, Parcel, Refusal
 from vmm.ferry.message import Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.runs import Extent, Hold
-from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, PeerFlags, Status
 from vmm.memory.movers import Mover, Window
 from vmm.trace import Trace
@@ -106,13 +106,14 @@ class Exchange:
             return refusal.status
         for index in indices:
             descriptor = control.copy_descriptor(index)
-            status, number = self._transmit_one(sender, descriptor)
+            status, number = self.serve(sender, partial(Request.from_descriptor, descriptor))
             control.answer(index, status, sender.number, number)
         return Status.OK
 
-    def _transmit_one(self, sender: Peer, descriptor: abi.Descriptor) -> tuple[Status, int]:
+    def serve(self, sender: Peer, read: Callable[[], Request]) -> tuple[Status, int]:
+        """Do what a machine asks for; `read` reads and checks it. Return status and message number."""
         try:
-            request = Request.from_descriptor(descriptor)
+            request = read()
             if request.operation is Operation.RELEASE:
                 self.release(sender, request.extents(sender.window.region))
                 return Status.OK, 0

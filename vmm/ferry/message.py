@@ -66,6 +66,20 @@ class Request:
             Operation(descriptor.operation),
         )
 
+    @classmethod
+    def from_registers(cls, gpa: int, pages: int, attributes: int) -> Request:
+        """Read a request out of a DIRECT hypercall's registers. Raises Refusal."""
+        operation = attributes >> 8 & 0xFF
+        if operation not in SERVED:
+            raise Refusal(Status.E_OPERATION)
+        return cls(
+            receiver=attributes >> 16 & 0xFFFF,
+            tag=attributes >> 32,
+            length=pages * PAGE_SIZE,
+            spans=(Span(gpa, pages),),
+            operation=Operation(operation),
+        )
+
     def extents(self, window: Region) -> list[Extent]:
         """Return the spans as extents of the sender's window, checked against it and each other.
 

@@ -20,6 +20,9 @@ IMAGE_GPA = 0x00200000
 DOORBELL_GPA = 0x3FFFF000
 DOORBELL_PORT = 0x5046
 WINDOW_GPA = 0x100000000
+HYPERCALL = 12
+DIRECT_PEER_MAX = 0xFFFF
+DIRECT_TAG_MAX = 0xFFFFFFFF
 FOREVER = 0xFFFFFFFFFFFFFFFF
 LOG_MAX = 4096
 EXTENTS_MAX = 16
@@ -35,6 +38,8 @@ PEER_HOST = 0
 class Doorbell(enum.IntEnum):
     MMIO = 1
     PIO = 2
+    VMCALL = 3
+    VMMCALL = 4
 
 
 class Bell(enum.IntEnum):
@@ -44,6 +49,7 @@ class Bell(enum.IntEnum):
     LOG = 4
     EXIT = 5
     PANIC = 6
+    DIRECT = 7
 
 
 class Operation(enum.IntEnum):

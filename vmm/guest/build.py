@@ -126,6 +126,25 @@ def build_guest(
     return output
 
 
+def build_each(
+    sources_dir: Path,
+    output_dir: Path,
+    *,
+    include_dirs: Iterable[Path],
+    library_dir: Path,
+    compiler: Compiler,
+) -> list[Path]:
+    """Build one guest per C file of ``sources_dir`` into ``output_dir``; returns the ELF files.
+
+    Only what changed is built again. Objects are kept in ``output_dir``/.obj.
+    """
+    output_dir = output_dir.resolve()
+    sources = _c_files(sources_dir)
+    targets: list[_Target] = [([source], output_dir / f"{source.stem}.elf") for source in sources]
+    _Build(compiler, output_dir / ".obj", library_dir, include_dirs).build(targets)
+    return [output for _, output in targets]
+
+
 def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> list[Path]:
     """Build every guest under ``guests_dir`` into ``output_dir``/bin; returns the ELF files.
 

@@ -8,15 +8,21 @@ import dataclasses
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.guest import abi, boot
+from vmm.ferry.ledger import Refusal
+from vmm.ferry.message import Request
+from vmm.guest.abi import Status
 from vmm.guest.boot import Layout
 from vmm.guest.image import Image
 from vmm.guest.trap import Diagnosis
 from vmm.kick import deadline, masked_while_running
-from vmm.kvm import Exit, IoOut, Kvm, MmioWrite, Vcpu, Vm
+from vmm.kvm import Exit, Hypercall, IoOut, Kvm, MmioWrite, Vcpu, Vm
+from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT
 from vmm.memory.private import PrivateMemory
 
 _DIAGNOSIS_SECONDS = 0.1
+HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
+_MASK64 = (1 << 64) - 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Guest:
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """
 
+    _hypercall: Hypercall | None = None  # the last exit, if it was one
+
     vm: Vm
     vcpu: Vcpu
     memory: PrivateMemory
@@ -62,6 +70,8 @@ class Guest:
             self.vm.set_user_memory_region(PRIVATE_SLOT, 0, shape.private, self.memory.address)
             self.vcpu = undo.enter_context(self.vm.create_vcpu())
             self.vcpu.set_signal_mask(masked_while_running())
+            if shape.doorbell in HYPERCALLS:
+                self.vm.enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << abi.HYPERCALL)
             boot.enter(kvm, self.vcpu, image, self.layout, user)
             self._closer = undo.pop_all()
         self.diagnosis = Diagnosis(name, self.vcpu, self.memory, self.layout, image.symbols)
@@ -79,15 +89,31 @@ class Guest:
             stack_bytes=stack.size,
         )
 
-    @staticmethod
-    def bell(exit_: Exit) -> int | None:
+    def bell(self, exit_: Exit) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
+        self._hypercall = None
         match exit_:
             case MmioWrite(gpa=abi.DOORBELL_GPA, data=data) if len(data) == 4:
                 return int.from_bytes(data, "little")
             case IoOut(port=abi.DOORBELL_PORT, size=4, count=1, data=data):
                 return int.from_bytes(data, "little")
+            case Hypercall(nr=abi.HYPERCALL):
+                self._hypercall = exit_
+                return exit_.args[2] & 0xFF
         return None
+
+    def direct_request(self) -> Request:
+        """Return what a DIRECT doorbell asks for, read from its registers. Raises Refusal."""
+        if self._hypercall is None:
+            raise Refusal(Status.E_BELL)  # the value came by a doorbell that has no registers
+        gpa, pages, attributes, *_ = self._hypercall.args
+        return Request.from_registers(gpa, pages, attributes)
+
+    def answer(self, status: Status) -> None:
+        """Answer the last doorbell as a whole; a hypercall returns the status too."""
+        self.control.bell_status(status)
+        if self._hypercall is not None:
+            self.vcpu.set_hypercall_result(status & _MASK64)
 
     def text(self) -> bytes | None:
         """Return the text that a LOG or PANIC names, or None if it is not in private memory."""
