@@ -3,7 +3,7 @@
 A thread that runs vCPUs blocks the signal KICK; each vCPU unblocks it while it runs (KVM_SET_SIGNAL_MASK).
 So a kick that comes too early stays pending and ends the next KVM_RUN at once, and one that comes too late
 is taken off by `drain`. Nothing is installed that a program around us could mind, and any thread will do.
-Source: KVM API, 4.34 KVM_SET_SIGNAL_MASK.
+Source: KVM API, KVM_SET_SIGNAL_MASK.
 """
 
 from __future__ import annotations

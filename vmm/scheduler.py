@@ -127,34 +127,35 @@ class Scheduler:
             self._end()
 
     def _work(self, driver: Driver) -> None:
+        """Be a worker until the run is over.
+
+        From taking a machine to parking it, a worker has it in `_running`, without a gap in which another
+        worker could see nobody busy and end the run: acting on an exit and the next entry share one hold
+        of the lock.
+        """
         machine: Machine | None = None
+        exit_: Exit | None = None
         slice_end = 0.0
         with kickable():
             while True:
                 with self._changed:
+                    if machine is not None and exit_ is not None:
+                        machine = self._leave(driver, machine, exit_, slice_end)
                     if machine is None:
                         machine = self._next()
                         slice_end = time.monotonic() + SLICE
                     if machine is None:
                         return
-                    entered = self._enter(driver, machine, slice_end)
-                if entered:
-                    machine = self._step(driver, machine, slice_end)
-                else:
-                    machine = None
+                    self._enter(driver, machine, slice_end)
+                exit_ = self._execute(driver, machine)
 
-    def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> bool:
-        """Make a machine ready to be entered by this thread; False if it has been stopped meanwhile."""
-        if machine.state is State.STOPPED:
-            return False
+    def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> None:
         machine.state = State.RUNNING
         machine.thread = threading.get_ident()
         self._running[machine.thread] = (machine, slice_end)
         driver.prepare(machine)
-        return True
 
-    def _step(self, driver: Driver, machine: Machine, slice_end: float) -> Machine | None:
-        """Run a machine once and act on its exit; return the machine to run next, None to choose anew."""
+    def _execute(self, driver: Driver, machine: Machine) -> Exit:
         try:
             exit_ = driver.execute(machine)
         except BaseException:
@@ -164,11 +165,16 @@ class Scheduler:
             raise
         if isinstance(exit_, Intr):
             drain()
-        with self._changed:
-            del self._running[machine.thread]
-            before = len(self._ready)
-            driver.handle(machine, exit_)
-            return self._after(machine, before, slice_end)
+        return exit_
+
+    def _leave(
+        self, driver: Driver, machine: Machine, exit_: Exit, slice_end: float
+    ) -> Machine | None:
+        """Act on an exit; return the machine to run next, None to choose anew."""
+        del self._running[machine.thread]
+        before = len(self._ready)
+        driver.handle(machine, exit_)
+        return self._after(machine, before, slice_end)
 
     def _after(self, machine: Machine, before: int, slice_end: float) -> Machine | None:
         """Choose between going on, handing over to a machine that was just woken, and taking the next one."""
@@ -187,8 +193,10 @@ class Scheduler:
         """Take the next ready machine, waiting for one; None when the run is over."""
         while not self._ended:
             timeout = self._wake_expired()
-            if self._ready:
-                return self._ready.popleft()
+            while self._ready:
+                machine = self._ready.popleft()
+                if machine.state is not State.STOPPED:
+                    return machine
             if timeout is None and not self._running:
                 self._ended = True
                 self._changed.notify_all()

@@ -20,8 +20,6 @@ _CR4 = 0x620
 _EFER = 0xD00
 _RFLAGS = 0x2
 _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
-_FPU_CONTROL = 0x37F  # the x87 and SSE control words after FNINIT
-_MXCSR = 0x1F80
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,10 +90,6 @@ def enter(kvm: Kvm, vcpu: Vcpu, image: Image, layout: Layout, user: bool) -> Non
     sregs.idt.base, sregs.idt.limit = x86.IDT, x86.VECTORS * 16 - 1
     sregs.cr0, sregs.cr4, sregs.efer, sregs.cr3 = _CR0, _CR4, _EFER, layout.tables.root
     vcpu.set_sregs(sregs)
-
-    fpu = vcpu.get_fpu()
-    fpu.fcw, fpu.mxcsr = _FPU_CONTROL, _MXCSR
-    vcpu.set_fpu(fpu)
 
     regs = vcpu.get_regs()
     # As if called: the ABI wants the stack pointer 8 below a multiple of 16 at a function's first instruction.
