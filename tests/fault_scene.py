@@ -1,4 +1,7 @@
-"""Where the fault guests are tested: the guest, a peer for it, and innocent machines beside them."""
+"""Where the fault guests are tested.
+
+The guest, a peer for it, and innocent machines beside them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class Scene:
         return first
 
     def give(self, letters: bytes) -> dict[str, int]:
-        """Send the guest a page full of each letter, in one message; returns the audit before that."""
+        """Send the guest a page full of each letter, in one message.
+
+        Returns the audit before that.
+        """
         buffer = self.m.host.alloc(len(letters) * PAGE)
         buffer.write(b"".join(bytes([letter]) * PAGE for letter in letters))
         before = self.m.audit()

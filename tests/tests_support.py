@@ -8,10 +8,13 @@ from typing import Any
 
 
 def held() -> dict[str, Any]:
-    """Return descriptors, threads, and mappings that are ours: memfds, vCPUs, reserved and private memory."""
+    """Return descriptors, threads, and mappings that are ours.
+
+    Memfds, vCPUs, reserved and private memory.
+    """
     listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        descriptors = set(os.listdir(listing)) - {str(listing)}
+        descriptors = set(os.listdir(listing)) - {str(listing)}  # noqa: PTH208 - of a descriptor
     finally:
         os.close(listing)
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -25,7 +28,10 @@ def held() -> dict[str, Any]:
 
 
 def _large(maps: list[str]) -> int:
-    """Return the bytes of anonymous mappings of at least 2 MiB: windows and private memory, no heap arenas."""
+    """Return the bytes of anonymous mappings of at least 2 MiB.
+
+    Windows and private memory, no heap arenas.
+    """
     total = 0
     for line in maps:
         fields = line.split()

@@ -39,9 +39,10 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(" ".join(message.split()))
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc]  # click declares it on the class only
 
     def show(self, file: Any = None) -> None:
+        """Print the line."""
         click.echo(f"pageferry: {self.message}", file=file or sys.stderr)
 
 
@@ -57,7 +58,10 @@ def _failure(error: BaseException) -> Failure:
 
 
 class _Group(click.Group):
-    """Turns every expected error into one line and an exit code; what is left is a bug, and shows itself."""
+    """Turns every expected error into one line and an exit code.
+
+    What is left is a bug, and shows itself.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -72,7 +76,7 @@ class _Group(click.Group):
             raise Failure("interrupted", EXIT_INTERRUPTED) from error
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -151,8 +155,8 @@ def main() -> None:
 def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     """Send FILE from one machine to another by its pages, and show that it is true.
 
-    Two machines boot. The file goes into a's window; a sends it to b; b computes its SHA-256, changes it in
-    place and sends it back. Then a touches a page that it has sent, and is stopped.
+    Two machines boot. The file goes into a's window; a sends it to b; b computes its SHA-256,
+    changes it in place and sends it back. Then a touches a page that it has sent, and is stopped.
     """
     path, window = file or DEFAULT_FILE, options["window"]
     check_file(path, window)
@@ -184,8 +188,8 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 def run(guests: tuple[Path, ...], memory: int, as_json: bool, **options: Any) -> None:
     """Run guests of your own, each connected to all the others, until they have exited.
 
-    What they log is printed with their names. The exit code is the first one of theirs that is not 0; 70 if
-    one was stopped by a fault, 124 if it was the time-out.
+    What they log is printed with their names. The exit code is the first one of theirs that is not
+    0; 70 if one was stopped by a fault, 124 if it was the time-out.
     """
 
     def say(name: str, line: str) -> None:

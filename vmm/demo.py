@@ -1,7 +1,8 @@
-"""The demo: a file goes from one machine to another by its pages, is processed there, and comes back.
+"""The demo: a file goes from one machine to another by its pages, and comes back changed.
 
-Three peers take part: the host, which has the file, and two machines, `a` and `b`. The guests' sides are
-guests/demo_a.c and guests/demo_b.c. What is shown is what the monitor's trace said while it happened.
+Three peers take part: the host, which has the file, and two machines, `a` and `b`. The guests'
+sides are guests/demo_a.c and guests/demo_b.c. What is shown is what the monitor's trace said while
+it happened.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Progress = Callable[[str, int, int], None]
 class Step:
     """One move of the trace: pages left a window ("send"), or came into one ("deliver").
 
-    gpa       of the first page, in the window of `from_` or `to` respectively; None if no page moved
+    gpa       of the first page, in the window of `from_` or `to` respectively; None if no page
+              moved
     us        microseconds that the monitor took for it
     owner     who owns the pages now: nobody while they are in flight
     """
@@ -124,7 +126,10 @@ class _Watcher:
 
 
 def check_file(path: Path, window: int) -> int:
-    """Return the file's size in bytes. Raises ConfigError or ResourceError if the demo cannot take it."""
+    """Return the file's size in bytes.
+
+    Raises ConfigError or ResourceError if the demo cannot take it.
+    """
     try:
         status = path.stat()
         with path.open("rb"):
@@ -139,13 +144,14 @@ def check_file(path: Path, window: int) -> int:
         raise ConfigError(f"{path}: is empty: a message needs at least one byte")
     if status.st_size > window:
         raise ConfigError(
-            f"{path}: {format_size(status.st_size)} do not fit the window of {format_size(window)}: "
+            f"{path}: {format_size(status.st_size)} do not fit "
+            f"the window of {format_size(window)}: "
             "give a larger one (--window)"
         )
     if status.st_size > memory_available():
         raise ResourceError(
-            f"{path}: {format_size(status.st_size)} are more than the {format_size(memory_available())} "
-            "of memory available: free some, or give a smaller file"
+            f"{path}: {format_size(status.st_size)} are more than "
+            f"the {format_size(memory_available())} of memory available: free some, or give a smaller file"
         )
     return status.st_size
 
@@ -157,7 +163,8 @@ def run_demo(
 
     progress  called with what is being done, and how much of it: done, total, in bytes
 
-    Raises PageferryError if it cannot be done; that something came out wrong is in the report instead.
+    Raises PageferryError if it cannot be done; that something came out wrong is in the report
+    instead.
     """
     size = check_file(path, window)
     report = Report(
@@ -180,7 +187,10 @@ def run_demo(
 def _load(
     monitor: Monitor, path: Path, size: int, progress: Progress
 ) -> tuple[Buffer, bytes, bytes]:
-    """Read the file into the host's pages; return them, the changed file's digest and the file's own."""
+    """Read the file into the host's pages.
+
+    Return them, the changed file's digest and the file's own.
+    """
     buffer = monitor.host.alloc(size)
     plain, swapped = hashlib.sha256(), hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -212,7 +222,10 @@ def _run(monitor: Monitor, timeout: float, a: Machine, b: Machine) -> Received:
 def _verify(
     report: Report, result: Received, swapped: bytes, plain: bytes, progress: Progress
 ) -> None:
-    """Check what came back: the digest the guest computed, and the contents as the guest changed them."""
+    """Check what came back.
+
+    The digest the guest computed, and the contents as the guest changed them.
+    """
     report.sha256 = result.payload.hex()
     report.digest_ok = result.payload == plain
     report.after = result.buffers[0].read(0, min(_PREVIEW, report.size))
@@ -225,7 +238,10 @@ def _verify(
 
 
 def _prove(monitor: Monitor, report: Report, a: Machine, b: Machine, timeout: float) -> None:
-    """Let `a` send one page more and then touch it; `b` has it by then, and sends it to the host."""
+    """Let `a` send one page more and then touch it.
+
+    `b` has it by then, and sends it to the host.
+    """
     page = monitor.host.alloc(len(_TOUCHED))
     page.write(_TOUCHED)
     monitor.host.send(a, page, payload=b"w", tag=DemoTag.TOUCH)

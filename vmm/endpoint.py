@@ -1,7 +1,8 @@
 """The host endpoint: the Python process as a peer, with pages of its own to send and receive.
 
-A `Buffer` is memory in the host's window. Sending it gives it away: from then on every use of it is an
-error, as a guest's would be a fault. Nothing here hands out a view that could outlive the memory behind it.
+A `Buffer` is memory in the host's window. Sending it gives it away: from then on every use of it
+is an error, as a guest's would be a fault. Nothing here hands out a view that could outlive the
+memory behind it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ class Buffer:
         return self.address + Region(0, self.size).offset(offset, length)
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a copy of `length` bytes, by default up to the end. Raises IndexError, ClosedError."""
+        """Return a copy of `length` bytes, by default up to the end.
+
+        Raises IndexError, ClosedError.
+        """
         length = self.size - offset if length is None else length
         with self._endpoint.lock:
             return ctypes.string_at(self._range(offset, length), length)
@@ -69,7 +73,10 @@ class Buffer:
             yield self.read(offset, min(size, self.size - offset))
 
     def fill(self, file: BinaryIO, offset: int) -> int:
-        """Read at most CHUNK bytes from a file straight into the buffer; return how many (0: its end)."""
+        """Read at most CHUNK bytes from a file straight into the buffer.
+
+        Return how many; 0 is the file's end.
+        """
         length = min(CHUNK, self.size - offset)
         with self._endpoint.lock:
             array = (ctypes.c_ubyte * length).from_address(self._range(offset, length))
@@ -134,8 +141,8 @@ class HostEndpoint:
     ) -> int:
         """Send a buffer, or a payload of at most 192 bytes, or both; return the message's number.
 
-        The buffer is no longer the host's afterwards. Raises GuestError with the refusal's status, and
-        then it still is.
+        The buffer is no longer the host's afterwards. Raises GuestError with the refusal's status,
+        and then it still is.
         """
         with self.lock:
             spans = () if buffer is None else (self._span(buffer.extent),)
@@ -151,7 +158,7 @@ class HostEndpoint:
             return message.number
 
     def _span(self, extent: Extent) -> Span:
-        return Span(self.peer.window.region.base + extent.page * PAGE_SIZE, extent.count)
+        return Span(self.peer.window.region.base + extent.page * PAGE_SIZE, extent.pages)
 
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""

@@ -1,6 +1,7 @@
 """What can go wrong, as types. Each message is one line: what was wrong, where, and what to do.
 
-Kernel errors that nobody can act on stay `OSError`, with the ioctl and the object named (see `vmm.kvm`).
+Kernel errors that nobody can act on stay `OSError`, with the ioctl and the object named (see
+`vmm.kvm`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ class PageferryError(Exception):
 
 
 class HostError(PageferryError):
-    """This host cannot run machines: no `/dev/kvm`, no permission, an old kernel. `fix` says what to do."""
+    """This host cannot run machines: no `/dev/kvm`, no permission, an old kernel.
+
+    `fix` says what to do.
+    """
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(f"{what}: {fix}")
@@ -63,15 +67,17 @@ class Place:
 class GuestFault(PageferryError):
     """Why a machine was stopped, when it did not stop of its own accord.
 
-    kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is not the
-              machine's: revoked, or never backed), "panic", "halt", "triple-fault", "timeout", "killed",
-              "doorbell" or "internal"
+    kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is
+              not the machine's: revoked, or never backed), "panic", "halt", "triple-fault",
+              "timeout", "killed", "doorbell" or "internal"
     machine   the machine's name
     reason    the fault in words, without the machine's name
     vector    the exception's vector, error_code what the CPU pushed with it; else None
-    address   the linear address of a page fault, or the guest-physical address of an access; else None
+    address   the linear address of a page fault, or the guest-physical address of an access; else
+              None
     access    "read", "write" or "execute", where it is known
-    rip       the instruction pointer. For a store that KVM emulated it is that of the next instruction
+    rip       the instruction pointer. For a store that KVM emulated it is that of the next
+              instruction
     place     symbol and source line of `rip`, as far as the image has them
     """
 

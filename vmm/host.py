@@ -1,4 +1,7 @@
-"""What this host's KVM can do: found out once, by looking and by running a canary, and asked here only."""
+"""What this host's KVM can do.
+
+Found out once, by looking and by running a canary, and asked here only.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ class Host:
     """The facts the monitor decides by.
 
     ring      where guests run natively: 0, or 3 where ring 0 is emulated
-    doorbells by ring: the quickest way to ring that works there, None if the ring is of no use at all
+    doorbells by ring: the quickest way to ring that works there, None if the ring is of no use at
+    all
     """
 
     backend: Backend
@@ -65,7 +69,10 @@ class Host:
 
 
 def open_kvm(device: str = DEVICE) -> Kvm:
-    """Open the device and check that it is one that we can use. Raises HostError saying what to do."""
+    """Open the device and check that it is one that we can use.
+
+    Raises HostError saying what to do.
+    """
     if not sys.platform.startswith("linux"):
         raise HostError(
             f"KVM needs Linux, this is {platform.system()}",
@@ -141,7 +148,10 @@ def _backend() -> Backend:
 
 @functools.lru_cache(maxsize=4)
 def inspect(device: str = DEVICE) -> Host:
-    """Find the facts out, once per process: a few milliseconds where all is native. Raises HostError."""
+    """Find the facts out, once per process: a few milliseconds where all is native.
+
+    Raises HostError.
+    """
     with open_kvm(device) as kvm:
         doorbells = {ring: _doorbell(kvm, ring) for ring in (0, 3)}
     if doorbells[0] is None and doorbells[3] is None:
@@ -160,7 +170,10 @@ def _doorbell(kvm: Kvm, ring: int) -> Doorbell | None:
 
 
 def _canary_sings(kvm: Kvm, ring: int, doorbell: Doorbell) -> bool:
-    """Run the canary: SSE, a loop that emulation is too slow for, and the doorbell, before a deadline."""
+    """Run the canary.
+
+    SSE, a loop that emulation is too slow for, and the doorbell, before a deadline.
+    """
     image = load_image(bundled_guest("canary"))
     guest = Guest(kvm, image, Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20), 1, "canary")
     try:
@@ -182,7 +195,7 @@ def _listen(guest: Guest) -> bool:
 
 
 def memory_available() -> int:
-    """Return the bytes of memory the kernel could hand out now, or the machine's whole memory if it won't say."""
+    """Return the bytes of memory that the kernel could hand out now."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,9 +1,9 @@
 """Kicks: making a thread's KVM_RUN return, without a race and without a signal handler.
 
-A thread that runs vCPUs blocks the signal KICK; each vCPU unblocks it while it runs (KVM_SET_SIGNAL_MASK).
-So a kick that comes too early stays pending and ends the next KVM_RUN at once, and one that comes too late
-is taken off by `drain`. Nothing is installed that a program around us could mind, and any thread will do.
-Source: KVM API, KVM_SET_SIGNAL_MASK.
+A thread that runs vCPUs blocks the signal KICK; each vCPU unblocks it while it runs
+(KVM_SET_SIGNAL_MASK). So a kick that comes too early stays pending and ends the next KVM_RUN at
+once, and one that comes too late is taken off by `drain`. Nothing is installed that a program
+around us could mind, and any thread will do. Source: KVM API, KVM_SET_SIGNAL_MASK.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def drain() -> None:
 
 
 def kick(thread: int) -> None:
-    """Make the KVM_RUN of a thread return, now or when it next begins; `thread` as threading.get_ident()."""
+    """Make the KVM_RUN of a thread return, now or when it next begins.
+
+    `thread` as threading.get_ident().
+    """
     with contextlib.suppress(ProcessLookupError):
         signal.pthread_kill(thread, KICK)
 

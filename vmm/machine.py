@@ -46,6 +46,7 @@ class Machine:
 
     @property
     def name(self) -> str:
+        """Its name."""
         return self.guest.name
 
     @property
@@ -64,7 +65,10 @@ class Machine:
         return (0, 0) if self.state is State.STOPPED else self.guest.control.progress
 
     def frame_number(self, gpa: int) -> int | None:
-        """Return the physical frame behind a page of the window that it owns; None without the privilege."""
+        """Return the physical frame behind a page of the window that it owns.
+
+        None without the privilege.
+        """
         page = self.window.page(gpa, 1)
         return frame_number(self.peer.window.address(page))
 

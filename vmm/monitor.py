@@ -1,4 +1,7 @@
-"""The monitor: machines, the channels between them, and the loop that runs them. The public façade."""
+"""The monitor: machines, the channels between them, and the loop that runs them.
+
+The public façade.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,14 @@ class Monitor:
     ring      0 or 3; by default whichever this host runs natively
     doorbell  "pio" or "mmio"; by default the quickest that works
     mover     "memfd" or "slots"; see `vmm.memory.movers`
-    pool      memory for all messages together, populated as it is used; by default all of the machine's
+    pool      memory for all messages together, populated as it is used; by default all of the
+              machine's
     workers   threads that run machines; the caller's of `run` is the first
     console   called with a machine's name and a line that it logged
 
-    Thread-safety: every method may be called from any thread, also while another is in `run`. Everything
-    that the monitor opened is closed by `close`, which `with` calls; nothing is left to finalizers.
+    Thread-safety: every method may be called from any thread, also while another is in `run`.
+    Everything that the monitor opened is closed by `close`, which `with` calls; nothing is left to
+    finalizers.
     """
 
     def __init__(
@@ -122,7 +127,8 @@ class Monitor:
         memory    private memory; stack is the part of it at the top
         queue     messages that may wait for it before senders are refused
 
-        Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind then.
+        Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
+        then.
         """
         image = load_image(path)
         shape = Shape(
@@ -166,7 +172,10 @@ class Monitor:
         return name
 
     def connect(self, a: Machine, b: Machine, *, both: bool = True) -> None:
-        """Let `a` send to `b`, and unless `both` is false `b` to `a`: the only permission there is."""
+        """Let `a` send to `b`, and unless `both` is false `b` to `a`.
+
+        The only permission there is.
+        """
         if a is b:
             raise ConfigError(f"{a.name} cannot be connected to itself")
         with self._lock:
@@ -183,12 +192,14 @@ class Monitor:
     # ---- Running ----
 
     def run(self, timeout: float | None = None) -> list[Machine]:
-        """Run until every machine has stopped, or all that have not wait for messages nobody can send.
+        """Run until every machine has stopped, or all that have not wait for messages nobody can
+        send.
 
-        timeout   seconds, after which the machines that still run, or wait, are stopped with a fault
+        timeout   seconds, after which the machines that still run, or wait, are stopped with a
+                  fault
 
-        Returns all machines: look at `exit_code` and `fault`, and at `state` for those still PARKED, which
-        run on when the host has sent them something and calls `run` again.
+        Returns all machines: look at `exit_code` and `fault`, and at `state` for those still
+        PARKED, which run on when the host has sent them something and calls `run` again.
         """
         with self._lock:
             self._check_open()
@@ -201,7 +212,10 @@ class Monitor:
         return list(self.machines.values())
 
     def interrupt(self, machine: Machine) -> None:
-        """Make a machine exit, now if it is running: what waits for it is delivered as it is entered again."""
+        """Make a machine exit, now if it is running.
+
+        What waits for it is delivered as it is entered again.
+        """
         with self._lock:
             self._scheduler.interrupt(machine)
 
@@ -326,7 +340,10 @@ class Monitor:
             raise ClosedError("the monitor has been closed")
 
     def close(self) -> None:
-        """Stop and close everything, newest first. Further calls do nothing. No thread may be in `run`."""
+        """Stop and close everything, newest first. Further calls do nothing.
+
+        No thread may be in `run`.
+        """
         with self._lock:
             if self._closed:
                 return

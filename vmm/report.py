@@ -21,7 +21,7 @@ _POLL = 0.05  # seconds between looks at what the guests say of their progress
 
 @contextlib.contextmanager
 def live_progress(console: Console, monitor: Monitor, *, enabled: bool) -> Iterator[Tell]:
-    """Show bars for what the host does, as it tells, and for what the guests do, as they say themselves."""
+    """Show bars for what the host tells of its work, and the guests of theirs."""
     if not (enabled and console.is_terminal):
         yield lambda what, done, total: None
         return

@@ -1,8 +1,9 @@
 """The scheduler: worker threads run machines as these become runnable; who waits costs no thread.
 
-Machines are like actors: READY when they have work, PARKED when they wait. When a machine sends and then
-waits, the worker that ran it runs the receiver next, with no thread woken in between. A machine that does not
-come back within its slice is kicked out of KVM_RUN, and goes to the end of the line if others are ready.
+Machines are like actors: READY when they have work, PARKED when they wait. When a machine sends
+and then waits, the worker that ran it runs the receiver next, with no thread woken in between. A
+machine that does not come back within its slice is kicked out of KVM_RUN, and goes to the end of
+the line if others are ready.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _FOREVER = threading.TIMEOUT_MAX
 
 
 class Driver(Protocol):
-    """What the scheduler asks of the monitor. `execute` is called without the lock, the others under it."""
+    """What the scheduler asks of the monitor.
+
+    `execute` is called without the lock, the others under it.
+    """
 
     def prepare(self, machine: Machine) -> None:
         """Ready a machine to be entered."""
@@ -85,7 +89,8 @@ class Scheduler:
     def run(self, driver: Driver, timeout: float | None) -> bool:
         """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
 
-        Raises what a worker raised. Threads started here have ended when it returns, however it does.
+        Raises what a worker raised. Threads started here have ended when it returns, however it
+        does.
         """
         self._ended, self._expired, self._failure = False, False, None
         self._stop_clock.clear()
@@ -129,9 +134,9 @@ class Scheduler:
     def _work(self, driver: Driver) -> None:
         """Be a worker until the run is over.
 
-        From taking a machine to parking it, a worker has it in `_running`, without a gap in which another
-        worker could see nobody busy and end the run: acting on an exit and the next entry share one hold
-        of the lock.
+        From taking a machine to parking it, a worker has it in `_running`, without a gap in which
+        another worker could see nobody busy and end the run: acting on an exit and the next entry
+        share one hold of the lock.
         """
         machine: Machine | None = None
         exit_: Exit | None = None
@@ -177,7 +182,7 @@ class Scheduler:
         return self._after(machine, before, slice_end)
 
     def _after(self, machine: Machine, before: int, slice_end: float) -> Machine | None:
-        """Choose between going on, handing over to a machine that was just woken, and taking the next one."""
+        """Choose: go on, hand over to a machine that was just woken, or take the next one."""
         in_slice = time.monotonic() < slice_end and not self._ended
         if machine.state is State.RUNNING:
             if in_slice or (not self._ready and not self._ended):
@@ -214,7 +219,7 @@ class Scheduler:
         return None
 
     def _wake_expired(self) -> float | None:
-        """Make machines ready whose wait has timed out; return the seconds to the next deadline."""
+        """Make ready whose wait has timed out; return the seconds to the next deadline."""
         while (deadline := self._live_deadline()) is not None:
             left = deadline - time.monotonic()
             if left > 0:

@@ -13,7 +13,8 @@ _MAX = (1 << 63) - 1  # the kernel's sizes and offsets are signed; ctypes would 
 
 
 def parse_size(size: int | str, what: str = "size") -> int:
-    """Return a size in bytes from an int or from text such as "64K", "16M", "1.5G" (powers of 1024).
+    """Return a size in bytes from an int or from text such as "64K", "16M", "1.5G" (powers of
+    1024).
 
     Raises ConfigError, naming `what`, for anything that is not a positive whole number of bytes.
     """

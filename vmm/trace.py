@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -24,10 +25,11 @@ Listener = Callable[[Event], None]
 
 
 class Trace:
-    """The monitor's events, handed to every listener in order, on the thread on which they happened.
+    """The monitor's events, handed to every listener in order, on the thread on which they
+    happened.
 
-    A listener runs under the monitor's lock: it must be quick, and must not call the monitor. What it
-    raises ends the run. `if trace:` tells whether anybody listens.
+    A listener runs under the monitor's lock: it must be quick, and must not call the monitor. What
+    it raises ends the run. `if trace:` tells whether anybody listens.
     """
 
     def __init__(self) -> None:
@@ -94,7 +96,5 @@ class TraceFile:
         if value is None:
             self.close()
             return
-        try:  # the error under way is the one to report
+        with contextlib.suppress(OSError):  # the error under way is the one to report
             self._file.close()
-        except OSError:
-            pass

@@ -1,4 +1,7 @@
-"""Fixtures of the tests that run machines: monitors that are always closed, the tests' own guests."""
+"""Fixtures of the tests that run machines.
+
+Monitors that are always closed, the tests' own guests.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ def mover(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def open_monitor() -> Iterator[Open]:
-    """Open monitors that are closed when the test ends, however it ends. They log nothing by default."""
+    """Open monitors that are closed when the test ends, however it ends.
+
+    They log nothing by default.
+    """
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Monitor:
@@ -47,7 +53,8 @@ def monitor(open_monitor: Open, mover: str) -> Monitor:
 def test_guests() -> Path:
     """Build the guests in tests/guests, as far as they have changed; return the folder of the ELFs.
 
-    Where there is no compiler, as in a VM that the tests were copied into, those built before are used.
+    Where there is no compiler, as in a VM that the tests were copied into, those built before are
+    used.
     """
     try:
         compiler = find_compiler()
@@ -66,7 +73,10 @@ def test_guests() -> Path:
 
 @pytest.fixture(scope="session")
 def test_guest(test_guests: Path) -> Callable[[str], Path]:
-    """Give the path of a test guest's ELF by its name: ``spin`` is built from tests/guests/spin.c."""
+    """Give the path of a test guest's ELF by its name.
+
+    ``spin`` is built from tests/guests/spin.c.
+    """
     return lambda name: test_guests / f"{name}.elf"
 
 

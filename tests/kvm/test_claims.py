@@ -135,7 +135,7 @@ def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, test_g
 def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
     monitor: Monitor, test_guest: Elf
 ) -> None:
-    """At the exit the message is placed, and the one instruction since the placing is the doorbell."""
+    """At the exit the message is placed, and the one instruction since is the doorbell."""
     a = monitor.spawn(test_guest("send_x_to_host"), name="a", window="16M")
     sites: list[tuple[bytes, int]] = []
 
@@ -150,8 +150,8 @@ def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
     assert a.exit_code == 0
     ((code, head),) = sites
     assert head == 1  # placed
-    # mov %r32,(%r64) twice, two bytes each: the store of tx_head, then the store that is the doorbell
-    # (or OUT %eax,%dx, one byte); the instruction pointer is behind the doorbell.
+    # mov %r32,(%r64) twice, two bytes each: the store of tx_head, then the store that is the
+    # doorbell (or OUT %eax,%dx, one byte); the instruction pointer is behind the doorbell.
     placing = code[1:3] if code[3] == 0xEF else code[0:2]
     doorbell = code[3:4] if code[3] == 0xEF else code[2:4]
     assert placing[0] == 0x89

@@ -45,7 +45,11 @@ def marked(name: str) -> tuple[str, str, int]:
 @pytest.mark.parametrize("mover", MOVERS)
 @pytest.mark.parametrize(
     ("name", "access", "offset"),
-    [("revoked_read", "read", 0x128), ("revoked_write", "write", 0x128), ("revoked_sse", "read", 0x120)],
+    [
+        ("revoked_read", "read", 0x128),
+        ("revoked_write", "write", 0x128),
+        ("revoked_sse", "read", 0x120),
+    ],
 )
 def test_using_a_page_that_was_sent_names_its_exact_address(
     name: str, access: str, offset: int, mover: str
@@ -100,9 +104,7 @@ def test_only_a_whole_word_stored_to_the_doorbell_rings_it(
 # ---- Exceptions of the CPU ----
 
 
-@pytest.mark.parametrize(
-    ("name", "vector"), [("divide_by_zero", 0), ("undefined_instruction", 6)]
-)
+@pytest.mark.parametrize(("name", "vector"), [("divide_by_zero", 0), ("undefined_instruction", 6)])
 def test_an_exception_is_named_with_its_place(name: str, vector: int) -> None:
     with scene(name) as s:
         fault = fault_of(s)
@@ -169,7 +171,8 @@ def test_an_empty_idt_is_a_triple_fault_that_ring_3_cannot_cause() -> None:
     with scene("triple_fault") as s:
         fault = fault_of(s)
         if s.m.ring == 3:
-            assert (fault.kind, fault.vector, fault.error_code) == ("exception", GENERAL_PROTECTION, 0)
+            expected = ("exception", GENERAL_PROTECTION, 0)
+            assert (fault.kind, fault.vector, fault.error_code) == expected
             assert place(fault) == marked("triple_fault")
         else:
             assert (fault.kind, fault.vector) == ("triple-fault", None)
@@ -179,7 +182,8 @@ def test_hlt_is_no_way_to_wait() -> None:
     with scene("halt") as s:
         fault = fault_of(s)
         if s.m.ring == 3:
-            assert (fault.kind, fault.vector, fault.error_code) == ("exception", GENERAL_PROTECTION, 0)
+            expected = ("exception", GENERAL_PROTECTION, 0)
+            assert (fault.kind, fault.vector, fault.error_code) == expected
             assert place(fault) == marked("halt")
         else:
             assert fault.kind == "halt"

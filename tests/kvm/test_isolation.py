@@ -1,4 +1,7 @@
-"""No page is reachable from two peers: looked at from outside, at every event, in the process's own mappings."""
+"""No page is reachable from two peers.
+
+Looked at from outside, at every event, in the process's own mappings.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def mapped_frames(window: MappedWindow) -> set[int]:
 def reachable(window: Window) -> set[int]:
     if isinstance(window, SlotsWindow):
         slots = window._slots.values()
-        return {frame for s in slots for frame in range(s.frame, s.frame + s.count)}
+        return {frame for s in slots for frame in range(s.frame, s.frame + s.pages)}
     assert isinstance(window, MappedWindow)
     return mapped_frames(window)
 
@@ -60,7 +63,7 @@ def test_at_every_event_each_page_is_reachable_from_its_owner_only(
             seen |= now
             if peer.alive:
                 runs = ledger.window(peer.number)
-                owned = {r.frame + i for r in runs if r.hold is Hold.OWNED for i in range(r.count)}
+                owned = {r.frame + i for r in runs if r.hold is Hold.OWNED for i in range(r.pages)}
                 assert now == owned, f"{event}: {peer} reaches what it does not own"
             else:
                 assert not now, f"{event}: {peer} is dead and reaches pages"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests_support import held
+
 from vmm import (
     ClosedError,
     ConfigError,
@@ -175,7 +175,10 @@ def test_a_thousand_spawns_and_closes_leave_nothing_behind(
 def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     open_monitor: Callable[..., Monitor], guest_elf: Elf, mover: str
 ) -> None:
-    """Descriptors run out after one, two, three … more of them: each failure is clean, and a retry works."""
+    """Descriptors run out after one, two, three … more of them.
+
+    Each failure is clean, and a retry works.
+    """
     monitor = open_monitor(mover=mover, pool="16M")
     before = held()
     failures = 0

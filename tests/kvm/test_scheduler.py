@@ -1,4 +1,7 @@
-"""Scheduling on the real device: waiting, time-outs, fairness, several workers, and how a run ends."""
+"""Scheduling on the real device.
+
+Waiting, time-outs, fairness, several workers, and how a run ends.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def test_a_wait_of_zero_only_looks(open_monitor: Callable[..., Monitor], test_gu
 def test_a_spinning_machine_holds_nobody_up(
     open_monitor: Callable[..., Monitor], test_guest: Elf, guest_elf: Callable[[str], Path]
 ) -> None:
-    """One worker, one machine that never exits by itself, a pair that talks, and one whose wait ends."""
+    """One worker, a machine that never exits by itself, a pair that talks, a wait that ends."""
     monitor = open_monitor()
     spinner = monitor.spawn(test_guest("spin"), name="spinner", window="2M")
     waiter = monitor.spawn(test_guest("wait_50_ms"), name="waiter", window="2M")

@@ -76,7 +76,8 @@ def probe() -> str:
     return f"""#include <stdio.h>
 #include "pageferry.h"
 /* Sign and magnitude by the expression's own type: a negative number stays one. */
-#define SAY(name, value) printf((value) < 0 ? "%s\\"%s\\": %lld" : "%s\\"%s\\": %llu", comma(), name, \\
+#define SAY(name, value) \\
+    printf((value) < 0 ? "%s\\"%s\\": %lld" : "%s\\"%s\\": %llu", comma(), name, \\
     (unsigned long long)(value))
 #define SAYS(name, value) printf("%s\\"%s\\": \\"%s\\"", comma(), name, value)
 static const char *comma(void) {{ static int n; return n++ ? ", " : ""; }}

@@ -16,7 +16,7 @@ def joined(frames: set[int]) -> list[Frames]:
     runs: list[Frames] = []
     for frame in sorted(frames):
         if runs and runs[-1].end == frame:
-            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
+            runs[-1] = runs[-1]._replace(pages=runs[-1].pages + 1)
         else:
             runs.append(Frames(frame, 1))
     return runs
@@ -43,11 +43,11 @@ class FramePoolAgainstSet(RuleBasedStateMachine):
         pages = [frame for part in parts for frame in range(part.first, part.end)]
         assert len(pages) == len(set(pages)) == count
         assert set(pages) <= self.free
-        if any(run.count >= count for run in runs):
+        if any(run.pages >= count for run in runs):
             assert len(parts) == 1
         else:
             assert pages == sorted(self.free)[:count]
-        if count >= LARGE and any(-run.first % LARGE + count <= run.count for run in runs):
+        if count >= LARGE and any(-run.first % LARGE + count <= run.pages for run in runs):
             assert parts[0].first % LARGE == 0
         self.free -= set(pages)
         self.taken += parts
@@ -59,7 +59,7 @@ class FramePoolAgainstSet(RuleBasedStateMachine):
         start = data.draw(st.integers(whole.first, whole.end - 1))
         end = data.draw(st.integers(start + 1, whole.end))
         rest = Frames(whole.first, start - whole.first), Frames(end, whole.end - end)
-        self.taken += [part for part in rest if part.count]
+        self.taken += [part for part in rest if part.pages]
         self.pool.release(Frames(start, end - start))
         self.free |= set(range(start, end))
 
@@ -106,7 +106,7 @@ def test_too_many_frames_are_refused_and_none_taken() -> None:
     before = pool.runs
     assert pool.allocate(1701) == []
     assert (pool.runs, pool.free) == (before, 1700)
-    assert sum(part.count for part in pool.allocate(1700)) == 1700
+    assert sum(part.pages for part in pool.allocate(1700)) == 1700
     assert (pool.runs, pool.free) == ((), 0)
     assert pool.allocate(1) == []
 

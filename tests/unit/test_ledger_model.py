@@ -1,4 +1,4 @@
-"""The ledger against a model that knows every page by itself, through any order of operations and deaths."""
+"""The ledger against a model that knows every page by itself, in any order of events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Window = dict[int, tuple[int, Hold]]  # page: (frame, hold)
 
 @dataclasses.dataclass
 class Flight:
-    """One parcel in flight, as its pages: (frame, page in the sender's window, in the receiver's)."""
+    """One parcel in flight, as its pages.
+
+    (frame, page in the sender's window, in the receiver's).
+    """
 
     parcel: Parcel
     pages: list[tuple[int, int, int]]
@@ -65,10 +68,10 @@ class LedgerAgainstPages(RuleBasedStateMachine):
             return Status.E_OWNERSHIP
         window = dict(self.windows[receiver])
         for extent in extents:
-            page = lowest_gap(window, extent.count)
+            page = lowest_gap(window, extent.pages)
             if page is None:
                 return Status.E_WINDOW_FULL
-            window |= {page + i: (-1, Hold.INCOMING) for i in range(extent.count)}
+            window |= {page + i: (-1, Hold.INCOMING) for i in range(extent.pages)}
         return Status.OK
 
     def snapshot(self) -> object:
@@ -117,14 +120,13 @@ class LedgerAgainstPages(RuleBasedStateMachine):
             assert self.snapshot() == before
             return
         assert expected is Status.OK
-        frames = [run.frame + i for run in runs for i in range(run.count)]
+        frames = [run.frame + i for run in runs for i in range(run.pages)]
         assert len(set(frames)) == count
         assert set(frames) <= self.free
         assert not self.windows[peer].keys() & set(pages_of(extent))
         self.free -= set(frames)
         self.windows[peer] |= {
-            page: (frame, Hold.OWNED)
-            for page, frame in zip(pages_of(extent), frames, strict=True)
+            page: (frame, Hold.OWNED) for page, frame in zip(pages_of(extent), frames, strict=True)
         }
 
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -143,7 +145,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
 
     def take_off(self, parcel: Parcel, extents: list[Extent]) -> None:
         source, target = self.windows[parcel.sender], self.windows[parcel.receiver]
-        assert [place.count for place in parcel.targets] == [extent.count for extent in extents]
+        assert [place.pages for place in parcel.targets] == [extent.pages for extent in extents]
         moves = [
             (source[old][0], old, new)
             for extent, place in zip(extents, parcel.targets, strict=True)
@@ -152,7 +154,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
         pieces = [
             (piece.frame + i, piece.source + i, piece.target + i)
             for piece in parcel.pieces
-            for i in range(piece.count)
+            for i in range(piece.pages)
         ]
         assert pieces == moves
         assert not target.keys() & {new for _, _, new in moves}
@@ -178,7 +180,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
         freed = self.ledger.cancel(flight.parcel)
         source = self.windows.get(flight.parcel.sender)
         frames = {frame for frame, _, _ in flight.pages} if source is None else set()
-        assert {part.first + i for part in freed for i in range(part.count)} == frames
+        assert {part.first + i for part in freed for i in range(part.pages)} == frames
         self.free |= frames
         for frame, old, new in flight.pages:
             del self.windows[flight.parcel.receiver][new]
@@ -199,7 +201,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
         assert all(self.owns(peer, extent) for extent in extents)
         pages = [page for extent in extents for page in pages_of(extent)]
         frames = {self.windows[peer].pop(page)[0] for page in pages}
-        assert {part.first + i for part in freed for i in range(part.count)} == frames
+        assert {part.first + i for part in freed for i in range(part.pages)} == frames
         self.free |= frames
 
     @precondition(lambda self: len(self.windows) > 1)
@@ -213,7 +215,7 @@ class LedgerAgainstPages(RuleBasedStateMachine):
         freed = self.ledger.dismiss(peer)
         gone = self.windows.pop(peer)
         frames = {frame for frame, hold in gone.values() if hold is Hold.OWNED}
-        assert {part.first + i for part in freed for i in range(part.count)} == frames
+        assert {part.first + i for part in freed for i in range(part.pages)} == frames
         self.free |= frames
 
     # ---- After every step ----
@@ -227,12 +229,12 @@ class LedgerAgainstPages(RuleBasedStateMachine):
 
     @invariant()
     def every_page_is_what_the_model_says(self) -> None:
-        free = {run.first + i for run in self.ledger.pool.runs for i in range(run.count)}
+        free = {run.first + i for run in self.ledger.pool.runs for i in range(run.pages)}
         assert free == self.free
         for peer, window in self.windows.items():
             runs = self.ledger.window(peer)
             there = {
-                run.page + i: (run.frame + i, run.hold) for run in runs for i in range(run.count)
+                run.page + i: (run.frame + i, run.hold) for run in runs for i in range(run.pages)
             }
             assert there == window
 

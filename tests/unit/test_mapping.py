@@ -34,7 +34,9 @@ def kernels_word(address: int) -> Line | None:
         bounds, protection, offset, _, _, *name = line.split(maxsplit=5)
         start, end = (int(bound, 16) for bound in bounds.split("-"))
         if start <= address < end:
-            return Line(protection, int(offset, 16) + address - start if name else 0, " ".join(name))
+            return Line(
+                protection, int(offset, 16) + address - start if name else 0, " ".join(name)
+            )
     return None
 
 
@@ -134,7 +136,9 @@ def test_closing_unmaps_the_range_and_again_does_nothing() -> None:
     window.close()
     assert kernels_word(address) is None
     # Were the range unmapped again, it would be somebody else's by now.
-    mapping._map(address, PAGE_SIZE, mmap.PROT_READ, mapping._HIDDEN | mapping._MAP_FIXED, -1, 0, "")
+    mapping._map(
+        address, PAGE_SIZE, mmap.PROT_READ, mapping._HIDDEN | mapping._MAP_FIXED, -1, 0, ""
+    )
     window.close()
     assert kernels_word(address) == Line("r--p", 0, "")
     Mapping(address, PAGE_SIZE).close()
@@ -175,7 +179,9 @@ def test_a_refused_call_is_an_os_error_that_names_it(window: Mapping, pool: Page
         mapping.show(window.address, PAGE_SIZE, -1, 0)
     with pytest.raises(OSError, match="mmap of 4096 bytes for a window: Invalid argument"):
         mapping.show(window.address, PAGE_SIZE, pool.fd, 1)
-    with pytest.raises(OSError, match=r"fallocate\(PUNCH_HOLE\) of 4096 bytes: Bad file descriptor"):
+    with pytest.raises(
+        OSError, match=r"fallocate\(PUNCH_HOLE\) of 4096 bytes: Bad file descriptor"
+    ):
         mapping.punch(-1, 0, PAGE_SIZE)
     with pytest.raises(OSError, match="mmap of 4096 bytes for the page pool: Bad file descriptor"):
         Mapping.shared(PAGE_SIZE, -1)

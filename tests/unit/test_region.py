@@ -59,5 +59,5 @@ def test_no_pages_are_out_of_bounds(pages: int) -> None:
 
 
 def test_the_error_names_the_range_and_the_region() -> None:
-    with pytest.raises(OutOfBounds, match="8 bytes at 0x13ffc are not within 0x10000..0x14000"):
+    with pytest.raises(OutOfBounds, match=r"8 bytes at 0x13ffc are not within 0x10000\.\.0x14000"):
         REGION.offset(0x13FFC, 8)

@@ -24,8 +24,8 @@ def longest_runs(model: Model) -> list[Run]:
     runs: list[Run] = []
     for page, (frame, hold) in sorted(model.items()):
         last = runs[-1] if runs else None
-        if last and (last.end, last.frame + last.count, last.hold) == (page, frame, hold):
-            runs[-1] = last._replace(count=last.count + 1)
+        if last and (last.end, last.frame + last.pages, last.hold) == (page, frame, hold):
+            runs[-1] = last._replace(pages=last.pages + 1)
         else:
             runs.append(Run(page, 1, frame, hold))
     return runs
@@ -49,7 +49,7 @@ class RunMapAgainstPages(RuleBasedStateMachine):
     @rule(extent=extents, distance=st.sampled_from([0, 0, 100]), hold=holds)
     def insert(self, extent: Extent, distance: int, hold: Hold) -> None:
         assume(not part(self.model, extent))
-        self.map.insert(Run(extent.page, extent.count, extent.page + distance, hold))
+        self.map.insert(Run(extent.page, extent.pages, extent.page + distance, hold))
         self.model |= {page: (page + distance, hold) for page in range(*extent_range(extent))}
 
     @rule(extent=extents)
@@ -66,7 +66,7 @@ class RunMapAgainstPages(RuleBasedStateMachine):
     @rule(extent=extents, hold=holds)
     def covers(self, extent: Extent, hold: Hold) -> None:
         there = part(self.model, extent)
-        expected = len(there) == extent.count and {held for _, held in there.values()} == {hold}
+        expected = len(there) == extent.pages and {held for _, held in there.values()} == {hold}
         assert self.map.covers(extent, hold) is expected
 
     @rule(count=st.integers(1, PAGES + 1), align=st.sampled_from([1, 2, 8]))

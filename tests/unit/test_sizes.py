@@ -71,13 +71,13 @@ def test_what_is_no_size_is_refused_with_an_example(bad: int | str) -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, "0", "0K", "0.5", "0.0001K"])
 def test_less_than_a_byte_or_a_part_of_one_is_refused(bad: int | str) -> None:
-    with pytest.raises(ConfigError, match="window .* is not a positive whole number of bytes"):
+    with pytest.raises(ConfigError, match=r"window .* is not a positive whole number of bytes"):
         parse_size(bad, "window")
 
 
 @pytest.mark.parametrize("bad", [MOST + 1, 10**400, "8388608T", "99999999999999999999T"])
 def test_more_than_an_address_space_is_refused(bad: int | str) -> None:
-    with pytest.raises(ConfigError, match="pool .* is more than any address space holds"):
+    with pytest.raises(ConfigError, match=r"pool .* is more than any address space holds"):
         parse_size(bad, "pool")
 
 

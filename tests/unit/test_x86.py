@@ -1,4 +1,4 @@
-"""The state a machine is entered in, decoded again as the CPU would (SDM volume 3, 3.4, 4.5, 6.14, 7.7)."""
+"""The state a machine is entered in, decoded again as the CPU would (SDM volume 3)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The control structure: the block of memory that one machine shares with the monitor.
 
-What the guest writes is read once and checked; what the monitor writes it keeps on its own side too, and
-never reads back. Source: guests/include/pageferry.h.
+What the guest writes is read once and checked; what the monitor writes it keeps on its own side
+too, and never reads back. Source: guests/include/pageferry.h.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class ControlStructure:
     # ---- Transmit ring ----
 
     def transmit_indices(self) -> range:
-        """Return the indices that the guest has put since the last answer. Raises Refusal(E_RING)."""
+        """Return the indices that the guest has put since the last answer.
+
+        Raises Refusal(E_RING).
+        """
         head = self._u32(_offset(abi.Control, "tx_head"))
         count = (head - self._tx_tail) & _MASK
         if count > abi.TX_ENTRIES:
@@ -102,7 +105,10 @@ class ControlStructure:
         return range(self._tx_tail, self._tx_tail + count)
 
     def copy_descriptor(self, index: int) -> abi.Descriptor:
-        """Copy one transmit descriptor out of shared memory, once: only the copy is ever looked at."""
+        """Copy one transmit descriptor out of shared memory, once.
+
+        Only the copy is ever looked at.
+        """
         return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % abi.TX_ENTRIES * _ENTRY)
 
     def answer(self, index: int, status: Status, sender: int, message: int) -> None:
@@ -158,7 +164,9 @@ class ControlStructure:
     @property
     def log(self) -> tuple[int, int]:
         """Where the guest's text is: address and length, unchecked."""
-        return self._u64(_offset(abi.Control, "log_gpa")), self._u32(_offset(abi.Control, "log_length"))
+        return self._u64(_offset(abi.Control, "log_gpa")), self._u32(
+            _offset(abi.Control, "log_length")
+        )
 
     @property
     def exit_code(self) -> int:

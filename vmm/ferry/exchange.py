@@ -74,8 +74,8 @@ class Exchange:
     def leave(self, peer: Peer) -> None:
         """A peer has stopped: return what it had not taken, free what it owned, tell its peers.
 
-        Messages in its queue go back to their senders with E_DEAD, and so do those in its receive ring
-        that it had not taken, as far as their pages are still its own. Its window is hidden.
+        Messages in its queue go back to their senders with E_DEAD, and so do those in its receive
+        ring that it had not taken, as far as their pages are still its own. Its window is hidden.
         """
         peer.alive = False
         self._forget_taken(peer)
@@ -85,7 +85,7 @@ class Exchange:
             self._return(peer.queue.get(), Status.E_DEAD)
         for run in self.ledger.window(peer.number):
             if run.hold is Hold.OWNED:
-                peer.window.hide(run.page, run.count)
+                peer.window.hide(run.page, run.pages)
         self._mover.pool.zero(self.ledger.dismiss(peer.number))
         del self._peers[peer.number]
         for other, _ in peer.listed:
@@ -111,7 +111,10 @@ class Exchange:
         return Status.OK
 
     def serve(self, sender: Peer, read: Callable[[], Request]) -> tuple[Status, int]:
-        """Do what a machine asks for; `read` reads and checks it. Return status and message number."""
+        """Do what a machine asks for; `read` reads and checks it.
+
+        Return status and message number.
+        """
         try:
             request = read()
             if request.operation is Operation.RELEASE:
@@ -173,7 +176,7 @@ class Exchange:
         except OSError:
             for extent in hidden:
                 for run in self.ledger.runs(peer.number, extent):
-                    peer.window.show(run.page, run.frame, run.count)
+                    peer.window.show(run.page, run.frame, run.pages)
             raise Refusal(Status.E_NO_MEMORY) from None
 
     # ---- Delivering ----
@@ -194,7 +197,10 @@ class Exchange:
 
     @staticmethod
     def _forget_taken(peer: Peer) -> int:
-        """Drop the messages that a machine has taken from its receive ring; return how many are left."""
+        """Drop the messages that a machine has taken from its receive ring.
+
+        Return how many are left.
+        """
         if peer.control is None:
             return 0
         try:
@@ -237,7 +243,10 @@ class Exchange:
             raise
 
     def _return(self, message: Message, status: Status) -> None:
-        """Give an undelivered message back to its sender, pages and all; without a sender, free them."""
+        """Give an undelivered message back to its sender, pages and all.
+
+        Without a sender, free them.
+        """
         parcel, sender = message.parcel, self._peers.get(message.sender)
         if parcel is not None:
             self._mover.pool.zero(self.ledger.cancel(parcel))
@@ -246,7 +255,7 @@ class Exchange:
         spans: tuple[Span, ...] = ()
         if parcel is not None:
             for piece in parcel.pieces:
-                sender.window.show(piece.source, piece.frame, piece.count)
+                sender.window.show(piece.source, piece.frame, piece.pages)
             spans = _spans(sender.window, _sources(parcel))
         back = dataclasses.replace(
             message, operation=Operation.UNDELIVERED, status=status, parcel=None, spans=spans
@@ -289,7 +298,7 @@ class Exchange:
         extent, runs = self.ledger.grant(peer.number, pages)
         try:
             for run in runs:
-                peer.window.show(run.page, run.frame, run.count)
+                peer.window.show(run.page, run.frame, run.pages)
         except OSError:
             peer.window.hide(*extent)
             self.ledger.release(peer.number, [extent])
@@ -297,7 +306,10 @@ class Exchange:
         return extent
 
     def release(self, peer: Peer, extents: Sequence[Extent]) -> None:
-        """Take disjoint extents back into the pool; they read as zeros from now on. Raises Refusal."""
+        """Take disjoint extents back into the pool; they read as zeros from now on.
+
+        Raises Refusal.
+        """
         if not all(self.ledger.owns(peer.number, extent) for extent in extents):
             raise Refusal(Status.E_OWNERSHIP)
         self._hide(peer, extents)
@@ -322,7 +334,7 @@ class Exchange:
 
 def _spans(window: Window, extents: Sequence[Extent]) -> tuple[Span, ...]:
     base = window.region.base
-    return tuple(Span(base + extent.page * PAGE_SIZE, extent.count) for extent in extents)
+    return tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
 
 
 def _sources(parcel: Parcel) -> list[Extent]:
@@ -331,21 +343,24 @@ def _sources(parcel: Parcel) -> list[Extent]:
     sources = []
     for target in parcel.targets:
         first = piece = next(pieces)
-        while piece.target + piece.count < target.end:
+        while piece.target + piece.pages < target.end:
             piece = next(pieces)
-        sources.append(Extent(first.source, target.count))
+        sources.append(Extent(first.source, target.pages))
     return sources
 
 
 def _joined(parcel: Parcel) -> Iterator[tuple[int, int, int]]:
-    """Yield (target, frame, count) with neighbours joined: one mapping call per run, not per piece."""
+    """Yield (target, frame, count) with neighbours joined.
+
+    One mapping call per run, not per piece.
+    """
     pieces = iter(parcel.pieces)
     first = next(pieces)
-    target, frame, count = first.target, first.frame, first.count
+    target, frame, count = first.target, first.frame, first.pages
     for piece in pieces:
         if piece.target == target + count and piece.frame == frame + count:
-            count += piece.count
+            count += piece.pages
             continue
         yield target, frame, count
-        target, frame, count = piece.target, piece.frame, piece.count
+        target, frame, count = piece.target, piece.frame, piece.pages
     yield target, frame, count

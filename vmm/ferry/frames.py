@@ -1,4 +1,7 @@
-"""The page pool's free frames. Pure: a frame is a number, its memory is `vmm.memory.pool`'s business."""
+"""The page pool's free frames.
+
+Pure: a frame is a number here, its memory is `vmm.memory.pool`'s business.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ LARGE = 512  # pages of 4 KiB in a huge page of 2 MiB
 
 
 class Frames(NamedTuple):
-    """`count` adjacent frames from `first`."""
+    """`pages` adjacent frames from `first`."""
 
     first: int
-    count: int
+    pages: int
 
     @property
     def end(self) -> int:
         """The first frame after these."""
-        return self.first + self.count
+        return self.first + self.pages
 
 
 class FramePool:
@@ -37,7 +40,8 @@ class FramePool:
         return tuple(self._runs)
 
     def allocate(self, count: int) -> list[Frames]:
-        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large and can be.
+        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large
+        and can be.
 
         Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
         """
@@ -53,16 +57,16 @@ class FramePool:
     def _take(self, index: int, part: Frames) -> Frames:
         run = self._runs[index]
         rest = [Frames(run.first, part.first - run.first), Frames(part.end, run.end - part.end)]
-        self._runs[index : index + 1] = [piece for piece in rest if piece.count]
-        self.free -= part.count
+        self._runs[index : index + 1] = [piece for piece in rest if piece.pages]
+        self.free -= part.pages
         return part
 
     def _gather(self, count: int) -> list[Frames]:
         taken: list[Frames] = []
         while count:
-            part = self._runs[0]._replace(count=min(count, self._runs[0].count))
+            part = self._runs[0]._replace(pages=min(count, self._runs[0].pages))
             taken.append(self._take(0, part))
-            count -= part.count
+            count -= part.pages
         return taken
 
     def release(self, frames: Frames) -> None:
@@ -77,4 +81,4 @@ class FramePool:
             last += 1
             end = self._runs[index].end
         self._runs[first:last] = [Frames(start, end - start)]
-        self.free += frames.count
+        self.free += frames.pages

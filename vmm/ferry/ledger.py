@@ -16,8 +16,9 @@ and moves between them only by these operations:
     cancel        in flight -> owned     OUTGOING -> OWNED      INCOMING -> (hole)
     release       owned     -> free      OWNED    -> (hole)
 
-Places on both sides are kept while a parcel is in flight, so neither delivery nor the way back can fail for
-want of room. Each operation checks everything first and then commits; a `Refusal` leaves all as it was.
+Places on both sides are kept while a parcel is in flight, so neither delivery nor the way back can
+fail for want of room. Each operation checks everything first and then commits; a `Refusal` leaves
+all as it was.
 
 Not thread-safe: the exchange calls it under its lock.
 """
@@ -46,10 +47,13 @@ class LedgerError(AssertionError):
 
 
 class Piece(NamedTuple):
-    """Adjacent frames in flight: the places they leave and the places they go to are adjacent too."""
+    """Adjacent frames in flight.
+
+    The places they leave and the places they go to are adjacent too.
+    """
 
     frame: int
-    count: int
+    pages: int
     source: int  # page in the sender's window
     target: int  # page in the receiver's window
 
@@ -92,7 +96,7 @@ class Ledger:
         if any(parcel.receiver == peer for parcel in self._in_flight):
             raise LedgerError(f"parcels are still in flight to peer {peer}")
         owned = [run for run in self._windows.pop(peer) if run.hold is Hold.OWNED]
-        return self._free(Frames(run.frame, run.count) for run in owned)
+        return self._free(Frames(run.frame, run.pages) for run in owned)
 
     def window(self, peer: int) -> tuple[Run, ...]:
         """Return what a peer's window holds, in order."""
@@ -124,17 +128,20 @@ class Ledger:
             raise Refusal(Status.E_NO_MEMORY)
         extent = Extent(page, count)
         for part in frames:
-            window.insert(Run(page, part.count, part.first, Hold.OWNED))
-            page += part.count
+            window.insert(Run(page, part.pages, part.first, Hold.OWNED))
+            page += part.pages
         return extent, window.within(extent)
 
     def release(self, peer: int, extents: Sequence[Extent]) -> list[Frames]:
-        """Take disjoint extents back into the pool; return their frames. Refused with E_OWNERSHIP."""
+        """Take disjoint extents back into the pool; return their frames.
+
+        Refused with E_OWNERSHIP.
+        """
         window = self._windows[peer]
         if not all(window.covers(extent, Hold.OWNED) for extent in extents):
             raise Refusal(Status.E_OWNERSHIP)
         runs = [run for extent in extents for run in window.remove(extent)]
-        return self._free(Frames(run.frame, run.count) for run in runs)
+        return self._free(Frames(run.frame, run.pages) for run in runs)
 
     def _free(self, frames: Iterable[Frames]) -> list[Frames]:
         freed = list(frames)
@@ -147,7 +154,8 @@ class Ledger:
     def begin(self, sender: int, receiver: int, extents: Sequence[Extent]) -> Parcel:
         """Take the extents, disjoint and within the sender's window, from their owner into flight.
 
-        Refused with E_OWNERSHIP if a page is not the sender's, E_WINDOW_FULL if the receiver has no room.
+        Refused with E_OWNERSHIP if a page is not the sender's, E_WINDOW_FULL if the receiver has
+        no room.
         """
         source, target = self._windows[sender], self._windows[receiver]
         if not all(source.covers(extent, Hold.OWNED) for extent in extents):
@@ -158,10 +166,10 @@ class Ledger:
             for run in source.remove(extent):
                 source.insert(run._replace(hold=Hold.OUTGOING))
                 page = place.page + run.page - extent.page
-                pieces.append(Piece(run.frame, run.count, run.page, page))
+                pieces.append(Piece(run.frame, run.pages, run.page, page))
         parcel = Parcel(sender, receiver, tuple(pieces), tuple(targets))
         for piece in pieces:
-            target.insert(Run(piece.target, piece.count, piece.frame, Hold.INCOMING))
+            target.insert(Run(piece.target, piece.pages, piece.frame, Hold.INCOMING))
         if pieces:
             self._in_flight.add(parcel)
         return parcel
@@ -171,10 +179,10 @@ class Ledger:
         self._land(parcel)
         source, target = self._windows.get(parcel.sender), self._windows[parcel.receiver]
         for piece in parcel.pieces:
-            target.remove(Extent(piece.target, piece.count))
-            target.insert(Run(piece.target, piece.count, piece.frame, Hold.OWNED))
+            target.remove(Extent(piece.target, piece.pages))
+            target.insert(Run(piece.target, piece.pages, piece.frame, Hold.OWNED))
             if source is not None:
-                source.remove(Extent(piece.source, piece.count))
+                source.remove(Extent(piece.source, piece.pages))
 
     def cancel(self, parcel: Parcel) -> list[Frames]:
         """Undo: the sender owns the pages again, where they were.
@@ -184,13 +192,13 @@ class Ledger:
         self._land(parcel)
         source, target = self._windows.get(parcel.sender), self._windows[parcel.receiver]
         for piece in parcel.pieces:
-            target.remove(Extent(piece.target, piece.count))
+            target.remove(Extent(piece.target, piece.pages))
             if source is not None:
-                source.remove(Extent(piece.source, piece.count))
-                source.insert(Run(piece.source, piece.count, piece.frame, Hold.OWNED))
+                source.remove(Extent(piece.source, piece.pages))
+                source.insert(Run(piece.source, piece.pages, piece.frame, Hold.OWNED))
         if source is not None:
             return []
-        return self._free(Frames(piece.frame, piece.count) for piece in parcel.pieces)
+        return self._free(Frames(piece.frame, piece.pages) for piece in parcel.pieces)
 
     def _land(self, parcel: Parcel) -> None:
         if parcel.pieces and parcel not in self._in_flight:
@@ -200,16 +208,19 @@ class Ledger:
     # ---- Audit ----
 
     def audit(self) -> dict[str, int]:
-        """Check that every frame is in one state only; return the pages in each. Raises LedgerError."""
+        """Check that every frame is in one state only; return the pages in each.
+
+        Raises LedgerError.
+        """
         states = {
-            "free": [(run.first, run.count) for run in self.pool.runs],
+            "free": [(run.first, run.pages) for run in self.pool.runs],
             "owned": [
-                (run.frame, run.count)
+                (run.frame, run.pages)
                 for window in self._windows.values()
                 for run in window
                 if run.hold is Hold.OWNED
             ],
-            "in_flight": [(p.frame, p.count) for parcel in self._in_flight for p in parcel.pieces],
+            "in_flight": [(p.frame, p.pages) for parcel in self._in_flight for p in parcel.pieces],
         }
         self._check_partition(sorted(run for runs in states.values() for run in runs))
         self._check_reservations()
@@ -228,8 +239,8 @@ class Ledger:
         kept = dict.fromkeys(Hold, 0)
         for window in self._windows.values():
             for run in window:
-                kept[run.hold] += run.count
-        flying = [(parcel, sum(p.count for p in parcel.pieces)) for parcel in self._in_flight]
+                kept[run.hold] += run.pages
+        flying = [(parcel, sum(p.pages for p in parcel.pieces)) for parcel in self._in_flight]
         outgoing = sum(count for parcel, count in flying if parcel.sender in self._windows)
         if kept[Hold.INCOMING] != sum(count for _, count in flying):
             raise LedgerError("the places kept for parcels are not those in flight")
@@ -238,7 +249,8 @@ class Ledger:
 
 
 def _place(window: RunMap, count: int) -> int | None:
-    """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones from below.
+    """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones
+    from below.
 
     Kept apart, a small extent does not cut a large one's huge pages in two.
     """
@@ -250,16 +262,16 @@ def _place(window: RunMap, count: int) -> int | None:
 
 
 def _reserve(window: RunMap, extents: Sequence[Extent]) -> list[Extent]:
-    """Choose disjoint places for all the extents, without taking them, or refuse with E_WINDOW_FULL."""
+    """Choose disjoint places for all the extents, without taking them. Refused: E_WINDOW_FULL."""
     places: list[Extent] = []
     try:
         for extent in extents:
-            page = _place(window, extent.count)
+            page = _place(window, extent.pages)
             if page is None:
                 raise Refusal(Status.E_WINDOW_FULL)
-            places.append(Extent(page, extent.count))
+            places.append(Extent(page, extent.pages))
             if len(extents) > 1:
-                window.insert(Run(page, extent.count, -1, Hold.INCOMING))
+                window.insert(Run(page, extent.pages, -1, Hold.INCOMING))
     finally:
         if len(extents) > 1:
             for place in places:

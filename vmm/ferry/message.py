@@ -91,7 +91,7 @@ class Request:
         ordered = sorted(extents)
         if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
             raise Refusal(Status.E_OVERLAP)
-        most = sum(extent.count for extent in extents) * PAGE_SIZE
+        most = sum(extent.pages for extent in extents) * PAGE_SIZE
         if self.length > most or len(self.payload) > abi.PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)
         return extents

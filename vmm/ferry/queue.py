@@ -1,4 +1,7 @@
-"""A peer's queue: messages that wait for it, in the monitor's own memory, where no guest can reach."""
+"""A peer's queue.
+
+Messages that wait for it, in the monitor's own memory, where no guest can reach.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from vmm.ferry.message import Message
 
 
 class Queue:
-    """First in, first out, at most `depth` messages. Not thread-safe: used under the exchange's lock."""
+    """First in, first out, at most `depth` messages. Not thread-safe.
+
+    Used under the exchange's lock.
+    """
 
     def __init__(self, depth: int) -> None:
         self.depth = depth

@@ -1,7 +1,7 @@
 """Interval maps of pages: what a window holds, run by run. Pure; no KVM, no memory.
 
-Everything is counted in pages. A window of a gigabyte that was filled by one message is one run, so the cost
-of an operation follows the number of runs it touches, never the number of pages.
+Everything is counted in pages. A window of a gigabyte that was filled by one message is one run,
+so the cost of an operation follows the number of runs it touches, never the number of pages.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ class Extent(NamedTuple):
     """A run of adjacent pages of one window, by index: the unit of every operation."""
 
     page: int
-    count: int
+    pages: int
 
     @property
     def end(self) -> int:
         """The first page after the extent."""
-        return self.page + self.count
+        return self.page + self.pages
 
 
 class Hold(enum.Enum):
@@ -35,17 +35,17 @@ class Hold(enum.Enum):
 
 
 class Run(NamedTuple):
-    """`count` adjacent pages from `page`, backed by as many adjacent frames from `frame`."""
+    """`pages` adjacent pages from `page`, backed by as many adjacent frames from `frame`."""
 
     page: int
-    count: int
+    pages: int
     frame: int
     hold: Hold
 
     @property
     def end(self) -> int:
         """The first page after the run."""
-        return self.page + self.count
+        return self.page + self.pages
 
     def clip(self, page: int, end: int) -> Run:
         """Return the part of the run that lies in page..end."""
@@ -56,13 +56,13 @@ class Run(NamedTuple):
         """Whether `other` directly follows, in pages and in frames, with the same hold."""
         return (
             self.end == other.page
-            and self.frame + self.count == other.frame
+            and self.frame + self.pages == other.frame
             and self.hold is other.hold
         )
 
 
 class RunMap:
-    """Disjoint runs in a window of `pages` pages, in order, neighbours that belong together joined."""
+    """Disjoint runs in a window of `pages` pages, in order; those that belong together joined."""
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
@@ -90,7 +90,7 @@ class RunMap:
     def covers(self, extent: Extent, hold: Hold) -> bool:
         """Whether every page of the extent is there with this hold."""
         runs = self.within(extent)
-        return sum(run.count for run in runs) == extent.count and all(
+        return sum(run.pages for run in runs) == extent.pages and all(
             run.hold is hold for run in runs
         )
 
@@ -107,16 +107,16 @@ class RunMap:
         return [run.clip(extent.page, extent.end) for run in old]
 
     def insert(self, run: Run) -> None:
-        """Add a run on pages that hold nothing, joining it with its neighbours where it continues them."""
+        """Add a run on pages that hold nothing, joined with the neighbours that it continues."""
         index = bisect.bisect_left(self._starts, run.page)
         first = last = index
         if index and self._runs[index - 1].continues(run):
             first -= 1
             before = self._runs[first]
-            run = Run(before.page, before.count + run.count, before.frame, run.hold)
+            run = Run(before.page, before.pages + run.pages, before.frame, run.hold)
         if index < len(self._runs) and run.continues(self._runs[index]):
             last += 1
-            run = run._replace(count=run.count + self._runs[index].count)
+            run = run._replace(pages=run.pages + self._runs[index].pages)
         self._replace(first, last, [run])
 
     def _replace(self, first: int, last: int, runs: list[Run]) -> None:

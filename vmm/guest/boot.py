@@ -1,4 +1,7 @@
-"""A machine's first state: image, tables and registers, so that KVM enters long mode at the entry point."""
+"""A machine's first state.
+
+Image, tables and registers, so that KVM enters long mode at the entry point.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 from vmm.sizes import format_size
 
-# CR0: PE MP ET NE WP AM PG; CR4: PAE, SSE with its exceptions (SDM 2.5); EFER: LME LMA NXE (SDM 2.2.1).
+# CR0: PE MP ET NE WP AM PG; CR4: PAE, SSE with its exceptions (SDM 2.5); EFER: LME LMA NXE (SDM
+# 2.2.1).
 _CR0 = 0x80050033
 _CR4 = 0x620
 _EFER = 0xD00
@@ -48,8 +52,9 @@ def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Lay
     stack_region = Region(private - stack, stack)
     if image.end > stack_region.base - PAGE:
         raise GuestImageError(
-            f"{image.name}: the image ends at {image.end:#x}, {format_size(private)} of private memory "
-            f"with a stack of {format_size(stack)} is too small: give more (memory=, --memory)"
+            f"{image.name}: the image ends at {image.end:#x}: {format_size(private)} of private "
+            f"memory with a stack of {format_size(stack)} is too small: give more "
+            "(memory=, --memory)"
         )
     window_region = Region(abi.WINDOW_GPA, window)
     ranges = [
@@ -75,7 +80,7 @@ def load(memory: PrivateMemory, image: Image, layout: Layout) -> None:
 
 
 def enter(kvm: Kvm, vcpu: Vcpu, image: Image, layout: Layout, user: bool) -> None:
-    """Set a fresh vCPU's registers to the image's entry point, in ring 3 if `user`, else in ring 0."""
+    """Set a fresh vCPU's registers to the image's entry point, in ring 3 if `user`, else ring 0."""
     vcpu.set_cpuid(kvm.supported_cpuid())
     sregs = vcpu.get_sregs()
     code = _segment(sregs.cs, x86.CODE3 if user else x86.CODE0, 0xB, user)
@@ -92,7 +97,8 @@ def enter(kvm: Kvm, vcpu: Vcpu, image: Image, layout: Layout, user: bool) -> Non
     vcpu.set_sregs(sregs)
 
     regs = vcpu.get_regs()
-    # As if called: the ABI wants the stack pointer 8 below a multiple of 16 at a function's first instruction.
+    # As if called: the ABI wants the stack pointer 8 below a multiple of 16 at a function's first
+    # instruction.
     regs.rip, regs.rsp = image.entry, layout.stack.end - 8
     regs.rflags = _RFLAGS | (_IOPL3 if user else 0)
     vcpu.set_regs(regs)

@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent / "_guests"
 
 
 def bundled_guest(name: str) -> Path:
-    """Return the path of a bundled guest's ELF: "canary", "faults/wild_pointer". Raises GuestImageError."""
+    """Return the path of a bundled guest's ELF: "canary", "faults/wild_pointer".
+
+    Raises GuestImageError.
+    """
     path = ROOT / "bin" / f"{name}.elf"
     if not path.is_file():
         raise GuestImageError(

@@ -1,4 +1,7 @@
-"""One guest in its VM: descriptors, private memory and first state, made together and closed together."""
+"""One guest in its VM.
+
+Descriptors, private memory and first state, made together and closed together.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import dataclasses
 
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
-from vmm.guest import abi, boot
 from vmm.ferry.ledger import Refusal
 from vmm.ferry.message import Request
+from vmm.guest import abi, boot
 from vmm.guest.abi import Status
 from vmm.guest.boot import Layout
 from vmm.guest.image import Image
@@ -42,7 +45,8 @@ class Shape:
 
 
 class Guest:
-    """A VM with one vCPU, loaded with an image and ready to be entered. Its window is not its business.
+    """A VM with one vCPU, loaded with an image and ready to be entered. Its window is not its
+    business.
 
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """

@@ -58,7 +58,10 @@ class Image:
 
 
 def load_image(path: str | Path) -> Image:
-    """Read and check an ELF file. Raises GuestImageError, naming the file and what to do about it."""
+    """Read and check an ELF file.
+
+    Raises GuestImageError, naming the file and what to do about it.
+    """
     path = Path(path)
     try:
         status = path.stat()
@@ -122,7 +125,8 @@ def _check_header(elf: Any, name: str) -> None:
         raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
     if header["e_type"] != "ET_EXEC":
         raise GuestImageError(
-            f"{name}: not a static executable ({header['e_type']}): link with -static -no-pie -T guest.ld"
+            f"{name}: not a static executable ({header['e_type']}): "
+            "link with -static -no-pie -T guest.ld"
         )
     if header["e_phnum"] > 64:
         raise GuestImageError(
@@ -142,7 +146,8 @@ def _check_note(elf: Any, name: str) -> None:
                 _check_version(note["n_descdata"], name)
                 return
     raise GuestImageError(
-        f"{name}: no pageferry ABI note: link the guest library (pageferry build makes a guest of C sources)"
+        f"{name}: no pageferry ABI note: link the guest library "
+        "(pageferry build makes a guest of C sources)"
     )
 
 
@@ -154,7 +159,8 @@ def _check_version(descriptor: bytes, name: str) -> None:
     major, minor = (int.from_bytes(descriptor[i : i + 4], "little") for i in (0, 4))
     if major != abi.ABI_MAJOR or minor > abi.ABI_MINOR:
         raise GuestImageError(
-            f"{name}: built for ABI {major}.{minor}, this monitor has {abi.ABI_MAJOR}.{abi.ABI_MINOR}: "
+            f"{name}: built for ABI {major}.{minor}, "
+            f"this monitor has {abi.ABI_MAJOR}.{abi.ABI_MINOR}: "
             "rebuild the guest against its pageferry.h"
         )
 
@@ -191,7 +197,8 @@ def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
         if segment.gpa < abi.IMAGE_GPA or segment.end_page > abi.DOORBELL_GPA:
             raise GuestImageError(
                 f"{name}: segment at {segment.gpa:#x} ({segment.size} bytes) is out of range: "
-                f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, link with guest.ld"
+                f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, "
+                "link with guest.ld"
             )
     for low, high in itertools.pairwise(ordered):
         if low.gpa + low.size > high.gpa:
@@ -200,5 +207,6 @@ def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
             )
         if low.end_page > high.first_page:
             raise GuestImageError(
-                f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} share a page: align them to {PAGE}"
+                f"{name}: segments at {low.gpa:#x} and {high.gpa:#x} share a page: "
+                f"align them to {PAGE}"
             )

@@ -1,9 +1,10 @@
 """From a stopped vCPU to a `GuestFault`: what happened, to which address, at which instruction.
 
-Hosts tell a guest's access to memory that is not there in different ways: an MMIO exit with the address; an
-EFAULT with it; an EFAULT without. And no emulator knows every instruction. One way works on all of them: run
-the vCPU once more with page tables that lack the window. The same access is then a page fault, the CPU
-itself says which address and which kind, and the trap stub halts with both.
+Hosts tell a guest's access to memory that is not there in different ways: an MMIO exit with the
+address; an EFAULT with it; an EFAULT without. And no emulator knows every instruction. One way
+works on all of them: run the vCPU once more with page tables that lack the window. The same access
+is then a page fault, the CPU itself says which address and which kind, and the trap stub halts
+with both.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class Diagnosis:
         )
 
     def explain(self, stopped: Exit, run: Callable[[], Exit]) -> GuestFault:
-        """Return why the machine cannot go on after `stopped`; `run` runs the vCPU once more, for a while."""
+        """Return why the machine cannot go on after `stopped`.
+
+        `run` runs the vCPU once more, for a while.
+        """
         match stopped:
             case Hlt():
                 return self._halt()
@@ -87,7 +91,8 @@ class Diagnosis:
             case InternalError(suberror=suberror):
                 return self._probe(run) or self.fault(
                     "internal",
-                    f"KVM could not go on (internal error {suberror}): an instruction this host cannot run",
+                    f"KVM could not go on (internal error {suberror}): "
+                    "an instruction this host cannot run",
                 )
             case Shutdown():
                 return self.fault("triple-fault", "triple fault")
@@ -138,7 +143,7 @@ class Diagnosis:
             return None
 
     def _probe(self, run: Callable[[], Exit]) -> GuestFault | None:
-        """Let the access that stopped the vCPU happen again without a window, and read it off the trap."""
+        """Let the access that stopped the vCPU happen again without a window, and read the trap."""
         sregs = self._vcpu.get_sregs()
         sregs.cr3 = self._layout.tables.root_no_window
         self._vcpu.set_sregs(sregs)
@@ -148,7 +153,7 @@ class Diagnosis:
         if frame is None or frame[0] != x86.PAGE_FAULT:
             return None
         address, trap = self._vcpu.get_sregs().cr2, frame[1]
-        if not abi.WINDOW_GPA <= address:
+        if not address >= abi.WINDOW_GPA:
             return None
         return self._access(address, x86.page_fault_access(trap.error_code or 0), trap.rip)
 

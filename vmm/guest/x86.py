@@ -1,8 +1,10 @@
-"""The x86-64 state a machine is entered in: descriptor tables, page tables, trap stubs. Pure: bytes out.
+"""The x86-64 state a machine is entered in: descriptor tables, page tables, trap stubs. Pure:
+bytes out.
 
-The monitor lays these out in the first 2 MiB of private memory and enters long mode directly; a guest needs
-no boot code. Linear addresses equal guest-physical ones. Sources: Intel SDM volume 3 (3.4 descriptors, 4.5
-4-level paging, 6.14 64-bit interrupts, 7.7 the 64-bit TSS), AMD APM volume 2 (4.8, 5.3, 8.9, 12.2.5).
+The monitor lays these out in the first 2 MiB of private memory and enters long mode directly; a
+guest needs no boot code. Linear addresses equal guest-physical ones. Sources: Intel SDM volume 3
+(3.4 descriptors, 4.5 4-level paging, 6.14 64-bit interrupts, 7.7 the 64-bit TSS), AMD APM volume 2
+(4.8, 5.3, 8.9, 12.2.5).
 
     0x00001000  GDT, and the TSS at 0x00001100          read-only, supervisor
     0x00002000  IDT                                     read-only, supervisor
@@ -44,8 +46,8 @@ PAGE = abi.PAGE_SIZE
 LARGE_PAGE = 2 << 20
 TABLE_SPAN = 1 << 30  # what one page directory maps
 
-# Page-table entry bits (SDM 4.5, tables 4-15 to 4-20). Accessed and dirty are set beforehand, so that no
-# walk ever has to write to the tables.
+# Page-table entry bits (SDM 4.5, tables 4-15 to 4-20). Accessed and dirty are set beforehand, so
+# that no walk ever has to write to the tables.
 _PRESENT, _WRITE, _USER, _ACCESSED, _DIRTY, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 _NO_EXECUTE = 1 << 63
 
@@ -101,8 +103,9 @@ class PageTables:
     """Page tables as they go into memory at PAGE_TABLES.
 
     root              CR3 of the whole space
-    root_no_window    CR3 of the same space without the window: with it, an access to the window is a page
-                      fault, which tells its exact address on every kind of host (see `vmm.guest.trap`)
+    root_no_window    CR3 of the same space without the window: with it, an access to the window is
+                      a page fault, which tells its exact address on every kind of host (see
+                      `vmm.guest.trap`)
     """
 
     data: bytes
@@ -166,7 +169,8 @@ class _Tables:
 def page_tables(ranges: tuple[Range, ...], window: Region, user: bool) -> PageTables:
     """Return the tables that map `ranges` and, readable and writable, the window.
 
-    The window's size is a multiple of 2 MiB. Raises ValueError if the tables do not fit below the image.
+    The window's size is a multiple of 2 MiB. Raises ValueError if the tables do not fit below the
+    image.
     """
     if window.end > 512 * TABLE_SPAN:
         raise ValueError(
@@ -226,7 +230,8 @@ def _tss() -> bytes:
 
 
 def _idt() -> bytes:
-    """Return the IDT: interrupt gates to the stubs, on IST1 so that a broken stack is no triple fault.
+    """Return the IDT: interrupt gates to the stubs, on IST1 so that a broken stack is no triple
+    fault.
 
     The gates' privilege is 3, so that INT3 and INT n in ring 3 are seen as what they are.
     """

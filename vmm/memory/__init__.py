@@ -1,0 +1,1 @@
+"""Host memory: mappings, private memory, the page pool, and the movers."""

@@ -1,8 +1,9 @@
 """Every libc mapping call of the project, and memory regions made of them.
 
-Host addresses are plain ints here. Two rules hold for each function that changes an address range in use:
-it replaces what is there in one system call (`MAP_FIXED`), so that no hole ever opens in which another
-mapping of this process could land under a guest's memslot; and it raises `OSError` naming the call.
+Host addresses are plain ints here. Two rules hold for each function that changes an address range
+in use: it replaces what is there in one system call (`MAP_FIXED`), so that no hole ever opens in
+which another mapping of this process could land under a guest's memslot; and it raises `OSError`
+naming the call.
 
 Thread-safety: the functions are; a `Mapping` is closed once, by its owner.
 """
@@ -57,10 +58,11 @@ def _map(
 
 
 def show(address: int, size: int, fd: int, offset: int) -> None:
-    """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and writable.
+    """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and
+    writable.
 
-    All three are multiples of the page size. A guest running on the range sees the change at once: the
-    kernel shoots its translations down before mmap returns.
+    All three are multiples of the page size. A guest running on the range sees the change at once:
+    the kernel shoots its translations down before mmap returns.
     """
     _map(address, size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, offset, "a window")
 
@@ -118,8 +120,8 @@ class Mapping:
     def view(self) -> memoryview:
         """Return the range as writable bytes.
 
-        The view does not keep the mapping alive: its holder must drop it before close(), and must never
-        let it cover a range that can be hidden.
+        The view does not keep the mapping alive: its holder must drop it before close(), and must
+        never let it cover a range that can be hidden.
         """
         array = (ctypes.c_ubyte * self.size).from_address(self.address)
         return memoryview(array).cast("B")

@@ -1,14 +1,15 @@
 """Movers: how an extent changes address space. One small interface, two strategies.
 
-A mover makes windows; a window maps frames of the pool at its pages and hides them again. The exchange
-always hides an extent on the old side before it shows it on the new one.
+A mover makes windows; a window maps frames of the pool at its pages and hides them again. The
+exchange always hides an extent on the old side before it shows it on the new one.
 
-`slots`   rewrites the KVM memslots: each run of adjacent frames in a window is a memslot of its own, whose
-          host memory is the pool, mapped once. Taking an extent out deletes its slot (and creates slots for
-          what is left of it on either side); bringing one in creates a slot.
-`memfd`   keeps one memslot per window over reserved address space, and replaces the mapping behind it: the
-          pool's pages to show an extent, inaccessible memory to hide it. No memslot changes, and KVM's
-          mmu notifier shoots the guest's translations down before the call returns.
+`slots`   rewrites the KVM memslots: each run of adjacent frames in a window is a memslot of its
+          own, whose host memory is the pool, mapped once. Taking an extent out deletes its slot
+          (and creates slots for what is left of it on either side); bringing one in creates a slot.
+`memfd`   keeps one memslot per window over reserved address space, and replaces the mapping behind
+          it: the pool's pages to show an extent, inaccessible memory to hide it. No memslot
+          changes, and KVM's mmu notifier shoots the guest's translations down before the call
+          returns.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ WINDOW_SLOT = 1  # the first memslot of its window
 class Window(ABC):
     """The address range in which a peer's transferable pages appear.
 
-    region    where it lies: guest-physical addresses for a machine, host addresses for the host process
+    region    where it lies: guest-physical addresses for a machine, host addresses for the host
+              process
 
-    Pages are indices into the region. Which pages hold what is the ledger's business: `show` is only
-    called on hidden pages, `hide` only on shown ones. Both raise OSError, having changed nothing.
-    Not thread-safe; a machine may be running on the window meanwhile.
+    Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
+    only called on hidden pages, `hide` only on shown ones. Both raise OSError, having changed
+    nothing. Not thread-safe; a machine may be running on the window meanwhile.
     """
 
     region: Region
@@ -115,10 +117,10 @@ class MemfdMover(Mover):
 
 
 class _Slot(NamedTuple):
-    """A memslot: `count` pages from `page`, backed from `frame` on."""
+    """A memslot: `pages` pages from `page`, backed from `frame` on."""
 
     page: int
-    count: int
+    pages: int
     frame: int
     number: int
 
@@ -147,16 +149,16 @@ class SlotsWindow(Window):
         self._slots[number] = slot
 
     def hide(self, page: int, count: int) -> None:
-        """Delete the slots that overlap, and create new ones for what is left of them on either side."""
+        """Delete the slots that overlap, and create new ones for what is left of them."""
         end = page + count
-        old = [s for s in self._slots.values() if s.page < end and page < s.page + s.count]
+        old = [s for s in self._slots.values() if s.page < end and page < s.page + s.pages]
         done: list[Callable[[], None]] = []
         try:
             for slot in old:
                 self._delete(slot)
-                done.append(lambda slot=slot: self.show(slot.page, slot.frame, slot.count))  # type: ignore[misc]
+                done.append(lambda slot=slot: self.show(slot.page, slot.frame, slot.pages))  # type: ignore[misc]
                 for left in _remains(slot, page, end):
-                    self.show(left.page, left.frame, left.count)
+                    self.show(left.page, left.frame, left.pages)
                     done.append(lambda left=left: self._delete(self._at(left.page)))  # type: ignore[misc]
         except OSError:
             for undo in reversed(done):
@@ -177,7 +179,7 @@ class SlotsWindow(Window):
         )
 
     def _at(self, page: int) -> _Slot:
-        return next(s for s in self._slots.values() if s.page <= page < s.page + s.count)
+        return next(s for s in self._slots.values() if s.page <= page < s.page + s.pages)
 
     def address(self, page: int) -> int:
         slot = self._at(page)
@@ -190,10 +192,10 @@ class SlotsWindow(Window):
 
 def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
     """Return what is left of a slot on either side of page..end."""
-    slot_end = slot.page + slot.count
+    slot_end = slot.page + slot.pages
     left = []
     if slot.page < page:
-        left.append(slot._replace(count=page - slot.page))
+        left.append(slot._replace(pages=page - slot.page))
     if slot_end > end:
         left.append(_Slot(end, slot_end - end, slot.frame + end - slot.page, slot.number))
     return left

@@ -13,10 +13,11 @@ _FRAME_MASK = (1 << 55) - 1
 
 
 def frame_number(address: int) -> int | None:
-    """Return the physical frame behind a readable address of this process, or None without the privilege.
+    """Return the physical frame behind a readable address of this process, or None without the
+    privilege.
 
-    The page is touched first, so that it is present. Source: the kernel's admin-guide/mm/pagemap, which
-    shows frame numbers as zero to callers without CAP_SYS_ADMIN.
+    The page is touched first, so that it is present. Source: the kernel's admin-guide/mm/pagemap,
+    which shows frame numbers as zero to callers without CAP_SYS_ADMIN.
     """
     ctypes.string_at(address, 1)
     try:

@@ -10,7 +10,8 @@ from vmm.memory import mapping
 
 
 class PagePool:
-    """`frames` pages of shared memory, populated when touched; frame n lies at offset n * PAGE_SIZE of `fd`.
+    """`frames` pages of shared memory, populated when touched; frame n lies at offset n *
+    PAGE_SIZE of `fd`.
 
     Thread-safety: as the system calls.
     """
@@ -25,7 +26,10 @@ class PagePool:
             raise
 
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
-        """Give runs of frames (first, count) back to the kernel: they read as zeros to their next owner."""
+        """Give runs of frames (first, count) back to the kernel.
+
+        They read as zeros to their next owner.
+        """
         for first, count in frames:
             mapping.punch(self.fd, first * PAGE_SIZE, count * PAGE_SIZE)
 

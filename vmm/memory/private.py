@@ -1,4 +1,7 @@
-"""A machine's private memory: image, stack, page tables, control structure. It is never transferred."""
+"""A machine's private memory: image, stack, page tables, control structure.
+
+It is never transferred.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from vmm.memory.region import Region
 class PrivateMemory:
     """Zeroed anonymous memory at guest-physical address 0, read and written with bounds checked.
 
-    Thread-safety: reads and writes are plain memory copies; the guest may be running on the same bytes.
+    Thread-safety: reads and writes are plain memory copies; the guest may be running on the same
+    bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,7 +37,10 @@ class PrivateMemory:
         self._bytes[start : start + len(data)] = data
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """Return `length` writable bytes at `gpa`, to be released before close(). Raises OutOfBounds."""
+        """Return `length` writable bytes at `gpa`, to be released before close().
+
+        Raises OutOfBounds.
+        """
         start = self.region.offset(gpa, length)
         return self._bytes[start : start + length]
 

@@ -35,8 +35,9 @@ class Region:
     def offset(self, gpa: int, length: int) -> int:
         """Return `gpa` as an offset into the region, if `length` bytes from there lie inside it.
 
-        The arithmetic is Python's, so nothing wraps: a range whose end overflows 64 bits is simply outside.
-        A length of zero is inside as long as its address is, the end included. Raises OutOfBounds.
+        The arithmetic is Python's, so nothing wraps: a range whose end overflows 64 bits is simply
+        outside. A length of zero is inside as long as its address is, the end included. Raises
+        OutOfBounds.
         """
         start = gpa - self.base
         if start < 0 or length < 0 or start + length > self.size:
@@ -46,7 +47,8 @@ class Region:
         return start
 
     def page(self, gpa: int, pages: int) -> int:
-        """Return the index in the region of the page at `gpa`, if `pages` pages from there lie inside it.
+        """Return the index in the region of the page at `gpa`, if `pages` pages from there lie
+        inside it.
 
         `gpa` must be page-aligned. Raises OutOfBounds, also if `pages` is zero.
         """
