@@ -81,33 +81,30 @@ def enums(source: str) -> Iterator[str]:
         yield "\n".join([f"class {camel(tag)}(enum.{base}):", f'    """enum {tag}."""', "", *lines])
 
 
-def field(declaration: str) -> Iterator[str]:
-    """Yield the ctypes fields of one declaration, such as `struct pf_extent extents[16]`."""
-    match = re.fullmatch(r"(struct )?(\w+) (.+)", declaration)
-    if match is None:
+def members(declaration: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, type, array size or "") for a declaration, `struct pf_extent extents[16]`."""
+    match = re.fullmatch(r"(?:struct )?(\w+) (.+)", declaration)
+    if match is None or match[1] not in SCALARS and not match[1].startswith("pf_"):
         raise ValueError(f"{HEADER.name}: cannot read the field {declaration!r}")
-    struct, ctype, names = match.groups()
-    base = camel(ctype) if struct else f"ctypes.{SCALARS[ctype]}"
-    for name in names.split(", "):
+    for name in match[2].split(", "):
         stem, _, size = name.rstrip("]").partition("[")
-        count = f" * {size.removeprefix('PF_')}" if size else ""
-        yield f'        ("{stem}", {base}{count}),'
+        yield stem, match[1], size.removeprefix("PF_")
 
 
-def annotation(declaration: str) -> Iterator[str]:
-    """Yield the type annotations of one declaration, for readers and type checkers."""
-    match = re.fullmatch(r"(struct )?(\w+) (.+)", declaration)
-    assert match is not None
-    struct, ctype, names = match.groups()
-    for name in names.split(", "):
-        stem, _, size = name.rstrip("]").partition("[")
-        if struct:
-            kind = f"ctypes.Array[{camel(ctype)}]" if size else camel(ctype)
-        elif ctype == "char":
-            kind = "bytes"
-        else:
-            kind = f"ctypes.Array[ctypes.{SCALARS[ctype]}]" if size else "int"
-        yield f"    {stem}: {kind}"
+def field(name: str, ctype: str, size: str) -> str:
+    """Return the ctypes field of a member."""
+    base = f"ctypes.{SCALARS[ctype]}" if ctype in SCALARS else camel(ctype)
+    return f'        ("{name}", {base}{f" * {size}" if size else ""}),'
+
+
+def annotation(name: str, ctype: str, size: str) -> str:
+    """Return the type annotation of a member, for readers and type checkers."""
+    if ctype == "char":
+        return f"    {name}: bytes"
+    scalar = ctype in SCALARS
+    if not size:
+        return f"    {name}: {'int' if scalar else camel(ctype)}"
+    return f"    {name}: ctypes.Array[{f'ctypes.{SCALARS[ctype]}' if scalar else camel(ctype)}]"
 
 
 def structures(source: str) -> Iterator[str]:
@@ -119,9 +116,10 @@ def structures(source: str) -> Iterator[str]:
             f'    """struct {tag}."""',
             "",
         ]
-        lines += [line for declaration in declarations for line in annotation(declaration)]
+        fields = [member for declaration in declarations for member in members(declaration)]
+        lines += [annotation(*member) for member in fields]
         lines += ["", "    _fields_ = ("]
-        lines += [line for declaration in declarations for line in field(declaration)]
+        lines += [field(*member) for member in fields]
         yield "\n".join([*lines, "    )"])
 
 

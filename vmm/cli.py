@@ -17,6 +17,7 @@ from vmm.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.errors import ConfigError, GuestFault, HostError, PageferryError
 from vmm.guest.build import BuildError, build_guest, find_compiler
 from vmm.guest.bundled import ROOT
+from vmm.host.facts import DOORBELLS
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
@@ -94,7 +95,7 @@ def _machine_options(function: _F) -> _F:
             "--ring", type=click.Choice(["0", "3"]), help="The guests' ring [this host's]."
         ),
         click.option(
-            "--doorbell", type=click.Choice(["mmio", "pio"]), help="How guests ring [this host's]."
+            "--doorbell", type=click.Choice(DOORBELLS), help="How guests ring [this host's]."
         ),
         click.option(
             "--window", type=_Size(), default="1G", show_default=True, help="Each machine's window."

@@ -19,6 +19,7 @@ from vmm.errors import ConfigError, PageferryError, ResourceError
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.demo_tags import DemoTag
 from vmm.host import memory_available
+from vmm.host.facts import doorbell_name
 from vmm.machine import Machine
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
@@ -151,7 +152,8 @@ def check_file(path: Path, window: int) -> int:
     if status.st_size > memory_available():
         raise ResourceError(
             f"{path}: {format_size(status.st_size)} are more than "
-            f"the {format_size(memory_available())} of memory available: free some, or give a smaller file"
+            f"the {format_size(memory_available())} of memory available: "
+            "free some, or give a smaller file"
         )
     return status.st_size
 
@@ -168,7 +170,12 @@ def run_demo(
     """
     size = check_file(path, window)
     report = Report(
-        str(path), size, monitor.backend, monitor.ring, monitor.doorbell.name.lower(), monitor.mover
+        str(path),
+        size,
+        monitor.backend,
+        monitor.ring,
+        doorbell_name(monitor.doorbell),
+        monitor.mover,
     )
     a = monitor.spawn(bundled_guest("demo_a"), name="a", window=window)
     b = monitor.spawn(bundled_guest("demo_b"), name="b", window=window)

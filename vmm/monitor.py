@@ -16,7 +16,7 @@ from typing import Any
 
 from vmm import host
 from vmm.endpoint import HostEndpoint
-from vmm.errors import ClosedError, ConfigError, GuestFault
+from vmm.errors import ClosedError, ConfigError, GuestFault, HostError
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
@@ -25,6 +25,7 @@ from vmm.guest.abi import Bell, Doorbell, Status
 from vmm.guest.guest import Guest, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
+from vmm.host.facts import DOORBELLS, doorbell_name
 from vmm.kvm import Exit, Intr
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS
@@ -32,7 +33,6 @@ from vmm.scheduler import Scheduler
 from vmm.sizes import parse_size
 from vmm.trace import Trace
 
-DEFAULT_MOVER = "memfd"
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30
 
@@ -54,7 +54,7 @@ class Monitor:
             m.run()
 
     ring      0 or 3; by default whichever this host runs natively
-    doorbell  "pio" or "mmio"; by default the quickest that works
+    doorbell  "hypercall", "pio" or "mmio"; by default the best that works
     mover     "memfd" or "slots"; see `vmm.memory.movers`
     pool      memory for all messages together, populated as it is used; by default all of the
               machine's
@@ -81,7 +81,7 @@ class Monitor:
         self.backend = facts.backend.value
         self.ring = facts.ring if ring is None else _choice("ring", ring, (0, 3))
         self.doorbell = _doorbell(facts, self.ring, doorbell)
-        self.mover = _choice("mover", mover or DEFAULT_MOVER, tuple(MOVERS))
+        self.mover = _choice("mover", mover or facts.mover, tuple(MOVERS))
         if workers < 1:
             raise ConfigError(f"workers {workers} is not a positive number")
         frames = parse_size(pool, "pool") // abi.PAGE_SIZE if pool else os.sysconf("SC_PHYS_PAGES")
@@ -384,4 +384,11 @@ def _doorbell(facts: host.Host, ring: int, wanted: str | None) -> Doorbell:
     best = facts.doorbell(ring)
     if wanted is None:
         return best
-    return Doorbell[_choice("doorbell", wanted, tuple(d.name.lower() for d in Doorbell)).upper()]
+    _choice("doorbell", wanted, DOORBELLS)
+    for doorbell in facts.doorbells(ring):
+        if doorbell_name(doorbell) == wanted:
+            return doorbell
+    raise HostError(
+        f"the {wanted} doorbell does not work in ring {ring} on this host",
+        f"use {doorbell_name(best)}, or leave --doorbell out",
+    )

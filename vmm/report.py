@@ -62,7 +62,8 @@ def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) 
     """Print what happened, step by step, and the proofs."""
     console.print(
         f"[bold]{escape(report.file)}[/], {format_size(report.size)}: "
-        f"{report.backend} back end, ring {report.ring}, {report.doorbell} doorbell, {report.mover} mover"
+        f"{report.backend} back end, ring {report.ring}, "
+        f"{report.doorbell} doorbell, {report.mover} mover"
     )
     for name, line in lines:
         console.print(f"  [cyan]{escape(name)}[/]: {escape(line)}", highlight=False)

@@ -232,7 +232,7 @@ class Scheduler:
     # ---- The clock ----
 
     def _clock(self, limit: float | None) -> None:
-        """Wake those whose wait is over, kick those whose slice is over, end the run at its limit."""
+        """Wake whose wait is over, kick whose slice is over, end the run at its limit."""
         while True:
             now = time.monotonic()
             if limit is not None and now >= limit:

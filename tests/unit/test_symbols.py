@@ -92,5 +92,6 @@ def test_a_fault_report_never_fails_over_damaged_debug_information(
     start = data.draw(st.integers(0x1000, len(canary) - 1))
     junk = data.draw(st.binary(min_size=1, max_size=200))
     damaged[start : start + len(junk)] = junk
+    symbols = Symbols(bytes(damaged))
     for rip, _ in functions(canary).values():
-        assert isinstance(str(Symbols(bytes(damaged)).place(rip)), str)
+        assert isinstance(str(symbols.place(rip)), str)

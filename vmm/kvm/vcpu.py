@@ -18,6 +18,7 @@ _KVM_RUN = VcpuIoctl.KVM_RUN.request
 # zero fit into C's int. (fcntl.ioctl would be cheaper still, but from Python 3.14 on it repeats
 # an interrupted call: no signal would ever get a guest back.)
 _ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
+_EHWPOISON = 133  # a page the hardware has lost; not in Python's errno
 _SIGSET_BYTES = 8  # the kernel's own sigset_t, not the C library's 128 bytes
 
 
@@ -63,8 +64,8 @@ class Vcpu(VcpuState):
 
         Releases the GIL. Returns Intr when a signal or ``immediate_exit`` ended it, also with
         nothing executed, and for EAGAIN, where the kernel wants to be called again (a vCPU that
-        was just started by another one). Returns MemoryFault for EFAULT. Any other failure is an
-        OSError.
+        was just started by another one). Returns MemoryFault for EFAULT and EHWPOISON. Any other
+        failure is an OSError.
         """
         page = self._page or self._shared()
         # Kernels before 6.8 leave it as the last exit wrote it when the run fails. It is an
@@ -76,7 +77,7 @@ class Vcpu(VcpuState):
         code = ctypes.get_errno()
         if code == errno.EINTR or code == errno.EAGAIN:
             return INTR
-        if code == errno.EFAULT:
+        if code in (errno.EFAULT, _EHWPOISON):
             return page.memory_fault()
         raise self._error(VcpuIoctl.KVM_RUN, code)
 

@@ -1,0 +1,78 @@
+"""The canary: a guest that does what every guest may do, run with a deadline.
+
+A capability bit proves nothing (KVM_CAP_EXIT_HYPERCALL is reported where the instruction
+livelocks), so what a host can do is found by letting a guest do it: SSE, a loop that emulation is
+too slow for, and a number of doorbells. The source is guests/canary.c.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+from vmm.guest.abi import Bell, Doorbell, Status
+from vmm.guest.bundled import bundled_guest
+from vmm.guest.guest import Guest, Shape
+from vmm.guest.image import load_image
+from vmm.kick import deadline
+from vmm.kvm import Exit, InternalError, Intr, Kvm
+
+SECONDS = 0.15  # native: well under a millisecond; emulated: the loop alone takes longer than this
+_TRIES = 2  # a busy host may make even a native canary late, once
+_EXITS = 64
+
+
+class Song(NamedTuple):
+    """What became of a canary.
+
+    exit_us   median microseconds of a doorbell's exit and re-entry, if it came back whole
+    why       what stopped it otherwise, in a few words
+    """
+
+    exit_us: float | None
+    why: str = ""
+
+
+def sing(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
+    """Run the canary in a ring, with a doorbell. Raises OSError if not even a VM can be made."""
+    song = Song(None)
+    for _ in range(_TRIES):
+        song = _sing_once(kvm, ring, doorbell)
+        if song.why != "no answer in time":
+            break
+    return song
+
+
+def _sing_once(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
+    image = load_image(bundled_guest("canary"))
+    guest = Guest(kvm, image, Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20), 1, "canary")
+    try:
+        with deadline(SECONDS):
+            return _listen(guest)
+    finally:
+        guest.close()
+
+
+def _listen(guest: Guest) -> Song:
+    took: list[float] = []
+    for _ in range(_EXITS):
+        start = time.perf_counter()
+        exit_ = guest.vcpu.run()
+        took.append((time.perf_counter() - start) * 1e6)
+        match guest.bell(exit_):
+            case Bell.EXIT if guest.control.exit_code == 0:
+                return Song(round(statistics.median(took[1:]), 1))
+            case Bell.LOG:
+                guest.answer(Status.OK)
+            case _:
+                return Song(None, _why(exit_))
+    return Song(None, "no end")
+
+
+def _why(exit_: Exit) -> str:
+    if isinstance(exit_, Intr):
+        return "no answer in time"
+    if isinstance(exit_, InternalError):
+        return "the instruction emulator gave up"
+    return f"stopped by {type(exit_).__name__}"

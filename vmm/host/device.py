@@ -1,0 +1,95 @@
+"""/dev/kvm: opened and checked, or an error that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import sys
+from typing import NamedTuple
+
+from vmm.errors import HostError
+from vmm.kvm import Kvm, uapi
+
+DEVICE = "/dev/kvm"
+API_VERSION = 12
+
+
+class Capability(NamedTuple):
+    """A KVM capability, and what pageferry wants it for."""
+
+    name: str
+    number: int
+    purpose: str
+
+
+NEEDED = (
+    Capability("KVM_CAP_USER_MEMORY", uapi.KVM_CAP_USER_MEMORY, "memory for guests"),
+    Capability("KVM_CAP_EXT_CPUID", uapi.KVM_CAP_EXT_CPUID, "telling guests what the CPU has"),
+    Capability("KVM_CAP_SYNC_MMU", uapi.KVM_CAP_SYNC_MMU, "mappings that change behind a memslot"),
+    Capability("KVM_CAP_IMMEDIATE_EXIT", uapi.KVM_CAP_IMMEDIATE_EXIT, "completing an access"),
+)
+USED = (
+    Capability("KVM_CAP_EXIT_HYPERCALL", uapi.KVM_CAP_EXIT_HYPERCALL, "the hypercall doorbell"),
+    Capability("KVM_CAP_MEMORY_FAULT_INFO", uapi.KVM_CAP_MEMORY_FAULT_INFO, "addresses of faults"),
+    Capability("KVM_CAP_SYNC_REGS", uapi.KVM_CAP_SYNC_REGS, "registers without a system call"),
+    Capability("KVM_CAP_PRE_FAULT_MEMORY", uapi.KVM_CAP_PRE_FAULT_MEMORY, "mapping ahead of use"),
+)
+
+
+def open_kvm(device: str = DEVICE) -> Kvm:
+    """Open the device and check that we can use it. Raises HostError saying what to do."""
+    if not sys.platform.startswith("linux"):
+        raise HostError(
+            f"KVM needs Linux, this is {platform.system()}",
+            "run it in a Linux VM with nested virtualization",
+        )
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise HostError(
+            f"guests are x86-64, this host is {platform.machine()}", "use an x86-64 host"
+        )
+    try:
+        kvm = Kvm.open(device)
+    except OSError as error:
+        raise _unavailable(device, error) from error
+    try:
+        _check(kvm, device)
+    except BaseException:
+        kvm.close()
+        raise
+    return kvm
+
+
+def _unavailable(device: str, error: OSError) -> HostError:
+    if error.errno == errno.ENOENT:
+        return HostError(
+            f"{device} does not exist",
+            "switch virtualization on in the firmware (or nested virtualization in the outer VM), "
+            "then load the module: modprobe kvm_intel, or kvm_amd",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return HostError(
+            f"no permission to open {device}",
+            "add yourself to its group (usually: sudo usermod -aG kvm $USER) and log in again",
+        )
+    if error.errno in (errno.ENXIO, errno.ENODEV):
+        return HostError(f"{device} has no driver behind it", "load kvm_intel or kvm_amd")
+    return HostError(
+        f"{device} cannot be opened ({error.strerror})", "see the kernel's log (dmesg)"
+    )
+
+
+def _check(kvm: Kvm, device: str) -> None:
+    try:
+        version = kvm.api_version()
+    except OSError as error:
+        raise HostError(
+            f"{device} is not KVM ({error.strerror})", "find out what made this file, and remove it"
+        ) from error
+    if version != API_VERSION:
+        raise HostError(
+            f"{device} has KVM API version {version}, not {API_VERSION}",
+            "use a kernel newer than 2.6.22",
+        )
+    missing = [c.name for c in NEEDED if kvm.check_extension(c.number) <= 0]
+    if missing:
+        raise HostError(f"this kernel's KVM lacks {', '.join(missing)}", "use Linux 4.13 or newer")

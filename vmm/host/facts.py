@@ -1,0 +1,137 @@
+"""The facts the monitor decides by, found once per process."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import os
+from pathlib import Path
+
+from vmm.errors import HostError
+from vmm.guest.abi import Doorbell
+from vmm.host.canary import Song, sing
+from vmm.host.device import DEVICE, open_kvm
+from vmm.kvm import Kvm, uapi
+
+DEFAULT_MOVER = "memfd"
+
+
+DOORBELLS = ("hypercall", "pio", "mmio")
+
+
+def doorbell_name(doorbell: Doorbell) -> str:
+    """Return a doorbell's name: "hypercall" for either vendor's instruction, "pio" or "mmio"."""
+    return doorbell.name.lower() if doorbell in (Doorbell.PIO, Doorbell.MMIO) else "hypercall"
+
+
+class Backend(enum.Enum):
+    """How the host maps guest-physical memory."""
+
+    EPT = "ept"
+    NPT = "npt"
+    SHADOW = "shadow"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Host:
+    """What was found.
+
+    ring      where guests run natively: 0, or 3 where ring 0 is emulated
+    songs     by ring and doorbell: what became of the canary
+    """
+
+    backend: Backend
+    ring: int
+    songs: dict[tuple[int, Doorbell], Song]
+
+    @property
+    def mover(self) -> str:
+        """The mover to use: the one that needs the fewest system calls for a message."""
+        return DEFAULT_MOVER
+
+    def doorbells(self, ring: int) -> list[Doorbell]:
+        """Return the doorbells that work in a ring, the one to use first."""
+        return [
+            bell for (where, bell), song in self.songs.items() if where == ring and song.exit_us
+        ]
+
+    def doorbell(self, ring: int) -> Doorbell:
+        """Return the doorbell to use in a ring. Raises HostError if guests cannot run there."""
+        found = self.doorbells(ring)
+        if not found:
+            why = next(song.why for (where, _), song in self.songs.items() if where == ring)
+            raise HostError(
+                f"guests cannot run in ring {ring} on this host (the canary: {why})",
+                f"leave --ring out, or use --ring {self.ring}",
+            )
+        return found[0]
+
+
+def enabled(module: str, parameter: str) -> bool:
+    """Return whether a kernel module has a boolean parameter switched on."""
+    try:
+        text = Path(f"/sys/module/{module}/parameters/{parameter}").read_text().strip()
+    except OSError:
+        return False
+    return text in ("Y", "1")
+
+
+def backend() -> Backend:
+    """Return what the loaded KVM module maps guests with."""
+    if enabled("kvm_intel", "ept"):
+        return Backend.EPT
+    return Backend.NPT if enabled("kvm_amd", "npt") else Backend.SHADOW
+
+
+@functools.lru_cache(maxsize=4)
+def inspect(device: str = DEVICE) -> Host:
+    """Find the facts out, once per process: tens of milliseconds. Raises HostError."""
+    with open_kvm(device) as kvm:
+        songs = {**_songs(kvm, 0, (_hypercall(kvm), Doorbell.PIO, Doorbell.MMIO))}
+        songs |= _songs(kvm, 3, (Doorbell.PIO, Doorbell.MMIO))
+    for ring in (0, 3):
+        if any(where == ring and song.exit_us for (where, _), song in songs.items()):
+            return Host(backend(), ring, songs)
+    raise HostError(
+        "no guest comes back, neither from ring 0 nor from ring 3", "see the kernel's log (dmesg)"
+    )
+
+
+def _songs(
+    kvm: Kvm, ring: int, doorbells: tuple[Doorbell | None, ...]
+) -> dict[tuple[int, Doorbell], Song]:
+    """Let canaries sing in a ring, from the doorbell we like best to the one we like least.
+
+    The hypercall comes first because it carries a whole operation in registers. Where the first
+    two fall silent it is not the doorbell but the ring, and the others would only cost their
+    deadlines.
+    """
+    songs: dict[tuple[int, Doorbell], Song] = {}
+    for doorbell in reversed(doorbells):
+        if doorbell is None:
+            continue
+        silent = ring == 0 and songs and not any(song.exit_us for song in songs.values())
+        songs[ring, doorbell] = next(iter(songs.values())) if silent else sing(kvm, ring, doorbell)
+    return dict(reversed(songs.items()))
+
+
+def _hypercall(kvm: Kvm) -> Doorbell | None:
+    """Return the hypercall instruction of this CPU, if the kernel hands hypercalls on at all."""
+    if not kvm.check_extension(uapi.KVM_CAP_EXIT_HYPERCALL) >> uapi.KVM_HC_MAP_GPA_RANGE & 1:
+        return None
+    leaf = next(entry for entry in kvm.supported_cpuid() if entry.function == 0)
+    vendor = b"".join(word.to_bytes(4, "little") for word in (leaf.ebx, leaf.edx, leaf.ecx))
+    amd = vendor in (b"AuthenticAMD", b"HygonGenuine")
+    return Doorbell.VMMCALL if amd else Doorbell.VMCALL
+
+
+def memory_available() -> int:
+    """Return the bytes of memory that the kernel could hand out now."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
