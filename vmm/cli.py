@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,67 +16,24 @@ from rich.console import Console
 
 from vmm import __version__
 from vmm.demo import DEFAULT_FILE, check_file, run_demo
-from vmm.errors import ConfigError, GuestFault, HostError, PageferryError
-from vmm.guest.build import BuildError, build_guest, find_compiler
+from vmm.doctor import examine
+from vmm.errors import ConfigError
+from vmm.failure import EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_TIMEOUT, Failure, Group
+from vmm.guest.abi import NAME_MAX, PAGE_SIZE
+from vmm.guest.build import build_guest, find_compiler
 from vmm.guest.bundled import ROOT
 from vmm.host.facts import DOORBELLS
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
-from vmm.report import live_progress, show_report
-from vmm.sizes import parse_size
+from vmm.report import live_progress, show_examination, show_report
+from vmm.sizes import pages_for, parse_size
 from vmm.trace import TraceFile
 
-# Exit codes besides 0, click's 2 for a wrong command line, and a guest's own; see docs/cli.md.
-EXIT_FAILED = 1
-EXIT_HOST = 69  # sysexits.h EX_UNAVAILABLE: this host cannot run machines
-EXIT_FAULT = 70  # EX_SOFTWARE: a guest was stopped by a fault
-EXIT_TIMEOUT = 124  # as timeout(1)
-EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
+_SPARE_PAGES = 16  # of the demo's, besides the file's: the page of its proof
+_LONGEST_NAME = NAME_MAX - len("-999") - 1
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-class Failure(click.ClickException):
-    """What ends the command: one line on standard error, and an exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(" ".join(message.split()))
-        self.exit_code = code  # type: ignore[misc]  # click declares it on the class only
-
-    def show(self, file: Any = None) -> None:
-        """Print the line."""
-        click.echo(f"pageferry: {self.message}", file=file or sys.stderr)
-
-
-def _failure(error: BaseException) -> Failure:
-    """Return the failure that stands for an error."""
-    if isinstance(error, HostError):
-        return Failure(str(error), EXIT_HOST)
-    if isinstance(error, GuestFault):
-        return Failure(str(error), EXIT_TIMEOUT if error.kind == "timeout" else EXIT_FAULT)
-    if isinstance(error, MemoryError):
-        return Failure("out of memory: free some, or use smaller files and windows", EXIT_FAILED)
-    return Failure(str(error), EXIT_FAILED)
-
-
-class _Group(click.Group):
-    """Turns every expected error into one line and an exit code.
-
-    What is left is a bug, and shows itself.
-    """
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (PageferryError, BuildError, MemoryError) as error:
-            raise _failure(error) from error
-        except BrokenPipeError:
-            raise  # click ends quietly when its reader has gone
-        except OSError as error:
-            raise _failure(error) from error
-        except (KeyboardInterrupt, click.Abort) as error:
-            raise Failure("interrupted", EXIT_INTERRUPTED) from error
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -85,6 +44,21 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
             return parse_size(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Seconds(click.FloatRange):
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return seconds
 
 
 def _machine_options(function: _F) -> _F:
@@ -102,8 +76,8 @@ def _machine_options(function: _F) -> _F:
         ),
         click.option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
-            help="Stop the guests after SECONDS.",
+            type=_Seconds(),
+            help="Stop the guests after this long.",
         ),
         click.option(
             "--workers",
@@ -124,27 +98,41 @@ def _machine_options(function: _F) -> _F:
 
 
 @contextlib.contextmanager
-def _monitor(options: dict[str, Any], console: Callable[[str, str], None]) -> Iterator[Monitor]:
-    """Open a monitor as the common options say, with its trace file."""
-    ring = options["ring"]
+def _monitor(
+    options: dict[str, Any],
+    console: Callable[[str, str], None],
+    inputs: Iterable[Path],
+    pool: int | None = None,
+) -> Iterator[Monitor]:
+    """Open a monitor as the common options say, with its trace file, which may be no input."""
+    ring, trace = options["ring"], options["trace"]
+    if trace is not None:
+        _check_output(trace, inputs)
     with contextlib.ExitStack() as stack:
-        trace = options["trace"]
-        file = stack.enter_context(TraceFile(trace)) if trace is not None else None
         monitor = stack.enter_context(
             Monitor(
                 ring=None if ring is None else int(ring),
                 doorbell=options["doorbell"],
                 mover=options["mover"],
+                pool=pool,
                 workers=options["workers"],
                 console=console,
             )
         )
-        if file is not None:
-            monitor.trace.listen(file)
+        if trace is not None:
+            monitor.trace.listen(stack.enter_context(TraceFile(trace)))
         yield monitor
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+def _check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise ConfigError if a file that is to be written is one that is to be read."""
+    for path in inputs:
+        with contextlib.suppress(OSError):  # one that is not there is another
+            if output.samefile(path):
+                raise ConfigError(f"{output}: would be overwritten: name another file to write to")
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pageferry")
 def main() -> None:
     """Virtual machines that talk by moving pages, on Linux /dev/kvm."""
@@ -160,12 +148,18 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     changes it in place and sends it back. Then a touches a page that it has sent, and is stopped.
     """
     path, window = file or DEFAULT_FILE, options["window"]
-    check_file(path, window)
+    pool = (pages_for(check_file(path, window)) + _SPARE_PAGES) * PAGE_SIZE
     terminal = Console(stderr=as_json)
     lines: list[tuple[str, str]] = []
-    with _monitor(options, lambda name, line: lines.append((name, line))) as monitor:
-        with live_progress(terminal, monitor, enabled=not as_json) as progress:
-            report = run_demo(monitor, path, window, options["timeout"], progress)
+
+    def keep(name: str, line: str) -> None:
+        lines.append((name, line))
+
+    with (
+        _monitor(options, keep, [path], pool) as monitor,
+        live_progress(terminal, monitor, enabled=not as_json) as progress,
+    ):
+        report = run_demo(monitor, path, window, options["timeout"], progress)
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
@@ -196,7 +190,7 @@ def run(guests: tuple[Path, ...], memory: int, as_json: bool, **options: Any) ->
     def say(name: str, line: str) -> None:
         click.echo(f"{name}: {line}", err=as_json)
 
-    with _monitor(options, say) as monitor:
+    with _monitor(options, say, guests) as monitor:
         for name, path in _named(guests):
             monitor.spawn(path, name=name, window=options["window"], memory=memory)
         machines = list(monitor.machines.values())
@@ -213,17 +207,37 @@ def run(guests: tuple[Path, ...], memory: int, as_json: bool, **options: Any) ->
     sys.exit(code)
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Examine this host: what its KVM can do, what will be used and why, and what to mend.
+
+    The exit code is 0 if the demo would run.
+    """
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps(findings.as_json()))
+    else:
+        show_examination(Console(), findings)
+    if findings.verdict == "unusable":
+        sys.exit(EXIT_HOST)
+
+
 def _named(guests: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     """Name each guest after its file, numbering those that would be called the same."""
-    used: set[str] = set()
+    used = {"host"}
     for path in guests:
-        stem = path.stem or "guest"
-        names = (
-            stem if number == 1 else f"{stem}-{number}" for number in range(1, len(guests) + 1)
-        )
+        stem = _printable(path.stem)
+        names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
         name = next(name for name in names if name not in used)
         used.add(name)
         yield name, path
+
+
+def _printable(stem: str) -> str:
+    """Return what a machine may be called: printable, and with room for a number."""
+    text = "".join(c if c.isprintable() else "_" for c in stem)
+    return text.encode()[:_LONGEST_NAME].decode(errors="ignore") or "guest"
 
 
 def _exit_code(machines: list[Machine]) -> int:
@@ -252,9 +266,12 @@ def _exit_code(machines: list[Machine]) -> int:
 def build(sources: tuple[Path, ...], output: Path | None, cc: str | None) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script."""
     target = output or sources[0].with_suffix(".elf")
+    _check_output(target, sources)
+    if target.is_dir():
+        raise ConfigError(f"{target}: is a directory: name the ELF to write (-o)")
     build_guest(
         sources,
-        target,
+        target.absolute(),
         include_dirs=[ROOT / "include"],
         library_dir=ROOT / "lib",
         compiler=find_compiler(cc),

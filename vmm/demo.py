@@ -16,6 +16,7 @@ from typing import Any
 
 from vmm.endpoint import Buffer, Received
 from vmm.errors import ConfigError, PageferryError, ResourceError
+from vmm.guest.abi import Status
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.demo_tags import DemoTag
 from vmm.host import memory_available
@@ -82,8 +83,14 @@ class Report:
     def ok(self) -> bool:
         """Whether everything the demo claims was seen to be true."""
         same_frame = self.pfn_before == self.pfn_after
-        fault_ok = self.sender_fault is not None
-        return self.digest_ok and self.change_ok and self.touched_ok and same_frame and fault_ok
+        right = self.digest_ok and self.change_ok and self.touched_ok
+        return right and same_frame and self.fault_ok
+
+    @property
+    def fault_ok(self) -> bool:
+        """Whether `a` was stopped at the address that it had last sent."""
+        sent = [step.gpa for step in self.steps if (step.op, step.from_) == ("send", "a")]
+        return self.sender_fault is not None and sent[-1:] == [self.sender_fault["gpa"]]
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `pageferry demo --json` prints."""
@@ -119,11 +126,10 @@ class _Watcher:
         )
         self._report.steps.append(step)
         if event.kind == "deliver" and fields["tag"] == DemoTag.FILE and step.gpa is not None:
-            frame = self._machines[step.to].frame_number(step.gpa)
             if step.to == "a":
-                self._report.pfn_before = frame
-            else:
-                self._report.pfn_after = frame
+                self._report.pfn_before = self._machines["a"].frame_number(step.gpa)
+            elif step.to == "b":
+                self._report.pfn_after = self._machines["b"].frame_number(step.gpa)
 
 
 def check_file(path: Path, window: int) -> int:
@@ -133,16 +139,16 @@ def check_file(path: Path, window: int) -> int:
     """
     try:
         status = path.stat()
-        with path.open("rb"):
-            pass
+        if stat.S_ISREG(status.st_mode):  # opening another kind could wait for ever
+            path.open("rb").close()
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}: give a file that you may read"
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{path}: not a regular file: give a file")
+        raise ConfigError(f"{path}: not a regular file: give one that is")
     if status.st_size == 0:
-        raise ConfigError(f"{path}: is empty: a message needs at least one byte")
+        raise ConfigError(f"{path}: is empty: give a file of at least one byte")
     if status.st_size > window:
         raise ConfigError(
             f"{path}: {format_size(status.st_size)} do not fit "
@@ -159,7 +165,7 @@ def check_file(path: Path, window: int) -> int:
 
 
 def run_demo(
-    monitor: Monitor, path: Path, window: int, timeout: float, progress: Progress
+    monitor: Monitor, path: Path, window: int, timeout: float | None, progress: Progress
 ) -> Report:
     """Run the demo in a fresh monitor; return what was seen.
 
@@ -214,16 +220,17 @@ def _load(
     return buffer, swapped.digest(), plain.digest()
 
 
-def _run(monitor: Monitor, timeout: float, a: Machine, b: Machine) -> Received:
+def _run(monitor: Monitor, timeout: float | None, a: Machine, b: Machine) -> Received:
     """Let the machines work until the host has its answer."""
     monitor.run(timeout)
     received = monitor.host.receive()
-    if received is None:
-        fault = a.fault or b.fault
-        raise (
-            fault if fault is not None else PageferryError("the machines stopped without an answer")
-        )
-    return received
+    if received is not None and received.status is Status.OK:
+        return received
+    faults = [machine.fault for machine in (a, b) if machine.fault is not None]
+    if not faults:
+        raise PageferryError("the machines stopped without an answer: look at --trace FILE")
+    # One's panic or time-out may be but the consequence of the other's fault.
+    raise min(faults, key=lambda fault: fault.kind in ("panic", "timeout"))
 
 
 def _verify(
@@ -244,7 +251,7 @@ def _verify(
     report.change_ok = result.length == report.size and seen.digest() == swapped
 
 
-def _prove(monitor: Monitor, report: Report, a: Machine, b: Machine, timeout: float) -> None:
+def _prove(monitor: Monitor, report: Report, a: Machine, b: Machine, timeout: float | None) -> None:
     """Let `a` send one page more and then touch it.
 
     `b` has it by then, and sends it to the host.

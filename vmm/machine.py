@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.errors import GuestFault
 from vmm.ferry.peer import Peer
@@ -19,6 +19,13 @@ class State(enum.Enum):
     RUNNING = "running"
     PARKED = "parked"
     STOPPED = "stopped"
+
+
+class Ending(NamedTuple):
+    """Why a machine is stopped from outside: the kind and the reason of its fault."""
+
+    kind: str
+    reason: str
 
 
 class Machine:
@@ -42,7 +49,7 @@ class Machine:
         self.thread = 0  # that runs it
         self.waiting = False  # its last doorbell was a WAIT, not yet answered
         self.interrupted = False
-        self.killed: str | None = None  # why the host wants it to stop
+        self.ending: Ending | None = None  # why it is to stop as soon as it has exited
 
     @property
     def name(self) -> str:

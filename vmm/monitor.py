@@ -9,25 +9,24 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from vmm import host
+from vmm.driver import Console, Driver
 from vmm.endpoint import HostEndpoint
-from vmm.errors import ClosedError, ConfigError, GuestFault, HostError
+from vmm.errors import ClosedError, ConfigError, HostError
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
 from vmm.guest import abi
-from vmm.guest.abi import Bell, Doorbell, Status
+from vmm.guest.abi import Doorbell
 from vmm.guest.guest import Guest, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.facts import DOORBELLS, doorbell_name
-from vmm.kvm import Exit, Intr
-from vmm.machine import Machine, State
+from vmm.machine import Ending, Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.scheduler import Scheduler
 from vmm.sizes import parse_size
@@ -35,8 +34,6 @@ from vmm.trace import Trace
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30
-
-Console = Callable[[str, str], None]
 
 
 def print_line(name: str, line: str) -> None:
@@ -90,7 +87,6 @@ class Monitor:
 
         self.trace = Trace()
         self.machines: dict[str, Machine] = {}
-        self._console = console
         self._lock = threading.Lock()
         self._by_number: dict[int, Machine] = {}
         self._scheduler = Scheduler(self._lock, workers)
@@ -100,6 +96,7 @@ class Monitor:
             self._mover = MOVERS[self.mover](frames)
             undo.callback(self._mover.close)
             self._exchange = Exchange(Ledger(frames), self._mover, self.trace, self._wake)
+            self._driver = Driver(self._exchange, self._scheduler, self.trace, console)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)
             undo.callback(window.close)
             self.host = HostEndpoint(
@@ -203,12 +200,12 @@ class Monitor:
         """
         with self._lock:
             self._check_open()
-        if not self._scheduler.run(self, timeout):
+        if not self._scheduler.run(self._driver, timeout):
             with self._lock:
                 for machine in self.machines.values():
                     if machine.state is not State.STOPPED:
                         reason = f"still running after {timeout:g} seconds"
-                        self._stop(machine, machine.guest.diagnosis.fault("timeout", reason))
+                        self._driver.end(machine, Ending("timeout", reason))
         return list(self.machines.values())
 
     def interrupt(self, machine: Machine) -> None:
@@ -230,108 +227,21 @@ class Monitor:
     def kill(self, machine: Machine, reason: str = "killed by the host") -> None:
         """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
         with self._lock:
-            machine.killed = reason
+            machine.ending = Ending("killed", reason)
             if machine.state is State.RUNNING:
                 self._scheduler.interrupt(machine)
             elif machine.state is not State.STOPPED:
-                self._stop(machine, machine.guest.diagnosis.fault("killed", machine.killed))
-
-    def audit(self) -> dict[str, int]:
-        """Check the ledger; return the pages free, owned and in flight. Raises LedgerError."""
-        with self._lock:
-            return self._exchange.ledger.audit()
-
-    # ---- The scheduler's driver: called by its workers ----
-
-    def prepare(self, machine: Machine) -> None:
-        """Deliver what waits for a machine, and answer the wait it was in."""
-        pending = self._exchange.deliver(machine.peer) if machine.peer.queue else 0
-        if machine.waiting:
-            timed_out = not pending and machine.deadline is not None
-            machine.guest.answer(Status.E_TIMEOUT if timed_out else Status.OK)
-            machine.waiting, machine.deadline = False, None
-
-    def execute(self, machine: Machine) -> Exit:
-        """Run a machine until it exits."""
-        return machine.guest.vcpu.run()
-
-    def handle(self, machine: Machine, exit_: Exit) -> None:
-        """Act on an exit: a doorbell is answered, anything else but a kick stops the machine."""
-        bell = machine.guest.bell(exit_)
-        if self.trace:
-            self.trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
-        if machine.killed is not None:
-            self._stop(machine, machine.guest.diagnosis.fault("killed", machine.killed))
-        elif bell is not None:
-            self._answer(machine, bell)
-        elif isinstance(exit_, Intr):
-            machine.interrupted = False
-        else:
-            self._stop(machine, machine.guest.explain(exit_))
-
-    def _answer(self, machine: Machine, bell: int) -> None:
-        guest = machine.guest
-        match bell:
-            case Bell.TRANSMIT:
-                guest.answer(self._exchange.transmit(machine.peer))
-            case Bell.DIRECT:
-                guest.answer(self._exchange.serve(machine.peer, guest.direct_request)[0])
-            case Bell.WAIT:
-                self._wait(machine)
-            case Bell.TRANSMIT_WAIT:
-                status = self._exchange.transmit(machine.peer)
-                if status is Status.OK:
-                    self._wait(machine)
-                else:
-                    guest.answer(status)
-            case Bell.LOG:
-                guest.answer(self._log(machine))
-            case Bell.EXIT:
-                machine.exit_code = guest.control.exit_code
-                self._stop(machine, None)
-            case Bell.PANIC:
-                text = (guest.text() or b"").decode(errors="replace")
-                reason = "panic: " + " ".join(_printable(text).split())
-                self._stop(machine, guest.diagnosis.fault("panic", reason))
-            case _:
-                guest.answer(Status.E_BELL)
-
-    def _wait(self, machine: Machine) -> None:
-        guest = machine.guest
-        if self._exchange.deliver(machine.peer):
-            guest.answer(Status.OK)
-            return
-        timeout_us = guest.control.wait_timeout_us
-        if not timeout_us:
-            guest.answer(Status.E_TIMEOUT)
-            return
-        machine.waiting = True
-        self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
-
-    def _log(self, machine: Machine) -> Status:
-        text = machine.guest.text()
-        if text is None:
-            return Status.E_ADDRESS
-        for line in text.decode(errors="replace").splitlines():
-            self._console(machine.name, _printable(line))
-        return Status.OK
+                self._driver.end(machine, machine.ending)
 
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
         if machine is not None and machine.state is State.PARKED:
             self._scheduler.make_ready(machine)
 
-    def _stop(self, machine: Machine, fault: GuestFault | None) -> None:
-        machine.state = State.STOPPED
-        machine.fault = fault
-        self._exchange.leave(machine.peer)
-        if self.trace:
-            self.trace.emit(
-                "stop",
-                machine=machine.name,
-                exit_code=machine.exit_code,
-                fault=None if fault is None else fault.as_json(),
-            )
+    def audit(self) -> dict[str, int]:
+        """Check the ledger; return the pages free, owned and in flight. Raises LedgerError."""
+        with self._lock:
+            return self._exchange.ledger.audit()
 
     # ---- The end ----
 
@@ -360,11 +270,6 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _printable(text: str) -> str:
-    """Replace what could steer a terminal: a guest's text is a guest's."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""What the demo shows on a terminal: progress while it works, and its report."""
+"""What people see on a terminal: the demo's progress and report, and the doctor's findings."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from vmm.demo import Progress as Tell
 from vmm.demo import Report, Step
+from vmm.doctor import Examination
+from vmm.host.facts import doorbell_name
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
 
@@ -25,7 +27,12 @@ def live_progress(console: Console, monitor: Monitor, *, enabled: bool) -> Itera
     if not (enabled and console.is_terminal):
         yield lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -58,15 +65,59 @@ def _polling(monitor: Monitor, tell: Tell) -> Iterator[None]:
         thread.join()
 
 
+def show_examination(console: Console, found: Examination) -> None:
+    """Print what the doctor found: the host, what will be used, and what to mend."""
+    console.print(f"[bold]{found.verdict}[/]: {_summary(found)}", highlight=False)
+    for name, value in _findings(found):
+        console.print(f"  {name:14}{escape(value)}", highlight=False)
+    if found.capabilities:
+        console.print("[bold]capabilities[/]")
+    for name, (answer, purpose) in found.capabilities.items():
+        console.print(f"  {_tick(answer > 0)} {name} = {answer}: {purpose}", highlight=False)
+    if found.quirks:
+        console.print("[bold]what this host does differently[/]")
+    for quirk in found.quirks:
+        console.print(f"  - {escape(quirk.what)}: {escape(quirk.answer)}", highlight=False)
+    if found.problems:
+        console.print("[bold]what to mend[/]")
+    for problem in found.problems:
+        console.print(f"  [red]✗[/] {escape(problem.what)}", highlight=False)
+        console.print(f"    {escape(problem.fix)}", highlight=False)
+
+
+def _summary(found: Examination) -> str:
+    if found.verdict == "unusable":
+        return "no machine can run on this host"
+    if found.verdict == "degraded":
+        return "machines run; it could be better"
+    return "machines run as they should"
+
+
+def _findings(found: Examination) -> Iterator[tuple[str, str]]:
+    yield "device", found.device
+    where = "itself in a VM" if found.nested else "not in a VM"
+    yield "kernel", f"{found.kernel}, {where}, module {found.module or 'built in, or none'}"
+    host = found.host
+    if host is not None:
+        yield "back end", f"{host.backend.value}, ring 0 {found.ring0}, {found.memslots} memslots"
+        for (ring, bell), song in host.songs.items():
+            answer = song.why or f"{song.exit_us:.0f} µs for an exit and re-entry"
+            yield f"ring {ring}", f"{doorbell_name(bell)} doorbell: {answer}"
+        yield "will be used", f"ring {host.ring}, {found.as_json()['doorbell']}, {host.mover} mover"
+    anonymous, memfd = ("yes" if there else "no" for there in found.huge_pages)
+    yield "huge pages", f"anonymous memory {anonymous}, memfd {memfd}"
+
+
 def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) -> None:
     """Print what happened, step by step, and the proofs."""
-    console.print(
-        f"[bold]{escape(report.file)}[/], {format_size(report.size)}: "
+    _say(
+        console,
+        f"[bold]{_shown(report.file)}[/], {format_size(report.size)}: "
         f"{report.backend} back end, ring {report.ring}, "
-        f"{report.doorbell} doorbell, {report.mover} mover"
+        f"{report.doorbell} doorbell, {report.mover} mover",
     )
     for name, line in lines:
-        console.print(f"  [cyan]{escape(name)}[/]: {escape(line)}", highlight=False)
+        _say(console, f"  [cyan]{escape(name)}[/]: {escape(line)}")
     console.print(_steps(report.steps))
     _show_change(console, report)
     _show_proofs(console, report)
@@ -92,39 +143,54 @@ def _steps(steps: list[Step]) -> Table:
 
 
 def _show_change(console: Console, report: Report) -> None:
-    console.print("[bold]what b did, in place[/]")
-    console.print(f"  before  {_preview(report.before)}", highlight=False)
-    console.print(f"  after   {_preview(report.after)}", highlight=False)
-    console.print(f"  {_tick(report.change_ok)} every byte of what came back is as it should be")
-    console.print(
-        f"  {_tick(report.digest_ok)} SHA-256 {report.sha256}, as the host's hashlib says"
+    _say(console, "[bold]what b did, in place[/]")
+    _say(console, f"  before  {_preview(report.before)}")
+    _say(console, f"  after   {_preview(report.after)}")
+    _say(console, f"  {_tick(report.change_ok)} every byte of what came back is as it should be")
+    _say(
+        console, f"  {_tick(report.digest_ok)} SHA-256 {report.sha256}, as the host's hashlib says"
     )
 
 
 def _show_proofs(console: Console, report: Report) -> None:
-    console.print("[bold]is it true?[/]")
+    _say(console, "[bold]is it true?[/]")
     if report.pfn_before is None:
-        console.print(
-            "  - the physical frame number is for root's eyes only: run it as root to see it"
+        _say(
+            console,
+            "  - the physical frame number is for root's eyes only: run it as root to see it",
         )
     else:
         same = report.pfn_before == report.pfn_after
-        console.print(
+        _say(
+            console,
             f"  {_tick(same)} same physical page: frame {report.pfn_before:#x} when it was a's, "
-            f"frame {report.pfn_after or 0:#x} when it was b's"
+            f"frame {report.pfn_after or 0:#x} when it was b's",
         )
     fault = report.sender_fault
     if fault is None:
-        console.print(
-            f"  {_tick(False)} a touched a page after sending it, and was not stopped by a fault"
-        )
+        what = "a touched a page after sending it, and was not stopped by a fault"
     else:
-        address = "an unknown address" if fault["gpa"] is None else f"{fault['gpa']:#x}"
-        console.print(
-            f"  {_tick(True)} {fault['machine']} touched a page after sending it, and was stopped: "
-            f"{fault['access']} of {address}, rip {fault['rip']:#x}, {escape(fault['place'])}"
+        address, rip = _number(fault["gpa"]), _number(fault["rip"])
+        what = (
+            f"{fault['machine']} touched a page after sending it, and was stopped: "
+            f"{fault['access']} of {address}, rip {rip}, {escape(fault['place'])}"
         )
-    console.print(f"  {_tick(report.touched_ok)} b has that page, and it says what a sent")
+    _say(console, f"  {_tick(report.fault_ok)} {what}")
+    _say(console, f"  {_tick(report.touched_ok)} b has that page, and it says what a sent")
+
+
+def _say(console: Console, text: str) -> None:
+    # Left to the terminal to wrap: a file or a pipe gets one line for one.
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _shown(name: str) -> str:
+    """Return a file's name without what could steer a terminal, or no encoding can say."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
+
+
+def _number(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:#x}"
 
 
 def _preview(data: bytes) -> str:

@@ -70,7 +70,7 @@ class FramePoolAgainstSet(RuleBasedStateMachine):
 
 
 FramePoolAgainstSet.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=25, deadline=None
+    max_examples=60, stateful_step_count=20, deadline=None
 )
 TestFramePoolAgainstSet = FramePoolAgainstSet.TestCase
 

@@ -239,52 +239,32 @@ def test_a_peer_is_admitted_once() -> None:
     assert ledger.owns(A, Extent(0, 1))
 
 
-def _lose_a_free_frame(ledger: Ledger) -> None:
-    ledger.pool.allocate(1)
+def _keep_another_frames_place(ledger: Ledger) -> None:
+    run = ledger._windows[B].remove(Extent(0, 2))[0]
+    ledger._windows[B].insert(run._replace(frame=run.frame + 1))
 
 
-def _free_an_owned_frame(ledger: Ledger) -> None:
-    ledger.pool.release(Frames(0, 1))
+def _keep_the_way_back_elsewhere(ledger: Ledger) -> None:
+    run = ledger._windows[A].remove(Extent(2, 2))[0]
+    ledger._windows[A].insert(run._replace(page=run.page + 1))
 
 
-def _lose_an_owned_page(ledger: Ledger) -> None:
-    ledger._windows[A].remove(Extent(0, 1))
+CORRUPTIONS: dict[str, Callable[[Ledger], object]] = {
+    "a free frame is lost": lambda ledger: ledger.pool.allocate(1),
+    "an owned frame is free": lambda ledger: ledger.pool.release(Frames(0, 1)),
+    "an owned page is lost": lambda ledger: ledger._windows[A].remove(Extent(0, 1)),
+    "a frame has two owners": lambda ledger: ledger._windows[B].insert(Run(9, 1, 0, Hold.OWNED)),
+    "a frame that is none": lambda ledger: ledger._windows[B].insert(Run(9, 1, 32, Hold.OWNED)),
+    "a parcel is lost": lambda ledger: ledger._in_flight.clear(),
+    "the receiver's place is lost": lambda ledger: ledger._windows[B].remove(Extent(0, 1)),
+    "the way back is lost": lambda ledger: ledger._windows[A].remove(Extent(2, 1)),
+    "a place for another frame": _keep_another_frames_place,
+    "a way back elsewhere": _keep_the_way_back_elsewhere,
+}
 
 
-def _own_a_frame_twice(ledger: Ledger) -> None:
-    ledger._windows[B].insert(Run(9, 1, 0, Hold.OWNED))
-
-
-def _own_a_frame_beyond_the_pool(ledger: Ledger) -> None:
-    ledger._windows[B].insert(Run(9, 1, 32, Hold.OWNED))
-
-
-def _lose_a_parcel(ledger: Ledger) -> None:
-    ledger._in_flight.clear()
-
-
-def _lose_the_receivers_place(ledger: Ledger) -> None:
-    ledger._windows[B].remove(Extent(0, 1))
-
-
-def _lose_the_way_back(ledger: Ledger) -> None:
-    ledger._windows[A].remove(Extent(2, 1))
-
-
-@pytest.mark.parametrize(
-    "corrupt",
-    [
-        _lose_a_free_frame,
-        _free_an_owned_frame,
-        _lose_an_owned_page,
-        _own_a_frame_twice,
-        _own_a_frame_beyond_the_pool,
-        _lose_a_parcel,
-        _lose_the_receivers_place,
-        _lose_the_way_back,
-    ],
-)
-def test_the_audit_sees_a_contradiction(corrupt: Callable[[Ledger], None]) -> None:
+@pytest.mark.parametrize("corrupt", CORRUPTIONS.values(), ids=CORRUPTIONS.keys())
+def test_the_audit_sees_a_contradiction(corrupt: Callable[[Ledger], object]) -> None:
     ledger = two_peers()
     ledger.grant(A, 4)
     ledger.begin(A, B, [Extent(2, 2)])

@@ -240,6 +240,6 @@ class LedgerAgainstPages(RuleBasedStateMachine):
 
 
 LedgerAgainstPages.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
+    max_examples=80, stateful_step_count=40, deadline=None
 )
 TestLedgerAgainstPages = LedgerAgainstPages.TestCase

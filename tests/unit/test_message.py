@@ -135,6 +135,44 @@ def test_a_release_is_read_like_a_send() -> None:
     assert request.extents(WINDOW) == [Extent(1, 2)]
 
 
+# ---- Registers ----
+
+
+def attributes(operation: int, receiver: int = 0, tag: int = 0) -> int:
+    return tag << 32 | receiver << 16 | operation << 8 | abi.Bell.DIRECT
+
+
+def test_a_direct_hypercall_is_a_request_on_one_extent_with_all_of_its_bytes() -> None:
+    most = attributes(Operation.SEND, abi.DIRECT_PEER_MAX, abi.DIRECT_TAG_MAX)
+    assert Request.from_registers(page(2), 3, most) == Request(
+        abi.DIRECT_PEER_MAX, abi.DIRECT_TAG_MAX, 3 * PAGE_SIZE, (Span(page(2), 3),)
+    )
+    release = Request.from_registers(page(2), 3, attributes(Operation.RELEASE))
+    assert release.operation is Operation.RELEASE
+    assert release.extents(WINDOW) == [Extent(2, 3)]
+
+
+@pytest.mark.parametrize("operation", [0, *UNSERVED, 10, 0xFF])
+def test_a_direct_operation_that_is_not_served_is_refused(operation: int) -> None:
+    with pytest.raises(Refusal) as caught:
+        Request.from_registers(page(0), 1, attributes(operation))
+    assert caught.value.status is Status.E_OPERATION
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, U64), st.integers(0, U64), st.integers(0, U64))
+@example(page(0), PAGES, attributes(Operation.SEND))
+@example(page(0), 1 << 52, attributes(Operation.SEND))  # a length that would wrap to nothing
+def test_any_registers_are_a_request_or_a_refusal(gpa: int, pages: int, word: int) -> None:
+    try:
+        request = Request.from_registers(gpa, pages, word)
+        (extent,) = request.extents(WINDOW)
+    except Refusal:
+        return
+    assert 0 <= extent.page < extent.end <= PAGES
+    assert request.length == extent.pages * PAGE_SIZE
+
+
 # ---- Extents ----
 
 
@@ -209,11 +247,15 @@ def test_a_length_may_fill_the_extents_and_not_pass_them(spans: tuple[Span, ...]
         assert extents_refusal(*spans, length=over) is Status.E_LENGTH
 
 
-def test_a_payload_of_the_hosts_has_the_same_limit_as_a_guests() -> None:
-    assert Request(1, payload=bytes(abi.PAYLOAD_MAX)).extents(WINDOW) == []
-    with pytest.raises(Refusal) as caught:
-        Request(1, payload=bytes(abi.PAYLOAD_MAX + 1)).extents(WINDOW)
-    assert caught.value.status is Status.E_LENGTH
+def test_a_request_of_the_hosts_has_the_same_limits_as_a_guests() -> None:
+    apart = tuple(Span(page(index), 1) for index in range(0, 2 * abi.EXTENTS_MAX + 2, 2))
+    window = Region(BASE, 64 * PAGE_SIZE)
+    most = Request(1, spans=apart[: abi.EXTENTS_MAX], payload=bytes(abi.PAYLOAD_MAX))
+    assert len(most.extents(window)) == abi.EXTENTS_MAX
+    for over in (Request(1, spans=apart), Request(1, payload=bytes(abi.PAYLOAD_MAX + 1))):
+        with pytest.raises(Refusal) as caught:
+            over.extents(window)
+        assert caught.value.status is Status.E_LENGTH
 
 
 # ---- Messages ----

@@ -86,7 +86,7 @@ class RunMapAgainstPages(RuleBasedStateMachine):
 
 
 RunMapAgainstPages.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
+    max_examples=80, stateful_step_count=30, deadline=None
 )
 TestRunMapAgainstPages = RunMapAgainstPages.TestCase
 

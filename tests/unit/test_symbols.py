@@ -83,15 +83,15 @@ def test_garbage_has_no_place(data: bytes) -> None:
     assert Symbols(data).place(0x201000) == Place()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_fault_report_never_fails_over_damaged_debug_information(
     canary: bytes, data: st.DataObject
 ) -> None:
     damaged = bytearray(canary)
-    start = data.draw(st.integers(0x1000, len(canary) - 1))
-    junk = data.draw(st.binary(min_size=1, max_size=200))
-    damaged[start : start + len(junk)] = junk
-    symbols = Symbols(bytes(damaged))
-    for rip, _ in functions(canary).values():
-        assert isinstance(str(symbols.place(rip)), str)
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0x1000, len(canary) - 1))
+        junk = data.draw(st.binary(min_size=1, max_size=20))
+        damaged[start : start + len(junk)] = junk
+    start, _ = functions(canary)["main"]
+    assert "\n" not in str(Symbols(bytes(damaged)).place(start))

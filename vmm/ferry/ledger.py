@@ -246,6 +246,17 @@ class Ledger:
             raise LedgerError("the places kept for parcels are not those in flight")
         if kept[Hold.OUTGOING] != outgoing:
             raise LedgerError("the places kept for the way back are not those in flight")
+        for parcel in self._in_flight:
+            for piece in parcel.pieces:
+                self._check_place(parcel.receiver, piece.target, piece, Hold.INCOMING)
+                if parcel.sender in self._windows:
+                    self._check_place(parcel.sender, piece.source, piece, Hold.OUTGOING)
+
+    def _check_place(self, peer: int, page: int, piece: Piece, hold: Hold) -> None:
+        if self.runs(peer, Extent(page, piece.pages)) != [
+            Run(page, piece.pages, piece.frame, hold)
+        ]:
+            raise LedgerError(f"page {page} of peer {peer} is not kept for what is in flight")
 
 
 def _place(window: RunMap, count: int) -> int | None:

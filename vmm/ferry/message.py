@@ -92,7 +92,7 @@ class Request:
         if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
             raise Refusal(Status.E_OVERLAP)
         most = sum(extent.pages for extent in extents) * PAGE_SIZE
-        if self.length > most or len(self.payload) > abi.PAYLOAD_MAX:
+        if self.length > most:
             raise Refusal(Status.E_LENGTH)
         return extents
 

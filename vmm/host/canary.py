@@ -66,13 +66,13 @@ def _listen(guest: Guest) -> Song:
             case Bell.LOG:
                 guest.answer(Status.OK)
             case _:
-                return Song(None, _why(exit_))
+                return Song(None, _why(guest, exit_))
     return Song(None, "no end")
 
 
-def _why(exit_: Exit) -> str:
+def _why(guest: Guest, exit_: Exit) -> str:
     if isinstance(exit_, Intr):
         return "no answer in time"
     if isinstance(exit_, InternalError):
         return "the instruction emulator gave up"
-    return f"stopped by {type(exit_).__name__}"
+    return guest.explain(exit_).reason

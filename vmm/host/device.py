@@ -31,8 +31,6 @@ NEEDED = (
 USED = (
     Capability("KVM_CAP_EXIT_HYPERCALL", uapi.KVM_CAP_EXIT_HYPERCALL, "the hypercall doorbell"),
     Capability("KVM_CAP_MEMORY_FAULT_INFO", uapi.KVM_CAP_MEMORY_FAULT_INFO, "addresses of faults"),
-    Capability("KVM_CAP_SYNC_REGS", uapi.KVM_CAP_SYNC_REGS, "registers without a system call"),
-    Capability("KVM_CAP_PRE_FAULT_MEMORY", uapi.KVM_CAP_PRE_FAULT_MEMORY, "mapping ahead of use"),
 )
 
 

@@ -1,4 +1,4 @@
-"""What some hosts do differently, with the evidence. Everything here was seen, not read about."""
+"""What some hosts do differently, with the evidence: how it shows to somebody who tries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUIRKS = (
     Quirk(
         "no EPT and no NPT",
         "vmcall and vmmcall are patched and executed again for ever",
-        "KVM_CAP_EXIT_HYPERCALL reads 0x1000, and the canary does not come back in time",
+        "KVM_CAP_EXIT_HYPERCALL reads 0x1000, and yet KVM_RUN does not come back by itself",
         "the hypercall doorbell is used only where the canary has used it",
     ),
     Quirk(

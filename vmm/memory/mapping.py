@@ -32,6 +32,8 @@ _mmap.argtypes = (
 )
 _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
@@ -39,6 +41,7 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -77,6 +80,11 @@ def punch(fd: int, offset: int, size: int) -> None:
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"fallocate(PUNCH_HOLE) of {size} bytes: {os.strerror(code)}")
+
+
+def advise_huge(address: int, size: int) -> None:
+    """Ask for huge pages behind a range. Where the kernel has none this does nothing."""
+    _madvise(address, size, _MADV_HUGEPAGE)
 
 
 class Mapping:
