@@ -23,7 +23,7 @@ from vmm.kvm import uapi
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that keeps the host from its best, or from working at all, and what to do about it."""
+    """Something that keeps the host from its best, or from working, and what to do about it."""
 
     what: str
     fix: str
@@ -64,7 +64,7 @@ class Examination:
         return {name: name in working for name in DOORBELLS}
 
     def exit_us(self) -> dict[str, float]:
-        """Return the measured microseconds of an exit and re-entry, by "ring 3 mmio" and the like."""
+        """Return the microseconds of an exit and re-entry, by "ring 3 mmio" and the like."""
         songs = self.host.songs if self.host else {}
         return {
             f"ring {ring} {doorbell_name(bell)}": song.exit_us
@@ -159,7 +159,7 @@ def _shortcomings(host: Host, pages: HugePages) -> list[Problem]:
     if not pages.memfd:
         found.append(
             Problem(
-                "memfds get no huge pages: each page of a message that the receiver touches is a fault",
+                "memfds get no huge pages: each page that a receiver touches is a fault",
                 "echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled",
             )
         )

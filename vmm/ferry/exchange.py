@@ -17,15 +17,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from vmm.ferry import carry
 from vmm.ferry.ledger import Ledger, Parcel, Refusal
 from vmm.ferry.message import Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.runs import Extent, Hold
 from vmm.guest.abi import PAGE_SIZE, Operation, PeerFlags, Status
-from vmm.memory.movers import Mover, Window
+from vmm.memory.movers import Mover
 from vmm.trace import Trace
 
 
@@ -139,7 +140,7 @@ class Exchange:
             raise Refusal(Status.E_QUEUE_FULL)
         parcel = self.ledger.begin(sender.number, receiver.number, extents)
         try:
-            self._hide(sender, extents)
+            carry.hide(self.ledger, sender, extents)
         except Refusal:
             self.ledger.cancel(parcel)
             raise
@@ -163,21 +164,8 @@ class Exchange:
             length=request.length,
             payload=request.payload,
             parcel=parcel if parcel.pieces else None,
-            spans=_spans(receiver.window, parcel.targets),
+            spans=carry.spans(receiver.window, parcel.targets),
         )
-
-    def _hide(self, peer: Peer, extents: Sequence[Extent]) -> None:
-        """Take extents out of a peer's window: all of them, or Refusal(E_NO_MEMORY) and none."""
-        hidden: list[Extent] = []
-        try:
-            for extent in extents:
-                peer.window.hide(*extent)
-                hidden.append(extent)
-        except OSError:
-            for extent in hidden:
-                for run in self.ledger.runs(peer.number, extent):
-                    peer.window.show(run.page, run.frame, run.pages)
-            raise Refusal(Status.E_NO_MEMORY) from None
 
     # ---- Delivering ----
 
@@ -220,7 +208,7 @@ class Exchange:
         start = time.perf_counter_ns()
         if message.parcel is not None:
             try:
-                self._bring(peer, message.parcel)
+                carry.show(peer, message.parcel)
             except OSError:
                 self._return(message, Status.E_NO_MEMORY)
                 return None
@@ -229,18 +217,6 @@ class Exchange:
         if self._trace:
             self._trace_move("deliver", message, message.spans, start)
         return message
-
-    def _bring(self, peer: Peer, parcel: Parcel) -> None:
-        """Show a parcel's pages in the receiver's window: all of them, or OSError and none."""
-        shown: list[Extent] = []
-        try:
-            for target, frame, count in _joined(parcel):
-                peer.window.show(target, frame, count)
-                shown.append(Extent(target, count))
-        except OSError:
-            for extent in shown:
-                peer.window.hide(*extent)
-            raise
 
     def _return(self, message: Message, status: Status) -> None:
         """Give an undelivered message back to its sender, pages and all.
@@ -256,7 +232,7 @@ class Exchange:
         if parcel is not None:
             for piece in parcel.pieces:
                 sender.window.show(piece.source, piece.frame, piece.pages)
-            spans = _spans(sender.window, _sources(parcel))
+            spans = carry.spans(sender.window, carry.sources(parcel))
         back = dataclasses.replace(
             message, operation=Operation.UNDELIVERED, status=status, parcel=None, spans=spans
         )
@@ -286,7 +262,7 @@ class Exchange:
             operation=Operation.UNDELIVERED,
             status=Status.E_DEAD,
             parcel=parcel if parcel.pieces else None,
-            spans=_spans(sender.window, parcel.targets),
+            spans=carry.spans(sender.window, parcel.targets),
         )
         sender.queue.put_back(back)
         self._wake(sender)
@@ -312,10 +288,10 @@ class Exchange:
         """
         if not all(self.ledger.owns(peer.number, extent) for extent in extents):
             raise Refusal(Status.E_OWNERSHIP)
-        self._hide(peer, extents)
+        carry.hide(self.ledger, peer, extents)
         self._mover.pool.zero(self.ledger.release(peer.number, extents))
         if self._trace:
-            spans = [{"gpa": s.gpa, "pages": s.pages} for s in _spans(peer.window, extents)]
+            spans = [{"gpa": s.gpa, "pages": s.pages} for s in carry.spans(peer.window, extents)]
             self._trace.emit("release", machine=peer.name, extents=spans)
 
     def _trace_move(self, kind: str, message: Message, spans: tuple[Span, ...], start: int) -> None:
@@ -330,37 +306,3 @@ class Exchange:
             extents=[{"gpa": span.gpa, "pages": span.pages} for span in spans],
             took_us=(time.perf_counter_ns() - start) / 1000,
         )
-
-
-def _spans(window: Window, extents: Sequence[Extent]) -> tuple[Span, ...]:
-    base = window.region.base
-    return tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
-
-
-def _sources(parcel: Parcel) -> list[Extent]:
-    """Return the extents as the sender named them: its places, cut as the receiver's are."""
-    pieces = iter(parcel.pieces)
-    sources = []
-    for target in parcel.targets:
-        first = piece = next(pieces)
-        while piece.target + piece.pages < target.end:
-            piece = next(pieces)
-        sources.append(Extent(first.source, target.pages))
-    return sources
-
-
-def _joined(parcel: Parcel) -> Iterator[tuple[int, int, int]]:
-    """Yield (target, frame, count) with neighbours joined.
-
-    One mapping call per run, not per piece.
-    """
-    pieces = iter(parcel.pieces)
-    first = next(pieces)
-    target, frame, count = first.target, first.frame, first.pages
-    for piece in pieces:
-        if piece.target == target + count and piece.frame == frame + count:
-            count += piece.pages
-            continue
-        yield target, frame, count
-        target, frame, count = piece.target, piece.frame, piece.pages
-    yield target, frame, count

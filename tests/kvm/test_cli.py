@@ -1,0 +1,202 @@
+"""`pageferry run` and `pageferry build`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Ended, one_line, pageferry
+
+from vmm import __version__
+
+Elf = Callable[[str], Path]
+SMALL = ("--window", "2M")
+KEYS = {"name", "exit_code", "fault", "messages_sent", "messages_received"}
+
+
+def build(folder: Path, name: str, body: str) -> Path:
+    """Build a guest whose main() has this body with `pageferry build`; return the ELF."""
+    source = folder / f"{name}.c"
+    source.write_text(f'#include "pf.h"\nint main(void)\n{{\n{body}\n}}\n')
+    ended = pageferry("build", source)
+    assert (ended.code, ended.err) == (0, "")
+    assert Path(ended.out.rstrip("\n")) == source.with_suffix(".elf")
+    return source.with_suffix(".elf")
+
+
+def outcomes(ended: Ended) -> dict[str, dict[str, Any]]:
+    """Return what `run --json` printed, by name."""
+    machines = json.loads(ended.out)
+    assert all(machine.keys() == KEYS for machine in machines)
+    return {machine["name"]: machine for machine in machines}
+
+
+def test_an_echo_pair_runs_with_its_console_named_and_exits_0(guest_elf: Elf, mover: str) -> None:
+    ended = pageferry("run", guest_elf("echo_client"), guest_elf("echo_server"), "--mover", mover)
+    assert ended == Ended(0, "echo_client: 100 messages there and back\n", "")
+
+
+def test_json_has_an_object_per_machine_and_the_console_goes_to_standard_error(
+    guest_elf: Elf,
+) -> None:
+    ended = pageferry("run", guest_elf("echo_client"), guest_elf("echo_server"), "--json")
+    assert (ended.code, ended.err) == (0, "echo_client: 100 messages there and back\n")
+    server = {"name": "echo_server", "exit_code": 0, "fault": None}
+    assert outcomes(ended)["echo_server"] == {
+        **server,
+        "messages_sent": 100,
+        "messages_received": 101,
+    }
+
+
+def test_guests_of_the_same_name_are_numbered(guest_elf: Elf, tmp_path: Path) -> None:
+    (tmp_path / "echo_client.elf").symlink_to(guest_elf("echo_client"))
+    ended = pageferry(
+        "run", guest_elf("echo_client"), guest_elf("canary"), tmp_path / "echo_client.elf", "--json"
+    )
+    assert list(outcomes(ended)) == ["echo_client", "canary", "echo_client-2"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("host", "host-2"), ("x" * 60, "x" * 27), ("ü" * 30, "ü" * 13), ("a\tb\n", "a_b_")],
+)
+def test_a_file_whose_name_no_machine_may_have_runs_all_the_same(
+    guest_elf: Elf, tmp_path: Path, stem: str, name: str
+) -> None:
+    link = tmp_path / f"{stem}.elf"
+    link.symlink_to(guest_elf("canary"))
+    ended = pageferry("run", link, *SMALL, "--json")
+    assert (ended.code, list(outcomes(ended))) == (0, [name])
+
+
+@pytest.mark.parametrize(("returned", "code"), [(0, 0), (7, 7), (256, 1), (-1, 255), (300, 44)])
+def test_a_guests_exit_code_becomes_the_commands(
+    test_guest: Elf, tmp_path: Path, returned: int, code: int
+) -> None:
+    guest = build(tmp_path, "guest", f"return {returned};")
+    assert pageferry("run", guest, *SMALL) == Ended(code, "", "")
+    assert outcomes(pageferry("run", guest, *SMALL, "--json"))["guest"]["exit_code"] == returned
+
+
+def test_the_first_exit_code_that_is_not_0_is_the_commands(tmp_path: Path) -> None:
+    guests = [build(tmp_path, f"g{code}", f"return {code};") for code in (0, 5, 6)]
+    assert pageferry("run", *guests, *SMALL).code == 5
+
+
+def test_a_fault_is_one_line_and_code_70(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("faults/wild_pointer"))
+    assert (ended.code, ended.out) == (70, "")
+    assert re.fullmatch(
+        r"wild_pointer: #PF page fault, read of 0x[0-9a-f]+, "
+        r"rip 0x[0-9a-f]+ \(main\+0x[0-9a-f]+ at wild_pointer\.c:\d+\)",
+        one_line(ended.err),
+    )
+
+
+def test_a_fault_is_in_the_json_too(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("faults/divide_by_zero"), "--json")
+    machine = outcomes(ended)["divide_by_zero"]
+    assert (ended.code, machine["exit_code"]) == (70, None)
+    assert (machine["fault"]["kind"], machine["fault"]["vector"]) == ("exception", 0)
+    assert machine["fault"]["file"] == "divide_by_zero.c"
+
+
+def test_the_time_out_is_code_124_and_says_where_the_guest_was(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("faults/endless_loop"), "--timeout", "0.2")
+    assert ended.code == 124
+    assert re.match(r"endless_loop: still running after 0\.2 seconds", one_line(ended.err))
+
+
+def test_guests_that_wait_for_each_other_for_ever_are_told_apart_and_ended(tmp_path: Path) -> None:
+    body = "pf_message m; return pf_receive(&m, PF_FOREVER);"
+    guests = [build(tmp_path, name, body) for name in ("tick", "tock")]
+    ended = pageferry("run", *guests, *SMALL)
+    lines = ended.err.splitlines()
+    assert (ended.code, len(lines)) == (70, 2)
+    for name, line in zip(("tick", "tock"), lines, strict=True):
+        assert line.startswith(
+            f"pageferry: {name}: waits for a message, and nobody is left to send one"
+        )
+
+
+def test_all_guests_are_peers_of_one_another(tmp_path: Path) -> None:
+    send = 'return pf_send_inline(pf_peer("third"), "hi", 2, 0) == PF_OK ? 0 : 9;'
+    receive = """
+        pf_message m;
+        for (int i = 0; i < 2; i++)
+            if (pf_receive(&m, 5000000) != PF_OK) return 9;
+        pf_printf("%u bytes", m.payload_length);
+        return 0;"""
+    guests = [build(tmp_path, name, send) for name in ("first", "second")]
+    ended = pageferry("run", *guests, build(tmp_path, "third", receive), *SMALL, "--workers", "2")
+    assert ended == Ended(0, "third: 2 bytes\n", "")
+
+
+def test_a_guest_of_the_users_is_built_beside_its_source_from_any_directory(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "hello.c"
+    source.write_text('#include "pf.h"\nint main(void) { pf_log("hello"); return 3; }\n')
+    assert pageferry("build", "hello.c", cwd=tmp_path) == Ended(0, "hello.elf\n", "")
+    assert pageferry("run", "hello.elf", *SMALL, cwd=tmp_path) == Ended(3, "hello: hello\n", "")
+    made = pageferry("build", "hello.c", "-o", "new/one.elf", cwd=tmp_path)
+    assert made == Ended(0, "new/one.elf\n", "")
+    assert (tmp_path / "new" / "one.elf").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hello.c", "hello.elf", "new"]
+
+
+def test_a_compile_error_is_one_line_and_then_the_compilers_own(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.c"
+    source.write_text("int main(void)\n{\n    return nothing_of_this_name;\n}\n")
+    ended = pageferry("build", source)
+    first, *rest = ended.err.splitlines()
+    assert (ended.code, ended.out) == (1, "")
+    assert first == f"pageferry: cannot compile {source}:"
+    assert any("wrong.c:3" in line and "nothing_of_this_name" in line for line in rest)
+    assert len(rest) > 1
+    assert "Traceback" not in ended.err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_build_overwrites_no_source_and_names_what_it_cannot_write(tmp_path: Path) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text("int main(void) { return 0; }\n")
+    ended = pageferry("build", source, "-o", source)
+    assert (ended.code, "would be overwritten" in one_line(ended.err)) == (1, True)
+    assert source.read_text().startswith("int main")
+    ended = pageferry("build", source, "-o", tmp_path)
+    assert (ended.code, "is a directory" in one_line(ended.err)) == (1, True)
+    ended = pageferry("build", source, "--cc", "no-such-compiler")
+    assert (ended.code, "'no-such-compiler' not found" in one_line(ended.err)) == (1, True)
+
+
+def test_the_run_has_a_trace_too(guest_elf: Elf, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    ended = pageferry("run", guest_elf("canary"), *SMALL, "--trace", trace)
+    assert ended.code == 0
+    events = [json.loads(line)["event"] for line in trace.read_text().splitlines()]
+    assert (events[-1], "exit" in events) == ("stop", True)
+
+
+def test_a_guest_cannot_steer_the_terminal(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("faults/panic"))
+    assert ended.code == 70
+    assert "\x1b" not in one_line(ended.err)
+
+
+def test_version_and_help_need_nothing() -> None:
+    assert pageferry("--version") == Ended(0, f"pageferry, version {__version__}\n", "")
+    for arguments, words in (
+        (("--help",), ("demo", "run", "build")),
+        (("demo", "-h"), ("[FILE]", "--json", "--trace", "--mover", "--window")),
+        (("run", "--help"), ("GUEST.elf", "--memory", "--timeout", "--workers")),
+        (("build", "--help"), ("SOURCES", "--output", "--cc")),
+    ):
+        ended = pageferry(*arguments)
+        assert (ended.code, ended.err) == (0, "")
+        assert all(word in ended.out for word in words), ended.out
