@@ -88,7 +88,7 @@ def _machine_options(function: _F) -> _F:
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option(
             "--trace",
-            type=click.Path(path_type=Path),
+            type=click.Path(readable=False, path_type=Path),
             help="Write every event to this file, a line each.",
         ),
     )
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=click.Path(readable=False, path_type=Path), required=False)
 @_machine_options
 def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     """Send FILE from one machine to another by its pages, and show that it is true.
@@ -170,7 +170,11 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument(
-    "guests", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="GUEST.elf …"
+    "guests",
+    nargs=-1,
+    required=True,
+    type=click.Path(readable=False, path_type=Path),
+    metavar="GUEST.elf …",
 )
 @click.option(
     "--memory",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vmm.errors import GuestFault
 from vmm.ferry.exchange import Exchange
+from vmm.ferry.ledger import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Status
 from vmm.kvm import Exit, Intr
@@ -104,6 +105,11 @@ class Driver:
 
     def _wait(self, machine: Machine) -> None:
         guest = machine.guest
+        try:
+            guest.control.pending()
+        except Refusal as refusal:  # an index that makes no sense would wait for ever
+            guest.answer(refusal.status)
+            return
         if self._exchange.deliver(machine.peer):
             guest.answer(Status.OK)
             return

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from vmm.errors import ClosedError, GuestError, ResourceError
+from vmm.errors import ClosedError, ConfigError, GuestError, ResourceError
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Refusal
 from vmm.ferry.message import Request, Span
@@ -22,7 +22,7 @@ from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.machine import Machine
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import Region
-from vmm.sizes import format_size, pages_for
+from vmm.sizes import format_size, pages_for, parse_size
 
 CHUNK = 1 << 20  # bytes copied while the monitor's lock is held
 
@@ -120,8 +120,11 @@ class HostEndpoint:
         self._exchange = exchange
 
     def alloc(self, size: int) -> Buffer:
-        """Return zeroed pages for `size` bytes. Raises ResourceError if the pool has none left."""
-        pages = pages_for(size)
+        """Return zeroed pages for `size` bytes.
+
+        Raises ResourceError if the pool has none left, ConfigError if that is no size.
+        """
+        pages = pages_for(parse_size(size, "buffer size"))
         with self.lock:
             try:
                 return Buffer(self, self._exchange.grant(self.peer, pages), size)
@@ -144,6 +147,8 @@ class HostEndpoint:
         The buffer is no longer the host's afterwards. Raises GuestError with the refusal's status,
         and then it still is.
         """
+        if not 0 <= tag < 1 << 64:
+            raise ConfigError(f"tag {tag} does not fit 64 bits")
         with self.lock:
             spans = () if buffer is None else (self._span(buffer.extent),)
             length = 0 if buffer is None else buffer.size

@@ -69,7 +69,8 @@ class GuestFault(PageferryError):
 
     kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is
               not the machine's: revoked, or never backed), "panic", "halt", "triple-fault",
-              "timeout", "killed", "doorbell" or "internal"
+              "port" (I/O to a port that is not the doorbell), "timeout", "killed" or
+              "internal"
     machine   the machine's name
     reason    the fault in words, without the machine's name
     vector    the exception's vector, error_code what the CPU pushed with it; else None

@@ -52,6 +52,7 @@ def deadline(seconds: float) -> Iterator[None]:
     """Kick the calling thread, which is made kickable, if the block takes longer than this."""
     timer = threading.Timer(seconds, kick, (threading.get_ident(),))
     with kickable():
+        drain()  # a kick from before the block is not its deadline
         timer.start()
         try:
             yield

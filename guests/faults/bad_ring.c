@@ -30,6 +30,9 @@ int main(void)
     PF_CHECK(ring(tail - 1, PF_BELL_TRANSMIT_WAIT) == PF_E_RING);
     PF_CHECK(ring(tail, PF_BELL_TRANSMIT) == PF_OK);
     PF_CHECK(PF->tx_tail == tail);
+    PF->rx_tail = PF->rx_tail + 5;
+    PF_CHECK(pf_wait(PF_FOREVER) == PF_E_RING);
+    PF->rx_tail = PF->rx_tail - 5;
     PF_CHECK(*(char *)pf_data(&page) == 'a');
     return pf_reply(&page, "intact", 7);
 }

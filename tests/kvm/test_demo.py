@@ -189,9 +189,7 @@ def test_what_is_not_a_terminal_gets_no_escapes_and_a_line_for_a_line() -> None:
     assert [line for line in text if not line.startswith(starts)] == []
 
 
-@pytest.mark.parametrize(
-    "name", ["a [red]b[/] ü ☃.bin", "[bold", "back\\", "-- x", "\N{ESCAPE}[31m"]
-)
+@pytest.mark.parametrize("name", ["a [red]b[bold] ü ☃.bin", "[back\\", "\N{ESCAPE}[31m"])
 def test_a_files_name_is_shown_as_it_is_whatever_it_is(tmp_path: Path, name: str) -> None:
     file = random_file(tmp_path / name, 10)
     shown = str(file).replace("\N{ESCAPE}", "\N{REPLACEMENT CHARACTER}")

@@ -27,7 +27,10 @@ def test_a_doorbell_carries_traffic_where_the_canary_has_used_it_and_is_refused_
             open_monitor(ring=ring, doorbell=name)
         return
     monitor = open_monitor(ring=ring, doorbell=name)
-    server, client = monitor.spawn(guest_elf("echo_server")), monitor.spawn(guest_elf("echo_client"))
+    server, client = (
+        monitor.spawn(guest_elf("echo_server")),
+        monitor.spawn(guest_elf("echo_client")),
+    )
     monitor.connect(server, client)
     monitor.run(30)
     assert (server.exit_code, client.exit_code) == (0, 0), (server.fault, client.fault)

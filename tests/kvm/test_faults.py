@@ -175,8 +175,7 @@ def test_an_empty_idt_is_a_triple_fault_that_ring_3_cannot_cause() -> None:
     with scene("triple_fault") as s:
         fault = fault_of(s)
         if s.m.ring == 3:
-            expected = ("exception", GENERAL_PROTECTION, 0)
-            assert (fault.kind, fault.vector, fault.error_code) == expected
+            assert general_protection(fault)
             assert place(fault) == marked("triple_fault")
         else:
             assert (fault.kind, fault.vector) == ("triple-fault", None)
@@ -186,8 +185,7 @@ def test_hlt_is_no_way_to_wait() -> None:
     with scene("halt") as s:
         fault = fault_of(s)
         if s.m.ring == 3:
-            expected = ("exception", GENERAL_PROTECTION, 0)
-            assert (fault.kind, fault.vector, fault.error_code) == expected
+            assert general_protection(fault)
             assert place(fault) == marked("halt")
         else:
             assert fault.kind == "halt"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from vmm.errors import GuestImageError, Place
 from vmm.guest import abi
-from vmm.guest.image import Image, load_image, parse_image
+from vmm.guest.image import load_image, parse_image
 
 # Offsets in the ELF header and in a program header (ELF-64 object file format, 1.5).
 CLASS, TYPE, MACHINE, ENTRY, PHNUM = 4, 16, 18, 24, 56
@@ -56,7 +56,7 @@ def elf(canary: bytes) -> Elf:
     return Elf(canary)
 
 
-def complaint(data: bytes) -> str:
+def complaint(data: bytes | bytearray) -> str:
     """What is said about a file that is refused: one line that begins with its name."""
     with pytest.raises(GuestImageError) as caught:
         parse_image(bytes(data), NAME)
@@ -123,8 +123,7 @@ def test_a_count_of_program_headers_that_nobody_means(elf: Elf) -> None:
 
 def test_an_entry_point_outside_of_code(elf: Elf) -> None:
     segments = parse_image(bytes(elf), NAME).segments
-    code = next(segment for segment in segments if segment.execute)
-    constants = next(segment for segment in segments if not segment.execute)
+    code, constants = (next(s for s in segments if s.execute is wanted) for wanted in (True, False))
     for entry in (0, code.gpa - 1, code.gpa + code.size, constants.gpa, (1 << 64) - 1):
         elf.put(ENTRY, "Q", entry)
         assert complaint(elf) == (
@@ -164,9 +163,8 @@ def test_a_segment_out_of_range(elf: Elf, gpa: int, size: int) -> None:
     last = elf.load(-1)
     elf.put(last + P_VADDR, "Q", gpa)
     elf.put(last + P_FILESZ, "2Q", 0, size)
-    text = complaint(elf)
-    start = f"segment at {gpa:#x} ({size} bytes) is out of range: images lie between"
-    assert text.startswith(start)
+    wanted = f"segment at {gpa:#x} ({size} bytes) is out of range: images lie between"
+    assert complaint(elf).startswith(wanted)
 
 
 def test_a_segment_may_reach_up_to_the_doorbell_page(elf: Elf) -> None:
@@ -290,13 +288,12 @@ def test_flipped_bytes_are_an_image_or_an_error(canary: bytes, data: st.DataObje
     tables = st.integers(0, 0x180) | st.integers(0x1000, 0x1020)
     sections = st.integers(len(canary) - 17 * 64, len(canary) - 1)
     for _ in range(data.draw(st.integers(1, 6))):
-        offset = data.draw(tables | sections | st.integers(0, len(canary) - 1))
-        flipped[offset] = data.draw(st.integers(0, 255))
+        anywhere = tables | sections | st.integers(0, len(canary) - 1)
+        flipped[data.draw(anywhere)] = data.draw(st.integers(0, 255))
     try:
         image = parse_image(bytes(flipped), NAME)
     except GuestImageError as error:
         assert str(error).startswith(NAME)
         return
-    assert isinstance(image, Image)
     assert all(abi.IMAGE_GPA <= s.gpa < s.end_page <= abi.DOORBELL_GPA for s in image.segments)
     assert isinstance(image.symbols.place(image.entry), Place)

@@ -109,7 +109,7 @@ def test_an_extents_attributes_are_reserved_where_the_extent_is_used(index: int)
 def test_any_512_bytes_are_a_request_or_a_refusal(data: bytes, plausible: bool) -> None:
     raw = abi.Descriptor.from_buffer_copy(data)
     if plausible:  # past the first checks, so that the extents are looked at as well
-        raw.operation, raw.flags, raw.reserved0, raw.reserved1[:] = Operation.SEND, 0, 0, (0, 0)
+        raw.operation, raw.flags, raw.reserved0, raw.reserved1[:] = Operation.SEND, 0, 0, [0, 0]
         raw.extent_count %= abi.EXTENTS_MAX + 1
         raw.payload_length %= abi.PAYLOAD_MAX + 1
         for extent in raw.extents:

@@ -31,9 +31,6 @@ class FramePool:
         self.free = total
         self._runs = [Frames(0, total)] if total else []
 
-    def __iter__(self) -> object:
-        return iter(self._runs)
-
     @property
     def runs(self) -> tuple[Frames, ...]:
         """The free runs in order."""

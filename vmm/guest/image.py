@@ -63,6 +63,10 @@ def load_image(path: str | Path) -> Image:
     Raises GuestImageError, naming the file and what to do about it.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise GuestImageError(
+            f"{str(path)!r}: no file has such a name: give the path of a guest ELF"
+        )
     try:
         status = path.stat()
         if not path.is_file():

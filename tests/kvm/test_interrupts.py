@@ -1,0 +1,160 @@
+"""Ctrl-C and SIGTERM at any moment: one line or none, the right code, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import TIMEOUT, Ended, command, environment
+
+Elf = Callable[[str], Path]
+MOMENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.1, 1.5)
+PATIENCE = 2.0  # seconds for a compiler that was stopped with the command
+# Says when the command begins: until then it is Python's own start that is interrupted.
+CODE = """import os
+from vmm.cli import main
+os.close(int(os.environ['READY']))
+main(prog_name='pageferry')"""
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a process group of its own, its temporary files in a folder."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        command(*arguments, code=CODE),
+        env={**environment(), "READY": str(writer), "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writer],
+        start_new_session=True,
+        text=True,
+    )
+    os.close(writer)
+    try:
+        with process:
+            os.read(reader, 1)
+            yield process
+            process.kill()
+    finally:
+        os.close(reader)
+
+
+def members(group: int) -> list[str]:
+    """Return the names of a process group's processes, but for dead ones nobody has asked about."""
+    names = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = stat.read_text().rpartition(")")
+            state, _, its_group = rest.split()[:3]
+            if int(its_group) == group and state != "Z":
+                names.append(name)
+    return names
+
+
+def struck(folder: Path, signals: list[tuple[float, int]], *arguments: str | Path) -> Ended:
+    """Run a command, send its group signals, each after seconds; check that nothing is left."""
+    with started(folder, *arguments) as process:
+        for seconds, number in signals:
+            time.sleep(seconds)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=TIMEOUT)
+    until = time.monotonic() + PATIENCE
+    while (left := members(process.pid)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert left == []
+    return Ended(process.returncode, out, err)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    """A folder for temporary files, empty again in the end."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "file"
+    path.write_bytes(bytes(range(256)) * (400 << 10))
+    return path
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_ctrl_c_ends_the_demo_at_any_moment(large: Path, temporary: Path, moment: float) -> None:
+    ended = struck(temporary, [(moment, signal.SIGINT)], "demo", large, "--json")
+    if ended.code == 0:  # it was done before that
+        assert json.loads(ended.out)["digest_ok"]
+    else:
+        assert ended == Ended(130, "", "pageferry: interrupted\n")
+    assert moment > 0.2 or ended.code == 130
+
+
+@pytest.mark.parametrize("moment", MOMENTS[::2])
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_ctrl_c_ends_guests_that_never_would(
+    guest_elf: Elf, temporary: Path, moment: float, workers: str
+) -> None:
+    guests = [guest_elf("faults/endless_loop")] * 3
+    ended = struck(temporary, [(moment, signal.SIGINT)], "run", *guests, "--workers", workers)
+    assert ended == Ended(130, "", "pageferry: interrupted\n")
+
+
+def test_ctrl_c_again_and_again_ends_it_too(guest_elf: Elf, temporary: Path) -> None:
+    strikes = [(0.5, signal.SIGINT), *[(0.001, signal.SIGINT)] * 20]
+    ended = struck(temporary, strikes, "run", guest_elf("faults/endless_loop"))
+    assert ended.code in (130, -signal.SIGINT)
+    assert ended.err in ("pageferry: interrupted\n", "")
+
+
+def test_ctrl_c_keeps_the_events_so_far(guest_elf: Elf, temporary: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    guests = [guest_elf("faults/endless_loop"), guest_elf("echo_client")]
+    ended = struck(temporary, [(1.0, signal.SIGINT)], "run", *guests, "--trace", trace)
+    assert ended.code == 130
+    events = [json.loads(line)["event"] for line in trace.read_text().splitlines()]
+    assert events[:2] == ["spawn", "spawn"]
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.15, 0.3])
+def test_ctrl_c_leaves_nothing_of_a_build(temporary: Path, tmp_path: Path, moment: float) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text("int main(void) { return 0; }\n")
+    ended = struck(temporary, [(moment, signal.SIGINT)], "build", source)
+    assert ended.code in (0, 130)
+    assert ended.err in ("", "pageferry: interrupted\n")
+    left = {path.name for path in tmp_path.iterdir()} - {"temporary", "guest.c"}
+    assert left == ({"guest.elf"} if ended.code == 0 else set())
+
+
+@pytest.mark.parametrize("moment", MOMENTS[1::4])
+def test_sigterm_ends_it_at_once(
+    large: Path, guest_elf: Elf, temporary: Path, moment: float
+) -> None:
+    strikes = [(moment, signal.SIGTERM)]
+    ended = struck(temporary, strikes, "run", guest_elf("faults/endless_loop"))
+    assert ended == Ended(-signal.SIGTERM, "", "")
+    ended = struck(temporary, strikes, "demo", large, "--json")
+    assert (ended.code in (0, -signal.SIGTERM), ended.err) == (True, "")
+
+
+def test_who_asked_for_no_interrupts_gets_none(guest_elf: Elf, temporary: Path) -> None:
+    # As `nohup`, or a shell's background job without job control.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        guest = guest_elf("faults/endless_loop")
+        ended = struck(temporary, [(0.3, signal.SIGINT)], "run", guest, "--timeout", "0.5")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.code == 124
