@@ -84,7 +84,7 @@ def enums(source: str) -> Iterator[str]:
 def members(declaration: str) -> Iterator[tuple[str, str, str]]:
     """Yield (name, type, array size or "") for a declaration, `struct pf_extent extents[16]`."""
     match = re.fullmatch(r"(?:struct )?(\w+) (.+)", declaration)
-    if match is None or match[1] not in SCALARS and not match[1].startswith("pf_"):
+    if match is None or (match[1] not in SCALARS and not match[1].startswith("pf_")):
         raise ValueError(f"{HEADER.name}: cannot read the field {declaration!r}")
     for name in match[2].split(", "):
         stem, _, size = name.rstrip("]").partition("[")

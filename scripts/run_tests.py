@@ -3,10 +3,11 @@
 
     scripts/run_tests.py [PYTEST-OPTIONS…]
 
-The unit tests run first, then the tests that touch KVM: on this host's own device, then on NPT and on EPT in
-the nested lanes. $PAGEFERRY_BACKENDS (for example "host" or "npt,ept") chooses some of them. A back end
-that cannot run here is in the table with the reason; with PAGEFERRY_REQUIRE_KVM=1 that is a failure,
-except for a host that has no /dev/kvm at all. The results are in results/, as JUnit XML.
+The unit tests run first, then the tests that touch KVM: on this host's own device, then on NPT and
+on EPT in the nested lanes. $PAGEFERRY_BACKENDS (for example "host" or "npt,ept") chooses some of
+them. A back end that cannot run here is in the table with the reason; with PAGEFERRY_REQUIRE_KVM=1
+that is a failure, except for a host that has no /dev/kvm at all. The results are in results/, as
+JUnit XML.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def count(outcome: Outcome) -> None:
 def show(outcomes: list[Outcome]) -> None:
     """Print the table: back end, passed, failed, skipped and why."""
     table = Table(title="tests by back end", title_justify="left")
-    for heading in ("back end", "passed", "failed", "skipped", "seconds", "what was not run, and why"):
+    for heading in ("back end", "passed", "failed", "skipped", "seconds", "not run, and why"):
         table.add_column(heading, overflow="fold")
     for outcome in outcomes:
         why = [f"{number} x {reason}" for reason, number in outcome.skipped.items()]

@@ -1,30 +1,49 @@
 """pageferry: virtual machines that talk by moving pages.
 
-from vmm import Monitor
+    from vmm import Monitor
 
-with Monitor() as m:
-    a = m.spawn("a.elf", name="a", window="1G")
-    b = m.spawn("b.elf", name="b", window="1G")
-    m.connect(a, b)
-    m.run()
+    with Monitor() as m:
+        a = m.spawn("a.elf", name="a", window="1G")
+        b = m.spawn("b.elf", name="b", window="1G")
+        m.connect(a, b)
+        m.run()
+
+The names below are loaded when they are first used, so that the command can answer a Ctrl-C, and
+print its help, before all of it has been imported.
 """
 
-from vmm.endpoint import Buffer, HostEndpoint, Received
-from vmm.errors import (
-    ClosedError,
-    ConfigError,
-    GuestError,
-    GuestFault,
-    GuestImageError,
-    HostError,
-    PageferryError,
-    Place,
-    ResourceError,
-)
-from vmm.machine import Machine, State
-from vmm.monitor import Monitor
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmm.endpoint import Buffer, HostEndpoint, Received
+    from vmm.errors import (
+        ClosedError,
+        ConfigError,
+        GuestError,
+        GuestFault,
+        GuestImageError,
+        HostError,
+        PageferryError,
+        Place,
+        ResourceError,
+    )
+    from vmm.machine import Machine, State
+    from vmm.monitor import Monitor
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "vmm.endpoint": ("Buffer", "HostEndpoint", "Received"),
+    "vmm.errors": (
+        *("ClosedError", "ConfigError", "GuestError", "GuestFault", "GuestImageError"),
+        *("HostError", "PageferryError", "Place", "ResourceError"),
+    ),
+    "vmm.machine": ("Machine", "State"),
+    "vmm.monitor": ("Monitor",),
+}
 
 __all__ = [
     "Buffer",
@@ -44,3 +63,10 @@ __all__ = [
     "State",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from vmm import __version__
+from vmm import __version__, host
 from vmm.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.doctor import examine
 from vmm.errors import ConfigError
@@ -194,7 +194,9 @@ def run(guests: tuple[Path, ...], memory: int, as_json: bool, **options: Any) ->
     def say(name: str, line: str) -> None:
         click.echo(f"{name}: {line}", err=as_json)
 
-    with _monitor(options, say, guests) as monitor:
+    # Nobody can have more than the windows hold: address space for more would be reserved in vain.
+    pool = min(len(guests) * options["window"], host.total_memory())
+    with _monitor(options, say, guests, pool) as monitor:
         for name, path in _named(guests):
             monitor.spawn(path, name=name, window=options["window"], memory=memory)
         machines = list(monitor.machines.values())

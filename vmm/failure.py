@@ -16,7 +16,6 @@ import click
 
 from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.build import BuildError
-from vmm.kick import KICK
 
 # Exit codes besides 0, click's 2 for a wrong command line, and a guest's own; see docs/cli.md.
 EXIT_FAILED = 1
@@ -105,7 +104,6 @@ class _Interrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, self._overdue)
         signal.alarm(self.GRACE)
-        signal.signal(KICK, signal.SIG_IGN)  # for a thread that is out of KVM_RUN already
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None
         raise KeyboardInterrupt

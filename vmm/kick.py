@@ -2,18 +2,37 @@
 
 A thread that runs vCPUs blocks the signal KICK; each vCPU unblocks it while it runs
 (KVM_SET_SIGNAL_MASK). So a kick that comes too early stays pending and ends the next KVM_RUN at
-once, and one that comes too late is taken off by `drain`. Nothing is installed that a program
-around us could mind, and any thread will do. Source: KVM API, KVM_SET_SIGNAL_MASK.
+once, and one that comes too late is taken off by `drain`. No handler is installed, and any thread
+will do; what is set for the process is that the signal, where nobody blocks it, does nothing.
+Source: KVM API, KVM_SET_SIGNAL_MASK.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import signal
 import threading
 from collections.abc import Iterator
 
 KICK = signal.SIGRTMIN + 6
+
+_set_disposition = ctypes.CDLL(None).signal
+_set_disposition.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_set_disposition.restype = ctypes.c_void_p
+_SIG_IGN = 1
+
+
+@functools.cache
+def _disarm() -> None:
+    """Let a kick that reaches a thread which is not kickable, or no longer, do nothing.
+
+    By default it would end the process. Ignored signals are still kept pending where they are
+    blocked, which is all that kicks need (Linux, sig_ignored). By libc, because Python's own
+    signal.signal is for the main thread only.
+    """
+    _set_disposition(KICK, _SIG_IGN)
 
 
 def masked_while_running() -> set[int]:
@@ -24,6 +43,7 @@ def masked_while_running() -> set[int]:
 @contextlib.contextmanager
 def kickable() -> Iterator[None]:
     """Make the calling thread one that may be kicked, for the time of the block."""
+    _disarm()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
     try:
         yield

@@ -6,7 +6,6 @@ The public façade.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from pathlib import Path
@@ -29,7 +28,7 @@ from vmm.host.facts import DOORBELLS, doorbell_name
 from vmm.machine import Ending, Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.scheduler import Scheduler
-from vmm.sizes import parse_size
+from vmm.sizes import format_size, parse_size
 from vmm.trace import Trace
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
@@ -81,7 +80,11 @@ class Monitor:
         self.mover = _choice("mover", mover or facts.mover, tuple(MOVERS))
         if workers < 1:
             raise ConfigError(f"workers {workers} is not a positive number")
-        frames = parse_size(pool, "pool") // abi.PAGE_SIZE if pool else os.sysconf("SC_PHYS_PAGES")
+        frames = (
+            parse_size(pool, "pool") // abi.PAGE_SIZE
+            if pool
+            else host.total_memory() // abi.PAGE_SIZE
+        )
         if not frames:
             raise ConfigError(f"pool {pool!r} is less than a page")
 
@@ -275,7 +278,9 @@ class Monitor:
 def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:
     value = -(-parse_size(size, what) // unit) * unit
     if value > limit:
-        raise ConfigError(f"{what} {size!r} is over the limit of {limit} bytes")
+        raise ConfigError(
+            f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"
+        )
     return value
 
 

@@ -101,15 +101,16 @@ class Scheduler:
         ]
         clock = threading.Thread(target=self._clock, args=(limit,), name="pageferry-clock")
         started: list[threading.Thread] = []
-        try:
-            for thread in (*threads, clock):
-                thread.start()
-                started.append(thread)
-            self._work(driver)
-        finally:
-            self._end()
-            for thread in started:
-                thread.join()
+        with kickable():  # also while the others, who may kick this thread, come to their end
+            try:
+                for thread in (*threads, clock):
+                    thread.start()
+                    started.append(thread)
+                self._work(driver)
+            finally:
+                self._end()
+                for thread in started:
+                    thread.join()
         if self._failure is not None:
             raise self._failure
         return not self._expired
@@ -126,7 +127,8 @@ class Scheduler:
     def _guarded(self, driver: Driver) -> None:
         """Be a worker; hand what goes wrong to the thread in run()."""
         try:
-            self._work(driver)
+            with kickable():
+                self._work(driver)
         except BaseException as error:
             self._failure = self._failure or error
             self._end()
@@ -141,7 +143,7 @@ class Scheduler:
         machine: Machine | None = None
         exit_: Exit | None = None
         slice_end = 0.0
-        with kickable():
+        try:
             while True:
                 with self._changed:
                     if machine is not None and exit_ is not None:
@@ -153,6 +155,9 @@ class Scheduler:
                         return
                     self._enter(driver, machine, slice_end)
                 exit_ = self._execute(driver, machine)
+        finally:  # whatever was raised, nobody kicks a thread that is no longer here
+            with self._changed:
+                self._running.pop(threading.get_ident(), None)
 
     def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> None:
         machine.state = State.RUNNING

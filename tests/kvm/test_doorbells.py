@@ -1,4 +1,4 @@
-"""Every doorbell in both rings: used by real traffic where the canary could use it, refused where not."""
+"""Every doorbell in both rings: used where the canary could use it, refused where not."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def members(group: int) -> list[str]:
     return names
 
 
-def struck(folder: Path, signals: list[tuple[float, int]], *arguments: str | Path) -> Ended:
+def struck(folder: Path, signals: Sequence[tuple[float, int]], *arguments: str | Path) -> Ended:
     """Run a command, send its group signals, each after seconds; check that nothing is left."""
     with started(folder, *arguments) as process:
         for seconds, number in signals:

@@ -119,7 +119,7 @@ def build_guest(
     Nothing is kept but ``output``, which is replaced only when all of it succeeded.
     Raises BuildError with the compiler's own message.
     """
-    sources = list(sources)
+    sources, output = list(sources), output.resolve()
     with tempfile.TemporaryDirectory(prefix="pageferry-build-") as work:
         build = _Build(compiler, Path(work), library_dir, include_dirs)
         build.build([(sources, output)])

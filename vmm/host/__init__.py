@@ -6,6 +6,6 @@ per process, and `quirks` knows what some hosts do differently, with the evidenc
 """
 
 from vmm.host.device import DEVICE, open_kvm
-from vmm.host.facts import Backend, Host, inspect, memory_available
+from vmm.host.facts import Backend, Host, inspect, memory_available, total_memory
 
-__all__ = ["DEVICE", "Backend", "Host", "inspect", "memory_available", "open_kvm"]
+__all__ = ["DEVICE", "Backend", "Host", "inspect", "memory_available", "open_kvm", "total_memory"]

@@ -69,6 +69,8 @@ def _unavailable(device: str, error: OSError) -> HostError:
             f"no permission to open {device}",
             "add yourself to its group (usually: sudo usermod -aG kvm $USER) and log in again",
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error  # this process's trouble, not the host's
     if error.errno in (errno.ENXIO, errno.ENODEV):
         return HostError(f"{device} has no driver behind it", "load kvm_intel or kvm_amd")
     return HostError(

@@ -126,6 +126,11 @@ def _hypercall(kvm: Kvm) -> Doorbell | None:
     return Doorbell.VMMCALL if amd else Doorbell.VMCALL
 
 
+def total_memory() -> int:
+    """Return the bytes of memory that this host has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def memory_available() -> int:
     """Return the bytes of memory that the kernel could hand out now."""
     try:
@@ -134,4 +139,4 @@ def memory_available() -> int:
                 return int(line.split()[1]) << 10
     except OSError:
         pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total_memory()

@@ -1,6 +1,8 @@
-"""The nested lanes: a command run on a real NPT or EPT, in an emulator, on a machine that need not have either.
+"""The nested lanes: a command run on a real NPT or EPT, in an emulator, on a machine that need not
+have either.
 
-`npt` is QEMU's TCG with SVM, `ept` is Bochs with VMX; in both a Debian kernel has a working `/dev/kvm`.
-The way of a run: `command` → `stages` (kernel, initramfs and root, built once into `cache`) → `payload` (the
-project and the command) → `emulator` and `console` (boot it, pass its output on, find the exit status).
+`npt` is QEMU's TCG with SVM, `ept` is Bochs with VMX; in both a Debian kernel has a working
+`/dev/kvm`. The way of a run: `command` → `stages` (kernel, initramfs and root, built once into
+`cache`) → `payload` (the project and the command) → `emulator` and `console` (boot it, pass its
+output on, find the exit status).
 """

@@ -12,7 +12,10 @@ from vmm.nested.errors import LaneError
 
 
 def run(command: Sequence[str | Path], cwd: Path | None = None) -> str:
-    """Run a program and return what it printed. Raises LaneError with the last thing it complained of."""
+    """Run a program and return what it printed.
+
+    Raises LaneError with the last thing it complained of.
+    """
     env = {**os.environ, "LC_ALL": "C"}
     result = subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -23,7 +26,10 @@ def run(command: Sequence[str | Path], cwd: Path | None = None) -> str:
 
 
 def complaint(text: str) -> str:
-    """Return the line of a program's error output that says most: its last error, or its last line."""
+    """Return the line of a program's error output that says most.
+
+    Its last error, or its last line.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("E:", "ERROR", "error"))]
     return (errors or lines or ["it did not say why"])[-1]

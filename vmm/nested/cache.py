@@ -1,7 +1,7 @@
 """The cache of what the lanes are built from: directories named after what they were made of.
 
-A stage is built in a directory of another name and renamed when it is whole, so that an interrupted build is
-never taken for a finished one; a lock per stage keeps two builds of it apart.
+A stage is built in a directory of another name and renamed when it is whole, so that an interrupted
+build is never taken for a finished one; a lock per stage keeps two builds of it apart.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Build = Callable[[Path], None]
 
 
 def cache_root() -> Path:
-    """Return the cache's directory: $PAGEFERRY_CACHE, or pageferry in the user's cache directory."""
+    """Return the cache's directory.
+
+    $PAGEFERRY_CACHE, or pageferry in the user's cache directory.
+    """
     if own := os.environ.get("PAGEFERRY_CACHE"):
         return Path(own).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -46,7 +49,10 @@ def content_key(*parts: str | bytes) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever holds it; the kernel lets go of it if we die."""
+    """Hold the lock file `path`, waiting for whoever holds it.
+
+    The kernel lets go of it if we die.
+    """
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -62,7 +68,10 @@ class Cache:
         self.root = root
         self._say = say
         with disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(errno.ENOTDIR, "it is no directory") from error
 
     def stage(self, name: str, key: str, what: str, build: Build) -> Path:
         """Return the directory of a stage, built by `build(directory)` if it is not there yet.
@@ -84,7 +93,8 @@ class Cache:
             raise _disk_short(self.root, f"only {format_size(free)} free")
         self._say(f"building {what}")
         partial = final.with_name(final.name + _PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)  # left by a build that was killed; we hold the lock
+        # Left by a build that was killed: we hold the lock.
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             with disk_errors(self.root):
                 partial.mkdir()
@@ -96,11 +106,25 @@ class Cache:
             raise
 
     def _prune(self, name: str, keep: Path) -> None:
-        """Remove builds of this stage that nobody has used for a month, and what killed builds left."""
+        """Remove this stage's builds that nobody has used for a month, and unfinished ones."""
         for path in self.root.glob(f"{name}-*"):
             old = path.stat().st_mtime < time.time() - _UNUSED_SECONDS
             if path != keep and (old or path.name.endswith(_PARTIAL)):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def directory(self, name: str) -> Path:
+        """Return a directory of small files that can be made again.
+
+        Those unused for a month are removed.
+        """
+        path = self.root / name
+        with disk_errors(self.root):
+            path.mkdir(exist_ok=True)
+        for file in path.iterdir():
+            with contextlib.suppress(OSError):
+                if file.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+                    file.unlink()
+        return path
 
     def forget(self) -> None:
         """Remove every stage, so that all is built anew from the packages of today."""
@@ -110,7 +134,10 @@ class Cache:
 
     @contextlib.contextmanager
     def run_directory(self) -> Iterator[Path]:
-        """A directory for one run, removed when it ends; also removes those of runs that were killed."""
+        """A directory for one run, removed when it ends.
+
+        Also removes those of runs that were killed.
+        """
         runs = self.root / "run"
         with disk_errors(self.root):
             runs.mkdir(exist_ok=True)
@@ -130,7 +157,10 @@ def _whole(path: Path) -> bool:
 
 
 def _sweep(runs: Path) -> None:
-    """Remove the directories of runs that are over: nobody holds their lock, and they are not just made."""
+    """Remove the directories of runs that are over.
+
+    Nobody holds their lock, and they are not just made.
+    """
     for path in runs.iterdir():
         with contextlib.suppress(OSError):
             if path.stat().st_mtime > time.time() - 60:
@@ -157,8 +187,8 @@ def disk_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_short(root, error.strerror) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise _disk_short(root, str(error.strerror)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise HostError(
                 f"{root}: the cache cannot be written ({error.strerror})",
                 "name a directory of yours in $PAGEFERRY_CACHE",

@@ -6,8 +6,14 @@ from vmm.errors import PageferryError
 
 
 class LaneError(PageferryError):
-    """The emulator did not do its work: it could not be built for, died, or never said how it ended."""
+    """The emulator did not do its work.
+
+    It could not be built for, died, or never said how it ended.
+    """
 
 
 class LaneTimeout(LaneError):
-    """The command, or the boot before it, took longer than it was given; the emulator has been killed."""
+    """The command, or the boot before it, took longer than it was given.
+
+    The emulator has been killed.
+    """

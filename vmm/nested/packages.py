@@ -41,7 +41,6 @@ _COMMON = (
     Need("dpkg", "dpkg"),
     Need("mkfs.ext4", "e2fsprogs"),
     Need("lz4", "lz4"),
-    Need("zstd", "zstd"),
 )
 NEEDS = {
     "npt": (
