@@ -101,7 +101,10 @@ def _findings(found: Examination) -> Iterator[tuple[str, str]]:
     if host is not None:
         yield "back end", f"{host.backend.value}, ring 0 {found.ring0}, {found.memslots} memslots"
         for (ring, bell), song in host.songs.items():
-            answer = song.why or f"{song.exit_us:.0f} µs for an exit and re-entry"
+            rung = (
+                "silent" if song.exit_us is None else f"{song.exit_us:.0f} µs for exit and re-entry"
+            )
+            answer = f"{rung} ({song.why})" if song.why else rung
             yield f"ring {ring}", f"{doorbell_name(bell)} doorbell: {answer}"
         yield "will be used", f"ring {host.ring}, {found.as_json()['doorbell']}, {host.mover} mover"
     anonymous, memfd = ("yes" if there else "no" for there in found.huge_pages)

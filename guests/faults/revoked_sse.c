@@ -6,7 +6,7 @@
  * Wants three pages from the host, filled with a, b and c; the ones beside it stay its own. */
 #include "pf.h"
 
-int main(void)
+__attribute__((target("sse2"))) int main(void)
 {
     uint32_t peer = pf_peer("peer");
     pf_message message;

@@ -42,6 +42,9 @@ COMPILE_FLAGS = (
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fcf-protection=none"),
     *("-mno-red-zone", "-Wall", "-Wextra", "-Werror"),
 )
+# The library and the bundled guests do without SSE, so that they also run where a ring is emulated:
+# KVM's emulator knows little of it. Functions that want it say so, by a target attribute.
+BUNDLED_FLAGS = ("-mno-sse", "-mno-mmx")
 LINK_FLAGS = (
     *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
     *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
@@ -157,7 +160,8 @@ def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> lis
     for sources, into in ((guests_dir, binaries), (guests_dir / "faults", binaries / "faults")):
         targets += [([source], into / f"{source.stem}.elf") for source in _c_files(sources)]
     include_dirs = [guests_dir / "include"]
-    _Build(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs).build(targets)
+    build = _Build(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs)
+    build.build(targets, BUNDLED_FLAGS)
     outputs = [output for _, output in targets]
     for stale in set(binaries.rglob("*.elf")) - set(outputs):
         stale.unlink()
@@ -183,10 +187,11 @@ class _Build:
         self._stamp_file = self._work / "stamps.json"
         self._stamps = _read_stamps(self._stamp_file)
 
-    def build(self, targets: Sequence[_Target]) -> None:
+    def build(self, targets: Sequence[_Target], flags: tuple[str, ...] = ()) -> None:
         """Compile the library and each target's sources once, then link each target's output."""
-        sources = (source.resolve() for sources, _ in targets for source in sources)
-        self._in_parallel(self._compile_one, dict.fromkeys([*self._library, *sources]))
+        jobs: dict[Path, tuple[str, ...]] = dict.fromkeys(self._library, BUNDLED_FLAGS)
+        jobs |= {source.resolve(): flags for sources, _ in targets for source in sources}
+        self._in_parallel(lambda job: self._compile_one(*job), jobs.items())
         self._in_parallel(lambda target: self._link_one(*target), targets)
 
     def _in_parallel(self, function: Callable[[_T], None], items: Iterable[_T]) -> None:
@@ -197,10 +202,10 @@ class _Build:
         for result in results:
             result.result()
 
-    def _compile_one(self, source: Path) -> None:
+    def _compile_one(self, source: Path, flags: tuple[str, ...]) -> None:
         includes = (f"-I{path}" for path in self._include_dirs)
-        flags = (*COMPILE_FLAGS, *includes, *self._prefix_maps(source))
-        command = [*self._driver, *flags, "-c", str(source)]
+        options = (*COMPILE_FLAGS, *flags, *includes, *self._prefix_maps(source))
+        command = [*self._driver, *options, "-c", str(source)]
         self._produce(self._object(source), command, [source], f"cannot compile {source}")
 
     def _link_one(self, sources: Sequence[Path], output: Path) -> None:

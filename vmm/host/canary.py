@@ -21,16 +21,19 @@ from vmm.kvm import Exit, InternalError, Intr, Kvm
 SECONDS = 0.15  # native: well under a millisecond; emulated: the loop alone takes longer than this
 _TRIES = 2  # a busy host may make even a native canary late, once
 _EXITS = 64
+_LATE = "no answer in time"
 
 
 class Song(NamedTuple):
     """What became of a canary.
 
-    exit_us   median microseconds of a doorbell's exit and re-entry, if it came back whole
+    exit_us   median microseconds of the doorbell's exit and re-entry; None if it never rang
+    native    whether it came back whole and in time: guests run natively in this ring
     why       what stopped it otherwise, in a few words
     """
 
     exit_us: float | None
+    native: bool = False
     why: str = ""
 
 
@@ -39,7 +42,7 @@ def sing(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
     song = Song(None)
     for _ in range(_TRIES):
         song = _sing_once(kvm, ring, doorbell)
-        if song.why != "no answer in time":
+        if song.why != _LATE:
             break
     return song
 
@@ -62,17 +65,22 @@ def _listen(guest: Guest) -> Song:
         took.append((time.perf_counter() - start) * 1e6)
         match guest.bell(exit_):
             case Bell.EXIT if guest.control.exit_code == 0:
-                return Song(round(statistics.median(took[1:]), 1))
+                return Song(_typical(took), True)
             case Bell.LOG:
                 guest.answer(Status.OK)
             case _:
-                return Song(None, _why(guest, exit_))
-    return Song(None, "no end")
+                return Song(_typical(took[:-1]), False, _why(guest, exit_))
+    return Song(_typical(took), False, "no end")
+
+
+def _typical(took: list[float]) -> float | None:
+    """Return the median of the exits after the first, which has the start in it."""
+    return round(statistics.median(took[1:]), 1) if len(took) > 1 else None
 
 
 def _why(guest: Guest, exit_: Exit) -> str:
     if isinstance(exit_, Intr):
-        return "no answer in time"
+        return _LATE
     if isinstance(exit_, InternalError):
         return "the instruction emulator gave up"
     return guest.explain(exit_).reason

@@ -17,6 +17,8 @@ from vmm.kvm import Kvm, uapi
 DEFAULT_MOVER = "memfd"
 
 
+# From the one we like least: a store is emulated, a hypercall carries an operation in registers.
+_ORDER = (Doorbell.MMIO, Doorbell.PIO)
 DOORBELLS = ("hypercall", "pio", "mmio")
 
 
@@ -37,7 +39,7 @@ class Backend(enum.Enum):
 class Host:
     """What was found.
 
-    ring      where guests run natively: 0, or 3 where ring 0 is emulated
+    ring      where guests run natively, and by default: 0, or 3 where ring 0 is emulated
     songs     by ring and doorbell: what became of the canary
     """
 
@@ -55,6 +57,10 @@ class Host:
         return [
             bell for (where, bell), song in self.songs.items() if where == ring and song.exit_us
         ]
+
+    def native(self, ring: int) -> bool:
+        """Return whether guests run natively in a ring, not instruction by instruction."""
+        return any(song.native for (where, _), song in self.songs.items() if where == ring)
 
     def doorbell(self, ring: int) -> Doorbell:
         """Return the doorbell to use in a ring. Raises HostError if guests cannot run there."""
@@ -88,32 +94,30 @@ def backend() -> Backend:
 def inspect(device: str = DEVICE) -> Host:
     """Find the facts out, once per process: tens of milliseconds. Raises HostError."""
     with open_kvm(device) as kvm:
-        songs = {**_songs(kvm, 0, (_hypercall(kvm), Doorbell.PIO, Doorbell.MMIO))}
-        songs |= _songs(kvm, 3, (Doorbell.PIO, Doorbell.MMIO))
+        songs = {(ring, bell): sing(kvm, ring, bell) for ring in (3, 0) for bell in _ORDER}
+        best = _hypercall(kvm)
+        if best is not None:
+            songs[0, best] = _sing_by_hypercall(kvm, best, songs)
+    host = Host(backend(), 0, dict(reversed(songs.items())))  # the best doorbell first
     for ring in (0, 3):
-        if any(where == ring and song.exit_us for (where, _), song in songs.items()):
-            return Host(backend(), ring, songs)
+        if host.native(ring):
+            return dataclasses.replace(host, ring=ring)
     raise HostError(
         "no guest comes back, neither from ring 0 nor from ring 3", "see the kernel's log (dmesg)"
     )
 
 
-def _songs(
-    kvm: Kvm, ring: int, doorbells: tuple[Doorbell | None, ...]
-) -> dict[tuple[int, Doorbell], Song]:
-    """Let canaries sing in a ring, from the doorbell we like best to the one we like least.
+def _sing_by_hypercall(
+    kvm: Kvm, doorbell: Doorbell, songs: dict[tuple[int, Doorbell], Song]
+) -> Song:
+    """Let a canary sing by hypercall, in ring 0, if that is native.
 
-    The hypercall comes first because it carries a whole operation in registers. Where the first
-    two fall silent it is not the doorbell but the ring, and the others would only cost their
-    deadlines.
+    Where it is emulated, a hypercall may be executed again for ever, and the canary would only cost
+    its deadlines.
     """
-    songs: dict[tuple[int, Doorbell], Song] = {}
-    for doorbell in reversed(doorbells):
-        if doorbell is None:
-            continue
-        silent = ring == 0 and songs and not any(song.exit_us for song in songs.values())
-        songs[ring, doorbell] = next(iter(songs.values())) if silent else sing(kvm, ring, doorbell)
-    return dict(reversed(songs.items()))
+    if not any(song.native for (ring, _), song in songs.items() if ring == 0):
+        return Song(None, False, "not tried: ring 0 is emulated")
+    return sing(kvm, 0, doorbell)
 
 
 def _hypercall(kvm: Kvm) -> Doorbell | None:
