@@ -26,6 +26,7 @@ from vmm.host.facts import DOORBELLS
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
+from vmm.nested.command import nested
 from vmm.report import live_progress, show_examination, show_report
 from vmm.sizes import pages_for, parse_size
 from vmm.trace import TraceFile
@@ -136,6 +137,9 @@ def _check_output(output: Path, inputs: Iterable[Path]) -> None:
 @click.version_option(__version__, prog_name="pageferry")
 def main() -> None:
     """Virtual machines that talk by moving pages, on Linux /dev/kvm."""
+
+
+main.add_command(nested)
 
 
 @main.command()

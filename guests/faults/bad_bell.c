@@ -9,7 +9,7 @@ int main(void)
     pf_message page;
 
     PF_CHECK(pf_receive(&page, PF_FOREVER) == PF_OK);
-    static const uint32_t unknown[] = { 0, PF_BELL_PANIC + 1, 0x100 + PF_BELL_EXIT, 0x80000000, 0xffffffff };
+    static const uint32_t unknown[] = { 0, PF_BELL_DIRECT + 1, 0x100 + PF_BELL_EXIT, 0x80000000, 0xffffffff };
 
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
         pf_ring(unknown[i]);

@@ -212,7 +212,7 @@ def test_an_endless_loop_holds_nobody_up_and_ends_with_the_time_out() -> None:
     with scene("endless_loop") as s:
         start = time.monotonic()
         s.run(timeout=0.3)  # in which the innocents' page came back
-        assert 0.3 <= time.monotonic() - start < 2
+        assert 0.3 <= time.monotonic() - start < 10
         fault = s.guest.fault
         assert fault is not None
         assert (fault.kind, fault.place.symbol) == ("timeout", "main")

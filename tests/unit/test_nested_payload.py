@@ -15,9 +15,9 @@ from vmm.nested import command as command_module
 from vmm.nested import payload
 from vmm.nested.cache import Cache
 from vmm.nested.command import nested
+from vmm.nested.compiled import Compiler
 from vmm.nested.errors import LaneError, LaneTimeout
 from vmm.nested.payload import Job, named_files, project_files, scripts
-from vmm.nested.python import Python
 from vmm.nested.run import fetch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -97,24 +97,80 @@ def test_the_lanes_scripts_are_a_shells(name: str) -> None:
     subprocess.run(["sh", "-n", str(path)], check=True)
 
 
+class FakePython:
+    """Compiles a file to its source's name; what it cannot do is to be found in `broken`."""
+
+    tree = pip = Path()
+
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+        self.broken = False
+
+    def version(self) -> str:
+        return "3.11"
+
+    def run(self, *arguments: str, text: str = "") -> str:
+        if self.broken:
+            raise LaneError("it broke")
+        for line in text.splitlines():
+            source, target = line.split("\0")
+            self.compiled.append(Path(source).name)
+            Path(target).write_text(source)
+        return ""
+
+
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def python() -> FakePython:
+    return FakePython()
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, python: FakePython) -> Compiler:
+    (tmp_path / "site" / "pytest-9.2.0.dist-info").mkdir(parents=True)
+    cache = Cache(tmp_path / "cache", print)
+    return Compiler(python, tmp_path / "site", cache)  # type: ignore[arg-type]
+
+
+def test_a_module_is_compiled_once_and_again_when_it_changes(
+    tmp_path: Path, python: FakePython, compiler: Compiler
+) -> None:
+    source = tmp_path / "a.py"
+    for text in ("one", "one", "two", "one"):
+        source.write_text(text)
+        [(shown, kept)] = compiler.compiled([source, tmp_path / "data.txt"])
+    assert python.compiled == ["a.py", "a.py"]
+    assert shown == tmp_path / "__pycache__" / "a.cpython-311.pyc"
+    assert kept.read_text() == str(source)
+
+
+def test_tests_are_compiled_pytests_way_too(tmp_path: Path, compiler: Compiler) -> None:
+    names = ("test_a.py", "conftest.py", "helper.py")
+    for name in names:
+        (tmp_path / name).touch()
+    found = {shown.name for shown, _ in compiler.compiled([tmp_path / name for name in names])}
+    assert found == {f"{Path(name).stem}.cpython-311.pyc" for name in names} | {
+        f"{stem}.cpython-311-pytest-9.2.0.pyc" for stem in ("test_a", "conftest")
+    }
+
+
+def test_what_cannot_be_compiled_here_is_left_to_the_lane(
+    tmp_path: Path, python: FakePython, compiler: Compiler
+) -> None:
+    (tmp_path / "test_a.py").touch()
+    python.broken = True
+    assert list(compiler.compiled([tmp_path / "test_a.py"])) == []
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> object:
     """Write a payload of a small project, without a Python of the lanes'; give its members."""
     project = tmp_path / "project"
     (project / "vmm").mkdir(parents=True)
     (project / "vmm" / "a.py").write_text("x = 1\n")
     monkeypatch.setattr(payload, "project_root", lambda: project)
-    monkeypatch.setattr(Python, "version", lambda self: "3.11")
-
-    def compiled(python: Python, jobs: object) -> None:
-        for _source, target, _shown in jobs:  # type: ignore[attr-defined]
-            target.write_bytes(b"pyc")
-
-    monkeypatch.setattr(payload, "compile_files", compiled)
 
     def make(job: Job) -> dict[str, tarfile.TarInfo]:
-        cache = Cache(tmp_path / "cache", print)
-        payload.write(job, cache, Python(tmp_path), "vdc", tmp_path / "payload.tar")
+        payload.write(job, compiler, "vdc", tmp_path / "payload.tar")
         with tarfile.open(tmp_path / "payload.tar") as tar:
             return {member.name: member for member in tar}
 

@@ -103,7 +103,8 @@ class Guest:
                 return int.from_bytes(data, "little")
             case Hypercall(nr=abi.HYPERCALL):
                 self._hypercall = exit_
-                return exit_.args[2] & 0xFF
+                value = exit_.args[2]
+                return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
         return None
 
     def direct_request(self) -> Request:

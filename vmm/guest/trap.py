@@ -143,7 +143,13 @@ class Diagnosis:
             return None
 
     def _probe(self, run: Callable[[], Exit]) -> GuestFault | None:
-        """Let the access that stopped the vCPU happen again without a window, and read the trap."""
+        """Let the access that stopped the vCPU happen again without a window, and read the trap.
+
+        Where the emulator gave up, the kernel has queued a #UD for the guest; that is taken back.
+        """
+        events = self._vcpu.get_events()
+        events.exception.injected = events.exception.pending = 0
+        self._vcpu.set_events(events)
         sregs = self._vcpu.get_sregs()
         sregs.cr3 = self._layout.tables.root_no_window
         self._vcpu.set_sregs(sregs)
