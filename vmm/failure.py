@@ -144,6 +144,16 @@ def _is_expected(error: BaseException) -> bool:
     return isinstance(error, PageferryError | BuildError | MemoryError | OSError)
 
 
+def _let_go_of_output() -> None:
+    """Forget what cannot be written, which has been reported: the interpreter would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 class Group(click.Group):
     """A command group that ends with one line and an exit code, whatever is expected to happen."""
 
@@ -157,6 +167,7 @@ class Group(click.Group):
         finally:
             if _interrupt.happened:
                 _interrupt.end()
+            _let_go_of_output()
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with expected_errors():

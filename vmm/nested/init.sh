@@ -5,7 +5,7 @@
 #             or "pageferry-lane: failed WHY"
 # /dev/ttyS1  the command's output, and in a shell its input; nothing else
 #
-# Disks, in this order: the root, the payload (a tar), and, if asked for, one that the output goes to (a tar).
+# Disks, in this order: the root, the payload, and, if asked for, one that the output goes to (as a tar).
 /bin/busybox mkdir -p /proc /sys /dev /bin /sbin /new
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -33,14 +33,14 @@ until [ -b "/dev/$1" ] && [ -b "/dev/$2" ]; do
     sleep 0.05
 done
 
-# The root stays as it was built: what is written goes to memory.
-mkdir -p /below /above
+# The root stays as it was built. The payload lies over it, and over both what is written: in memory.
+mkdir -p /below /payload /above
 try mount -t ext4 -o ro,noload "/dev/$1" /below
+try mount -t ext4 -o ro,noload "/dev/$2" /payload
 try mount -t tmpfs -o size=90% above /above
 mkdir /above/upper /above/work
-try mount -t overlay -o lowerdir=/below,upperdir=/above/upper,workdir=/above/work root /new
+try mount -t overlay -o lowerdir=/payload:/below,upperdir=/above/upper,workdir=/above/work root /new
 
-try tar -x -f "/dev/$2" -C /new
 mount --move /dev /new/dev
 mount --move /proc /new/proc
 mount --move /sys /new/sys

@@ -13,7 +13,7 @@ from vmm.nested import packages
 
 CONSOLE = "console"  # ttyS0: the kernel's messages and the first process's; see init.sh
 OUTPUT = "output"  # ttyS1: the command's output
-ROOT, PAYLOAD, RESULT = "root.img", "payload.tar", "result.tar"
+ROOT, PAYLOAD, RESULT = "root.img", "payload.img", "result.tar"
 KERNEL, INITRAMFS, ISO = "kernel", "initramfs", "boot.iso"
 EMULATOR_LOG = "emulator.log"
 

@@ -6,10 +6,10 @@ All of it lies in the lane where it lies here, so that the command's arguments m
 from __future__ import annotations
 
 import dataclasses
-import io
+import errno
 import os
 import shlex
-import tarfile
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,53 +121,51 @@ def scripts(job: Job, root: Path, output_disk: str) -> dict[str, str]:
     }
 
 
-def write(job: Job, compiler: Compiler, output_disk: str, target: Path) -> None:
-    """Write the payload's tar for a job.
+def write(job: Job, compiler: Compiler, output_disk: str, tree: Path) -> None:
+    """Lay a job's payload out below the directory `tree`, each file at its own path.
 
     Raises ConfigError for a file of the command's that cannot be read.
     """
     root = project_root()
     files = list(project_files(root))
-    with tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
-        for directory in (job.cwd, root, *([job.output] if job.output else [])):
-            tar.addfile(_owned(tarfile.TarInfo(_inside(directory)), 0o755, tarfile.DIRTYPE))
-        for name, text in scripts(job, root, output_disk).items():
-            _add_bytes(tar, name, text.encode())
-        for path in files:
-            _add_file(tar, path)
-        for path, compiled in compiler.compiled(files):
-            _add_bytes(tar, _inside(path), compiled.read_bytes())
-        taken = set(files)
-        for path in named_files(job.command, job.cwd):
-            # What is in the output's directory comes from the lane, not from an earlier run.
-            if path not in taken and not (job.output and path.is_relative_to(job.output)):
-                _add_file(tar, path)
+    for directory in (job.cwd, root, *([job.output] if job.output else [])):
+        _inside(tree, directory).mkdir(parents=True, exist_ok=True)
+    for name, text in scripts(job, root, output_disk).items():
+        _inside(tree, Path("/", name)).write_text(text)
+    for path, compiled in compiler.compiled(files):
+        _copy(compiled, _inside(tree, path))
+    for path in dict.fromkeys([*files, *_taken_along(job)]):
+        try:
+            _copy(path, _inside(tree, path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
-def _inside(path: Path) -> str:
-    return str(path).lstrip("/") or "."
+def _taken_along(job: Job) -> list[Path]:
+    """Return the files that the command names, but for those in the output's directory.
+
+    What is in there has to come from the lane, not from an earlier run.
+    """
+    output = job.output
+    found = named_files(job.command, job.cwd)
+    return [path for path in found if output is None or not path.is_relative_to(output)]
 
 
-def _owned(info: tarfile.TarInfo, mode: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    info.mode, info.type, info.mtime = mode, kind, MTIME
-    return info
+def _unreadable(path: Path, error: OSError) -> Exception:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO):
+        what = f"{path}: cannot be taken into the lane: {error.strerror}"
+        return ConfigError(f"{what}: give a file that you may read")
+    return error
 
 
-def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = _owned(tarfile.TarInfo(name), 0o644)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def _inside(tree: Path, path: Path) -> Path:
+    """Return the place below `tree` of an absolute path, in a directory that is there."""
+    place = tree / str(path).lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
-def _add_file(tar: tarfile.TarFile, path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            info = _owned(tarfile.TarInfo(_inside(path)), status.st_mode & 0o777)
-            info.size = status.st_size
-            tar.addfile(info, file)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be taken into the lane: {error.strerror or 'it became shorter'}: "
-            "give a file that you may read"
-        ) from error
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(source.stat().st_mode & 0o777 | 0o444)
+    os.utime(target, (MTIME, MTIME))

@@ -11,9 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vmm.errors import HostError
-from vmm.nested import apt
-from vmm.nested.errors import LaneError
-from vmm.nested.packages import BUSYBOX, find_program
+from vmm.nested import apt, image
+from vmm.nested.packages import BUSYBOX
 from vmm.nested.python import COMPILE, Python
 
 # pyproject.toml's dependencies and those of its extra "test", but for what builds (a test
@@ -48,7 +47,6 @@ _FILES = {
     "usr/local/bin/pageferry": '#!/bin/sh\nexec python3 -c "from vmm.cli import main; '
     'main(prog_name=\'pageferry\')" "$@"\n',
 }
-_SPARE = 24 << 20  # for the file system's own tables, and its slack
 
 
 def build(python: Python, into: Path) -> None:
@@ -61,7 +59,7 @@ def build(python: Python, into: Path) -> None:
     _rewrite_plugins(python, site)
     shutil.copytree(site, tree / _SITE, dirs_exist_ok=True)
     _furnish(tree, python.version())
-    _image(tree, into / IMAGE)
+    image.make(tree, into / IMAGE)
     shutil.rmtree(tree)
 
 
@@ -121,19 +119,3 @@ def _furnish(tree: Path, version: str) -> None:
         link = tree / "usr/bin" / name
         if not link.exists():
             link.symlink_to("busybox")
-
-
-def _image(tree: Path, image: Path) -> None:
-    """Make a file system of a tree."""
-    size = sum(path.lstat().st_size + 2048 for path in tree.rglob("*")) + _SPARE
-    with image.open("wb") as file:
-        file.truncate(-(-size // DISK_UNIT) * DISK_UNIT)
-    program = find_program("mkfs.ext4")
-    if program is None:
-        raise LaneError("mkfs.ext4 has gone: sudo apt-get install e2fsprogs")
-    options = "root_owner=0:0,lazy_itable_init=1"
-    apt.run([program, "-q", "-F", "-m0", "-O", "^has_journal", "-E", options, "-d", tree, image])
-
-
-# Bochs takes a disk of whole cylinders only: 16 heads, 63 sectors.
-DISK_UNIT = 16 * 63 * 512

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vmm.errors import ConfigError
-from vmm.nested import console, lanes, packages, payload, shell, stages
+from vmm.nested import console, image, lanes, packages, payload, shell, stages
 from vmm.nested.cache import Cache, disk_errors
 from vmm.nested.compiled import Compiler
 from vmm.nested.emulator import Emulator, emulator
 from vmm.nested.errors import LaneError
 from vmm.nested.lanes import LANES, OUTPUT, PAYLOAD, RESULT, Lane
 from vmm.nested.payload import Job
-from vmm.nested.root import DISK_UNIT
 
 
 def run(job: Job, cache: Cache, limit: float | None, write: Callable[[bytes], None]) -> int:
@@ -46,10 +45,11 @@ def _prepare(job: Job, lane: Lane, cache: Cache, built: stages.Built, directory:
     """
     lanes.link_inputs(lane, built.boot, built.root, directory)
     compiler = Compiler(built.python, built.site, cache)
-    payload.write(job, compiler, lane.disks[2], directory / PAYLOAD)
-    with (directory / PAYLOAD).open("r+b") as file:
-        size = (directory / PAYLOAD).stat().st_size
-        file.truncate(-(-size // DISK_UNIT) * DISK_UNIT)
+    tree = directory / "payload"
+    tree.mkdir()
+    payload.write(job, compiler, lane.disks[2], tree)
+    image.make(tree, directory / PAYLOAD)
+    shutil.rmtree(tree)
     if job.output is not None:
         with (directory / RESULT).open("wb") as file:
             file.truncate(lane.result_bytes)

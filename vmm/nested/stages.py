@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from vmm.nested import apt, initramfs, kernel, lanes, python, root
+from vmm.nested import apt, image, initramfs, kernel, lanes, python, root
 from vmm.nested.cache import Cache, content_key
 from vmm.nested.lanes import Lane
 from vmm.nested.packages import BUSYBOX, ISOLINUX, LDLINUX
@@ -41,7 +41,7 @@ def build(lane: Lane, cache: Cache) -> Built:
     kernel_stage = cache.stage("kernel", kernel_key, "the kernel", kernel.build)
     python_key = content_key(recipe(python, apt), system)
     python_stage = python.Python(cache.stage("python", python_key, "Python", python.build))
-    root_key = content_key(python_key, recipe(root), _file(BUSYBOX), *root.REQUIREMENTS)
+    root_key = content_key(python_key, recipe(root, image), _file(BUSYBOX), *root.REQUIREMENTS)
     root_stage = cache.stage(
         "root", root_key, "the root", lambda into: root.build(python_stage, into)
     )
