@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import HostError
-from vmm.nested import apt, kernel, lanes, packages, root
+from vmm.nested import apt, flat, image, kernel, lanes, packages, root
 from vmm.nested.initramfs import DIRECTORY, FILE, Entry, cpio
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -62,7 +62,7 @@ def test_bochs_has_a_result_only_where_one_is_wanted(result: bool) -> None:
 
 @pytest.mark.parametrize("lane", lanes.LANES.values(), ids=lanes.LANES)
 def test_disks_are_whole_cylinders(lane: lanes.Lane) -> None:
-    assert lane.result_bytes % root.DISK_UNIT == 0
+    assert lane.result_bytes % image.DISK_UNIT == 0
     assert len(set(lane.disks)) == 3
 
 
@@ -187,3 +187,40 @@ def test_an_unknown_packing_leaves_the_kernel_as_it_is() -> None:
 
 def test_module_names_are_the_kernels() -> None:
     assert kernel.module_name(Path("kernel/arch/x86/kvm/kvm-amd.ko.xz")) == "kvm_amd"
+
+
+def elf(segments: list[tuple[int, bytes]], entry: int) -> bytes:
+    """Return an ELF with loadable segments at physical addresses."""
+    start = 64 + 56 * len(segments)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    header += struct.pack(
+        "<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0
+    )
+    table, contents = b"", b""
+    for address, data in segments:
+        at, size = start + len(contents), len(data)
+        table += struct.pack("<IIQQQQQQ", 1, 7, at, 0, address, size, size, 1)
+        contents += data
+    return header + table + contents
+
+
+def test_a_flat_kernel_has_its_segments_where_they_belong() -> None:
+    setup = bytearray(b"S" * 1024)
+    setup[0x1F1] = 1
+    struct.pack_into("<I", setup, 0x260, 0x3000000)
+    segments = [(0x1000000, b"text"), (0x1002000, b"data")]
+    flattened = flat.flatten(bytes(setup) + b"packed", elf(segments, 0x1000000))
+    assert flattened is not None
+    system = flattened[1024:]
+    kernel_at = 0x200000 - 0x100000  # where a boot loader puts it, and where it is entered
+    assert system[kernel_at : kernel_at + 4] == b"text"
+    assert system[kernel_at + 0x2000 : kernel_at + 0x2004] == b"data"
+    assert struct.unpack_from("<I", flattened, 0x1F4) == (len(system) // 16,)
+    assert struct.unpack_from("<I", flattened, 0x260) == (0x3000000 + kernel_at,)
+    assert flattened[0x234] == 0
+    assert system[:1] == b"\xfa"
+
+
+def test_a_kernel_that_starts_before_its_entry_is_left_alone() -> None:
+    setup = bytes(0x1F1) + b"\x01" + bytes(1024 - 0x1F2)
+    assert flat.flatten(setup, elf([(0x1000000, b"text")], 0x1000004)) is None

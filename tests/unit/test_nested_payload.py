@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,11 +13,12 @@ from click.testing import CliRunner
 
 from vmm.errors import ConfigError, HostError
 from vmm.nested import command as command_module
-from vmm.nested import payload
+from vmm.nested import image, payload
 from vmm.nested.cache import Cache
 from vmm.nested.command import nested
-from vmm.nested.compiled import Compiler
+from vmm.nested.compiled import MTIME, Compiler
 from vmm.nested.errors import LaneError, LaneTimeout
+from vmm.nested.packages import find_program
 from vmm.nested.payload import Job, named_files, project_files, scripts
 from vmm.nested.run import fetch
 
@@ -163,51 +165,68 @@ def test_what_cannot_be_compiled_here_is_left_to_the_lane(
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> object:
-    """Write a payload of a small project, without a Python of the lanes'; give its members."""
+    """Write a payload of a small project, without a Python of the lanes'; give its tree."""
     project = tmp_path / "project"
     (project / "vmm").mkdir(parents=True)
     (project / "vmm" / "a.py").write_text("x = 1\n")
     monkeypatch.setattr(payload, "project_root", lambda: project)
 
-    def make(job: Job) -> dict[str, tarfile.TarInfo]:
-        payload.write(job, compiler, "vdc", tmp_path / "payload.tar")
-        with tarfile.open(tmp_path / "payload.tar") as tar:
-            return {member.name: member for member in tar}
+    def make(job: Job) -> Path:
+        tree = tmp_path / "tree"
+        payload.write(job, compiler, "vdc", tree)
+        return tree
 
     return make
 
 
-def test_everything_lies_where_it_lies_here(write, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def test_all_lies_where_it_lies_here(write, folder: Path) -> None:  # type: ignore[no-untyped-def]
     (folder / "a.bin").chmod(0o751)
-    members = write(Job("npt", ("x", "a.bin"), folder))
-    inside = str(folder).lstrip("/")
-    assert members[f"{inside}/a.bin"].mode == 0o751
-    assert members[inside].isdir()
-    assert f"{inside}/project/vmm/a.py" in members
-    assert f"{inside}/project/vmm/__pycache__/a.cpython-311.pyc" in members
-    assert {"lane/run.sh", "lane/settings", "lane/command"} <= set(members)
-    assert all(member.uid == 0 for member in members.values())
+    tree = write(Job("npt", ("x", "a.bin"), folder))
+    inside = tree / str(folder).lstrip("/")
+    assert (inside / "a.bin").read_text() == "a.bin"
+    assert (inside / "a.bin").stat().st_mode & 0o777 == 0o755
+    assert (inside / "project/vmm/a.py").stat().st_mtime == MTIME
+    assert (inside / "project/vmm/__pycache__/a.cpython-311.pyc").is_file()
+    assert {path.name for path in (tree / "lane").iterdir()} == {"run.sh", "settings", "command"}
 
 
 def test_an_earlier_runs_output_stays_here(write, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    members = write(Job("npt", ("x", "--xml=a.bin"), folder, output=folder))
-    assert f"{str(folder).lstrip('/')}/a.bin" not in members
+    (folder / "out").mkdir()
+    (folder / "out" / "old.xml").touch()
+    tree = write(Job("npt", ("x", "--xml=out/old.xml"), folder, output=folder / "out"))
+    out = tree / str(folder).lstrip("/") / "out"
+    assert list(out.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_read_is_named(  # type: ignore[no-untyped-def]
     write, folder: Path, monkeypatch
 ) -> None:
-    usual = Path.open
+    usual = shutil.copyfile
 
-    def refuse(self: Path, *args: object, **options: object) -> object:
-        if self.name == "a.bin":
+    def refuse(source: Path, target: Path) -> object:
+        if source.name == "a.bin":
             raise PermissionError(13, "Permission denied")
-        return usual(self, *args, **options)  # type: ignore[call-overload]
+        return usual(source, target)
 
-    job = Job("npt", ("x", "a.bin"), folder)
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(shutil, "copyfile", refuse)
     with pytest.raises(ConfigError, match=r"a\.bin: cannot be taken into the lane: Permission"):
-        write(job)
+        write(Job("npt", ("x", "a.bin"), folder))
+
+
+@pytest.mark.skipif(find_program("mkfs.ext4") is None, reason="no mkfs.ext4 (package e2fsprogs)")
+@pytest.mark.parametrize(("files", "size"), [(0, 0), (1, 50_000_000), (3000, 100), (300, 5000)])
+def test_a_disk_is_large_enough_for_what_is_put_on_it(
+    tmp_path: Path, files: int, size: int
+) -> None:
+    tree = tmp_path / "tree"
+    for number in range(files):
+        path = tree / str(number % 30) / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(bytes([number % 255 + 1]) * size)
+    tree.mkdir(exist_ok=True)
+    image.make(tree, tmp_path / "image")
+    assert (tmp_path / "image").stat().st_size % image.DISK_UNIT == 0
 
 
 # ---- the way out ----

@@ -41,6 +41,7 @@ try mount -t tmpfs -o size=90% above /above
 mkdir /above/upper /above/work
 try mount -t overlay -o lowerdir=/payload:/below,upperdir=/above/upper,workdir=/above/work root /new
 
+chmod 1777 /new/tmp
 mount --move /dev /new/dev
 mount --move /proc /new/proc
 mount --move /sys /new/sys

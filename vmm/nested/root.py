@@ -44,7 +44,7 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/group": "root:x:0:\n",
     "etc/hosts": "127.0.0.1 localhost\n",
-    "usr/local/bin/pageferry": '#!/bin/sh\nexec python3 -c "from vmm.cli import main; '
+    "usr/bin/pageferry": '#!/bin/sh\nexec python3 -c "from vmm.cli import main; '
     'main(prog_name=\'pageferry\')" "$@"\n',
 }
 
@@ -110,7 +110,7 @@ def _furnish(tree: Path, version: str) -> None:
         (tree / name).write_text(text)
     (tree / "tmp").chmod(0o1777)
     (tree / "var/tmp").chmod(0o1777)
-    (tree / "usr/local/bin/pageferry").chmod(0o755)
+    (tree / "usr/bin/pageferry").chmod(0o755)
     for name in ("python", "python3"):
         (tree / "usr/bin" / name).unlink(missing_ok=True)
         (tree / "usr/bin" / name).symlink_to(f"python{version}")

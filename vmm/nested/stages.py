@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from vmm.nested import apt, image, initramfs, kernel, lanes, python, root
+from vmm.nested import apt, flat, image, initramfs, kernel, lanes, python, root
 from vmm.nested.cache import Cache, content_key
 from vmm.nested.lanes import Lane
 from vmm.nested.packages import BUSYBOX, ISOLINUX, LDLINUX
@@ -48,7 +48,7 @@ def build(lane: Lane, cache: Cache) -> Built:
     boot_stage = cache.stage(
         f"boot_{lane.name}",
         content_key(
-            kernel_key, recipe(initramfs, lanes), initramfs.INIT.read_bytes(), _file(BUSYBOX)
+            kernel_key, recipe(initramfs, lanes, flat), initramfs.INIT.read_bytes(), _file(BUSYBOX)
         ),
         f"the boot files of {lane.name}",
         lambda into: _boot(lane, kernel_stage, into),
@@ -63,14 +63,23 @@ def _file(path: str) -> bytes:
 def _boot(lane: Lane, kernel_stage: Path, into: Path) -> None:
     """Put a lane's kernel and initramfs into a directory, or the CD that has them."""
     archive = initramfs.build(kernel_stage, lane.modules, lane.disks, packed=lane.packed)
-    source = kernel.IMAGE if lane.iso else kernel.ELF
     place = into / "cd" if lane.iso else into
     place.mkdir(exist_ok=True)
     (place / lanes.INITRAMFS).write_bytes(archive)
-    shutil.copyfile(kernel_stage / source, place / lanes.KERNEL)
+    (place / lanes.KERNEL).write_bytes(_kernel(lane, kernel_stage))
     if lane.iso:
         _iso(lane, place, into / lanes.ISO)
         shutil.rmtree(place)
+
+
+def _kernel(lane: Lane, stage: Path) -> bytes:
+    """Return the kernel in the form that the lane boots soonest."""
+    elf = (stage / kernel.ELF).read_bytes()
+    if not lane.iso:
+        return elf
+    image = (stage / kernel.IMAGE).read_bytes()
+    flat_image = flat.flatten(image, elf) if elf.startswith(b"\x7fELF") else None
+    return flat_image or image
 
 
 def _iso(lane: Lane, tree: Path, target: Path) -> None:
