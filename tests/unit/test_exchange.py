@@ -124,6 +124,20 @@ def test_where_the_host_refuses_to_show_an_extent_the_message_goes_back_to_its_s
     assert back.spans == (Span(base + 3 * PAGE_SIZE, 1), Span(base, 1))
 
 
+def test_where_the_host_refuses_even_the_way_back_the_message_returns_without_its_pages(
+    scene: Scene,
+) -> None:
+    a, b = scene.a.window, scene.b.window
+    assert isinstance(a, FragileWindow)
+    assert isinstance(b, FragileWindow)
+    scene.exchange.send(scene.a, scene.request(Extent(0, 1), Extent(2, 1), tag=5))
+    b.fails_in, a.fails_in = 1, 2
+    assert scene.exchange.take(scene.b) is None
+    (back,) = scene.a.queue
+    assert (back.status, back.tag, back.spans) == (Status.E_NO_MEMORY, 5, ())
+    assert scene.ledger.audit() == {"free": FRAMES - 2, "owned": 2, "in_flight": 0}
+
+
 def test_a_full_queue_is_a_refusal_that_changes_nothing(scene: Scene) -> None:
     for _ in range(2):
         scene.exchange.send(scene.a, scene.request())

@@ -229,9 +229,7 @@ class Exchange:
         if sender is None or message.operation is Operation.UNDELIVERED:
             return
         spans: tuple[Span, ...] = ()
-        if parcel is not None:
-            for piece in parcel.pieces:
-                sender.window.show(piece.source, piece.frame, piece.pages)
+        if parcel is not None and self._show_again(sender, parcel):
             spans = carry.spans(sender.window, carry.sources(parcel))
         back = dataclasses.replace(
             message, operation=Operation.UNDELIVERED, status=status, parcel=None, spans=spans
@@ -240,6 +238,24 @@ class Exchange:
         if self._trace:
             self._trace_move("return", back, spans, time.perf_counter_ns())
         self._wake(sender)
+
+    def _show_again(self, sender: Peer, parcel: Parcel) -> bool:
+        """Show a cancelled parcel's pages in its sender's window again.
+
+        If the host refuses even that, the pages are given up, and the message goes back without them.
+        """
+        shown: list[Extent] = []
+        try:
+            for piece in parcel.pieces:
+                sender.window.show(piece.source, piece.frame, piece.pages)
+                shown.append(Extent(piece.source, piece.pages))
+        except OSError:
+            for extent in shown:
+                sender.window.hide(*extent)
+            lost = self.ledger.release(sender.number, carry.sources(parcel))
+            self._mover.pool.zero(lost)
+            return False
+        return True
 
     def _send_back(self, peer: Peer, message: Message) -> None:
         """Send a delivered message back to where it came from, on behalf of a peer that has died.
