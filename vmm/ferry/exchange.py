@@ -242,7 +242,7 @@ class Exchange:
     def _show_again(self, sender: Peer, parcel: Parcel) -> bool:
         """Show a cancelled parcel's pages in its sender's window again.
 
-        If the host refuses even that, the pages are given up, and the message goes back without them.
+        If the host refuses even that, the pages are given up; the message goes back without them.
         """
         shown: list[Extent] = []
         try:
