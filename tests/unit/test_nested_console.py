@@ -60,7 +60,7 @@ def play(
     """Run a script in an emulator's place; return the status and the output that came of it."""
     got: list[bytes] = []
     command = ["sh", "-c", f'say() {{ echo "pageferry-lane: $*" >> {CONSOLE}; }}; {script}']
-    with emulator(command, tmp_path, screen=False) as started:
+    with emulator(command, tmp_path) as started:
         watch = Watch(started, tmp_path, boot, limit)
         status = follow(watch, tmp_path / OUTPUT, got.append)
     assert started.ended() is not None
@@ -78,7 +78,7 @@ def test_output_that_comes_late_is_not_lost(tmp_path: Path) -> None:
 
 
 def test_an_emulator_that_dies_is_an_error_that_says_its_last_words(tmp_path: Path) -> None:
-    with pytest.raises(LaneError, match=r"ended without .* exit status: no KVM here"):
+    with pytest.raises(LaneError, match=r"ended \(status 1\) without .* status: no KVM here"):
         play(tmp_path, "echo no KVM here; exit 1")
 
 
@@ -116,13 +116,20 @@ def test_an_emulator_that_is_not_there_is_a_fault_of_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    with pytest.raises(HostError, match="cannot be run"), emulator(["/no"], tmp_path, screen=False):
+    with pytest.raises(HostError, match="cannot be run"), emulator(["/no"], tmp_path):
         pass
 
 
-def test_an_emulator_with_a_screen_is_not_held_up_by_it(tmp_path: Path) -> None:
-    script = f"test -t 1 && head -c 300000 /dev/zero && echo 'pageferry-lane: exit 5' > {CONSOLE}"
-    with emulator(["sh", "-c", script], tmp_path, screen=True) as started:
+def test_an_emulator_that_draws_is_not_held_up_by_its_screen(tmp_path: Path) -> None:
+    bochs = (
+        "import os, pty, sys; ours, theirs = pty.openpty()\n"
+        "name = os.ttyname(theirs)\n"
+        "print(f'Bochs connected to screen \"{name}\"', file=sys.stderr, flush=True)\n"
+        "os.close(theirs)\n"
+        "for _ in range(300): os.write(ours, bytes(1000))\n"
+        "print('pageferry-lane: exit 5', file=open(sys.argv[1], 'w'))"
+    )
+    with emulator([sys.executable, "-c", bochs, CONSOLE], tmp_path) as started:
         watch = Watch(started, tmp_path, PATIENCE, None)
         assert follow(watch, tmp_path / OUTPUT, bytes) == 5
 
@@ -131,8 +138,8 @@ def test_an_emulator_with_a_screen_is_not_held_up_by_it(tmp_path: Path) -> None:
 def test_the_emulator_does_not_outlive_us(tmp_path: Path, number: signal.Signals) -> None:
     child = (
         "import sys, time; from pathlib import Path; from vmm.nested.emulator import emulator\n"
-        "with emulator(['sh', '-c', 'echo $$ > pid; exec sleep 60'], Path(sys.argv[1]), "
-        "screen=False): time.sleep(60)"
+        "with emulator(['sh', '-c', 'echo $$ > pid; exec sleep 60'], Path(sys.argv[1])): "
+        "time.sleep(60)"
     )
     command = [sys.executable, "-c", child, str(tmp_path)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})

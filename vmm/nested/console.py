@@ -99,7 +99,10 @@ class Watch:
         if progress.failed is not None:
             raise LaneError(f"the lane could not be set up: {progress.failed}")
         if ended is not None:
-            raise LaneError(f"the emulator ended without the command's exit status: {self._last()}")
+            how = f"signal {-ended}" if ended < 0 else f"status {ended}"
+            raise LaneError(
+                f"the emulator ended ({how}) without the command's exit status: {self._last()}"
+            )
         if progress.ready and not self._ready:
             self._ready, self._since = True, time.monotonic()
         self._check_time()

@@ -84,7 +84,7 @@ def _started(job: Job, lane: Lane, directory: Path, terminal: str | None) -> Ite
         serial = f"mode=term, dev={terminal}" if terminal else f"mode=file, dev={OUTPUT}"
         for name, text in lanes.bochs_files(serial, result=result).items():
             (directory / name).write_text(text)
-    with emulator(command, directory, screen=lane.iso) as started:
+    with emulator(command, directory) as started:
         yield started
 
 
