@@ -5,13 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import forkserver
+from tests_support import IN_LANE
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "from vmm.cli import main; main(prog_name='pageferry')"
 TIMEOUT = 60.0
 Argument = str | bytes | Path
+
+
+# In a nested lane the command does not start, it is forked: see forkserver. There, started now,
+# before a test counts what this process holds.
+Process = forkserver.Process if IN_LANE else subprocess.Popen
+if IN_LANE:
+    forkserver.server()
 
 
 class Ended(NamedTuple):
@@ -32,32 +43,47 @@ def command(*arguments: Argument, code: str = CODE) -> list[str]:
     return [sys.executable, "-c", code, *map(os.fsdecode, arguments)]
 
 
-def pageferry(
+def start(
     *arguments: Argument,
     code: str = CODE,
-    before: tuple[str, ...] = (),
+    stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
     cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    start_new_session: bool = False,
+) -> Any:
+    """Start `pageferry ARGUMENTS…`; return a subprocess.Popen, or what is as good as one."""
+    options: dict[str, Any] = {} if IN_LANE else {"text": True, "errors": "surrogateescape"}
+    return Process(
+        command(*arguments, code=code),
+        env=environment() | (env or {}),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        pass_fds=pass_fds,
+        start_new_session=start_new_session,
+        **options,
+    )
+
+
+def pageferry(
+    *arguments: Argument, code: str = CODE, stdout: int = subprocess.PIPE, cwd: Path | None = None
 ) -> Ended:
     """Run `pageferry ARGUMENTS…` to its end.
 
     code     the Python program that calls it
-    before   a program with its arguments to run it by, such as setpriv
     stdout   a file descriptor instead of the returned text
     """
-    done = subprocess.run(
-        [*before, *command(*arguments, code=code)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        timeout=TIMEOUT,
-        check=False,
-        text=True,
-        errors="surrogateescape",
-    )
-    return Ended(done.returncode, done.stdout or "", done.stderr)
+    with start(*arguments, code=code, stdout=stdout, cwd=cwd) as process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except BaseException:
+            process.kill()
+            raise
+    return Ended(process.returncode, out or "", err)
 
 
 def one_line(text: str) -> str:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests_support import IN_LANE
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "vmm" / "_guests" / "bin"
@@ -43,9 +44,13 @@ def kvm_missing() -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs_kvm = cache(lambda path: path.is_relative_to(KVM_TESTS))
     for item in items:
-        if item.path.is_relative_to(KVM_TESTS):
+        if needs_kvm(item.path):
             item.add_marker(pytest.mark.kvm)
+        smaller = item.get_closest_marker("smaller_in_lanes")
+        if smaller is not None and IN_LANE:  # for the table that scripts/test ends with
+            item.user_properties.append(("smaller", smaller.args[0]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,10 +1,20 @@
-"""What this process holds of the kernel's, for tests that count."""
+"""What several tests need: sizes that a nested lane can bear, what this process holds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Any
+
+IN_LANE = "PAGEFERRY_LANE" in os.environ
+
+
+def sized(full: int, lane: int) -> int:
+    """Return how much of something a test does: less in a nested lane.
+
+    The test is marked `smaller_in_lanes`, with the reason.
+    """
+    return lane if IN_LANE else full
 
 
 def held() -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Trace:
 class TraceFile:
     """A listener that writes each event as a line of JSON; the first event is at time 0.
 
+    Each line is in the file at once: whoever follows it, or finds it after a crash, sees them all.
+
     Raises ResourceError, naming the file, if it cannot be written; also from close().
     """
 
@@ -59,7 +61,7 @@ class TraceFile:
         self._path = Path(path)
         self._start: int | None = None
         try:
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open("w", buffering=1, encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
 

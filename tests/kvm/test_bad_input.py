@@ -9,7 +9,6 @@ import functools
 import os
 import platform
 import resource
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +20,22 @@ GIB = 1 << 30
 NOBODY = 65534
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-needs_unshare = pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 # Imports first: nobody may not be allowed to read the interpreter's own files.
 AS_NOBODY = f"""import os
 from vmm.cli import main
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+main(prog_name='pageferry')"""
+
+# unshare(2), and what the new namespace mounts is nobody else's; then what a shell does there.
+IN_A_NAMESPACE = """import ctypes, subprocess
+from vmm.cli import main
+assert ctypes.CDLL(None).unshare(0x20000) == 0
+subprocess.run(['sh', '-e', '-c', 'mount --make-rprivate /; {setup}'], check=True)
+main(prog_name='pageferry')"""
+# personality(PER_LINUX32): uname says i686 from here on.
+AS_I686 = """import ctypes
+from vmm.cli import main
+assert ctypes.CDLL(None).personality(8) != -1
 main(prog_name='pageferry')"""
 
 
@@ -95,24 +105,22 @@ def test_a_file_larger_than_the_memory_there_is(tmp_path: Path) -> None:
 # ---- The guest ----
 
 
-def test_a_guest_that_cannot_be_loaded(guest_elf: Elf, tmp_path: Path) -> None:
+def test_a_guest_that_cannot_be_loaded(guest_elf: Elf, test_guest: Elf, tmp_path: Path) -> None:
     text = tmp_path / "text.elf"
     text.write_text("#!/bin/sh\n")
     cut = tmp_path / "cut.elf"
     cut.write_bytes(guest_elf("canary").read_bytes()[:3000])
-    large = tmp_path / "large.c"
-    large.write_text("char large[64 << 20];\nint main(void) { return large[12345]; }\n")
-    assert pageferry("build", large).code == 0
+    large = test_guest("large_bss")
     for path, words in (
         (text, ("not an ELF",)),
         (cut, ("cut.elf",)),
         (tmp_path / "missing.elf", ("No such file",)),
         (tmp_path, ("not a regular file",)),
         (Path("/dev/zero"), ("not a regular file",)),
-        (large.with_suffix(".elf"), ("16 MiB",)),
+        (large, ("16 MiB",)),
     ):
         refused(pageferry("run", path, "--window", "2M"), 1, str(path), *words)
-    roomy = pageferry("run", large.with_suffix(".elf"), "--window", "2M", "--memory", "80M")
+    roomy = pageferry("run", large, "--window", "2M", "--memory", "80M")
     assert roomy == Ended(0, "", "")
 
 
@@ -172,12 +180,11 @@ def test_the_trace_never_overwrites_what_is_to_be_read(guest_elf: Elf, tmp_path:
 
 
 @root_only
-@needs_unshare
 def test_a_trace_on_a_disk_that_fills_up(guest_elf: Elf, tmp_path: Path) -> None:
     # Many events into 16 KiB; the disk is full in the middle of the run.
-    commands = f"mount -t tmpfs -o size=16k tmpfs {tmp_path}; exec "
+    setup = f"mount -t tmpfs -o size=16k tmpfs {tmp_path}"
     guests = (guest_elf("echo_client"), guest_elf("echo_server"))
-    ended = in_shell(commands, "run", *guests, "--trace", tmp_path / "trace")
+    ended = after(setup, "run", *guests, "--trace", tmp_path / "trace")
     assert ended.code == 1
     line = one_line(ended.err)
     assert ("No space left" in line, "another file" in line) == (True, True)
@@ -202,26 +209,25 @@ def test_an_output_that_is_full_or_closed(guest_elf: Elf, arguments: tuple[str, 
 # ---- The host ----
 
 
-def in_shell(setup: str, *arguments: str | Path) -> Ended:
-    """Run the command after a shell's set-up in a mount namespace of its own."""
-    return pageferry(*arguments, before=("unshare", "-m", "sh", "-c", f'{setup}"$@"', "sh"))
+def after(setup: str, *arguments: str | Path) -> Ended:
+    """Run the command after a shell's set-up, in a mount namespace of its own."""
+    return pageferry(*arguments, code=IN_A_NAMESPACE.format(setup=setup))
 
 
 @root_only
-@needs_unshare
 @pytest.mark.parametrize(
     ("setup", "words"),
     [
-        ("mount -t tmpfs tmpfs /dev;", ("does not exist", "modprobe")),
-        ("mount --bind /dev/null /dev/kvm;", ("is not KVM",)),
-        ("mount --bind /etc/passwd /dev/kvm;", ("is not KVM",)),
-        ("mount -t tmpfs tmpfs /dev; mkdir /dev/kvm;", ("cannot be opened", "Is a directory")),
-        ("mount -t tmpfs tmpfs /dev; mknod /dev/kvm c 240 77;", ("no driver", "load kvm_intel")),
+        ("mount -t tmpfs tmpfs /dev", ("does not exist", "modprobe")),
+        ("mount --bind /dev/null /dev/kvm", ("is not KVM",)),
+        ("mount --bind /etc/passwd /dev/kvm", ("is not KVM",)),
+        ("mount -t tmpfs tmpfs /dev; mkdir /dev/kvm", ("cannot be opened", "Is a directory")),
+        ("mount -t tmpfs tmpfs /dev; mknod /dev/kvm c 240 77", ("no driver", "load kvm_intel")),
     ],
     ids=["none", "null", "file", "folder", "driverless"],
 )
 def test_a_host_without_kvm(setup: str, words: tuple[str, ...]) -> None:
-    refused(in_shell(setup, "demo"), 69, "/dev/kvm", *words)
+    refused(after(setup, "demo"), 69, "/dev/kvm", *words)
 
 
 @root_only
@@ -232,9 +238,8 @@ def test_a_user_who_may_not_open_the_device() -> None:
     refused(pageferry("demo", file, code=AS_NOBODY), 69, "no permission", "usermod -aG kvm")
 
 
-@pytest.mark.skipif(shutil.which("setarch") is None, reason="needs util-linux's setarch")
 def test_a_host_that_is_not_x86_64() -> None:
-    refused(pageferry("demo", before=("setarch", "i686")), 69, "x86-64", "i686")
+    refused(pageferry("demo", code=AS_I686), 69, "x86-64", "i686")
     assert platform.machine() == "x86_64"
 
 

@@ -18,14 +18,11 @@ SMALL = ("--window", "2M")
 KEYS = {"name", "exit_code", "fault", "messages_sent", "messages_received"}
 
 
-def build(folder: Path, name: str, body: str) -> Path:
-    """Build a guest whose main() has this body with `pageferry build`; return the ELF."""
-    source = folder / f"{name}.c"
-    source.write_text(f'#include "pf.h"\nint main(void)\n{{\n{body}\n}}\n')
-    ended = pageferry("build", source)
-    assert (ended.code, ended.err) == (0, "")
-    assert Path(ended.out.rstrip("\n")) == source.with_suffix(".elf")
-    return source.with_suffix(".elf")
+def called(folder: Path, name: str, guest: Path) -> Path:
+    """Return a guest's ELF under another name, which is its machine's."""
+    link = folder / f"{name}.elf"
+    link.symlink_to(guest)
+    return link
 
 
 def outcomes(ended: Ended) -> dict[str, dict[str, Any]]:
@@ -76,14 +73,16 @@ def test_a_file_whose_name_no_machine_may_have_runs_all_the_same(
 
 @pytest.mark.parametrize(("returned", "code"), [(256, 1), (-1, 255), (300, 44)])
 def test_a_guests_exit_code_becomes_the_commands_modulo_256(
-    tmp_path: Path, returned: int, code: int
+    test_guest: Elf, tmp_path: Path, returned: int, code: int
 ) -> None:
-    ended = pageferry("run", build(tmp_path, "guest", f"return {returned};"), *SMALL, "--json")
-    assert (ended.code, outcomes(ended)["guest"]["exit_code"]) == (code, returned)
+    guest = called(tmp_path, f"exit{returned}", test_guest("exit_as_named"))
+    ended = pageferry("run", guest, *SMALL, "--json")
+    assert (ended.code, outcomes(ended)[guest.stem]["exit_code"]) == (code, returned)
 
 
-def test_the_first_exit_code_that_is_not_0_is_the_commands(tmp_path: Path) -> None:
-    guests = [build(tmp_path, f"g{code}", f"return {code};") for code in (0, 5, 6)]
+def test_the_first_exit_code_that_is_not_0_is_the_commands(test_guest: Elf, tmp_path: Path) -> None:
+    elf = test_guest("exit_as_named")
+    guests = [called(tmp_path, f"exit{code}", elf) for code in (0, 5, 6)]
     assert pageferry("run", *guests, *SMALL).code == 5
 
 
@@ -111,9 +110,10 @@ def test_the_time_out_is_code_124_and_says_where_the_guest_was(guest_elf: Elf) -
     assert re.match(r"endless_loop: still running after 0\.2 seconds", one_line(ended.err))
 
 
-def test_guests_that_wait_for_each_other_for_ever_are_told_apart_and_ended(tmp_path: Path) -> None:
-    body = "pf_message m; return pf_receive(&m, PF_FOREVER);"
-    guests = [build(tmp_path, name, body) for name in ("tick", "tock")]
+def test_guests_that_wait_for_each_other_for_ever_are_told_apart_and_ended(
+    test_guest: Elf, tmp_path: Path
+) -> None:
+    guests = [called(tmp_path, name, test_guest("idle")) for name in ("tick", "tock")]
     ended = pageferry("run", *guests, *SMALL)
     lines = ended.err.splitlines()
     assert (ended.code, len(lines)) == (70, 2)
@@ -123,55 +123,17 @@ def test_guests_that_wait_for_each_other_for_ever_are_told_apart_and_ended(tmp_p
         )
 
 
-def test_all_guests_are_peers_of_one_another(tmp_path: Path) -> None:
-    send = 'return pf_send_inline(pf_peer("third"), "hi", 2, 0) == PF_OK ? 0 : 9;'
-    receive = """
-        pf_message m;
-        for (int i = 0; i < 2; i++)
-            if (pf_receive(&m, 5000000) != PF_OK) return 9;
-        pf_printf("%u bytes", m.payload_length);
-        return 0;"""
-    guests = [build(tmp_path, name, send) for name in ("first", "second")]
-    ended = pageferry("run", *guests, build(tmp_path, "third", receive), *SMALL, "--workers", "2")
+def test_all_guests_are_peers_of_one_another(test_guest: Elf, tmp_path: Path) -> None:
+    elf = test_guest("greet_third")
+    guests = [called(tmp_path, name, elf) for name in ("first", "second")]
+    third = called(tmp_path, "third", test_guest("greeted_twice"))
+    ended = pageferry("run", *guests, third, *SMALL, "--workers", "2")
     assert ended == Ended(0, "third: 2 bytes\n", "")
 
 
-def test_a_guest_of_the_users_is_built_beside_its_source_from_any_directory(
-    tmp_path: Path,
-) -> None:
-    source = tmp_path / "hello.c"
-    source.write_text('#include "pf.h"\nint main(void) { pf_log("hello"); return 3; }\n')
-    assert pageferry("build", "hello.c", cwd=tmp_path) == Ended(0, "hello.elf\n", "")
+def test_a_guest_in_the_current_directory_needs_no_path(test_guest: Elf, tmp_path: Path) -> None:
+    called(tmp_path, "hello", test_guest("says_hello"))
     assert pageferry("run", "hello.elf", *SMALL, cwd=tmp_path) == Ended(3, "hello: hello\n", "")
-    made = pageferry("build", "hello.c", "-o", "new/one.elf", cwd=tmp_path)
-    assert made == Ended(0, "new/one.elf\n", "")
-    assert (tmp_path / "new" / "one.elf").is_file()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["hello.c", "hello.elf", "new"]
-
-
-def test_a_compile_error_is_one_line_and_then_the_compilers_own(tmp_path: Path) -> None:
-    source = tmp_path / "wrong.c"
-    source.write_text("int main(void)\n{\n    return nothing_of_this_name;\n}\n")
-    ended = pageferry("build", source)
-    first, *rest = ended.err.splitlines()
-    assert (ended.code, ended.out) == (1, "")
-    assert first == f"pageferry: cannot compile {source}:"
-    assert any("wrong.c:3" in line and "nothing_of_this_name" in line for line in rest)
-    assert len(rest) > 1
-    assert "Traceback" not in ended.err
-    assert list(tmp_path.iterdir()) == [source]
-
-
-def test_build_overwrites_no_source_and_names_what_it_cannot_write(tmp_path: Path) -> None:
-    source = tmp_path / "guest.c"
-    source.write_text("int main(void) { return 0; }\n")
-    ended = pageferry("build", source, "-o", source)
-    assert (ended.code, "would be overwritten" in one_line(ended.err)) == (1, True)
-    assert source.read_text().startswith("int main")
-    ended = pageferry("build", source, "-o", tmp_path)
-    assert (ended.code, "is a directory" in one_line(ended.err)) == (1, True)
-    ended = pageferry("build", source, "--cc", "no-such-compiler")
-    assert (ended.code, "'no-such-compiler' not found" in one_line(ended.err)) == (1, True)
 
 
 def test_the_run_has_a_trace_too(guest_elf: Elf, tmp_path: Path) -> None:

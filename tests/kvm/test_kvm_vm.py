@@ -185,12 +185,10 @@ def test_an_eventfd_raises_one_interrupt_only_once(bare: Vm, event: int) -> None
     assert caught.value.errno == errno.EBUSY
 
 
-def test_the_timer_needs_the_chips_and_is_there_once(bare: Vm) -> None:
-    with pytest.raises(OSError, match="KVM_CREATE_PIT2 on vm fd"):
-        bare.create_pit2()
-    bare.create_irqchip()
+def test_the_timer_is_there_once(bare: Vm) -> None:
+    bare.create_irqchip()  # without which newer kernels refuse the timer
     bare.create_pit2()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="KVM_CREATE_PIT2 on vm fd"):
         bare.create_pit2()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -74,25 +75,22 @@ def test_an_unwritable_path_is_a_resource_error_that_names_it(
     assert str(caught.value) == f"cannot write the trace to {path}: {why}: name another file"
 
 
-def test_a_full_disk_is_a_resource_error_at_the_latest_when_closing() -> None:
+def test_a_line_is_in_the_file_as_soon_as_its_event_has_happened(tmp_path: Path) -> None:
+    with TraceFile(tmp_path / "trace") as listener:
+        listener(Event(0, "send", {}))
+        assert (tmp_path / "trace").read_text() == '{"us": 0.0, "event": "send"}\n'
+
+
+def test_a_full_disk_is_a_resource_error_at_the_first_line_and_again_when_closing() -> None:
     listener = TraceFile("/dev/full")
-    listener(Event(0, "send", {}))
-    with pytest.raises(ResourceError, match="trace to /dev/full: No space left on device"):
-        listener.close()
+    for use in (lambda: listener(Event(0, "send", {})), listener.close):
+        with pytest.raises(ResourceError, match="trace to /dev/full: No space left on device"):
+            use()
     listener.close()
-
-
-def test_a_full_disk_is_a_resource_error_when_much_is_written() -> None:
-    written = 0
-    no_space = pytest.raises(ResourceError, match="trace to /dev/full: No space left on device")
-    with no_space, TraceFile("/dev/full") as listener:
-        while written < 10_000:
-            listener(Event(written, "send", {"machine": "a"}))
-            written += 1
-    assert 0 < written < 10_000
 
 
 def test_an_error_under_way_is_reported_before_a_full_disk() -> None:
     with pytest.raises(KeyError), TraceFile("/dev/full") as listener:
-        listener(Event(0, "send", {}))
+        with suppress(ResourceError):
+            listener(Event(0, "send", {}))
         raise KeyError

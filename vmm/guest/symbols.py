@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,10 +36,19 @@ class Symbols:
         return None, 0
 
     def _line(self, rip: int) -> tuple[str | None, int | None]:
-        for start, end, file, line in self._lines:
-            if start <= rip < end:
-                return file, line
+        for unit in self._units(rip):
+            for start, end, file, line in _unit_lines(self._dwarf.line_program_for_CU(unit)):
+                if start <= rip < end:
+                    return file, line
         return None, None
+
+    def _units(self, rip: int) -> Iterable[Any]:
+        """Return the compilation units that `rip` may lie in: one, if the image has an index."""
+        if self._dwarf is None:
+            return ()
+        index = self._dwarf.get_aranges()
+        offset = None if index is None else index.cu_offset_at_addr(rip)
+        return self._dwarf.iter_CUs() if offset is None else (self._dwarf.get_CU_at(offset),)
 
     def _elf(self) -> Any:
         return ELFFile(io.BytesIO(self._data))
@@ -54,14 +64,9 @@ class Symbols:
         ]
 
     @functools.cached_property
-    def _lines(self) -> list[tuple[int, int, str, int]]:
+    def _dwarf(self) -> Any:
         elf = self._elf()
-        if not elf.has_dwarf_info():
-            return []
-        dwarf = elf.get_dwarf_info()
-        return [
-            row for unit in dwarf.iter_CUs() for row in _unit_lines(dwarf.line_program_for_CU(unit))
-        ]
+        return elf.get_dwarf_info() if elf.has_dwarf_info() else None
 
 
 def _unit_lines(program: Any) -> list[tuple[int, int, str, int]]:

@@ -7,6 +7,7 @@ too slow for, and a number of doorbells. The source is guests/canary.c.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from vmm.guest.abi import Bell, Doorbell, Status
 from vmm.guest.bundled import bundled_guest
 from vmm.guest.guest import Guest, Shape
-from vmm.guest.image import load_image
+from vmm.guest.image import Image, load_image
 from vmm.kick import deadline
 from vmm.kvm import Exit, InternalError, Intr, Kvm
 
@@ -48,13 +49,17 @@ def sing(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
 
 
 def _sing_once(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
-    image = load_image(bundled_guest("canary"))
-    guest = Guest(kvm, image, Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20), 1, "canary")
+    guest = Guest(kvm, _canary(), Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20), 1, "canary")
     try:
         with deadline(SECONDS):
             return _listen(guest)
     finally:
         guest.close()
+
+
+@functools.cache
+def _canary() -> Image:
+    return load_image(bundled_guest("canary"))
 
 
 def _listen(guest: Guest) -> Song:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import sys
 from typing import NamedTuple
@@ -41,9 +42,9 @@ def open_kvm(device: str = DEVICE) -> Kvm:
             f"KVM needs Linux, this is {platform.system()}",
             "run it in a Linux VM with nested virtualization",
         )
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if os.uname().machine != "x86_64":
         raise HostError(
-            f"guests are x86-64, this host is {platform.machine()}", "use an x86-64 host"
+            f"guests are x86-64, this host is {os.uname().machine}", "use an x86-64 host"
         )
     try:
         kvm = Kvm.open(device)

@@ -1,10 +1,13 @@
 """CPUID leaves as values, and their way in and out of the kernel's list."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .structs import flexible, kvm_cpuid2
+
+_UNTOUCHED = 0xFFFFFFFF  # as flags: there are not that many
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,21 @@ def unpack(table: Any) -> list[CpuidEntry]:
     """Return the entries that the kernel filled in."""
     return [
         CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-        for e in table.entries[: table.nent]
+        for e in itertools.takewhile(_filled, table.entries[: table.nent])
     ]
 
 
 def empty(count: int) -> Any:
-    """Return a kvm_cpuid2 with room for ``count`` entries."""
-    return flexible(kvm_cpuid2, count)(nent=count)
+    """Return a kvm_cpuid2 with room for ``count`` entries.
+
+    Before Linux 6.3 KVM_GET_CPUID2 does not say how many it has filled in: each is marked, with
+    flags that the kernel never gives.
+    """
+    table = flexible(kvm_cpuid2, count)(nent=count)
+    for entry in table.entries:
+        entry.flags = _UNTOUCHED
+    return table
+
+
+def _filled(entry: Any) -> bool:
+    return bool(entry.flags != _UNTOUCHED)

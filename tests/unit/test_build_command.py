@@ -1,0 +1,82 @@
+"""`pageferry build`, as a user runs it: no KVM needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from command import TIMEOUT, Ended, one_line, pageferry, start
+
+HELLO = '#include "pf.h"\nint main(void) { pf_log("hello"); return 3; }\n'
+READY = """import os
+from vmm.cli import main
+os.close(int(os.environ['READY']))
+main(prog_name='pageferry')"""
+
+
+def test_a_guest_of_the_users_is_built_beside_its_source_from_any_directory(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "hello.c").write_text(HELLO)
+    assert pageferry("build", "hello.c", cwd=tmp_path) == Ended(0, "hello.elf\n", "")
+    made = pageferry("build", "hello.c", "-o", "new/one.elf", cwd=tmp_path)
+    assert made == Ended(0, "new/one.elf\n", "")
+    assert (tmp_path / "new" / "one.elf").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hello.c", "hello.elf", "new"]
+
+
+def test_a_compile_error_is_one_line_and_then_the_compilers_own(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.c"
+    source.write_text("int main(void)\n{\n    return nothing_of_this_name;\n}\n")
+    ended = pageferry("build", source)
+    first, *rest = ended.err.splitlines()
+    assert (ended.code, ended.out) == (1, "")
+    assert first == f"pageferry: cannot compile {source}:"
+    assert any("wrong.c:3" in line and "nothing_of_this_name" in line for line in rest)
+    assert len(rest) > 1
+    assert "Traceback" not in ended.err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_build_overwrites_no_source_and_names_what_it_cannot_write(tmp_path: Path) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text("int main(void) { return 0; }\n")
+    ended = pageferry("build", source, "-o", source)
+    assert (ended.code, "would be overwritten" in one_line(ended.err)) == (1, True)
+    assert source.read_text().startswith("int main")
+    ended = pageferry("build", source, "-o", tmp_path)
+    assert (ended.code, "is a directory" in one_line(ended.err)) == (1, True)
+    ended = pageferry("build", source, "--cc", "no-such-compiler")
+    assert (ended.code, "'no-such-compiler' not found" in one_line(ended.err)) == (1, True)
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.15, 0.3])
+def test_ctrl_c_leaves_nothing_of_a_build(tmp_path: Path, moment: float) -> None:
+    temporary, source = tmp_path / "temporary", tmp_path / "guest.c"
+    temporary.mkdir()
+    source.write_text("int main(void) { return 0; }\n")
+    reader, writer = os.pipe()
+    process = start(
+        *("build", source),
+        code=READY,
+        env={"READY": str(writer), "TMPDIR": str(temporary)},
+        pass_fds=[writer],
+        start_new_session=True,
+    )
+    os.close(writer)
+    with process:
+        os.read(reader, 1)
+        os.close(reader)
+        time.sleep(moment)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (0, 130)
+    assert err in ("", "pageferry: interrupted\n")
+    left = {path.name for path in tmp_path.iterdir()} - {"temporary", "guest.c"}
+    assert left == ({"guest.elf"} if process.returncode == 0 else set())
+    assert list(temporary.iterdir()) == []
