@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import threading
 import time
@@ -14,33 +12,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests_support import IN_LANE
+from tests_support import IN_LANE, kvm_missing
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "vmm" / "_guests" / "bin"
 
 KVM_TESTS = ROOT / "tests" / "kvm"
-KVM_GET_API_VERSION = 0xAE << 8  # _IO(KVMIO, 0): asked here without the code under test
-KVM_API_VERSION = 12
 
 # The kernel takes a moment to let go of a thread that has been joined, or of a closed machine.
 LEAK_PATIENCE_SECONDS = 2.0
-
-
-@cache
-def kvm_missing() -> str | None:
-    """Why tests cannot use /dev/kvm, or None if they can."""
-    try:
-        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        return f"/dev/kvm: {os.strerror(error.errno or errno.EIO)}"
-    try:
-        version = fcntl.ioctl(fd, KVM_GET_API_VERSION)
-    except OSError as error:
-        return f"/dev/kvm: KVM_GET_API_VERSION: {os.strerror(error.errno or errno.EIO)}"
-    finally:
-        os.close(fd)
-    return None if version == KVM_API_VERSION else f"/dev/kvm has API {version}, not 12"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,19 +6,18 @@ Monitors that are always closed, the tests' own guests.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from guest_elfs import build_test_guests
+from tests_support import kvm_missing
 
-from vmm import Monitor
-from vmm.guest.build import BuildError, build_each, find_compiler
-from vmm.guest.bundled import ROOT
+from vmm import Monitor, host
 from vmm.memory.movers import MOVERS
 from vmm.trace import Event
 
-TEST_GUESTS = Path(__file__).resolve().parent.parent / "guests"
-TEST_ELFS = TEST_GUESTS.parent / "_guests"
 Open = Callable[..., Monitor]
 
 
@@ -51,24 +50,17 @@ def monitor(open_monitor: Open, mover: str) -> Monitor:
 
 @pytest.fixture(scope="session")
 def test_guests() -> Path:
-    """Build the guests in tests/guests, as far as they have changed; return the folder of the ELFs.
+    """Build the guests in tests/guests, if need be; return the folder of the ELFs."""
+    return build_test_guests()
 
-    Where there is no compiler, as in a VM that the tests were copied into, those built before are
-    used.
-    """
-    try:
-        compiler = find_compiler()
-    except BuildError:
-        assert list(TEST_ELFS.glob("*.elf")), "no compiler, and no guests built before"
-        return TEST_ELFS
-    build_each(
-        TEST_GUESTS,
-        TEST_ELFS,
-        include_dirs=[ROOT / "include"],
-        library_dir=ROOT / "lib",
-        compiler=compiler,
-    )
-    return TEST_ELFS
+
+@pytest.fixture(scope="session", autouse=True)
+def _back_end(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Put into the report what it is that the tests ran on."""
+    if kvm_missing() is None:
+        facts = host.inspect()
+        about = f"{facts.backend.value}, ring {facts.ring}, Linux {os.uname().release}"
+        record_testsuite_property("back end", about)
 
 
 @pytest.fixture(scope="session")
