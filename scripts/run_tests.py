@@ -126,13 +126,11 @@ def command(stage: Stage, arguments: list[str]) -> list[str]:
     words = [absolute(word) if names_tests(word) else word for word in arguments]
     named = any(map(names_tests, arguments))
     folder = [] if named else ["tests/unit" if stage.name == "unit" else "tests/kvm"]
-    report = stage.report.relative_to(ROOT)
-    pytest = ["-m", "pytest", *folder, f"--junitxml={report}", "-q", *words]
+    pytest = ["-m", "pytest", *folder, f"--junitxml={stage.report}", "-q", *words]
     if stage.name not in LANES:
         return [sys.executable, *pytest]
-    limit, output = ["--limit", str(LANE_LIMIT)], ["--output", str(RESULTS.relative_to(ROOT))]
-    lane = ["-m", "vmm.nested", "--lane", stage.name, *limit, *output]
-    return [sys.executable, *lane, "--", "python3", *pytest]
+    lane = ["-m", "vmm.nested", "--lane", stage.name, "--limit", str(LANE_LIMIT)]
+    return [sys.executable, *lane, "--output", str(RESULTS), "--", "python3", *pytest]
 
 
 def names_tests(word: str) -> bool:
