@@ -1,6 +1,7 @@
 """What the lanes need of the host, as programs and files, and the Debian packages that have them.
 
-`python -m vmm.nested.packages [npt] [ept]` prints the packages' names, one per line.
+`python -m vmm.nested.packages [--missing] [npt] [ept]` prints the packages' names, one per line:
+all of them, or those that this host lacks.
 """
 
 from __future__ import annotations
@@ -86,12 +87,14 @@ def check(lane: str) -> None:
         )
 
 
-def main(lanes: Iterable[str]) -> None:
-    """Print the packages that the lanes need; all lanes, if none is named."""
-    names = list(lanes) or list(REQUIRED)
+def main(words: Iterable[str]) -> None:
+    """Print the packages that the lanes need, or lack; all lanes, if none is named."""
+    names = [word for word in words if word != "--missing"]
     if unknown := [name for name in names if name not in REQUIRED]:
         sys.exit(f"no such lane: {unknown[0]}: there are {', '.join(REQUIRED)}")
-    print("\n".join(sorted({package for name in names for package in REQUIRED[name]})))
+    listed = missing if len(names) < len(list(words)) else REQUIRED.__getitem__
+    for package in sorted({package for name in names or REQUIRED for package in listed(name)}):
+        print(package)
 
 
 if __name__ == "__main__":
