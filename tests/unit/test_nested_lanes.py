@@ -175,6 +175,8 @@ def test_a_module_loses_its_signature_and_its_types() -> None:
     signature = b"s" * 300
     signed = code + signature + bytes(8) + struct.pack(">I", 300) + kernel._SIGNED
     assert kernel.slim(signed) == code.replace(b".BTF", b".off")
+    tables = b"\x7fELF\0.rela.orc_unwind_ip\0__mcount_loc\0"
+    assert kernel.slim(tables) == b"\x7fELF\0.rela.off_unwind_ip\0__mcount_off\0"
     assert kernel.slim(code) == code.replace(b".BTF", b".off")
 
 

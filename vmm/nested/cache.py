@@ -72,6 +72,8 @@ class Cache:
                 root.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:
                 raise NotADirectoryError(errno.ENOTDIR, "it is no directory") from error
+            except FileNotFoundError as error:  # in /proc, say
+                raise PermissionError(errno.EACCES, "it cannot be made there") from error
 
     def stage(self, name: str, key: str, what: str, build: Build) -> Path:
         """Return the directory of a stage, built by `build(directory)` if it is not there yet.

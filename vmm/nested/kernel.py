@@ -107,16 +107,28 @@ _SIGNED = b"~Module signature appended~\n"  # include/linux/module_signature.h
 _SIGNATURE_HEADER = 12
 
 
-def slim(contents: bytes) -> bytes:
-    """Return a module without its signature and hiding its type information.
+# Names of sections, and others as long: of the type information, of the places that ftrace may
+# patch, and of the unwinder's tables.
+_HIDDEN = (
+    (b"\0.BTF\0", b"\0.off\0"),
+    (b"__mcount_loc", b"__mcount_off"),
+    (b".orc_unwind", b".off_unwind"),
+)
 
-    The kernel would check the one and parse the other: of a boot in Bochs, half the time.
+
+def slim(contents: bytes) -> bytes:
+    """Return a module without its signature and hiding what a lane has no use for.
+
+    The kernel would check the one, and parse, patch and sort the others: of a boot in Bochs, half
+    the time.
     """
     if contents.endswith(_SIGNED):
         end = len(contents) - len(_SIGNED)
         length = int.from_bytes(contents[end - 4 : end], "big")
         contents = contents[: end - _SIGNATURE_HEADER - length]
-    return contents.replace(b"\0.BTF\0", b"\0.off\0")
+    for name, other in _HIDDEN:
+        contents = contents.replace(name, other)
+    return contents
 
 
 def load_order(modules: Path, wanted: list[str]) -> dict[str, bytes]:
