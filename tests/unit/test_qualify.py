@@ -145,6 +145,14 @@ def test_a_program_that_cannot_be_started_has_failed(
     assert "No such file" in outcome.detail
 
 
+def test_a_test_too_large_for_the_machine_is_not_started(trials: Any) -> None:
+    large = trials.Trial("some_test", (), 9, "something", memory=2 << 30)
+    skipped = trials.too_large(large, 1 << 30)
+    assert skipped.state == "skipped"
+    assert "2 GiB" in skipped.detail
+    assert trials.too_large(large, 2 << 30) is None
+
+
 def test_only_a_failure_that_looks_like_the_known_one_is_called_known(
     trials: Any, trial: Any
 ) -> None:
