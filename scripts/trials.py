@@ -42,6 +42,7 @@ class Trial:
 
     limit   seconds after which it is killed, on real hardware
     memory  bytes that the machine must have for it, where that is more than a lane may have
+    heavy   whether Bochs takes over ten minutes for it: there it is run only if it is named
     """
 
     test: str
@@ -50,6 +51,7 @@ class Trial:
     qualifies: str
     known: tuple[Known, ...] = ()
     memory: int = 0
+    heavy: bool = False
 
     @property
     def title(self) -> str:
@@ -197,12 +199,14 @@ TRIALS = (
         ("-s", "64", "-l", "1", "-f", "2", "-e", "3"),
         90,
         "pages are taken from under a vCPU in chunks, and a slot that it uses is moved",
+        heavy=True,
     ),
     Trial(
         "set_memory_region_test",
         (),
         90,
         "slots are moved and deleted under a running vCPU; as many as KVM says can be made",
+        heavy=True,
     ),
 )
 

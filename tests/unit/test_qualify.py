@@ -185,6 +185,15 @@ def test_tests_are_chosen_by_name_in_the_tables_order(qualify: Any, trials: Any)
         qualify.choose(["state_test", "nonsense"])
 
 
+def test_what_takes_bochs_long_is_left_out_there_unless_it_is_named(
+    qualify: Any, trials: Any
+) -> None:
+    some = [trials.Trial(name, (), 9, "", heavy=name == "slow") for name in ("slow", "quick")]
+    assert [o.title for o in qualify.left_out(some, "ept", [])] == ["slow"]
+    assert qualify.left_out(some, "ept", ["slow"]) == []
+    assert qualify.left_out(some, "npt", []) == qualify.left_out(some, None, []) == []
+
+
 # ---- The table ----
 
 
