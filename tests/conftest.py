@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,15 @@ KVM_TESTS = ROOT / "tests" / "kvm"
 
 # The kernel takes a moment to let go of a thread that has been joined, or of a closed machine.
 LEAK_PATIENCE_SECONDS = 2.0
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, also where a shell has started the tests in the background, to ignore it.
+
+    The commands that the tests start, and interrupt, would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
