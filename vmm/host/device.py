@@ -9,6 +9,9 @@ import sys
 from typing import NamedTuple
 
 from vmm.errors import HostError
+from vmm.host.advice import Problem, cannot_open, not_kvm
+from vmm.host.node import look
+from vmm.host.system import read_system
 from vmm.kvm import Kvm, uapi
 
 DEVICE = "/dev/kvm"
@@ -28,10 +31,24 @@ NEEDED = (
     Capability("KVM_CAP_EXT_CPUID", uapi.KVM_CAP_EXT_CPUID, "telling guests what the CPU has"),
     Capability("KVM_CAP_SYNC_MMU", uapi.KVM_CAP_SYNC_MMU, "mappings that change behind a memslot"),
     Capability("KVM_CAP_IMMEDIATE_EXIT", uapi.KVM_CAP_IMMEDIATE_EXIT, "completing an access"),
+    Capability("KVM_CAP_VCPU_EVENTS", uapi.KVM_CAP_VCPU_EVENTS, "finding out what a fault was"),
 )
 USED = (
-    Capability("KVM_CAP_EXIT_HYPERCALL", uapi.KVM_CAP_EXIT_HYPERCALL, "the hypercall doorbell"),
-    Capability("KVM_CAP_MEMORY_FAULT_INFO", uapi.KVM_CAP_MEMORY_FAULT_INFO, "addresses of faults"),
+    Capability(
+        "KVM_CAP_NR_MEMSLOTS",
+        uapi.KVM_CAP_NR_MEMSLOTS,
+        "extents in a window at once, with the slots mover",
+    ),
+    Capability(
+        "KVM_CAP_EXIT_HYPERCALL",
+        uapi.KVM_CAP_EXIT_HYPERCALL,
+        "the hypercall doorbell: bit 12 promises it, a canary proves it",
+    ),
+    Capability(
+        "KVM_CAP_MEMORY_FAULT_INFO",
+        uapi.KVM_CAP_MEMORY_FAULT_INFO,
+        "addresses of faults; without it, the access is repeated to find out",
+    ),
 )
 
 
@@ -59,33 +76,21 @@ def open_kvm(device: str = DEVICE) -> Kvm:
 
 
 def _unavailable(device: str, error: OSError) -> HostError:
-    if error.errno == errno.ENOENT:
-        return HostError(
-            f"{device} does not exist",
-            "switch virtualization on in the firmware (or nested virtualization in the outer VM), "
-            "then load the module: modprobe kvm_intel, or kvm_amd",
-        )
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return HostError(
-            f"no permission to open {device}",
-            "add yourself to its group (usually: sudo usermod -aG kvm $USER) and log in again",
-        )
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error  # this process's trouble, not the host's
-    if error.errno in (errno.ENXIO, errno.ENODEV):
-        return HostError(f"{device} has no driver behind it", "load kvm_intel or kvm_amd")
-    return HostError(
-        f"{device} cannot be opened ({error.strerror})", "see the kernel's log (dmesg)"
-    )
+    return _host_error(cannot_open(look(device), read_system(), error))
+
+
+def _host_error(problem: Problem) -> HostError:
+    return HostError(problem.what, problem.fix)
 
 
 def _check(kvm: Kvm, device: str) -> None:
     try:
         version = kvm.api_version()
     except OSError as error:
-        raise HostError(
-            f"{device} is not KVM ({error.strerror})", "find out what made this file, and remove it"
-        ) from error
+        reason = os.strerror(error.errno or errno.EIO)
+        raise _host_error(not_kvm(look(device), reason)) from error
     if version != API_VERSION:
         raise HostError(
             f"{device} has KVM API version {version}, not {API_VERSION}",
