@@ -17,17 +17,18 @@ from rich.console import Console
 from vmm import __version__, host
 from vmm.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.doctor import examine
+from vmm.doctor_report import show_examination
 from vmm.errors import ConfigError
 from vmm.failure import EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_TIMEOUT, Failure, Group
 from vmm.guest.abi import NAME_MAX, PAGE_SIZE
 from vmm.guest.build import build_guest, find_compiler
 from vmm.guest.bundled import ROOT
-from vmm.host.facts import DOORBELLS
+from vmm.host.choice import DOORBELLS
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
 from vmm.nested.command import nested
-from vmm.report import live_progress, show_examination, show_report
+from vmm.report import live_progress, show_report
 from vmm.sizes import pages_for, parse_size
 from vmm.trace import TraceFile
 
@@ -65,7 +66,9 @@ class _Seconds(click.FloatRange):
 def _machine_options(function: _F) -> _F:
     """Add the options that every command that runs machines has."""
     options = (
-        click.option("--mover", type=click.Choice(list(MOVERS)), help="How pages move [memfd]."),
+        click.option(
+            "--mover", type=click.Choice(list(MOVERS)), help="How pages move [this host's]."
+        ),
         click.option(
             "--ring", type=click.Choice(["0", "3"]), help="The guests' ring [this host's]."
         ),

@@ -20,7 +20,7 @@ from vmm.guest.abi import Status
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.demo_tags import DemoTag
 from vmm.host import memory_available
-from vmm.host.facts import doorbell_name
+from vmm.host.choice import doorbell_name
 from vmm.machine import Machine
 from vmm.monitor import Monitor
 from vmm.sizes import format_size

@@ -1,53 +1,72 @@
 """The doctor: names the host, says what will be used and why, and for every problem what to do.
 
-It looks, measures and runs canaries, and changes nothing; it never needs root.
+It looks, measures, runs canaries and rehearses the demo, and changes nothing; it never needs root.
+What it finds out is what `vmm.host` decides by.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
-from pathlib import Path
+import time
 from typing import Any
 
-from vmm.errors import HostError
+from vmm.demo import DEFAULT_FILE, run_demo
+from vmm.errors import HostError, PageferryError
 from vmm.guest.abi import Doorbell
-from vmm.host import DEVICE, Host, inspect, open_kvm
+from vmm.host import DEVICE, Host, advice, inspect, open_kvm
+from vmm.host.advice import Problem
+from vmm.host.choice import DOORBELLS, doorbell_name, loop_ns, stopped
 from vmm.host.device import NEEDED, USED
-from vmm.host.facts import DOORBELLS, doorbell_name
 from vmm.host.hugepages import HugePages, huge_pages
-from vmm.host.quirks import QUIRKS, Quirk
+from vmm.host.module import Backend, read_parameters, read_version
+from vmm.host.node import Node, look
+from vmm.host.privilege import Privileged, privileged
+from vmm.host.quirks import Probed, Quirk, applying
+from vmm.host.system import System, read_system
 from vmm.kvm import uapi
+from vmm.monitor import Monitor
+
+_REHEARSAL_SECONDS = 30.0
+_WINDOW = 1 << 30  # the demo's, unless asked for another
+_POOL = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that keeps the host from its best, or from working, and what to do about it."""
+class Kernel:
+    """What the device itself answers; nothing is known if it cannot be opened.
 
-    what: str
-    fix: str
+    capabilities  by name: what the kernel says, and what it is for
+    """
+
+    api_version: int | None = None
+    memslots: int | None = None
+    capabilities: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Examination:
     """What the doctor found. `verdict` is "ok", "degraded" or "unusable".
 
-    host          the facts the monitor decides by; None if KVM cannot be used
-    capabilities  by name: what the kernel says, and what it is for
+    node        the device as a file
+    parameters  of KVM's modules, by "module.parameter"; None for what we may not read
+    version     the vendor module's own, if it has one
+    host        the facts the monitor decides by; None if KVM cannot be used
+    demo_ms     how long the demo took; None if it does not run
+    privileged  what would need root, and whether we have it
     """
 
     verdict: str
-    device: str
-    kernel: str
-    module: str | None
-    nested: bool
-    api_version: int | None
-    memslots: int | None
-    capabilities: dict[str, tuple[int, str]]
+    node: Node
+    system: System
+    parameters: dict[str, str | None]
+    version: str | None
+    kernel: Kernel
     host: Host | None
+    demo_ms: float | None
     huge_pages: HugePages
     quirks: tuple[Quirk, ...]
+    privileged: tuple[Privileged, ...]
     problems: tuple[Problem, ...]
 
     @property
@@ -55,7 +74,23 @@ class Examination:
         """What ring 0 is here: "native", "emulated", or "absent" if no guest runs at all."""
         if self.host is None:
             return "absent"
-        return "native" if self.host.ring == 0 else "emulated"
+        return "native" if self.host.native(0) else "emulated"
+
+    def ring0_evidence(self) -> str:
+        """Return how it was measured, or why it could not be."""
+        if self.host is None:
+            return "no guest could be run"
+        speeds = [f"{ns:,.1f} ns in {ring}" for ring, ns in self.loop_ns().items()]
+        speed = f"; a round of a loop takes {', '.join(speeds)}" if speeds else ""
+        if self.host.native(0):
+            return f"the canary came back whole and in time, SSE included{speed}"
+        return f"the canary in it: {stopped(self.host.songs, 0)}{speed}"
+
+    def loop_ns(self) -> dict[str, float]:
+        """Return the nanoseconds of a loop's round, by "ring 0" and "ring 3"."""
+        songs = self.host.songs if self.host else {}
+        times = {f"ring {ring}": loop_ns(songs, ring) for ring in (0, 3)}
+        return {ring: time for ring, time in times.items() if time is not None}
 
     def doorbells(self) -> dict[str, bool]:
         """Return which doorbells a canary could use, in the ring that will be used."""
@@ -72,117 +107,154 @@ class Examination:
             if song.exit_us is not None
         }
 
+    def release(self) -> str:
+        """Return the operating system's name, its kernel's release, and the architecture."""
+        return f"{platform.system()} {self.system.release} {platform.machine()}"
+
     def as_json(self) -> dict[str, Any]:
         """Return the object that `pageferry doctor --json` prints."""
-        host = self.host
         return {
             "verdict": self.verdict,
-            "device": self.device,
-            "kernel": self.kernel,
-            "module": self.module,
-            "backend": host.backend.value if host else None,
-            "nested": self.nested,
-            "api_version": self.api_version,
+            **self._environment(),
+            **self._measured(),
+            **self._choices(),
+            "quirks": [quirk.as_json() for quirk in self.quirks],
+            "needs_root": [item._asdict() for item in self.privileged],
+            "problems": [problem._asdict() for problem in self.problems],
+            "elsewhere": advice.ELSEWHERE,
+        }
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "device": self.node.path,
+            "permissions": self.node.permissions() or None,
+            "permitted": self.node.allowed,
+            "kernel": self.release(),
+            "cpu": {
+                "vendor": self.system.vendor,
+                "virtualization": self.system.virtualization,
+                "hypervisor": self.system.in_a_vm,
+            },
+            "driver": self.system.driver,
+            "module": self.system.module,
+            "module_version": self.version,
+            "parameters": self.parameters,
+            "nested": self.system.in_a_vm,
+            "api_version": self.kernel.api_version,
+            "memslots": self.kernel.memslots,
+            "capabilities": {
+                name: {"answer": answer, "purpose": purpose}
+                for name, (answer, purpose) in self.kernel.capabilities.items()
+            },
+        }
+
+    def _measured(self) -> dict[str, Any]:
+        return {
+            "backend": self.host.backend.value if self.host else None,
             "ring0": self.ring0,
+            "ring0_evidence": self.ring0_evidence(),
+            "loop_ns": self.loop_ns(),
             "doorbells": self.doorbells(),
             "exit_us": self.exit_us(),
             "huge_pages": self.huge_pages._asdict(),
-            "memslots": self.memslots,
-            "capabilities": {name: value for name, (value, _) in self.capabilities.items()},
-            "mover": host.mover if host else None,
-            "ring": host.ring if host else None,
-            "doorbell": doorbell_name(host.doorbell(host.ring)) if host else None,
-            "quirks": [quirk._asdict() for quirk in self.quirks],
-            "problems": [dataclasses.asdict(problem) for problem in self.problems],
+            "demo_ms": self.demo_ms,
+        }
+
+    def _choices(self) -> dict[str, Any]:
+        host = self.host
+        if host is None:
+            return {"ring": None, "doorbell": None, "mover": None, "why": {}}
+        return {
+            "ring": host.ring,
+            "doorbell": doorbell_name(host.doorbell(host.ring)),
+            "mover": host.mover,
+            "why": host.why(),
         }
 
 
 def examine(device: str = DEVICE) -> Examination:
     """Examine the host. Raises nothing that the host is to blame for: that is what is reported."""
-    pages = huge_pages()
+    system, pages = read_system(), huge_pages()
+    parameters = read_parameters(system)
     problems: list[Problem] = []
-    host: Host | None = None
-    version = memslots = None
-    capabilities: dict[str, tuple[int, str]] = {}
-    try:
-        with open_kvm(device) as kvm:
-            version = kvm.api_version()
-            memslots = kvm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS)
-            for known in (*NEEDED, *USED):
-                capabilities[known.name] = (kvm.check_extension(known.number), known.purpose)
-        host = inspect(device)
-    except HostError as error:
-        problems.append(Problem(error.what, error.fix))
-    except OSError as error:
-        problems.append(Problem(str(error), "see the kernel's log (dmesg)"))
+    kernel, host = _open(device, problems)
+    demo_ms = None if host is None else _rehearse(device, problems)
+    quirks: tuple[Quirk, ...] = ()
     if host is not None:
-        problems += _shortcomings(host, pages)
-    verdict = "unusable" if host is None else "degraded" if problems else "ok"
+        fault_info = kernel.capabilities["KVM_CAP_MEMORY_FAULT_INFO"][0] > 0
+        quirks = applying(Probed(host, pages, fault_info, parameters))
+        problems += _shortcomings(host, system)
+    if demo_ms is not None:
+        problems += advice.no_huge_pages(*pages)
     return Examination(
-        verdict=verdict,
-        device=device,
-        kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
-        module=_module(),
-        nested=_in_a_vm(),
-        api_version=version,
-        memslots=memslots,
-        capabilities=capabilities,
+        verdict="unusable" if demo_ms is None else "degraded" if problems else "ok",
+        node=look(device),
+        system=system,
+        parameters=parameters,
+        version=read_version(system),
+        kernel=kernel,
         host=host,
+        demo_ms=demo_ms,
         huge_pages=pages,
-        quirks=tuple(quirk for quirk in QUIRKS if host is not None and _applies(quirk, host)),
+        quirks=quirks,
+        privileged=privileged(parameters),
         problems=tuple(problems),
     )
 
 
-def _shortcomings(host: Host, pages: HugePages) -> list[Problem]:
-    """Return what works, but could work better."""
-    found = []
-    if host.ring != 0:
-        found.append(
-            Problem(
-                "ring 0 is emulated: guests run in ring 3, and doorbells cost more",
-                "use a host with EPT or NPT; in a VM, let the outer hypervisor pass nested "
-                "virtualization on (kvm_intel nested=1, kvm_amd nested=1, CPU model host)",
-            )
-        )
-    elif Doorbell.VMCALL not in host.doorbells(0) and Doorbell.VMMCALL not in host.doorbells(0):
-        found.append(
-            Problem("hypercalls do not reach user space", "use Linux 5.13 or newer (6.12 best)")
-        )
-    if not pages.anonymous:
-        found.append(
-            Problem(
-                "anonymous memory gets no huge pages",
-                "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
-            )
-        )
-    if not pages.memfd:
-        found.append(
-            Problem(
-                "memfds get no huge pages: each page that a receiver touches is a fault",
-                "echo advise | sudo tee /sys/kernel/mm/transparent_hugepage/shmem_enabled",
-            )
-        )
-    return found
-
-
-def _applies(quirk: Quirk, host: Host) -> bool:
-    return host.ring != 0 or "no EPT and no NPT" not in quirk.where
-
-
-def _module() -> str | None:
-    """Return the vendor module behind KVM, if one is loaded as a module."""
-    names = (entry.name for entry in Path("/sys/module").iterdir()) if _sysfs() else iter(())
-    return next((name for name in sorted(names) if name.startswith("kvm_")), None)
-
-
-def _sysfs() -> bool:
-    return os.access("/sys/module", os.R_OK)
-
-
-def _in_a_vm() -> bool:
-    """Return whether this host is itself a VM: its CPU says so (CPUID leaf 1, ECX bit 31)."""
+def _open(device: str, problems: list[Problem]) -> tuple[Kernel, Host | None]:
+    """Ask the device, and run the canaries. What goes wrong is added to the problems."""
+    kernel = Kernel()
     try:
-        return " hypervisor" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+        with open_kvm(device) as kvm:
+            kernel = Kernel(
+                kvm.api_version(),
+                kvm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS),
+                {c.name: (kvm.check_extension(c.number), c.purpose) for c in (*NEEDED, *USED)},
+            )
+        return kernel, inspect(device)
+    except (PageferryError, OSError, MemoryError, RuntimeError) as error:
+        problems.append(_problem(error))
+        return kernel, None
+
+
+def _problem(error: BaseException) -> Problem:
+    if isinstance(error, HostError):
+        return Problem(error.what, error.fix)
+    return Problem(
+        str(error) or type(error).__name__,
+        "raise the limits of this process (ulimit -a) if they are low; else see the kernel's log "
+        "(sudo dmesg)",
+    )
+
+
+def _rehearse(device: str, problems: list[Problem]) -> float | None:
+    """Run the demo as it would run here; return its milliseconds, or None if it does not."""
+    start = time.perf_counter()
+    try:
+        with Monitor(device=device, pool=_POOL, console=lambda name, line: None) as monitor:
+            report = run_demo(
+                monitor, DEFAULT_FILE, _WINDOW, _REHEARSAL_SECONDS, lambda what, done, total: None
+            )
+    except (PageferryError, OSError, MemoryError, RuntimeError) as error:
+        found = _problem(error)
+        problems.append(Problem(f"the demo does not run: {found.what}", found.fix))
+        return None
+    if not report.ok:
+        what = "the demo runs, but what it claims is not true here"
+        problems.append(Problem(what, "look at its report: pageferry demo --trace FILE"))
+        return None
+    return round((time.perf_counter() - start) * 1e3, 1)
+
+
+def _shortcomings(host: Host, system: System) -> list[Problem]:
+    """Return what works, but could work better."""
+    if not host.native(0):
+        return [advice.emulated_ring(system)]
+    found = []
+    if host.backend is Backend.SHADOW:
+        found.append(advice.shadow_paging(system))
+    if not {Doorbell.VMCALL, Doorbell.VMMCALL} & set(host.doorbells(0)):
+        offered = any(doorbell_name(bell) == "hypercall" for _, bell in host.songs)
+        found.append(advice.no_hypercall(host.kernel, offered))
+    return found

@@ -15,16 +15,15 @@ from typing import Any
 from vmm import host
 from vmm.driver import Console, Driver
 from vmm.endpoint import HostEndpoint
-from vmm.errors import ClosedError, ConfigError, HostError
+from vmm.errors import ClosedError, ConfigError
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
 from vmm.guest import abi
-from vmm.guest.abi import Doorbell
 from vmm.guest.guest import Guest, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
-from vmm.host.facts import DOORBELLS, doorbell_name
+from vmm.host.choice import DOORBELLS
 from vmm.machine import Ending, Machine, State
 from vmm.memory.movers import MOVERS
 from vmm.scheduler import Scheduler
@@ -51,7 +50,7 @@ class Monitor:
 
     ring      0 or 3; by default whichever this host runs natively
     doorbell  "hypercall", "pio" or "mmio"; by default the best that works
-    mover     "memfd" or "slots"; see `vmm.memory.movers`
+    mover     one of `vmm.memory.movers`; by default the one for this host (`vmm.host.choice`)
     pool      memory for all messages together, populated as it is used; by default all of the
               machine's
     workers   threads that run machines; the caller's of `run` is the first
@@ -76,7 +75,9 @@ class Monitor:
         facts = host.inspect(device)
         self.backend = facts.backend.value
         self.ring = facts.ring if ring is None else _choice("ring", ring, (0, 3))
-        self.doorbell = _doorbell(facts, self.ring, doorbell)
+        if doorbell is not None:
+            _choice("doorbell", doorbell, DOORBELLS)
+        self.doorbell = facts.doorbell(self.ring, doorbell)
         self.mover = _choice("mover", mover or facts.mover, tuple(MOVERS))
         if workers < 1:
             raise ConfigError(f"workers {workers} is not a positive number")
@@ -288,17 +289,3 @@ def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
         raise ConfigError(f"{what} {value!r} is none of {', '.join(map(str, choices))}")
     return value
-
-
-def _doorbell(facts: host.Host, ring: int, wanted: str | None) -> Doorbell:
-    best = facts.doorbell(ring)
-    if wanted is None:
-        return best
-    _choice("doorbell", wanted, DOORBELLS)
-    for doorbell in facts.doorbells(ring):
-        if doorbell_name(doorbell) == wanted:
-            return doorbell
-    raise HostError(
-        f"the {wanted} doorbell does not work in ring {ring} on this host",
-        f"use {doorbell_name(best)}, or leave --doorbell out",
-    )

@@ -1,4 +1,4 @@
-"""What people see on a terminal: the demo's progress and report, and the doctor's findings."""
+"""What people see of the demo on a terminal: its progress and its report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from rich.table import Table
 
 from vmm.demo import Progress as Tell
 from vmm.demo import Report, Step
-from vmm.doctor import Examination
-from vmm.host.facts import doorbell_name
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
 
@@ -63,52 +61,6 @@ def _polling(monitor: Monitor, tell: Tell) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def show_examination(console: Console, found: Examination) -> None:
-    """Print what the doctor found: the host, what will be used, and what to mend."""
-    console.print(f"[bold]{found.verdict}[/]: {_summary(found)}", highlight=False)
-    for name, value in _findings(found):
-        console.print(f"  {name:14}{escape(value)}", highlight=False)
-    if found.capabilities:
-        console.print("[bold]capabilities[/]")
-    for name, (answer, purpose) in found.capabilities.items():
-        console.print(f"  {_tick(answer > 0)} {name} = {answer}: {purpose}", highlight=False)
-    if found.quirks:
-        console.print("[bold]what this host does differently[/]")
-    for quirk in found.quirks:
-        console.print(f"  - {escape(quirk.what)}: {escape(quirk.answer)}", highlight=False)
-    if found.problems:
-        console.print("[bold]what to mend[/]")
-    for problem in found.problems:
-        console.print(f"  [red]✗[/] {escape(problem.what)}", highlight=False)
-        console.print(f"    {escape(problem.fix)}", highlight=False)
-
-
-def _summary(found: Examination) -> str:
-    if found.verdict == "unusable":
-        return "no machine can run on this host"
-    if found.verdict == "degraded":
-        return "machines run; it could be better"
-    return "machines run as they should"
-
-
-def _findings(found: Examination) -> Iterator[tuple[str, str]]:
-    yield "device", found.device
-    where = "itself in a VM" if found.nested else "not in a VM"
-    yield "kernel", f"{found.kernel}, {where}, module {found.module or 'built in, or none'}"
-    host = found.host
-    if host is not None:
-        yield "back end", f"{host.backend.value}, ring 0 {found.ring0}, {found.memslots} memslots"
-        for (ring, bell), song in host.songs.items():
-            rung = (
-                "silent" if song.exit_us is None else f"{song.exit_us:.0f} µs for exit and re-entry"
-            )
-            answer = f"{rung} ({song.why})" if song.why else rung
-            yield f"ring {ring}", f"{doorbell_name(bell)} doorbell: {answer}"
-        yield "will be used", f"ring {host.ring}, {found.as_json()['doorbell']}, {host.mover} mover"
-    anonymous, memfd = ("yes" if there else "no" for there in found.huge_pages)
-    yield "huge pages", f"anonymous memory {anonymous}, memfd {memfd}"
 
 
 def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) -> None:

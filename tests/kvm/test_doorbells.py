@@ -10,7 +10,7 @@ import pytest
 
 from vmm import HostError, Monitor, host
 from vmm.guest.abi import Bell, Doorbell
-from vmm.host.facts import DOORBELLS, doorbell_name
+from vmm.host.choice import DOORBELLS, doorbell_name
 from vmm.trace import Event
 
 Elf = Callable[[str], Path]

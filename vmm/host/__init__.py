@@ -1,11 +1,20 @@
 """What this host's KVM is and can do.
 
-Everything that the program decides from a host's nature is decided from here: `device` opens
-/dev/kvm or says what to do, `canary` finds out by running a guest, `facts` puts it together once
-per process, and `quirks` knows what some hosts do differently, with the evidence.
+Everything that the program decides from a host's nature is decided here, from probes:
+
+    system, node    what the kernel says of itself, and what the device is as a file
+    advice          what to do about it (pure)
+    device          /dev/kvm opened, or an error with that advice
+    module          the vendor's module, and the back end
+    canary          what a guest could do that was run
+    choice          ring, doorbell and mover from that, and why (pure)
+    facts           all of it put together, once per process
+    quirks          what some hosts do differently, with the condition and the evidence (pure)
+    hugepages, privilege    what was tried besides
 """
 
 from vmm.host.device import DEVICE, open_kvm
-from vmm.host.facts import Backend, Host, inspect, memory_available, total_memory
+from vmm.host.facts import Host, inspect, memory_available, total_memory
+from vmm.host.module import Backend
 
 __all__ = ["DEVICE", "Backend", "Host", "inspect", "memory_available", "open_kvm", "total_memory"]

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 import os
-from pathlib import Path
 
-from vmm.errors import HostError
 from vmm.guest.abi import Doorbell
+from vmm.host import choice
 from vmm.host.canary import Song, sing
+from vmm.host.choice import Choice
 from vmm.host.device import DEVICE, open_kvm
+from vmm.host.module import Backend, backend, read_parameters
+from vmm.host.system import kernel_version, read_system, read_text
 from vmm.kvm import Kvm, uapi
 
-DEFAULT_MOVER = "memfd"
-
-
-# From the one we like least: a store is emulated, a hypercall carries an operation in registers.
-_ORDER = (Doorbell.MMIO, Doorbell.PIO)
-DOORBELLS = ("hypercall", "pio", "mmio")
-
-
-def doorbell_name(doorbell: Doorbell) -> str:
-    """Return a doorbell's name: "hypercall" for either vendor's instruction, "pio" or "mmio"."""
-    return doorbell.name.lower() if doorbell in (Doorbell.PIO, Doorbell.MMIO) else "hypercall"
-
-
-class Backend(enum.Enum):
-    """How the host maps guest-physical memory."""
-
-    EPT = "ept"
-    NPT = "npt"
-    SHADOW = "shadow"
+_TRIED = (Doorbell.PIO, Doorbell.MMIO)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,69 +24,66 @@ class Host:
 
     ring      where guests run natively, and by default: 0, or 3 where ring 0 is emulated
     songs     by ring and doorbell: what became of the canary
+    memslots  how many a VM may have
+    kernel    its version and patch level: (6, 8)
     """
 
     backend: Backend
     ring: int
     songs: dict[tuple[int, Doorbell], Song]
+    memslots: int = 32
+    kernel: tuple[int, int] = (0, 0)
 
     @property
     def mover(self) -> str:
-        """The mover to use: the one that needs the fewest system calls for a message."""
-        return DEFAULT_MOVER
-
-    def doorbells(self, ring: int) -> list[Doorbell]:
-        """Return the doorbells that work in a ring, the one to use first."""
-        return [
-            bell for (where, bell), song in self.songs.items() if where == ring and song.exit_us
-        ]
+        """The mover to use."""
+        return choice.mover(self.memslots).value
 
     def native(self, ring: int) -> bool:
         """Return whether guests run natively in a ring, not instruction by instruction."""
-        return any(song.native for (where, _), song in self.songs.items() if where == ring)
+        return choice.native(self.songs, ring)
 
-    def doorbell(self, ring: int) -> Doorbell:
-        """Return the doorbell to use in a ring. Raises HostError if guests cannot run there."""
-        found = self.doorbells(ring)
-        if not found:
-            why = next(song.why for (where, _), song in self.songs.items() if where == ring)
-            raise HostError(
-                f"guests cannot run in ring {ring} on this host (the canary: {why})",
-                f"leave --ring out, or use --ring {self.ring}",
-            )
-        return found[0]
+    def doorbells(self, ring: int) -> list[Doorbell]:
+        """Return the doorbells that work in a ring, the one to use first."""
+        return choice.doorbells(self.songs, ring)
 
+    def doorbell(self, ring: int, name: str | None = None) -> Doorbell:
+        """Return the doorbell to use in a ring, or there by that name.
 
-def enabled(module: str, parameter: str) -> bool:
-    """Return whether a kernel module has a boolean parameter switched on."""
-    try:
-        text = Path(f"/sys/module/{module}/parameters/{parameter}").read_text().strip()
-    except OSError:
-        return False
-    return text in ("Y", "1")
+        Raises HostError if guests cannot run there, or not with that doorbell.
+        """
+        if name is None:
+            return choice.doorbell(self.songs, ring).value
+        return choice.named_doorbell(self.songs, ring, name)
 
-
-def backend() -> Backend:
-    """Return what the loaded KVM module maps guests with."""
-    if enabled("kvm_intel", "ept"):
-        return Backend.EPT
-    return Backend.NPT if enabled("kvm_amd", "npt") else Backend.SHADOW
+    def why(self) -> dict[str, str]:
+        """Return the reasons for the "ring", the "doorbell" and the "mover"."""
+        choices: dict[str, Choice[int] | Choice[Doorbell] | Choice[str]] = {
+            "ring": choice.ring(self.songs),
+            "doorbell": choice.doorbell(self.songs, self.ring),
+            "mover": choice.mover(self.memslots),
+        }
+        return {name: chosen.why for name, chosen in choices.items()}
 
 
 @functools.lru_cache(maxsize=4)
 def inspect(device: str = DEVICE) -> Host:
     """Find the facts out, once per process: tens of milliseconds. Raises HostError."""
+    system = read_system()
     with open_kvm(device) as kvm:
-        songs = {(ring, bell): sing(kvm, ring, bell) for ring in (3, 0) for bell in _ORDER}
+        songs = {(ring, bell): sing(kvm, ring, bell) for ring in (0, 3) for bell in _TRIED}
         best = _hypercall(kvm)
         if best is not None:
-            songs[0, best] = _sing_by_hypercall(kvm, best, songs)
-    host = Host(backend(), 0, dict(reversed(songs.items())))  # the best doorbell first
-    for ring in (0, 3):
-        if host.native(ring):
-            return dataclasses.replace(host, ring=ring)
-    raise HostError(
-        "no guest comes back, neither from ring 0 nor from ring 3", "see the kernel's log (dmesg)"
+            songs = {(0, best): _sing_by_hypercall(kvm, best, songs), **songs}
+        memslots = (
+            kvm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS) or 32
+        )  # what it was before it could say
+    return Host(
+        backend=backend(system.module, read_parameters(system)),
+        ring=choice.ring(songs).value,
+        songs=songs,
+        memslots=memslots,
+        kernel=kernel_version(system.release),
     )
 
 
@@ -115,8 +95,8 @@ def _sing_by_hypercall(
     Where it is emulated, a hypercall may be executed again for ever, and the canary would only cost
     its deadlines.
     """
-    if not any(song.native for (ring, _), song in songs.items() if ring == 0):
-        return Song(None, False, "not tried: ring 0 is emulated")
+    if not choice.native(songs, 0):
+        return Song(None, False, choice.NOT_TRIED)
     return sing(kvm, 0, doorbell)
 
 
@@ -137,10 +117,7 @@ def total_memory() -> int:
 
 def memory_available() -> int:
     """Return the bytes of memory that the kernel could hand out now."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
+    for line in (read_text("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
     return total_memory()
