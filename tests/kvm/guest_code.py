@@ -58,7 +58,7 @@ class Machine:
 
     def go(self, rip: int = CODE, **registers: int) -> None:
         """Set the general registers: zero but for those given."""
-        self.vcpu.set_regs(kvm_regs(rip=rip, rflags=2, **registers))
+        self.vcpu.set_regs(kvm_regs(**{"rip": rip, "rflags": 2, **registers}))
 
 
 @contextmanager
@@ -87,23 +87,28 @@ def real_mode(made: Machine, code: bytes, ds_base: int = 0, **registers: int) ->
 
 def user_mode(made: Machine, code: bytes, **registers: int) -> None:
     """Put ``code`` at CODE, in ring 3 of long mode; the first 4 MiB are mapped one to one."""
+    long_mode(made, code, 3, **registers)
+
+
+def long_mode(made: Machine, code: bytes, ring: int, **registers: int) -> None:
+    """Do so in a ring of choice."""
     made.ram.write(CODE, code)
     flags = _PRESENT_WRITE_USER
     made.ram.write(_PML4, struct.pack("<Q", _PDPT | flags))
     made.ram.write(_PDPT, struct.pack("<Q", _PD | flags))
     made.ram.write(_PD, struct.pack("<2Q", flags | _LARGE, NO_RAM | flags | _LARGE))
-    made.vcpu.set_sregs(_ring3(made.vcpu.get_sregs()))
+    made.vcpu.set_sregs(_long_mode(made.vcpu.get_sregs(), ring))
     made.go(**registers)
 
 
-def _ring3(sregs: kvm_sregs) -> kvm_sregs:
+def _long_mode(sregs: kvm_sregs, ring: int) -> kvm_sregs:
     def flat(selector: int, kind: int, long: int) -> kvm_segment:
         return kvm_segment(
             limit=0xFFFFFFFF,
-            selector=selector | 3,
+            selector=selector | ring,
             type=kind,
             present=1,
-            dpl=3,
+            dpl=ring,
             db=1 - long,
             s=1,
             l=long,
