@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from vmm.demo import DEFAULT_FILE, run_demo
-from vmm.errors import HostError, PageferryError
+from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.abi import Doorbell
 from vmm.host import DEVICE, Host, advice, inspect, open_kvm
 from vmm.host.advice import Problem
@@ -221,6 +221,11 @@ def _open(device: str, problems: list[Problem]) -> tuple[Kernel, Host | None]:
 def _problem(error: BaseException) -> Problem:
     if isinstance(error, HostError):
         return Problem(error.what, error.fix)
+    if isinstance(error, GuestFault):
+        return Problem(str(error), "look at the last lines of: pageferry demo --trace FILE")
+    if isinstance(error, PageferryError):
+        what, _, fix = str(error).rpartition(": ")
+        return Problem(what, fix)
     return Problem(
         str(error) or type(error).__name__,
         "raise the limits of this process (ulimit -a) if they are low; else see the kernel's log "

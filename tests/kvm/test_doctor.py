@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command import CODE, Ended, one_line, pageferry
 
-from vmm import HostError, Monitor, host
+from vmm import GuestFault, GuestImageError, HostError, Monitor, host
 from vmm.doctor import examine
 from vmm.host.choice import DOORBELLS
 from vmm.host.hugepages import huge_pages
@@ -96,15 +96,30 @@ def test_capabilities_come_with_what_they_are_for() -> None:
     assert all(capability["purpose"] for capability in found.values())
 
 
-def test_a_demo_that_does_not_run_makes_the_host_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "what", "fix"),
+    [
+        (OSError(12, "Cannot allocate memory"), "Cannot allocate memory", "limits"),
+        (GuestImageError("canary.elf: not built: install it"), "not built", "install it"),
+        (GuestFault("access", "a", "read of 0x1"), "read of 0x1", "--trace FILE"),
+        (HostError("no", "yes"), "no", "yes"),
+    ],
+    ids=["kernel", "image", "fault", "host"],
+)
+def test_a_demo_that_does_not_run_makes_the_host_unusable(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, what: str, fix: str
+) -> None:
     def refuse(*arguments: object) -> None:
-        raise OSError(12, "Cannot allocate memory")
+        raise error
 
     monkeypatch.setattr("vmm.doctor.run_demo", refuse)
     found = examine().as_json()
     assert (found["verdict"], found["demo_ms"]) == ("unusable", None)
     assert found["backend"] is not None
-    assert any("the demo does not run" in problem["what"] for problem in found["problems"])
+    problem = found["problems"][0]
+    assert problem["what"].startswith("the demo does not run: ")
+    assert what in problem["what"]
+    assert fix in problem["fix"]
 
 
 def test_what_needs_root_is_told_and_who_may_what_is_tried() -> None:

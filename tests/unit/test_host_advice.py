@@ -80,6 +80,11 @@ def test_in_a_vm_the_advice_is_for_the_hypervisor_that_made_it(
     says(advice.emulated_ring(system), "ring 0 is emulated", "EPT or NPT", word)
 
 
+def test_wsl_is_known_by_its_kernel() -> None:
+    wsl = System("5.15.90.1-microsoft-standard-WSL2", "GenuineIntel", frozenset({"hypervisor"}))
+    says(failed(Node("/dev/kvm"), wsl, errno.ENOENT), ".wslconfig")
+
+
 # ---- No permission ----
 
 

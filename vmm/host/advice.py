@@ -20,17 +20,17 @@ _MODULE_OPTION = {"kvm_amd": "CONFIG_KVM_AMD", "kvm_intel": "CONFIG_KVM_INTEL"}
 
 # How the outer hypervisor passes virtualization on, by what its firmware calls the machine's maker.
 _OUTER = (
-    ("QEMU", "load the outer host's kvm_intel or kvm_amd with nested=1, and give the VM -cpu host"),
-    ("Amazon", "use a .metal instance, or an instance type with nested virtualization"),
-    ("Google", "create the VM with --enable-nested-virtualization"),
+    ("qemu", "load the outer host's kvm_intel or kvm_amd with nested=1, and give the VM -cpu host"),
+    ("amazon", "use a .metal instance, or an instance type with nested virtualization"),
+    ("google", "create the VM with --enable-nested-virtualization"),
     (
-        "Microsoft",
+        "microsoft",
         "Hyper-V: Set-VMProcessor VM -ExposeVirtualizationExtensions $true; WSL 2: "
         "nestedVirtualization=true in .wslconfig; Azure: a size with nested virtualization",
     ),
-    ("VMware", 'set vhv.enable = "TRUE" in the VM\'s configuration'),
+    ("vmware", 'set vhv.enable = "TRUE" in the VM\'s configuration'),
     ("innotek", "VBoxManage modifyvm VM --nested-hw-virt on"),
-    ("Xen", "set nestedhvm=1 in the domain's configuration"),
+    ("xen", "set nestedhvm=1 in the domain's configuration"),
 )
 
 
@@ -55,8 +55,9 @@ def get_virtualization(system: System) -> str:
 
 
 def _outer(system: System) -> str:
+    told = f"{system.maker} {system.release}".lower()  # WSL's kernel names its maker, too
     for maker, how in _OUTER:
-        if system.maker and maker in system.maker:
+        if maker in told:
             return how
     return "kvm_intel nested=1 or kvm_amd nested=1 on the outer host and CPU model host for the VM"
 
