@@ -13,11 +13,6 @@
 
 typedef long long vector __attribute__((vector_size(16)));
 
-static void spin(unsigned rounds)
-{
-    __asm__ volatile("1: dec %0\n\tjnz 1b" : "+r"(rounds) : : "cc");
-}
-
 __attribute__((target("sse2"))) int main(void)
 {
     unsigned mxcsr = 0;
@@ -27,7 +22,8 @@ __attribute__((target("sse2"))) int main(void)
     for (int i = 0; i < EXITS; i++)
         pf_log("");
     for (int i = 0; i < LOOPS; i++) {
-        spin(ROUNDS);
+        unsigned rounds = ROUNDS;
+        __asm__ volatile("1: dec %0\n\tjnz 1b" : "+r"(rounds) : : "cc");
         pf_log("");
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import CODE, Ended, one_line, pageferry
+from command import CODE, Ended, pageferry
 
 from vmm import GuestFault, GuestImageError, HostError, Monitor, host
 from vmm.doctor import examine
@@ -179,10 +179,11 @@ def test_for_a_user_who_may_not_open_it_the_group_is_named() -> None:
 
 @needs_namespaces
 def test_a_group_that_may_is_named_by_the_devices_own() -> None:
-    group = grp.getgrgid(1)
+    names = [group.gr_name for group in grp.getgrall() if group.gr_gid == 1]
+    words = (f"usermod -aG {names[0]} ",) if names else ("has no name here", "groupadd")
     setup = "mount -t tmpfs tmpfs /dev; mknod /dev/kvm c 10 232; chown 0:1 /dev/kvm; "
     ended = in_shell(f"{setup}chmod 660 /dev/kvm; ", "doctor", code=AS_NOBODY)
-    unusable(ended, f"usermod -aG {group.gr_name} ", "log in again")
+    unusable(ended, *words, "log in again")
 
 
 HIDDEN = "mount -t tmpfs tmpfs /dev; "
@@ -210,8 +211,6 @@ def test_what_to_do_without_a_device_goes_by_what_the_kernel_shows(
         f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo; mount --bind {tmp_path}/misc /proc/misc; "
     )
     unusable(in_shell(shown + HIDDEN, "doctor"), "does not exist", *words)
-    line = one_line(in_shell(shown + HIDDEN, "demo").err)
-    assert all(word in line for word in words), line
 
 
 @needs_namespaces

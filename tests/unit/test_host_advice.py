@@ -89,7 +89,7 @@ def test_wsl_is_known_by_its_kernel() -> None:
 
 
 def test_a_group_that_may_is_named() -> None:
-    for group in ("kvm", "virt", "1234"):
+    for group in ("kvm", "virt"):
         problem = failed(device(0o660, group), INTEL, errno.EACCES)
         says(problem, f"root {group}", f"usermod -aG {group} ann", "log in again", never=("chmod",))
 
@@ -104,7 +104,12 @@ def test_a_device_for_root_alone_gets_a_group_first(node: Node) -> None:
     """Nobody is to join the group root, nor one that may not use the device either."""
     problem = failed(node, INTEL, errno.EACCES)
     steps = ("groupadd -f -r kvm", "chgrp kvm", "chmod 660", "usermod -aG kvm ann", "udev")
-    says(problem, *steps, never=("usermod -aG root",))
+    says(problem, *steps, "root alone", never=("usermod -aG root",))
+
+
+def test_a_group_without_a_name_cannot_be_joined() -> None:
+    problem = failed(device(0o660, "1234"), INTEL, errno.EACCES)
+    says(problem, "1234 has no name here", "chgrp kvm", never=("usermod -aG 1234",))
 
 
 def test_what_else_forbids_it_is_told_apart() -> None:

@@ -153,8 +153,11 @@ def _join(node: Node, system: System) -> str:
 
 def _open_up(node: Node, system: System) -> str:
     """Return how a device that is root's alone gets a group that may use it."""
+    why = f"it is for {node.owner} alone"
+    if node.group.isdigit():
+        why = f"its group {node.group} has no name here"
     return (
-        f"it is for {node.owner} alone: give it a group and join that: sudo groupadd -f -r kvm && "
+        f"{why}: give it a group and join that: sudo groupadd -f -r kvm && "
         f"sudo chgrp kvm {node.path} && sudo chmod 660 {node.path} && "
         f"sudo usermod -aG kvm {system.user}, and log in again; to keep it over a boot, "
         'a udev rule: KERNEL=="kvm", GROUP="kvm", MODE="0660"'

@@ -17,6 +17,7 @@ class Node:
 
     mode      type and permissions, as stat(2) has them; None if there is nothing at the path
     number    the device's major and minor number
+    owner     and group: their names, or numbers where those have none
     allowed   whether its permissions let this process read and write it
     member    whether this process is in its group
     listed    whether its user is, by the group database: for one who has not logged in since
@@ -39,7 +40,8 @@ class Node:
     @property
     def group_may(self) -> bool:
         """Whether its group may read and write it, and is one that users can be added to."""
-        return self.mode is not None and self.mode & 0o060 == 0o060 and self.group != "root"
+        joinable = self.group != "root" and not self.group.isdigit()
+        return self.mode is not None and self.mode & 0o060 == 0o060 and joinable
 
     def permissions(self) -> str:
         """Return it as ls(1) does, "crw-rw---- root kvm"; "" if there is nothing."""
