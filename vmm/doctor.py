@@ -7,7 +7,7 @@ What it finds out is what `vmm.host` decides by.
 from __future__ import annotations
 
 import dataclasses
-import platform
+import os
 import time
 from typing import Any
 
@@ -109,7 +109,7 @@ class Examination:
 
     def release(self) -> str:
         """Return the operating system's name, its kernel's release, and the architecture."""
-        return f"{platform.system()} {self.system.release} {platform.machine()}"
+        return f"{os.uname().sysname} {self.system.release} {os.uname().machine}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `pageferry doctor --json` prints."""

@@ -5,27 +5,17 @@ from __future__ import annotations
 import grp
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import CODE, Ended, pageferry
+from command import Ended, pageferry
+from kvm.other_hosts import after, root_only
 
 from vmm import GuestFault, GuestImageError, HostError, Monitor, host
 from vmm.doctor import examine
 from vmm.host.choice import DOORBELLS
 from vmm.host.hugepages import huge_pages
-
-NOBODY = 65534
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
-)
-# Imports first: nobody may not be allowed to read the interpreter's own files.
-AS_NOBODY = f"""import os
-from vmm.cli import main
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-main(prog_name='pageferry')"""
 
 
 def test_it_says_what_the_monitor_will_use() -> None:
@@ -137,12 +127,6 @@ def test_what_needs_root_is_told_and_who_may_what_is_tried() -> None:
 # ---- The command ----
 
 
-def in_shell(setup: str, *arguments: str, code: str = CODE) -> Ended:
-    """Run the command after a shell's set-up in a mount namespace of its own."""
-    before = ("unshare", "-m", "sh", "-c", f'{setup}"$@"', "sh")
-    return pageferry(*arguments, code=code, before=before)
-
-
 def test_the_command_exits_with_0_where_the_demo_runs_and_prints_the_same_as_json() -> None:
     shown, as_json = pageferry("doctor"), pageferry("doctor", "--json")
     assert (shown.code, shown.err, as_json.code, as_json.err) == (0, "", 0, "")
@@ -169,27 +153,27 @@ def unusable(ended: Ended, *words: str) -> None:
     assert all(word in ended.out for word in words), ended.out
 
 
-@needs_namespaces
+@root_only
 def test_for_a_user_who_may_not_open_it_the_group_is_named() -> None:
     if Path("/dev/kvm").stat().st_mode & 0o006:
         pytest.skip("here everybody may")
-    ended = pageferry("doctor", code=AS_NOBODY)
+    ended = after("", "doctor", nobody=True)
     unusable(ended, "no permission", "you may not", "usermod -aG ", "would need root", "sudo dmesg")
 
 
-@needs_namespaces
+@root_only
 def test_a_group_that_may_is_named_by_the_devices_own() -> None:
     names = [group.gr_name for group in grp.getgrall() if group.gr_gid == 1]
     words = (f"usermod -aG {names[0]} ",) if names else ("has no name here", "groupadd")
-    setup = "mount -t tmpfs tmpfs /dev; mknod /dev/kvm c 10 232; chown 0:1 /dev/kvm; "
-    ended = in_shell(f"{setup}chmod 660 /dev/kvm; ", "doctor", code=AS_NOBODY)
+    setup = "mount -t tmpfs tmpfs /dev; mknod /dev/kvm c 10 232; chown 0:1 /dev/kvm"
+    ended = after(f"{setup}; chmod 660 /dev/kvm", "doctor", nobody=True)
     unusable(ended, *words, "log in again")
 
 
-HIDDEN = "mount -t tmpfs tmpfs /dev; "
+HIDDEN = "mount -t tmpfs tmpfs /dev"
 
 
-@needs_namespaces
+@root_only
 @pytest.mark.parametrize(
     ("cpu", "misc", "words"),
     [
@@ -210,12 +194,12 @@ def test_what_to_do_without_a_device_goes_by_what_the_kernel_shows(
     shown = (
         f"mount --bind {tmp_path}/cpuinfo /proc/cpuinfo; mount --bind {tmp_path}/misc /proc/misc; "
     )
-    unusable(in_shell(shown + HIDDEN, "doctor"), "does not exist", *words)
+    unusable(after(shown + HIDDEN, "doctor"), "does not exist", *words)
 
 
-@needs_namespaces
+@root_only
 def test_the_findings_of_an_unusable_host_are_json_as_well() -> None:
-    ended = in_shell(HIDDEN, "doctor", "--json")
+    ended = after(HIDDEN, "doctor", "--json")
     found: dict[str, Any] = json.loads(ended.out)
     assert (ended.code, found["verdict"], found["ring0"]) == (69, "unusable", "absent")
     assert (found["doorbells"], found["exit_us"]) == (dict.fromkeys(DOORBELLS, False), {})

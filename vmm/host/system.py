@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import pwd
 import re
 from pathlib import Path
@@ -93,7 +92,7 @@ def read_system() -> System:
     """Look at the host. What cannot be read is as if it were not there."""
     vendor, flags = parse_cpuinfo(read_text("/proc/cpuinfo") or "")
     return System(
-        release=platform.release(),
+        release=os.uname().release,
         vendor=vendor,
         flags=flags,
         maker=read_text("/sys/class/dmi/id/sys_vendor"),
