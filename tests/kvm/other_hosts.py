@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from command import Ended, pageferry
@@ -22,6 +23,6 @@ if {setup!r}:
 main(prog_name='pageferry')"""
 
 
-def after(setup: str, *arguments: str, nobody: bool = False) -> Ended:
+def after(setup: str, *arguments: str | Path, nobody: bool = False) -> Ended:
     """Run the command after a shell's set-up in a mount namespace of its own, and as nobody."""
     return pageferry(*arguments, code=_CODE.format(setup=setup, then=_AS_NOBODY if nobody else ""))

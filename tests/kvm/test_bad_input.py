@@ -14,24 +14,11 @@ from pathlib import Path
 
 import pytest
 from command import Ended, one_line, pageferry
+from kvm.other_hosts import after, root_only
 
 Elf = Callable[[str], Path]
 GIB = 1 << 30
-NOBODY = 65534
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-# Imports first: nobody may not be allowed to read the interpreter's own files.
-AS_NOBODY = f"""import os
-from vmm.cli import main
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-main(prog_name='pageferry')"""
-
-# unshare(2), and what the new namespace mounts is nobody else's; then what a shell does there.
-IN_A_NAMESPACE = """import ctypes, subprocess
-from vmm.cli import main
-assert ctypes.CDLL(None).unshare(0x20000) == 0
-subprocess.run(['sh', '-e', '-c', 'mount --make-rprivate /; {setup}'], check=True)
-main(prog_name='pageferry')"""
 # personality(PER_LINUX32): uname says i686 from here on.
 AS_I686 = """import ctypes
 from vmm.cli import main
@@ -89,7 +76,7 @@ def test_a_file_that_the_user_may_not_read(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_bytes(b"secret")
     file.chmod(0o600)
-    refused(pageferry("demo", file, code=AS_NOBODY), 1, "Permission denied", "that you may read")
+    refused(after("", "demo", file, nobody=True), 1, "Permission denied", "that you may read")
 
 
 def test_a_file_larger_than_the_memory_there_is(tmp_path: Path) -> None:
@@ -209,11 +196,6 @@ def test_an_output_that_is_full_or_closed(guest_elf: Elf, arguments: tuple[str, 
 # ---- The host ----
 
 
-def after(setup: str, *arguments: str | Path) -> Ended:
-    """Run the command after a shell's set-up, in a mount namespace of its own."""
-    return pageferry(*arguments, code=IN_A_NAMESPACE.format(setup=setup))
-
-
 @root_only
 @pytest.mark.parametrize(
     ("setup", "words"),
@@ -235,7 +217,7 @@ def test_a_user_who_may_not_open_the_device() -> None:
     if Path("/dev/kvm").stat().st_mode & 0o006:
         pytest.skip("here everybody may")
     file = "/proc/self/exe"  # readable by its own process, whoever that is
-    refused(pageferry("demo", file, code=AS_NOBODY), 69, "no permission", "usermod -aG kvm")
+    refused(after("", "demo", file, nobody=True), 69, "no permission", "usermod -aG kvm")
 
 
 def test_a_host_that_is_not_x86_64() -> None:

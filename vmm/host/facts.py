@@ -15,6 +15,7 @@ from vmm.host.module import Backend, backend, read_parameters
 from vmm.host.system import kernel_version, read_system, read_text
 from vmm.kvm import Kvm, uapi
 
+_FORMER_MEMSLOTS = 32  # as many as there were before KVM could say how many there are
 _TRIED = (Doorbell.PIO, Doorbell.MMIO)
 
 
@@ -66,18 +67,20 @@ class Host:
         return {name: chosen.why for name, chosen in choices.items()}
 
 
-@functools.lru_cache(maxsize=4)
 def inspect(device: str = DEVICE) -> Host:
     """Find the facts out, once per process: tens of milliseconds. Raises HostError."""
+    return _inspected(device)
+
+
+@functools.lru_cache(maxsize=4)
+def _inspected(device: str) -> Host:
     system = read_system()
     with open_kvm(device) as kvm:
         songs = {(ring, bell): sing(kvm, ring, bell) for ring in (0, 3) for bell in _TRIED}
         best = _hypercall(kvm)
         if best is not None:
             songs = {(0, best): _sing_by_hypercall(kvm, best, songs), **songs}
-        memslots = (
-            kvm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS) or 32
-        )  # what it was before it could say
+        memslots = kvm.check_extension(uapi.KVM_CAP_NR_MEMSLOTS) or _FORMER_MEMSLOTS
     return Host(
         backend=backend(system.module, read_parameters(system)),
         ring=choice.ring(songs).value,
