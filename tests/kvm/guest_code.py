@@ -26,6 +26,8 @@ _PRESENT_WRITE_USER, _LARGE = 7, 0x80
 HLT = b"\xf4"
 SPIN = b"\xeb\xfe"  # jmp to itself
 
+RFLAGS = 0x202  # IF is set: see vmm.guest.boot
+
 PATIENCE = 20.0  # seconds; for what comes at once on any host
 
 
@@ -58,7 +60,7 @@ class Machine:
 
     def go(self, rip: int = CODE, **registers: int) -> None:
         """Set the general registers: zero but for those given."""
-        self.vcpu.set_regs(kvm_regs(**{"rip": rip, "rflags": 2, **registers}))
+        self.vcpu.set_regs(kvm_regs(**{"rip": rip, "rflags": RFLAGS, **registers}))
 
 
 @contextmanager
