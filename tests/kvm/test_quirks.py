@@ -27,7 +27,7 @@ OUT = b"\xe7\x80"  # out %eax, $0x80
 TELL = b"\x89\x04\x25" + NO_RAM.to_bytes(4, "little")  # mov %eax, NO_RAM
 LOAD = b"\x8b\x04\x25" + DATA_PAGE.to_bytes(4, "little")  # mov DATA_PAGE, %eax
 LOAD_NO_RAM = b"\x8b\x04\x25" + NO_RAM.to_bytes(4, "little")
-IOPL_3 = 0x3002
+IOPL_3 = 0x3202
 TSS_BITMAP = 102  # where the TSS says where its I/O permission bitmap is (SDM 7.7)
 
 

@@ -22,9 +22,9 @@ from vmm.sizes import format_size
 _CR0 = 0x80050033
 _CR4 = 0x620
 _EFER = 0xD00
-# IF is set, as for any program, though no machine ever gets an interrupt. With it clear, the
-# host's own interrupts have to end the guest all the same; Bochs 2.7 forgets to, and an endless loop
-# is endless.
+# IF is set, as for any program, though no machine ever gets an interrupt. With it clear, the host's
+# own interrupts have to stop the guest all the same; in Bochs 2.7 they do not, and an endless loop is
+# endless.
 _RFLAGS = 0x202
 _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
 
