@@ -23,8 +23,8 @@ _CR0 = 0x80050033
 _CR4 = 0x620
 _EFER = 0xD00
 # IF is set, as for any program, though no machine ever gets an interrupt. With it clear, the host's
-# own interrupts have to stop the guest all the same; in Bochs 2.7 they do not, and an endless loop is
-# endless.
+# own interrupts have to stop the guest all the same; in Bochs 2.7 they do not, and an endless loop
+# never ends.
 _RFLAGS = 0x202
 _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
 
