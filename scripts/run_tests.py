@@ -47,17 +47,66 @@ LANE_LIMIT = 1200  # seconds, of this host's, for the tests in a lane
 NO_TESTS = 5  # pytest's exit status when its arguments leave none
 _POLL_SECONDS = 0.1
 
+# What a lane runs in a second emulator, for which there is time while the first is at work: with
+# one each, two processors are busy to the end. These tests start no commands.
+APART = {
+    "ept": (
+        "test_claims.py",
+        "test_faults.py",
+        "test_isolation.py",
+        "test_kvm_*.py",
+        "test_refusals.py",
+    )
+}
+START_ORDER = ("unit", "host", "ept", "ept-1", "npt", "ept-2")
+
+
+@dataclass
+class Run:
+    """One pytest, for one stage or a part of it.
+
+    name     of its files in results/: what it says, as text and as JUnit XML
+    tests    the files of tests or the folder that it runs, unless the user names others
+    """
+
+    name: str
+    tests: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        """What it says, as text."""
+        return RESULTS / f"{self.name}.log"
+
+    @property
+    def report(self) -> Path:
+        """The same as JUnit XML."""
+        return RESULTS / f"{self.name}.xml"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been started and is over."""
+        return self.process is not None and self.process.poll() is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long it took: until it last said something."""
+        return self.log.stat().st_mtime - self.started
+
 
 @dataclass
 class Stage:
-    """A run of the tests on one back end, and what became of it.
+    """The tests on one back end, and what became of them.
 
+    runs      at least one
     missing   why it could not run at all
     about     the back end as the tests found it
     skipped   by reason; `smaller` counts the tests that did less than elsewhere, by reason
     """
 
     name: str
+    runs: list[Run]
     missing: str = ""
     about: str = ""
     status: int = 0
@@ -66,18 +115,6 @@ class Stage:
     failed: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     smaller: Counter[str] = field(default_factory=Counter)
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-
-    @property
-    def log(self) -> Path:
-        """What the tests said, as text."""
-        return RESULTS / f"{self.name}.log"
-
-    @property
-    def report(self) -> Path:
-        """The same as JUnit XML."""
-        return RESULTS / f"{self.name}.xml"
 
     @property
     def broken(self) -> bool:
@@ -101,12 +138,27 @@ class Stage:
 # ---- Running ----
 
 
-def chosen() -> list[Stage]:
+def chosen(arguments: list[str]) -> list[Stage]:
     """Return the stages to run, in order. Exits with a line if one is unknown."""
     names = [n.strip() for n in os.environ.get("PAGEFERRY_BACKENDS", "").split(",") if n.strip()]
     if unknown := sorted(set(names) - set(STAGES)):
         sys.exit(f"PAGEFERRY_BACKENDS: {unknown[0]} is none of {', '.join(STAGES)}")
-    return [Stage(name) for name in STAGES if not names or name in names]
+    whole = not any(map(names_tests, arguments))
+    return [Stage(name, runs(name, whole)) for name in STAGES if not names or name in names]
+
+
+def runs(name: str, whole: bool) -> list[Run]:
+    """Return the runs of a stage: one, unless it is the whole of a lane that is best divided."""
+    folder = "tests/unit" if name == "unit" else "tests/kvm"
+    if not (whole and name in APART):
+        return [Run(name, [folder])]
+    files = sorted((ROOT / folder).glob("test_*.py"))
+    apart = [path for path in files if any(map(path.match, APART[name]))]
+    parts = ([path for path in files if path not in apart], apart)
+    return [
+        Run(f"{name}-{number}", [str(path.relative_to(ROOT)) for path in part])
+        for number, part in enumerate(parts, 1)
+    ]
 
 
 def why_missing(name: str) -> str:
@@ -121,12 +173,11 @@ def why_missing(name: str) -> str:
     return ""
 
 
-def command(stage: Stage, arguments: list[str]) -> list[str]:
-    """Return the command line of a stage."""
+def command(stage: Stage, run: Run, arguments: list[str]) -> list[str]:
+    """Return the command line of a run."""
     words = [absolute(word) if names_tests(word) else word for word in arguments]
-    named = any(map(names_tests, arguments))
-    folder = [] if named else ["tests/unit" if stage.name == "unit" else "tests/kvm"]
-    pytest = ["-m", "pytest", *folder, f"--junitxml={stage.report}", "-q", *words]
+    tests = [] if any(map(names_tests, arguments)) else run.tests
+    pytest = ["-m", "pytest", *tests, f"--junitxml={run.report}", "-q", *words]
     if stage.name not in LANES:
         return [sys.executable, *pytest]
     lane = ["-m", "vmm.nested", "--lane", stage.name, "--limit", str(LANE_LIMIT)]
@@ -144,66 +195,91 @@ def absolute(word: str) -> str:
     return f"{Path(path).resolve()}{colons}{name}"
 
 
-def start(stage: Stage, arguments: list[str]) -> None:
-    """Start a stage, if it can run here; what it says goes to its log."""
-    stage.missing = why_missing(stage.name)
-    if stage.missing:
-        return
-    stage.report.unlink(missing_ok=True)
-    stage.started = time.time()
-    with stage.log.open("wb") as log:
-        stage.process = subprocess.Popen(
-            command(stage, arguments), cwd=ROOT, stdout=log, stderr=log
+def start(stage: Stage, run: Run, arguments: list[str]) -> None:
+    """Start a run; what it says goes to its log."""
+    run.report.unlink(missing_ok=True)
+    run.started = time.time()
+    with run.log.open("wb") as log:
+        run.process = subprocess.Popen(
+            command(stage, run, arguments), cwd=ROOT, stdout=log, stderr=log
         )
 
 
-def follow(stage: Stage) -> None:
-    """Show what a stage says until it has ended, and count its tests."""
-    print(f"\n== {stage.name}", flush=True)
-    if stage.process is None:
-        print(f"does not run: {stage.missing}", flush=True)
-        return
-    with stage.log.open("rb") as log:
-        ended = False
+class Pool:
+    """Runs of several stages, as many at a time as there are processors for them.
+
+    They start in an order of their own: what takes longest first.
+    """
+
+    def __init__(self, stages: list[Stage], arguments: list[str]) -> None:
+        pairs = [(stage, run) for stage in stages if not stage.missing for run in stage.runs]
+        self._waiting = sorted(pairs, key=lambda pair: START_ORDER.index(pair[1].name))
+        self._running: list[Run] = []
+        self._arguments = arguments
+
+    def follow(self, run: Run) -> None:
+        """Show what a run says until it has ended; meanwhile start the others in their turn."""
+        shown, ended = 0, False
         while not ended:
-            ended = stage.process.poll() is not None  # before the last of it is read
-            sys.stdout.buffer.write(log.read())
-            sys.stdout.buffer.flush()
+            self._fill()
+            ended = run.ended  # before the last of it is read
+            if run.process is not None:
+                with run.log.open("rb") as log:
+                    log.seek(shown)
+                    shown += sys.stdout.buffer.write(log.read())
+                sys.stdout.buffer.flush()
             if not ended:
                 time.sleep(_POLL_SECONDS)
-    stage.status = stage.process.returncode
-    stage.seconds = stage.log.stat().st_mtime - stage.started
-    count(stage)
+
+    def _fill(self) -> None:
+        self._running = [run for run in self._running if not run.ended]
+        while self._waiting and len(self._running) < len(os.sched_getaffinity(0)):
+            stage, run = self._waiting.pop(0)
+            start(stage, run, self._arguments)
+            self._running.append(run)
+
+    def end(self) -> None:
+        """End what is running."""
+        for run in self._running:
+            if run.process is not None and not run.ended:
+                run.process.terminate()
+                run.process.wait()
 
 
-def run(stages: list[Stage], arguments: list[str]) -> None:
-    """Run the stages one after the other; the lanes, which are emulators, side by side."""
-    lanes = [stage for stage in stages if stage.name in LANES]
-    together = len(os.sched_getaffinity(0)) > 1
+def run_stages(stages: list[Stage], arguments: list[str]) -> None:
+    """Run the stages: here one after the other; the lanes, which are emulators, side by side."""
+    for stage in stages:
+        stage.missing = why_missing(stage.name)
+    lanes = Pool([stage for stage in stages if stage.name in LANES], arguments)
+    pools = [lanes if stage.name in LANES else Pool([stage], arguments) for stage in stages]
     try:
-        for stage in stages:
-            for each in lanes if stage in lanes and together else [stage]:
-                if each.process is None and not each.missing:
-                    start(each, arguments)
-            follow(stage)
+        for stage, pool in zip(stages, pools, strict=True):
+            print(f"\n== {stage.name}", flush=True)
+            if stage.missing:
+                print(f"does not run: {stage.missing}", flush=True)
+                continue
+            for run in stage.runs:
+                pool.follow(run)
+                count(stage, run)
     finally:
-        for stage in stages:
-            if stage.process is not None and stage.process.poll() is None:
-                stage.process.terminate()
-                stage.process.wait()
+        for pool in pools:
+            pool.end()
 
 
 # ---- Reporting ----
 
 
-def count(stage: Stage) -> None:
-    """Count a stage's tests, from the report that it wrote."""
-    if not stage.report.exists():
-        stage.status = stage.status or 1
+def count(stage: Stage, run: Run) -> None:
+    """Count the tests of a run that has ended, from the report that it wrote."""
+    assert run.process is not None
+    stage.seconds += run.seconds
+    status = run.process.returncode
+    if not run.report.exists():
+        stage.status = status or 1
         return
-    if stage.status == NO_TESTS:  # the arguments leave it none, which is no failure of its own
-        stage.status = 0
-    root = ElementTree.parse(stage.report).getroot()
+    if status != NO_TESTS:  # the arguments leave it none, which is no failure of its own
+        stage.status = stage.status or status
+    root = ElementTree.parse(run.report).getroot()
     stage.about = "".join(values(root, "back end"))
     for case in root.iter("testcase"):
         skipped = case.find("skipped")
@@ -240,10 +316,10 @@ def show(stages: list[Stage]) -> None:
 def main(arguments: list[str]) -> int:
     """Run the stages; return 0 if all that had to hold did, and something was tested."""
     RESULTS.mkdir(exist_ok=True)
-    stages = chosen()
+    stages = chosen(arguments)
     if any(stage.name in LANES for stage in stages):
         build_test_guests()
-    run(stages, arguments)
+    run_stages(stages, arguments)
     show(stages)
     passed, failed = (sum(getattr(s, name) for s in stages) for name in ("passed", "failed"))
     skipped = sum(sum(stage.skipped.values()) for stage in stages)

@@ -213,6 +213,11 @@ def test_an_msr_write_carries_its_data_and_can_be_refused(made: Machine) -> None
         made.vcpu.set_msr_result(None)
 
 
+@pytest.mark.xfail(
+    os.environ.get("PAGEFERRY_LANE") == "ept",
+    reason="Bochs 2.7 stops before the instruction that was to be stepped over",
+    strict=False,  # later ones may do better
+)
 def test_single_steps_are_exits(made: Machine) -> None:
     real_mode(made, b"\x90\x90" + HLT)
     step = uapi.KVM_GUESTDBG_ENABLE | uapi.KVM_GUESTDBG_SINGLESTEP

@@ -64,6 +64,13 @@ def refuse(name: str) -> None:
     raise HostError(f"the lane {name} needs a thing", "get the thing")
 
 
+def words(script: ModuleType, name: str, *arguments: str) -> list[str]:
+    """Return the command line of a stage's first run."""
+    run = script.runs(name, whole=False)[0]
+    command: list[str] = script.command(script.Stage(name, [run]), run, list(arguments))
+    return command
+
+
 def row(out: str, name: str) -> list[str]:
     """Return the cells of a back end's first line in the table."""
     line = next(line for line in out.splitlines() if line.startswith(f"│ {name} "))
@@ -73,16 +80,25 @@ def row(out: str, name: str) -> list[str]:
 def test_all_back_ends_are_run_unless_some_are_chosen(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [stage.name for stage in script.chosen()] == ["unit", "host", "npt", "ept"]
+    assert [stage.name for stage in script.chosen([])] == ["unit", "host", "npt", "ept"]
     monkeypatch.setenv("PAGEFERRY_BACKENDS", "ept, host")
-    assert [stage.name for stage in script.chosen()] == ["host", "ept"]
+    assert [stage.name for stage in script.chosen([])] == ["host", "ept"]
     monkeypatch.setenv("PAGEFERRY_BACKENDS", "host,sparc")
     with pytest.raises(SystemExit, match="sparc is none of unit, host, npt, ept"):
-        script.chosen()
+        script.chosen([])
+
+
+def test_a_divided_lane_runs_every_test_once(script: ModuleType) -> None:
+    for name in script.STAGES:
+        parts = [run.tests for run in script.runs(name, whole=True)]
+        if len(parts) > 1:
+            files = [f"tests/kvm/{path.name}" for path in (ROOT / "tests/kvm").glob("test_*.py")]
+            assert sorted(file for part in parts for file in part) == sorted(files)
+        assert len(script.runs(name, whole=False)) == 1
 
 
 def test_a_lanes_tests_are_the_same_command_in_the_lane(script: ModuleType) -> None:
-    here, there = (script.command(script.Stage(name), ["-x"]) for name in ("host", "npt"))
+    here, there = (words(script, name, "-x") for name in ("host", "npt"))
     assert here[3:4] == there[there.index("--") :][4:5] == ["tests/kvm"]
     assert there[1:5] == ["-m", "vmm.nested", "--lane", "npt"]
     assert "-x" in here
@@ -92,9 +108,9 @@ def test_named_tests_take_the_place_of_the_folder_from_any_directory(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT / "tests")
-    words = script.command(script.Stage("host"), ["kvm/test_claims.py::test_c1", "-k", "c1"])
-    assert f"{ROOT}/tests/kvm/test_claims.py::test_c1" in words
-    assert "tests/kvm" not in words
+    found = words(script, "host", "kvm/test_claims.py::test_c1", "-k", "c1")
+    assert f"{ROOT}/tests/kvm/test_claims.py::test_c1" in found
+    assert "tests/kvm" not in found
 
 
 def test_the_table_counts_what_passed_failed_and_was_skipped_with_the_reasons(
@@ -125,7 +141,7 @@ def test_a_host_without_any_device_is_nobodys_failure_but_one_it_may_not_use_is(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PAGEFERRY_REQUIRE_KVM", "1")
-    stage = script.Stage("host", missing="no device")
+    stage = script.Stage("host", [], missing="no device")
     monkeypatch.setattr(script, "DEVICE", str(tmp_path / "kvm"))
     assert not stage.broken
     (tmp_path / "kvm").touch()
