@@ -14,6 +14,7 @@ by the library's linker script. The layout that :func:`build_bundled` expects is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -21,10 +22,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,8 +125,8 @@ def build_guest(
     Raises BuildError with the compiler's own message.
     """
     sources, output = list(sources), output.resolve()
-    with tempfile.TemporaryDirectory(prefix="pageferry-build-") as work:
-        build = _Build(compiler, Path(work), library_dir, include_dirs)
+    with _work_directory("pageferry-build-") as work:
+        build = _Build(compiler, work, library_dir, include_dirs)
         build.build([(sources, output)])
     return output
 
@@ -276,8 +278,8 @@ def _identify(command: tuple[str, ...]) -> Compiler | None:
 
 def _can_link(compiler: Compiler) -> bool:
     """Whether a trivial guest can be built: there is an assembler and linker, and for x86-64."""
-    with tempfile.TemporaryDirectory(prefix="pageferry-probe-") as work:
-        source = Path(work, "probe.c")
+    with _work_directory("pageferry-probe-") as work:
+        source = work / "probe.c"
         source.write_text("void _start(void);\nvoid _start(void) {}\n")
         command = [*compiler.command, *COMPILE_FLAGS, *LINK_FLAGS, str(source)]
         try:
@@ -285,6 +287,33 @@ def _can_link(compiler: Compiler) -> bool:
         except BuildError:
             return False
     return True
+
+
+@contextlib.contextmanager
+def _work_directory(prefix: str) -> Iterator[Path]:
+    """A temporary directory for the block.
+
+    tempfile's own would stay if Ctrl-C came just as it is made or removed.
+    """
+    path: Path | None = None
+    try:
+        with _uninterrupted():
+            path = Path(tempfile.mkdtemp(prefix=prefix))
+        yield path
+    finally:
+        if path is not None:
+            with _uninterrupted():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(
