@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -197,9 +197,16 @@ class _Build:
         self._in_parallel(lambda target: self._link_one(*target), targets)
 
     def _in_parallel(self, function: Callable[[_T], None], items: Iterable[_T]) -> None:
-        """Call ``function`` on every item; after all have ended, raise the first one's error."""
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        """Call ``function`` on every item; after all have ended, raise the first one's error.
+
+        Ctrl-C lets those end that are under way, and begins no other.
+        """
+        pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+        try:
             results = [pool.submit(function, item) for item in items]
+            wait(results)
+        finally:
+            pool.shutdown(cancel_futures=True)
         _replace_text(self._stamp_file, json.dumps(self._stamps, indent=1))
         for result in results:
             result.result()
