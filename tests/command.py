@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,11 @@ from tests_support import IN_LANE
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "from vmm.cli import main; main(prog_name='pageferry')"
+# Says when the command begins: until then it is Python's own start that is interrupted.
+_CODE_THAT_SAYS = """import os
+from vmm.cli import main
+os.close(int(os.environ['READY']))
+main(prog_name='pageferry')"""
 TIMEOUT = 60.0
 Argument = str | bytes | Path
 
@@ -67,6 +73,32 @@ def start(
         start_new_session=start_new_session,
         **options,
     )
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a process group of its own, its temporary files in a folder.
+
+    The block begins when the command does. It is killed if it has not ended with the block.
+    """
+    reader, writer = os.pipe()
+    process = start(
+        *arguments,
+        code=_CODE_THAT_SAYS,
+        env={"READY": str(writer), "TMPDIR": str(folder)},
+        pass_fds=[writer],
+        start_new_session=True,
+    )
+    os.close(writer)
+    try:
+        with process:
+            try:
+                os.read(reader, 1)
+                yield process
+            finally:
+                process.kill()
+    finally:
+        os.close(reader)
 
 
 def pageferry(

@@ -6,46 +6,17 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from command import TIMEOUT, Ended, start
+from command import TIMEOUT, Ended, started
 from tests_support import sized
 
 Elf = Callable[[str], Path]
 MOMENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.1, 1.5)
 SMALLER = pytest.mark.smaller_in_lanes("4 MiB instead of 100: a guest hashes 2 MiB/s there")
-# Says when the command begins: until then it is Python's own start that is interrupted.
-CODE = """import os
-from vmm.cli import main
-os.close(int(os.environ['READY']))
-main(prog_name='pageferry')"""
-
-
-@contextlib.contextmanager
-def started(folder: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a command in a process group of its own, its temporary files in a folder."""
-    reader, writer = os.pipe()
-    process = start(
-        *arguments,
-        code=CODE,
-        env={"READY": str(writer), "TMPDIR": str(folder)},
-        pass_fds=[writer],
-        start_new_session=True,
-    )
-    os.close(writer)
-    try:
-        with process:
-            try:
-                os.read(reader, 1)
-                yield process
-            finally:
-                process.kill()
-    finally:
-        os.close(reader)
 
 
 def members(group: int) -> list[str]:

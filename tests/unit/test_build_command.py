@@ -9,13 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command import TIMEOUT, Ended, one_line, pageferry, start
+from command import TIMEOUT, Ended, one_line, pageferry, started
 
 HELLO = '#include "pf.h"\nint main(void) { pf_log("hello"); return 3; }\n'
-READY = """import os
-from vmm.cli import main
-os.close(int(os.environ['READY']))
-main(prog_name='pageferry')"""
 
 
 def test_a_guest_of_the_users_is_built_beside_its_source_from_any_directory(
@@ -59,18 +55,7 @@ def test_ctrl_c_leaves_nothing_of_a_build(tmp_path: Path, moment: float) -> None
     temporary, source = tmp_path / "temporary", tmp_path / "guest.c"
     temporary.mkdir()
     source.write_text("int main(void) { return 0; }\n")
-    reader, writer = os.pipe()
-    process = start(
-        *("build", source),
-        code=READY,
-        env={"READY": str(writer), "TMPDIR": str(temporary)},
-        pass_fds=[writer],
-        start_new_session=True,
-    )
-    os.close(writer)
-    with process:
-        os.read(reader, 1)
-        os.close(reader)
+    with started(temporary, "build", source) as process:
         time.sleep(moment)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
