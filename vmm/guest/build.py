@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -290,7 +291,7 @@ def _can_link(compiler: Compiler) -> bool:
         source.write_text("void _start(void);\nvoid _start(void) {}\n")
         command = [*compiler.command, *COMPILE_FLAGS, *LINK_FLAGS, str(source)]
         try:
-            _run([*command, "-o", str(source.with_suffix(".elf"))], "probe")
+            _run([*command, "-o", str(source.with_suffix(".elf"))], "probe", cwd=work)
         except BuildError:
             return False
     return True
@@ -310,7 +311,16 @@ def _work_directory(prefix: str) -> Iterator[Path]:
     finally:
         if path is not None:
             with _uninterrupted():
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, also if what an interrupted compiler left running still writes there."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -331,6 +341,8 @@ def _run(
     # zig needs a home for its cache, which a service or a bare environment may not name.
     environment = {"HOME": str(Path("~").expanduser())} | dict(os.environ) | {"LC_ALL": "C"}
     environment.pop("PWD", None)
+    if cwd is not None:  # where the compiler's own temporary files are, and go with it
+        environment["TMPDIR"] = str(cwd)
     try:
         done = subprocess.run(
             command,
