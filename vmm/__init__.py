@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmm.endpoint import Buffer, HostEndpoint, Received
     from vmm.errors import (
+        AccessError,
         ClosedError,
         ConfigError,
         GuestError,
@@ -38,14 +39,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "vmm.endpoint": ("Buffer", "HostEndpoint", "Received"),
     "vmm.errors": (
-        *("ClosedError", "ConfigError", "GuestError", "GuestFault", "GuestImageError"),
-        *("HostError", "PageferryError", "Place", "ResourceError"),
+        *("AccessError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
+        *("GuestImageError", "HostError", "PageferryError", "Place", "ResourceError"),
     ),
     "vmm.machine": ("Machine", "State"),
     "vmm.monitor": ("Monitor",),
 }
 
 __all__ = [
+    "AccessError",
     "Buffer",
     "ClosedError",
     "ConfigError",

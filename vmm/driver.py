@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.errors import GuestFault
+from vmm.ferry.control import Wait
 from vmm.ferry.exchange import Exchange
-from vmm.ferry.ledger import Refusal
+from vmm.ferry.peer import Peer
+from vmm.ferry.rules import Refusal
 from vmm.guest import abi
-from vmm.guest.abi import Bell, Status
+from vmm.guest.abi import Bell, Status, WaitFor
 from vmm.kvm import Exit, Intr
 from vmm.machine import Ending, Machine, State
 from vmm.scheduler import Scheduler
 from vmm.trace import Trace
 
 Console = Callable[[str, str], None]
+
+_ALL_WAITS = WaitFor.MESSAGE | WaitFor.ROOM | WaitFor.NOTICE
 
 
 class Driver:
@@ -41,11 +45,15 @@ class Driver:
 
     def prepare(self, machine: Machine) -> None:
         """Deliver what waits for a machine, and answer the wait it was in."""
-        pending = self._exchange.deliver(machine.peer) if machine.peer.queue else 0
-        if machine.waiting:
-            timed_out = not pending and machine.deadline is not None
-            machine.guest.answer(Status.E_TIMEOUT if timed_out else Status.OK)
-            machine.waiting, machine.deadline = False, None
+        machine.peer.entered = True
+        if machine.peer.queue:
+            self._exchange.deliver(machine.peer)
+        if machine.wait is not None:
+            status = self._holds(machine, machine.wait)
+            if status is None:  # another was faster, or it has waited long enough
+                status = Status.OK if machine.deadline is None else Status.E_TIMEOUT
+            machine.guest.answer(status)
+            machine.wait, machine.deadline = None, None
 
     def execute(self, machine: Machine) -> Exit:
         """Run a machine until it exits. What the kernel refuses ends this machine, and no other."""
@@ -71,7 +79,7 @@ class Driver:
 
     def _fail(self, machine: Machine, exit_: Exit) -> None:
         try:
-            fault = machine.guest.explain(exit_)
+            fault = machine.guest.explain(exit_, lambda gpa: self._exchange.hold(machine.peer, gpa))
         except OSError as error:  # it was to run once more, and the kernel refused
             fault = machine.guest.diagnosis.fault("internal", f"{exit_}, and then {error}")
         self._stop(machine, fault)
@@ -82,7 +90,7 @@ class Driver:
             case Bell.TRANSMIT:
                 guest.answer(self._exchange.transmit(machine.peer))
             case Bell.DIRECT:
-                guest.answer(self._exchange.serve(machine.peer, guest.direct_request)[0])
+                guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
             case Bell.WAIT:
                 self._wait(machine)
             case Bell.TRANSMIT_WAIT:
@@ -103,22 +111,47 @@ class Driver:
             case _:
                 guest.answer(Status.E_BELL)
 
+    # ---- Waiting ----
+
     def _wait(self, machine: Machine) -> None:
-        guest = machine.guest
-        try:
-            guest.control.pending()
-        except Refusal as refusal:  # an index that makes no sense would wait for ever
-            guest.answer(refusal.status)
-            return
-        if self._exchange.deliver(machine.peer):
-            guest.answer(Status.OK)
-            return
+        """Answer a wait at once if what it is for holds, or park the machine."""
+        guest, peer = machine.guest, machine.peer
+        wait = guest.control.wait
+        self._exchange.deliver(peer)
         timeout_us = guest.control.wait_timeout_us
-        if not timeout_us:
-            guest.answer(Status.E_TIMEOUT)
+        status = self._holds(machine, wait)
+        if status is None and not timeout_us:
+            status = Status.E_TIMEOUT
+        if status is not None:
+            guest.answer(status)
             return
-        machine.waiting = True
+        machine.wait = wait
+        if wait.flags & WaitFor.ROOM:
+            peer.table[wait.peer].peer.waiters[peer.number] = peer
         self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
+
+    def wants(self, machine: Machine) -> bool:
+        """Whether a parked machine has what it waits for."""
+        return machine.wait is not None and self._holds(machine, machine.wait) is not None
+
+    @staticmethod
+    def _holds(machine: Machine, wait: Wait) -> Status | None:
+        """Return how a wait is to be answered, or None if nothing that it is for holds."""
+        control, peer = machine.guest.control, machine.peer
+        flags = wait.flags or WaitFor.MESSAGE
+        if flags & ~_ALL_WAITS:
+            return Status.E_BELL
+        try:
+            pending = control.pending()
+        except Refusal as refusal:  # an index that makes no sense would wait for ever
+            return refusal.status
+        if flags & WaitFor.MESSAGE and (pending or peer.queue):
+            return Status.OK
+        if flags & WaitFor.NOTICE and control.notice_count != wait.seen:
+            return Status.OK
+        return _room(peer, wait.peer) if flags & WaitFor.ROOM else None
+
+    # ---- Text, and the end ----
 
     def _log(self, machine: Machine) -> Status:
         text = machine.guest.text()
@@ -143,6 +176,16 @@ class Driver:
                 exit_code=machine.exit_code,
                 fault=None if fault is None else fault.as_json(),
             )
+
+
+def _room(peer: Peer, number: int) -> Status | None:
+    """Return how a wait for room in a peer's queue is to be answered, or None if there is none."""
+    entry = peer.table.get(number)
+    if entry is None:
+        return Status.E_PEER
+    if not entry.peer.alive:
+        return Status.E_DEAD
+    return Status.OK if entry.peer.queue.room else None
 
 
 def _printable(text: str) -> str:

@@ -1,24 +1,26 @@
 """The host endpoint: the Python process as a peer, with pages of its own to send and receive.
 
 A `Buffer` is memory in the host's window. Sending it gives it away: from then on every use of it
-is an error, as a guest's would be a fault. Nothing here hands out a view that could outlive the
-memory behind it.
+is an error, as a guest's would be a fault; so is any use of one that is lent, until it comes back.
+Nothing here hands out a view that could outlive the memory behind it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from vmm.errors import ClosedError, ConfigError, GuestError, ResourceError
+from vmm.errors import AccessError, ClosedError, ConfigError, GuestError, ResourceError
+from vmm.ferry import carry
+from vmm.ferry.books import Description
 from vmm.ferry.exchange import Exchange
-from vmm.ferry.ledger import Refusal
-from vmm.ferry.message import Request, Span
+from vmm.ferry.message import Answer, Request, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.ferry.runs import Extent
-from vmm.guest.abi import PAGE_SIZE, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.machine import Machine
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import Region
@@ -50,22 +52,30 @@ class Buffer:
         """The host address of the first byte."""
         return self._endpoint.peer.window.address(self.extent.page)
 
-    def _range(self, offset: int, length: int) -> int:
+    @property
+    def hold(self) -> Hold:
+        """What it is to the host: OWNED, SHARED, LENT, BORROWED, VIEWED or REVOKED."""
+        with self._endpoint.lock:
+            return self._endpoint.describe(self.extent).hold
+
+    def _range(self, offset: int, length: int, holds: frozenset[Hold]) -> int:
+        """Return the address of a part that is one of these to the host."""
+        self._endpoint.check(self.extent, holds)
         return self.address + Region(0, self.size).offset(offset, length)
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Return a copy of `length` bytes, by default up to the end.
 
-        Raises IndexError, ClosedError.
+        Raises IndexError, ClosedError, AccessError.
         """
         length = self.size - offset if length is None else length
         with self._endpoint.lock:
-            return ctypes.string_at(self._range(offset, length), length)
+            return ctypes.string_at(self._range(offset, length, READABLE), length)
 
     def write(self, data: bytes, offset: int = 0) -> None:
-        """Copy `data` in. Raises IndexError, ClosedError."""
+        """Copy `data` in. Raises IndexError, ClosedError, AccessError."""
         with self._endpoint.lock:
-            ctypes.memmove(self._range(offset, len(data)), data, len(data))
+            ctypes.memmove(self._range(offset, len(data), WRITABLE), data, len(data))
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
         """Yield the contents piece by piece."""
@@ -79,13 +89,13 @@ class Buffer:
         """
         length = min(CHUNK, self.size - offset)
         with self._endpoint.lock:
-            array = (ctypes.c_ubyte * length).from_address(self._range(offset, length))
+            array = (ctypes.c_ubyte * length).from_address(self._range(offset, length, WRITABLE))
             return file.readinto(array)  # type: ignore[attr-defined,no-any-return]
 
     def frame_number(self) -> int | None:
         """Return the physical frame of the first page; None without the privilege."""
         with self._endpoint.lock:
-            return frame_number(self.address)
+            return frame_number(self._range(0, 1, READABLE))
 
     def _give_up(self) -> Extent:
         extent, self._extent = self.extent, None
@@ -95,11 +105,14 @@ class Buffer:
 class Received(NamedTuple):
     """A message that the host has taken from its queue.
 
+    operation SEND, LEND, SHARE or RETURN; UNDELIVERED if it is the host's own, come back
     sender    the id of the machine, as the monitor stamped it
-    status    OK; otherwise the host's own message came back, and why
-    buffers   its pages, one buffer per extent; the last one's size is what is left of `length`
+    status    OK; otherwise why it came back
+    buffers   its pages, one buffer per extent; the last one's size is what is left of `length`.
+              What had been lent or shared comes back as the very Buffer that it was
     """
 
+    operation: Operation
     sender: int
     tag: int
     status: Status
@@ -111,13 +124,29 @@ class Received(NamedTuple):
 class HostEndpoint:
     """Allocates, sends and receives on behalf of the host process. Made by the monitor.
 
-    Thread-safety: every method takes the monitor's lock.
+    Thread-safety: every method takes the monitor's lock, except `check` and `describe`, which are
+    called with it held.
     """
 
     def __init__(self, peer: Peer, exchange: Exchange, lock: threading.Lock) -> None:
         self.peer = peer
         self.lock = lock
         self._exchange = exchange
+        self._parted: dict[Extent, Buffer] = {}  # lent or shared
+
+    # ---- Buffers ----
+
+    def describe(self, extent: Extent) -> Description:
+        """Return what an extent of the host's window is to it."""
+        return self._exchange.ledger.describe(self.peer.number, extent)
+
+    def check(self, extent: Extent, holds: frozenset[Hold]) -> None:
+        """Raise AccessError unless every page of an extent is one of these to the host."""
+        ledger = self._exchange.ledger
+        if not ledger.holds(self.peer.number, extent, holds):
+            held = {run.hold for run in ledger.runs(self.peer.number, extent)} - holds
+            why = _NO_ACCESS.get(min(held, default=Hold.NONE), "it is not the host's")
+            raise AccessError(f"the buffer cannot be used now: {why}")
 
     def alloc(self, size: int) -> Buffer:
         """Return zeroed pages for `size` bytes.
@@ -125,45 +154,119 @@ class HostEndpoint:
         Raises ResourceError if the pool has none left, ConfigError if that is no size.
         """
         pages = pages_for(parse_size(size, "buffer size"))
+        request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
         with self.lock:
-            try:
-                return Buffer(self, self._exchange.grant(self.peer, pages), size)
-            except Refusal as refusal:
-                raise ResourceError(
-                    f"no {format_size(size)} left in the page pool ({refusal.status.name}): "
-                    "give the monitor more (Monitor(pool=...))"
-                ) from None
+            answer = self._exchange.serve(self.peer, lambda: request)
+        if answer.status is not Status.OK:
+            raise ResourceError(
+                f"no {format_size(size)} left in the page pool ({answer.status.name}): "
+                "give the monitor more (Monitor(pool=...))"
+            )
+        return Buffer(self, self._extent(answer.spans[0]), size)
+
+    def _extent(self, span: Span) -> Extent:
+        base = self.peer.window.region.base
+        return Extent((span.gpa - base) // PAGE_SIZE, span.pages)
 
     def release(self, buffer: Buffer) -> None:
-        """Give a buffer's pages back to the pool. Raises ClosedError if it is not the host's."""
-        with self.lock:
-            self._exchange.release(self.peer, [buffer._give_up()])
+        """Give a buffer's pages back to the pool, or let go of one that was reclaimed.
 
-    def send(
-        self, to: Machine, buffer: Buffer | None = None, *, payload: bytes = b"", tag: int = 0
-    ) -> int:
-        """Send a buffer, or a payload of at most 192 bytes, or both; return the message's number.
-
-        The buffer is no longer the host's afterwards. Raises GuestError with the refusal's status,
-        and then it still is.
+        Raises ClosedError if it is not the host's, GuestError if it is lent or borrowed.
         """
+        self._ask("release it", Operation.RELEASE, [buffer])
+        buffer._give_up()
+
+    # ---- Operations ----
+
+    def send(self, to: Machine, *buffers: Buffer | None, payload: bytes = b"", tag: int = 0) -> int:
+        """Send buffers, or a payload of at most 192 bytes, or both; return the message's number.
+
+        The buffers are no longer the host's afterwards. Raises GuestError with the refusal's
+        status, and then they still are.
+        """
+        given = [buffer for buffer in buffers if buffer is not None]
+        what = f"send to {to.name}"
+        answer = self._ask(what, Operation.SEND, given, to.number, payload, tag)
+        for buffer in given:
+            buffer._give_up()
+        return answer.number
+
+    def exchange(self, to: Machine, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
+        """Send what is in buffers; they are zeroed, and the host's, at once."""
+        what = f"exchange with {to.name}"
+        return self._ask(what, Operation.EXCHANGE, buffers, to.number, payload, tag).number
+
+    def lend(
+        self,
+        to: Machine,
+        *buffers: Buffer,
+        writable: bool = True,
+        payload: bytes = b"",
+        tag: int = 0,
+    ) -> int:
+        """Lend buffers; they cannot be used until they come back (`receive`, or `reclaim`)."""
+        what = f"lend to {to.name}"
+        answer = self._ask(what, Operation.LEND, buffers, to.number, payload, tag, writable)
+        self._parted.update({buffer.extent: buffer for buffer in buffers})
+        return answer.number
+
+    def share(
+        self,
+        to: Machine,
+        *buffers: Buffer,
+        writable: bool = False,
+        payload: bytes = b"",
+        tag: int = 0,
+    ) -> int:
+        """Let a machine see buffers that stay the host's; read-only, if nothing else is said.
+
+        Shared again with others, all of them see the same pages.
+        """
+        what = f"share with {to.name}"
+        answer = self._ask(what, Operation.SHARE, buffers, to.number, payload, tag, writable)
+        self._parted.update({buffer.extent: buffer for buffer in buffers})
+        return answer.number
+
+    def give_back(self, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
+        """Return buffers that are borrowed of one machine to it; they are not the host's any more.
+
+        Raises GuestError: E_RECLAIMED if it has taken them back meanwhile; `release` them then.
+        """
+        with self.lock:
+            owners = [self.describe(buffer.extent).owner for buffer in buffers]
+        owner = owners[0] if owners and owners[0] is not None else self.peer.number
+        answer = self._ask("give it back", Operation.RETURN, buffers, owner, payload, tag)
+        for buffer in buffers:
+            buffer._give_up()
+        return answer.number
+
+    def reclaim(self, *buffers: Buffer) -> None:
+        """Take lent or shared buffers back from all who borrow them, whatever they are doing."""
+        self._ask("reclaim it", Operation.RECLAIM, buffers)
+        for buffer in buffers:
+            self._parted.pop(buffer.extent, None)
+
+    def _ask(
+        self,
+        what: str,
+        operation: Operation,
+        buffers: Sequence[Buffer],
+        receiver: int = 0,
+        payload: bytes = b"",
+        tag: int = 0,
+        writable: bool = True,
+    ) -> Answer:
         if not 0 <= tag < 1 << 64:
             raise ConfigError(f"tag {tag} does not fit 64 bits")
         with self.lock:
-            spans = () if buffer is None else (self._span(buffer.extent),)
-            length = 0 if buffer is None else buffer.size
-            try:
-                message = self._exchange.send(
-                    self.peer, Request(to.number, tag, length, spans, payload)
-                )
-            except Refusal as refusal:
-                raise GuestError(f"cannot send to {to.name}: {refusal.status.name}") from None
-            if buffer is not None:
-                buffer._give_up()
-            return message.number
-
-    def _span(self, extent: Extent) -> Span:
-        return Span(self.peer.window.region.base + extent.page * PAGE_SIZE, extent.pages)
+            spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
+            length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
+            length += buffers[-1].size if buffers else 0
+            request = Request(receiver, tag, length, spans, payload, operation, writable)
+            answer = self._exchange.serve(self.peer, lambda: request)
+        if answer.status is not Status.OK:
+            raise GuestError(f"cannot {what}: {answer.status.name}")
+        return answer
 
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""
@@ -172,16 +275,31 @@ class HostEndpoint:
                 message = self._exchange.take(self.peer)
                 if message is None:
                     continue
-                status = message.status if message.operation is Operation.UNDELIVERED else Status.OK
                 buffers = tuple(self._buffers(message.spans, message.length))
                 return Received(
-                    message.sender, message.tag, status, message.length, message.payload, buffers
+                    message.operation,
+                    message.sender,
+                    message.tag,
+                    message.status,
+                    message.length,
+                    message.payload,
+                    buffers,
                 )
         return None
 
     def _buffers(self, spans: tuple[Span, ...], length: int) -> Iterator[Buffer]:
-        base = self.peer.window.region.base
         for span in spans:
             size = min(length, span.pages * PAGE_SIZE)
             length -= size
-            yield Buffer(self, Extent((span.gpa - base) // PAGE_SIZE, span.pages), size)
+            extent = self._extent(span)
+            own = self._parted.get(extent)
+            if own is not None and self.describe(extent).hold is not Hold.SHARED:
+                del self._parted[extent]
+            yield own or Buffer(self, extent, size)
+
+
+_NO_ACCESS = {
+    Hold.LENT: "it is lent: wait until it comes back, or reclaim it",
+    Hold.REVOKED: "its owner has taken it back: release it",
+    Hold.VIEWED: "it is borrowed to be read only",
+}

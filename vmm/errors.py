@@ -42,6 +42,10 @@ class GuestError(PageferryError):
     """An operation of the host's was refused with an ABI status, as a guest's would be."""
 
 
+class AccessError(PageferryError):
+    """A buffer that cannot be read, or written, at present: lent, read-only, or reclaimed."""
+
+
 class ClosedError(PageferryError):
     """The monitor or the machine has been closed."""
 

@@ -6,6 +6,7 @@ import enum
 from typing import Any, NamedTuple
 
 from vmm.errors import GuestFault
+from vmm.ferry.control import Wait
 from vmm.ferry.peer import Peer
 from vmm.guest.guest import Guest
 from vmm.memory.pagemap import frame_number
@@ -47,7 +48,7 @@ class Machine:
         self.fault: GuestFault | None = None
         self.deadline: float | None = None  # of a wait, on time.monotonic()'s clock
         self.thread = 0  # that runs it
-        self.waiting = False  # its last doorbell was a WAIT, not yet answered
+        self.wait: Wait | None = None  # its last doorbell was a WAIT, not yet answered
         self.interrupted = False
         self.ending: Ending | None = None  # why it is to stop as soon as it has exited
 

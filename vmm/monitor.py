@@ -16,6 +16,8 @@ from vmm import host
 from vmm.driver import Console, Driver
 from vmm.endpoint import HostEndpoint
 from vmm.errors import ClosedError, ConfigError
+from vmm.ferry.books import UNLIMITED
+from vmm.ferry.control import Notice
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
@@ -32,6 +34,9 @@ from vmm.trace import Trace
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30
+
+PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
+_MAPPINGS_EACH = 2  # a run, and what is between it and the next
 
 
 def print_line(name: str, line: str) -> None:
@@ -55,6 +60,8 @@ class Monitor:
               machine's
     workers   threads that run machines; the caller's of `run` is the first
     console   called with a machine's name and a line that it logged
+    audit     check the ledger after every operation, delivery and death, not only when asked to;
+              what it finds ends `run` with a LedgerError
 
     Thread-safety: every method may be called from any thread, also while another is in `run`.
     Everything that the monitor opened is closed by `close`, which `with` calls; nothing is left to
@@ -70,6 +77,7 @@ class Monitor:
         pool: int | str | None = None,
         workers: int = 1,
         console: Console = print_line,
+        audit: bool = False,
         device: str = host.DEVICE,
     ) -> None:
         facts = host.inspect(device)
@@ -99,14 +107,15 @@ class Monitor:
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._mover = MOVERS[self.mover](frames)
             undo.callback(self._mover.close)
-            self._exchange = Exchange(Ledger(frames), self._mover, self.trace, self._wake)
+            ledger = Ledger(frames, host.mapping_limit() // 2 // _MAPPINGS_EACH)
+            self._exchange = Exchange(ledger, self._mover.pool, self.trace, self._wake, audit=audit)
             self._driver = Driver(self._exchange, self._scheduler, self.trace, console)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)
             undo.callback(window.close)
             self.host = HostEndpoint(
                 Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, self._lock
             )
-            self._exchange.join(self.host.peer)
+            self._exchange.join(self.host.peer, frames, UNLIMITED)
             self._closer = undo.pop_all()
 
     # ---- Machines ----
@@ -120,6 +129,7 @@ class Monitor:
         memory: int | str = "16M",
         stack: int | str = "256K",
         queue: int = 64,
+        quota: int | str | None = None,
     ) -> Machine:
         """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
 
@@ -127,6 +137,8 @@ class Monitor:
         window    address space for transferable pages, rounded up to 2 MiB
         memory    private memory; stack is the part of it at the top
         queue     messages that may wait for it before senders are refused
+        quota     memory that may be its own at a time, sent to it or allocated; by default as much
+                  as its window holds
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -142,13 +154,14 @@ class Monitor:
         with self._lock:
             self._check_open()
             name = self._check_name(Path(path).stem if name is None else name)
-            machine = self._make(image, shape, name, queue)
+            limit = shape.window if quota is None else parse_size(quota, "quota")
+            machine = self._make(image, shape, name, queue, limit // abi.PAGE_SIZE)
             self._scheduler.make_ready(machine)
         if self.trace:
             self.trace.emit("spawn", machine=name, image=str(path), window=shape.window)
         return machine
 
-    def _make(self, image: Image, shape: Shape, name: str, depth: int) -> Machine:
+    def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
         number = len(self._by_number) + 1
         with contextlib.ExitStack() as undo:
             # Closed in reverse: the VM with its memslots goes before the memory behind them.
@@ -158,9 +171,9 @@ class Monitor:
             window = self._mover.machine_window(guest.vm, guest.layout.window.base, shape.window)
             windows.callback(window.close)
             machine = Machine(guest, Peer(number, name, window, depth, guest.control))
-            self._exchange.join(machine.peer)
-            self._exchange.connect(self.host.peer, machine.peer)
-            self._exchange.connect(machine.peer, self.host.peer)
+            self._exchange.join(machine.peer, quota, PIECES)
+            self._exchange.roster.connect(self.host.peer, machine.peer)
+            self._exchange.roster.connect(machine.peer, self.host.peer)
             self._closer.push(undo.pop_all())
         self.machines[name] = self._by_number[number] = machine
         return machine
@@ -182,13 +195,13 @@ class Monitor:
         with self._lock:
             self._check_open()
             for peer in (a.peer, b.peer):
-                if len(peer.listed) >= abi.PEERS_MAX:
+                if len(peer.table) >= abi.PEERS_MAX:
                     raise ConfigError(
                         f"{peer.name} has {abi.PEERS_MAX} peers already, which is the limit"
                     )
-            self._exchange.connect(a.peer, b.peer)
+            self._exchange.roster.connect(a.peer, b.peer)
             if both:
-                self._exchange.connect(b.peer, a.peer)
+                self._exchange.roster.connect(b.peer, a.peer)
 
     # ---- Running ----
 
@@ -221,12 +234,10 @@ class Monitor:
             self._scheduler.interrupt(machine)
 
     def notice(self, machine: Machine, bits: int) -> None:
-        """Set notice bits in a machine's control structure, and wake it if it waits."""
+        """Set notice bits in a machine's control structure; wake it if it waits for notices."""
         with self._lock:
-            if machine.state is State.STOPPED:
-                return
-            machine.guest.control.notice(bits)
-            self._wake(machine.peer)
+            if machine.state is not State.STOPPED:
+                self._exchange.roster.notice(machine.peer, Notice.HOST, bits)
 
     def kill(self, machine: Machine, reason: str = "killed by the host") -> None:
         """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
@@ -239,11 +250,14 @@ class Monitor:
 
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
-        if machine is not None and machine.state is State.PARKED:
+        if machine is not None and machine.state is State.PARKED and self._driver.wants(machine):
             self._scheduler.make_ready(machine)
 
     def audit(self) -> dict[str, int]:
-        """Check the ledger; return the pages free, owned and in flight. Raises LedgerError."""
+        """Check the ledger; return how many pages are in each state (vmm.ferry.books).
+
+        Their sum is the pool. Raises LedgerError.
+        """
         with self._lock:
             return self._exchange.ledger.audit()
 

@@ -19,7 +19,7 @@
 /* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
  * whose major is its own and whose minor is not above its own. */
 #define PF_ABI_MAJOR 1
-#define PF_ABI_MINOR 0
+#define PF_ABI_MINOR 1
 #define PF_NOTE_NAME "pageferry"
 #define PF_NOTE_ABI 0x5046
 
@@ -45,7 +45,7 @@ enum pf_doorbell {
 
 enum pf_bell {
     PF_BELL_TRANSMIT = 1,      /* process the transmit ring up to tx_head */
-    PF_BELL_WAIT = 2,          /* park until a message comes, or wait_timeout_us have passed */
+    PF_BELL_WAIT = 2,          /* park until what wait_for says, or until wait_timeout_us have passed */
     PF_BELL_TRANSMIT_WAIT = 3, /* both, in one exit */
     PF_BELL_LOG = 4,           /* print log_length bytes at log_gpa */
     PF_BELL_EXIT = 5,          /* stop with exit_code */
@@ -58,30 +58,60 @@ enum pf_bell {
  * an operation on one extent, with no descriptor at all: its address and pages in RBX and RCX, and in RDX
  *
  *     bits 0-7   PF_BELL_DIRECT     bits 16-31  the peer's id
- *     bits 8-15  the operation      bits 32-63  the tag
+ *     bits 8-13  the operation      bits 32-63  the tag
+ *     bit 14     read-only          bit 15      zero
  *
- * The message's length is that of its pages. RAX returns the status. */
+ * The message's length is that of its pages. RAX returns the status. PF_OP_ALLOC and PF_OP_QUERY, whose answers
+ * need a descriptor, are refused here with PF_E_OPERATION. */
 #define PF_HYPERCALL 12 /* KVM_HC_MAP_GPA_RANGE */
 #define PF_DIRECT_PEER_MAX 0xffff
 #define PF_DIRECT_TAG_MAX 0xffffffff
+#define PF_DIRECT_READONLY 0x4000
 
 #define PF_FOREVER 0xffffffffffffffff /* wait_timeout_us: no time-out */
 #define PF_LOG_MAX 4096               /* bytes printed by one PF_BELL_LOG; more is refused */
 
+/* What a wait is for: wait_for is any of these together, and 0 is PF_WAIT_MESSAGE. The wait ends, with PF_OK, as soon
+ * as one of them holds; what holds already when the doorbell is rung ends it at once, so nothing is slept through. */
+enum pf_wait_for {
+    PF_WAIT_MESSAGE = 1, /* there is a message in the receive ring */
+    PF_WAIT_ROOM = 2,    /* the queue of wait_peer has room (PF_E_DEAD if it has stopped, PF_E_PEER if unknown) */
+    PF_WAIT_NOTICE = 4,  /* notice_count is not notices_seen */
+};
+
 /* ---- Messages ---------------------------------------------------------------------------------------- */
 
-/* Operations. Those a monitor does not serve are answered PF_E_OPERATION. */
+/* Operations. Each names extents of one's own window and is done as a whole, or refused as a whole with a status,
+ * everything being as before. SEND, LEND, SHARE and EXCHANGE put a message into the receiver's queue and need a
+ * channel to it; a payload and a tag may go with the pages. */
 enum pf_operation {
-    PF_OP_SEND = 1,     /* give the extents away, with the payload */
-    PF_OP_LEND = 2,     /* laid out for the rest of the ownership protocol, as are the others without a word */
-    PF_OP_SHARE = 3,
-    PF_OP_RETURN = 4,
-    PF_OP_RECLAIM = 5,
-    PF_OP_ALLOC = 6,
-    PF_OP_RELEASE = 7,  /* give the extents back to the pool; no receiver, no message */
-    PF_OP_EXCHANGE = 8,
-    PF_OP_QUERY = 9,
-    PF_OP_UNDELIVERED = 128, /* received only: a message of one's own comes back, status says why */
+    PF_OP_SEND = 1,     /* give the extents away; without extents, only the payload */
+    PF_OP_LEND = 2,     /* let the receiver alone have them until it returns them or you reclaim them */
+    PF_OP_SHARE = 3,    /* let the receiver see them too; again, with another receiver, for several borrowers */
+    PF_OP_RETURN = 4,   /* give borrowed extents back to `receiver`, their owner; needs a channel for a payload only */
+    PF_OP_RECLAIM = 5,  /* take lent or shared extents back from all who borrow them, now; no receiver, no message */
+    PF_OP_ALLOC = 6,    /* zeroed pages: each extent gives `pages`, with gpa 0; the answer fills in each gpa */
+    PF_OP_RELEASE = 7,  /* give extents back to the pool, or let go of places whose pages were reclaimed */
+    PF_OP_EXCHANGE = 8, /* SEND, and have as many zeroed pages in the same places at once */
+    PF_OP_QUERY = 9,    /* about one extent, or none: the answer is a struct pf_answer in the payload */
+    PF_OP_UNDELIVERED = 128, /* received only: a message of one's own comes back, its pages too; status says why */
+};
+
+enum pf_flags {
+    PF_FLAG_READONLY = 1, /* LEND, SHARE: the borrower may read, not write; its hardware mapping sees to that */
+};
+
+/* What a page of the window is to its machine: the states of the protocol. */
+enum pf_hold {
+    PF_HOLD_NONE = 0,     /* nothing: no access */
+    PF_HOLD_OWNED = 1,    /* one's own, and nobody else's: read and write */
+    PF_HOLD_SHARED = 2,   /* one's own, and others see it: read and write */
+    PF_HOLD_LENT = 3,     /* one's own, but a borrower has it: no access */
+    PF_HOLD_SENT = 4,     /* sent, not delivered yet: no access; the place is kept in case it comes back */
+    PF_HOLD_INCOMING = 5, /* the place of a message that is not delivered yet: no access */
+    PF_HOLD_BORROWED = 6, /* a peer's, to read and write until it is returned or reclaimed */
+    PF_HOLD_VIEWED = 7,   /* a peer's, to read */
+    PF_HOLD_REVOKED = 8,  /* was borrowed and has been reclaimed: no access; RELEASE lets go of the place */
 };
 
 enum pf_status {
@@ -91,19 +121,24 @@ enum pf_status {
     PF_E_PEER = -2,         /* no such peer, or no channel to it: the two look the same */
     PF_E_DEAD = -3,         /* the peer has stopped */
     PF_E_QUEUE_FULL = -4,   /* the peer's queue is full */
-    PF_E_WINDOW_FULL = -5,  /* the peer's window has no room for the extents */
+    PF_E_WINDOW_FULL = -5,  /* the window that is to have the extents (the peer's, for ALLOC one's own) has no room */
     PF_E_ALIGNMENT = -6,    /* an extent's address is not a multiple of the page size */
     PF_E_RANGE = -7,        /* an extent is empty, overflows, or leaves the window */
-    PF_E_OWNERSHIP = -8,    /* a page of an extent is not the sender's to give */
+    PF_E_OWNERSHIP = -8,    /* a page of an extent is not the machine's own (PF_HOLD_NONE, SENT or INCOMING) */
     PF_E_OVERLAP = -9,      /* two extents of one message overlap */
     PF_E_RESERVED = -10,    /* a reserved field or flag is not zero */
-    PF_E_LENGTH = -11,      /* a count or length is over its limit, or beyond the extents */
-    PF_E_QUOTA = -12,       /* a quota of the sender is used up */
+    PF_E_LENGTH = -11,      /* a count or length is not within its limits, or beyond the extents */
+    PF_E_QUOTA = -12,       /* the pages, or pieces of window, that the owner-to-be may have are used up */
     PF_E_NO_MEMORY = -13,   /* the host could not do it; nothing has changed */
     PF_E_TIMEOUT = -14,     /* the wait timed out */
     PF_E_ADDRESS = -15,     /* log_gpa and log_length do not lie in private memory */
     PF_E_RING = -16,        /* tx_head or rx_tail makes no sense; nothing was processed */
-    PF_E_BELL = -17,        /* unknown doorbell value */
+    PF_E_BELL = -17,        /* unknown doorbell value, or wait_for */
+    PF_E_LENT = -18,        /* a page is one's own but lent or shared: reclaim it first */
+    PF_E_BORROWED = -19,    /* a page is borrowed: it can only be returned */
+    PF_E_RECLAIMED = -20,   /* a page was borrowed, and its owner has taken it back: release the place */
+    PF_E_NOT_LENT = -21,    /* RECLAIM of a page that is not lent or shared, RETURN of one not borrowed of that peer */
+    PF_E_REPEATED = -22,    /* SHARE with a peer that has a page of the extents already */
 };
 
 #define PF_EXTENTS_MAX 16
@@ -120,7 +155,7 @@ struct pf_extent {
 /* One message, in either ring. "Data, or an address, or both": payload and extents may each be absent. */
 struct pf_descriptor {
     uint16_t operation;                         /* 0: enum pf_operation */
-    uint16_t flags;                             /* 2: zero */
+    uint16_t flags;                             /* 2: enum pf_flags */
     int32_t status;                             /* 4: enum pf_status, the monitor's answer */
     uint32_t sender;                            /* 8: stamped by the monitor; what a guest writes is ignored */
     uint32_t receiver;                          /* 12: a peer's id */
@@ -135,6 +170,23 @@ struct pf_descriptor {
     uint8_t payload[PF_PAYLOAD_MAX];            /* 320 */
 };
 
+/* What PF_OP_QUERY answers, in the payload. Without an extent the first part is zero. */
+#define PF_NO_PEER 0xffffffff
+#define PF_ANSWER_BORROWERS 16
+
+struct pf_answer {
+    uint32_t hold;            /* 0: enum pf_hold of the extent's first page */
+    uint32_t pages;           /* 4: pages, from the first on, for which all of this holds */
+    uint32_t owner;           /* 8: a peer's id, one's own too, also of one who has stopped; PF_NO_PEER for none */
+    uint32_t borrower_count;  /* 12 */
+    uint32_t borrowers[PF_ANSWER_BORROWERS]; /* 16: the first of them, to the owner and to themselves */
+    uint64_t pages_held;      /* 80: pages that count against the quota: one's own, and those coming in to stay */
+    uint64_t pages_quota;     /* 88 */
+    uint32_t pieces_held;     /* 96: runs of pages in the window that cannot be joined */
+    uint32_t pieces_quota;    /* 100 */
+    uint64_t pool_free;       /* 104: pages that the pool has left, for all machines */
+};
+
 /* ---- The control structure: shared by one machine and the monitor ------------------------------------ */
 
 #define PF_MAGIC 0x5952524546474150 /* "PAGFERRY" in memory order */
@@ -146,12 +198,13 @@ struct pf_descriptor {
 enum pf_peer_flags {
     PF_PEER_ALIVE = 1, /* it runs, or will */
     PF_PEER_SEND = 2,  /* a channel leads there */
+    PF_PEER_ROOM = 4,  /* its queue has room, as of now */
 };
 
 struct pf_peer {
     uint32_t id;            /* 0 */
     uint32_t flags;         /* 4: enum pf_peer_flags */
-    uint32_t room;          /* 8: free places in its queue, when last written */
+    uint32_t room;          /* 8: free places in its queue, as of one's last message there; the flag is up to date */
     uint32_t reserved;      /* 12 */
     char name[PF_NAME_MAX]; /* 16 */
     uint64_t reserved1[2];  /* 48 */
@@ -182,13 +235,20 @@ struct pf_control {
     int32_t exit_code;          /* 156: guest */
     uint64_t progress_done;     /* 160: guest; shown to the user, nothing else */
     uint64_t progress_total;    /* 168: guest */
-    uint64_t reserved1[2];      /* 176 */
+    uint32_t wait_for;          /* 176: guest; enum pf_wait_for */
+    uint32_t wait_peer;         /* 180: guest; for PF_WAIT_ROOM */
+    uint32_t notices_seen;      /* 184: guest; for PF_WAIT_NOTICE, the notice_count it knows */
+    uint32_t reserved1;         /* 188 */
 
     uint32_t tx_tail;           /* 192: descriptors the monitor has answered */
     uint32_t rx_head;           /* 196: messages the monitor has put */
     int32_t bell_status;        /* 200: enum pf_status of the last doorbell as a whole */
-    uint32_t notices;           /* 204: bits set by the monitor or the host; their meaning is theirs */
-    uint64_t reserved2[486];    /* 208 */
+    uint32_t notices;           /* 204: bits set by the host; their meaning is between it and the guest */
+    uint32_t notice_count;      /* 208: notices so far, all of the following together */
+    uint32_t peer_notices;      /* 212: times that a peer was added, or stopped: look at the peer table */
+    uint32_t reclaim_notices;   /* 216: times that something borrowed was reclaimed: PF_OP_QUERY tells what */
+    uint32_t host_notices;      /* 220: times that the host set bits in `notices` */
+    uint64_t reserved2[484];    /* 224 */
 
     struct pf_peer peers[PF_PEERS_MAX];         /* 4096 */
     struct pf_descriptor tx[PF_TX_ENTRIES];     /* 20480 */
@@ -199,6 +259,8 @@ _Static_assert(sizeof(struct pf_extent) == 16, "struct pf_extent");
 _Static_assert(offsetof(struct pf_descriptor, extents) == 64, "struct pf_descriptor.extents");
 _Static_assert(offsetof(struct pf_descriptor, payload) == 320, "struct pf_descriptor.payload");
 _Static_assert(sizeof(struct pf_descriptor) == 512, "struct pf_descriptor");
+_Static_assert(sizeof(struct pf_answer) == 112, "struct pf_answer");
+_Static_assert(sizeof(struct pf_answer) <= PF_PAYLOAD_MAX, "an answer fits a payload");
 _Static_assert(sizeof(struct pf_peer) == 64, "struct pf_peer");
 _Static_assert(offsetof(struct pf_control, tx_head) == 128, "guest-written fields on a line of their own");
 _Static_assert(offsetof(struct pf_control, tx_tail) == 192, "monitor-written fields on a line of their own");

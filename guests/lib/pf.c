@@ -103,57 +103,124 @@ int pf_transmit(pf_message *message)
     return message->status;
 }
 
-/* An operation on one extent, everything else zero. */
+/* An operation on one extent, or none, everything else zero. */
 static void fill(pf_message *message, uint16_t operation, const void *address, uint64_t pages)
 {
     memset(message, 0, sizeof *message);
     message->operation = operation;
-    message->extent_count = 1;
+    message->extent_count = pages != 0;
     message->extents[0].gpa = (uintptr_t)address;
     message->extents[0].pages = (uint32_t)pages;
 }
 
 /* Where the doorbell is a hypercall, and peer, tag and length fit, an operation goes in registers. */
-static bool fits_registers(uint32_t peer, const void *address, uint64_t pages, uint64_t length, uint64_t tag)
+static bool fits_registers(const pf_message *message)
 {
-    return by_hypercall() && peer <= PF_DIRECT_PEER_MAX && tag <= PF_DIRECT_TAG_MAX && pages
-        && length == pages * PF_PAGE_SIZE && (uintptr_t)address % PF_PAGE_SIZE == 0;
+    uint64_t bytes = (uint64_t)message->extents[0].pages * PF_PAGE_SIZE;
+
+    return by_hypercall() && message->receiver <= PF_DIRECT_PEER_MAX && message->tag <= PF_DIRECT_TAG_MAX && bytes
+        && message->length == bytes && message->extents[0].gpa % PF_PAGE_SIZE == 0;
 }
 
-static int direct(uint8_t operation, uint32_t peer, const void *address, uint64_t pages, uint64_t tag)
+static int direct(const pf_message *message)
 {
-    uint64_t attributes = PF_BELL_DIRECT | (uint64_t)operation << 8 | (uint64_t)peer << 16 | tag << 32;
+    uint64_t attributes = PF_BELL_DIRECT | (uint64_t)message->operation << 8 | (uint64_t)message->receiver << 16
+        | message->tag << 32;
 
-    int64_t status = hypercall((uintptr_t)address, pages, attributes, PF->tx_head, &PF->tx_head);
+    if (message->flags & PF_FLAG_READONLY)
+        attributes |= PF_DIRECT_READONLY;
+    int64_t status = hypercall(message->extents[0].gpa, message->extents[0].pages, attributes, PF->tx_head, &PF->tx_head);
 
-    return status < PF_E_BELL ? PF_E_RANGE : (int)status; /* the kernel refuses what overflows by itself */
+    return status < PF_E_REPEATED ? PF_E_RANGE : (int)status; /* the kernel refuses what overflows by itself */
+}
+
+/* An operation on one extent, in registers or by the transmit ring. */
+static int operate(uint16_t operation, uint32_t peer, const void *address, uint64_t pages, uint64_t length,
+                   uint64_t tag, uint16_t flags)
+{
+    pf_message message;
+
+    if (pages == 0 || pages != (uint32_t)pages)
+        return PF_E_RANGE;
+    fill(&message, operation, address, pages);
+    message.flags = flags;
+    message.receiver = peer;
+    message.length = length;
+    message.tag = tag;
+    return fits_registers(&message) ? direct(&message) : pf_transmit(&message);
 }
 
 int pf_send(uint32_t peer, void *address, uint64_t pages, uint64_t length, uint64_t tag)
 {
-    pf_message message;
+    return operate(PF_OP_SEND, peer, address, pages, length, tag, 0);
+}
 
-    if (pages != (uint32_t)pages)
-        return PF_E_RANGE;
-    if (fits_registers(peer, address, pages, length, tag))
-        return direct(PF_OP_SEND, peer, address, pages, tag);
-    fill(&message, PF_OP_SEND, address, pages);
-    message.receiver = peer;
-    message.length = length;
-    message.tag = tag;
-    return pf_transmit(&message);
+int pf_lend(uint32_t peer, void *address, uint64_t pages, uint64_t tag, uint16_t flags)
+{
+    return operate(PF_OP_LEND, peer, address, pages, pages * PF_PAGE_SIZE, tag, flags);
+}
+
+int pf_share(uint32_t peer, void *address, uint64_t pages, uint64_t tag, uint16_t flags)
+{
+    return operate(PF_OP_SHARE, peer, address, pages, pages * PF_PAGE_SIZE, tag, flags);
+}
+
+int pf_return(uint32_t owner, void *address, uint64_t pages, uint64_t tag)
+{
+    return operate(PF_OP_RETURN, owner, address, pages, pages * PF_PAGE_SIZE, tag, 0);
+}
+
+int pf_reclaim(void *address, uint64_t pages)
+{
+    return operate(PF_OP_RECLAIM, 0, address, pages, pages * PF_PAGE_SIZE, 0, 0);
+}
+
+int pf_exchange(uint32_t peer, void *address, uint64_t pages, uint64_t length, uint64_t tag)
+{
+    return operate(PF_OP_EXCHANGE, peer, address, pages, length, tag, 0);
 }
 
 int pf_release(void *address, uint64_t pages)
+{
+    return operate(PF_OP_RELEASE, 0, address, pages, pages * PF_PAGE_SIZE, 0, 0);
+}
+
+/* Transmits a message and takes the monitor's answer whole. */
+static int ask(pf_message *message)
+{
+    uint32_t index = posted;
+    int status = pf_transmit(message);
+
+    if (status == PF_OK)
+        memcpy(message, (const void *)tx_entry(index), sizeof *message);
+    return status;
+}
+
+int pf_alloc(uint64_t pages, void **address)
+{
+    pf_message message;
+
+    if (pages == 0 || pages != (uint32_t)pages)
+        return PF_E_RANGE;
+    fill(&message, PF_OP_ALLOC, NULL, pages);
+    int status = ask(&message);
+
+    *address = status == PF_OK ? pf_data(&message) : NULL;
+    return status;
+}
+
+int pf_query(void *address, uint64_t pages, struct pf_answer *answer)
 {
     pf_message message;
 
     if (pages != (uint32_t)pages)
         return PF_E_RANGE;
-    if (fits_registers(0, address, pages, pages * PF_PAGE_SIZE, 0))
-        return direct(PF_OP_RELEASE, 0, address, pages, 0);
-    fill(&message, PF_OP_RELEASE, address, pages);
-    return pf_transmit(&message);
+    fill(&message, PF_OP_QUERY, address, pages);
+    int status = ask(&message);
+
+    if (status == PF_OK)
+        memcpy(answer, message.payload, sizeof *answer);
+    return status;
 }
 
 int pf_send_inline(uint32_t peer, const void *data, size_t bytes, uint64_t tag)
@@ -175,7 +242,8 @@ int pf_reply(const pf_message *request, const void *payload, size_t bytes)
     if (bytes > PF_PAYLOAD_MAX)
         return PF_E_LENGTH;
     memcpy(&message, request, sizeof message);
-    message.operation = PF_OP_SEND;
+    message.operation = request->operation == PF_OP_LEND || request->operation == PF_OP_SHARE ? PF_OP_RETURN : PF_OP_SEND;
+    message.flags = 0;
     message.receiver = request->sender;
     message.payload_length = (uint16_t)bytes;
     memcpy(message.payload, payload, bytes);
@@ -184,17 +252,49 @@ int pf_reply(const pf_message *request, const void *payload, size_t bytes)
 
 /* ---- Receiving ---- */
 
-int pf_wait(uint64_t timeout_us)
+static uint32_t seen; /* the notice_count that pf_noticed() has told of */
+
+static int wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us)
 {
+    PF->wait_for = wait_for;
+    PF->wait_peer = peer;
+    PF->notices_seen = seen;
     PF->wait_timeout_us = timeout_us;
     pf_ring(PF_BELL_WAIT);
     return PF->bell_status;
 }
 
+int pf_wait(uint64_t timeout_us)
+{
+    return wait(PF_WAIT_MESSAGE | PF_WAIT_NOTICE, 0, timeout_us);
+}
+
+bool pf_noticed(void)
+{
+    uint32_t now = PF->notice_count;
+    bool news = now != seen;
+
+    seen = now;
+    return news;
+}
+
+int pf_wait_room(uint32_t peer, uint64_t timeout_us)
+{
+    for (;;) {
+        if (pf_alive(peer) && pf_has_room(peer))
+            return PF_OK;
+        int status = wait(PF_WAIT_MESSAGE | PF_WAIT_ROOM, peer, timeout_us);
+        if (status != PF_OK)
+            return status;
+        if (PF->rx_tail != PF->rx_head && !pf_has_room(peer))
+            return PF_PENDING;
+    }
+}
+
 int pf_receive(pf_message *message, uint64_t timeout_us)
 {
     while (PF->rx_tail == PF->rx_head) {
-        int status = pf_wait(timeout_us);
+        int status = wait(PF_WAIT_MESSAGE, 0, timeout_us);
         if (status != PF_OK)
             return status;
     }
@@ -205,12 +305,12 @@ int pf_receive(pf_message *message, uint64_t timeout_us)
 
 /* ---- Peers ---- */
 
-static const struct pf_peer *find_peer(uint32_t id)
+static uint32_t flags_of(uint32_t id)
 {
     for (uint32_t i = 0; i < PF->peer_count; i++)
         if (PF->peers[i].id == id)
-            return (const struct pf_peer *)&PF->peers[i];
-    return NULL;
+            return PF->peers[i].flags;
+    return 0;
 }
 
 uint32_t pf_peer(const char *name)
@@ -223,9 +323,12 @@ uint32_t pf_peer(const char *name)
 
 bool pf_alive(uint32_t peer)
 {
-    const struct pf_peer *entry = find_peer(peer);
+    return flags_of(peer) & PF_PEER_ALIVE;
+}
 
-    return entry && (((volatile const struct pf_peer *)entry)->flags & PF_PEER_ALIVE);
+bool pf_has_room(uint32_t peer)
+{
+    return flags_of(peer) & PF_PEER_ROOM;
 }
 
 /* ---- The machine ---- */

@@ -41,11 +41,38 @@ int pf_flush(void);
  * PF_E_TIMEOUT if none came. Its extents are mapped and owned when this returns PF_OK. */
 int pf_receive(pf_message *message, uint64_t timeout_us);
 
-/* Sends `request`'s pages back to where it came from, with its tag and `bytes` of payload. */
+/* Answers `request` with its tag and `bytes` of payload. Its pages go back to where it came from: sent, if they were
+ * sent; returned, if they were lent or shared. */
 int pf_reply(const pf_message *request, const void *payload, size_t bytes);
 
-/* Gives whole pages back to the monitor's pool; they are gone, and read as zeros to their next owner. */
+/* ---- Pages ---- */
+
+/* Lends whole pages to `peer`: gone, until it returns them (a PF_OP_RETURN message) or you reclaim them. With
+ * PF_FLAG_READONLY in `flags` it may only read them. */
+int pf_lend(uint32_t peer, void *address, uint64_t pages, uint64_t tag, uint16_t flags);
+
+/* Lets `peer` see whole pages, too; call it again with another peer to share them with several. */
+int pf_share(uint32_t peer, void *address, uint64_t pages, uint64_t tag, uint16_t flags);
+
+/* Gives borrowed pages back to `owner`, whom the message that brought them names as its sender. PF_E_RECLAIMED if
+ * the owner has taken them back already: pf_release() lets go of the place then. */
+int pf_return(uint32_t owner, void *address, uint64_t pages, uint64_t tag);
+
+/* Takes pages back from all who borrow them, whatever these are doing, and whether they are alive or not. */
+int pf_reclaim(void *address, uint64_t pages);
+
+/* Sends whole pages, and has as many zeroed ones in the same place when it returns. */
+int pf_exchange(uint32_t peer, void *address, uint64_t pages, uint64_t length, uint64_t tag);
+
+/* Zeroed pages from the monitor's pool; PF_E_QUOTA, PF_E_WINDOW_FULL or PF_E_NO_MEMORY if there are none. */
+int pf_alloc(uint64_t pages, void **address);
+
+/* Gives whole pages back to the pool; they are gone, and read as zeros to their next owner. */
 int pf_release(void *address, uint64_t pages);
+
+/* What the first of `pages` pages at `address` is, whose, and for how many pages; and what the machine has left of
+ * its quotas. With `pages` 0 only the latter. */
+int pf_query(void *address, uint64_t pages, struct pf_answer *answer);
 
 /* A message's first extent as memory. */
 static inline void *pf_data(const pf_message *message)
@@ -55,15 +82,25 @@ static inline void *pf_data(const pf_message *message)
 
 /* ---- Peers ---- */
 
-#define PF_NO_PEER 0xffffffffu
-uint32_t pf_peer(const char *name); /* a peer's id by its name, or PF_NO_PEER; no exit */
+/* None of these exits: the monitor keeps the peer table up to date. */
+uint32_t pf_peer(const char *name); /* a peer's id by its name, or PF_NO_PEER */
 bool pf_alive(uint32_t peer);
+bool pf_has_room(uint32_t peer);    /* whether its queue has room */
+
+/* Waits up to `timeout_us` until the queue of `peer` has room. PF_OK if it has; PF_PENDING if a message has come
+ * first: take it, and try again, since two machines that wait for each other's room without taking what the other
+ * has sent would wait for ever. PF_E_DEAD, PF_E_PEER, PF_E_TIMEOUT. */
+int pf_wait_room(uint32_t peer, uint64_t timeout_us);
+
+/* Whether anything has been noticed since the last call: a peer was added or has stopped, something borrowed was
+ * reclaimed, the host has set bits in PF->notices. */
+bool pf_noticed(void);
 
 /* ---- The machine ---- */
 
 __attribute__((noreturn)) void pf_exit(int code);
 __attribute__((noreturn)) void pf_panic(const char *text);
-int pf_wait(uint64_t timeout_us);                     /* park until something is in the receive ring */
+int pf_wait(uint64_t timeout_us);                     /* park until there is a message, or a notice not yet seen */
 int pf_log(const char *text);                         /* to the user's console */
 __attribute__((format(printf, 1, 2))) int pf_printf(const char *format, ...); /* %s %c %d %u %x %p %ld %lu %lx %% */
 void pf_progress(uint64_t done, uint64_t total);      /* shown by the monitor's front end; no exit */

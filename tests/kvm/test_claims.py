@@ -103,7 +103,7 @@ def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in
             assert len(b.peer.queue) == 0
         if event.kind == "send" and fields["sender"] == "a":
             (message,) = b.peer.queue  # C3c: the monitor has put the address into b's queue
-            assert message.parcel is not None
+            assert message.targets
             seen.append("in b's queue")
         if event.kind == "deliver" and fields["receiver"] == "b":
             assert len(b.peer.queue) == 0  # C3d

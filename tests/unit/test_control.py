@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
-from vmm.ferry.ledger import Refusal
+from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Doorbell, Operation, PeerFlags, Status
 

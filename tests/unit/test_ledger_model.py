@@ -1,245 +1,734 @@
-"""The ledger against a model that knows every page by itself, in any order of events."""
+"""The ledger against a model that knows every page by itself, in any order of events.
+
+PAGEFERRY_STEPS says how many events there are at least, in all worlds together.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import hypothesis.strategies as st
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+import pytest
+from hypothesis import HealthCheck, event, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from vmm.ferry.ledger import Ledger, Parcel, Refusal
-from vmm.ferry.runs import Extent, Hold
-from vmm.guest.abi import Status
+from vmm.ferry.books import UNLIMITED, Description
+from vmm.ferry.frames import Frames
+from vmm.ferry.ledger import Ledger
+from vmm.ferry.plans import Homecoming, Transfer
+from vmm.ferry.rules import Refusal
+from vmm.ferry.runs import Extent, Run
+from vmm.guest.abi import Hold, Operation, Status
+
+STEPS = int(os.environ.get("PAGEFERRY_STEPS", "1500"))
+STEPS_IN_A_WORLD = 50
 
 FRAMES = 40
 PAGES = 16
 PEERS = 4
 
+OWN = {Hold.OWNED, Hold.SENT, Hold.LENT, Hold.SHARED}
+FOREIGN = {Hold.INCOMING, Hold.BORROWED, Hold.VIEWED}
+GIVEN = {Operation.SEND, Operation.EXCHANGE}
+TRANSFERS = [Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE]
+
 Window = dict[int, tuple[int, Hold]]  # page: (frame, hold)
+Place = tuple[int, int, int]  # peer, page of its window, frame
+
+T = TypeVar("T")
+
+
+# ---- The model ----
 
 
 @dataclasses.dataclass
-class Flight:
-    """One parcel in flight, as its pages.
+class Share:
+    """What a peer has, or is to have, of another's frame."""
 
-    (frame, page in the sender's window, in the receiver's).
-    """
-
-    parcel: Parcel
-    pages: list[tuple[int, int, int]]
+    page: int
+    writable: bool
+    arrived: bool = False
 
 
-def pages_of(extent: Extent) -> range:
-    return range(extent.page, extent.end)
+@dataclasses.dataclass
+class Frame:
+    """One frame that is not free: its owner, who may have died, and who else has it."""
+
+    owner: int
+    page: int
+    hold: Hold = Hold.OWNED
+    borrowers: dict[int, Share] = dataclasses.field(default_factory=dict)
+
+    def hold_of(self, borrower: int) -> Hold:
+        share = self.borrowers[borrower]
+        if not share.arrived:
+            return Hold.INCOMING
+        return Hold.BORROWED if share.writable else Hold.VIEWED
 
 
-def lowest_gap(window: Window, count: int) -> int | None:
-    for page in range(PAGES - count + 1):
-        if not any(place in window for place in range(page, page + count)):
-            return page
-    return None
+@dataclasses.dataclass
+class Member:
+    """One living peer. `revoked`: the pages that were borrowed until they were reclaimed."""
+
+    quota: int
+    pieces: int
+    revoked: set[int] = dataclasses.field(default_factory=set)
 
 
-class LedgerAgainstPages(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ledger = Ledger(FRAMES)
-        self.free = set(range(FRAMES))
-        self.windows: dict[int, Window] = {}
-        self.flights: list[Flight] = []
-        self.next_peer = 0
-        for _ in range(PEERS):
-            self.admit()
+def pages_of(extents: Iterable[Extent]) -> list[int]:
+    return [page for extent in extents for page in range(extent.page, extent.end)]
 
-    # ---- What the model says will happen ----
 
-    def grant_status(self, peer: int, count: int) -> Status:
-        if lowest_gap(self.windows[peer], count) is None:
-            return Status.E_WINDOW_FULL
-        return Status.E_NO_MEMORY if count > len(self.free) else Status.OK
+def in_one_run(window: Window, page: int) -> bool:
+    """Whether a page continues the one before it."""
+    before = window.get(page - 1)
+    return before is not None and window.get(page) == (before[0] + 1, before[1])
 
-    def owns(self, peer: int, extent: Extent) -> bool:
-        holds = [self.windows[peer].get(page, (0, None))[1] for page in pages_of(extent)]
-        return all(hold is Hold.OWNED for hold in holds)
 
-    def begin_status(self, sender: int, receiver: int, extents: list[Extent]) -> Status:
-        if not all(self.owns(sender, extent) for extent in extents):
-            return Status.E_OWNERSHIP
-        window = dict(self.windows[receiver])
-        for extent in extents:
-            page = lowest_gap(window, extent.pages)
-            if page is None:
-                return Status.E_WINDOW_FULL
-            window |= {page + i: (-1, Hold.INCOMING) for i in range(extent.pages)}
-        return Status.OK
+def cuts(window: Window, extents: Iterable[Extent]) -> int:
+    return sum(in_one_run(window, e.page) + in_one_run(window, e.end) for e in extents)
+
+
+def runs_in(window: Window, extents: Iterable[Extent]) -> int:
+    return sum(
+        page in window and (page == extent.page or not in_one_run(window, page))
+        for extent in extents
+        for page in pages_of([extent])
+    )
+
+
+def has_room(window: Window, extents: Iterable[Extent]) -> bool:
+    """Whether as many extents fit, each at the lowest place."""
+    taken = set(window)
+    for _, count in extents:
+        places = (range(page, page + count) for page in range(PAGES - count + 1))
+        place = next((place for place in places if taken.isdisjoint(place)), None)
+        if place is None:
+            return False
+        taken |= set(place)
+    return True
+
+
+class Model:
+    """The protocol, page by page."""
+
+    def __init__(self, pieces: int) -> None:
+        self.pieces = pieces
+        self.frames: dict[int, Frame] = {}
+        self.members: dict[int, Member] = {}
+
+    def free(self) -> set[int]:
+        return set(range(FRAMES)) - self.frames.keys()
+
+    def window(self, peer: int) -> Window:
+        found = {page: (page, Hold.REVOKED) for page in self.members[peer].revoked}
+        for number, frame in self.frames.items():
+            if frame.owner == peer:
+                found[frame.page] = (number, frame.hold)
+            if peer in frame.borrowers:
+                found[frame.borrowers[peer].page] = (number, frame.hold_of(peer))
+        return found
+
+    def charged(self, peer: int) -> int:
+        return sum(
+            frame.owner == peer or (frame.hold is Hold.SENT and peer in frame.borrowers)
+            for frame in self.frames.values()
+        )
+
+    def states(self) -> dict[str, int]:
+        found = Counter(free=len(self.free()))
+        for frame in self.frames.values():
+            if frame.hold is Hold.SENT:
+                found["in_flight"] += 1
+            elif frame.owner not in self.members:
+                found["orphaned"] += 1
+            else:
+                found[frame.hold.name.lower()] += 1
+        return found
+
+    def description(self, peer: int, page: int) -> tuple[Hold, int | None, tuple[int, ...]]:
+        number, hold = self.window(peer).get(page, (0, Hold.NONE))
+        if hold in (Hold.NONE, Hold.INCOMING, Hold.REVOKED):
+            return hold, None, ()
+        frame = self.frames[number]
+        return hold, frame.owner, tuple(frame.borrowers) if frame.owner == peer else (peer,)
+
+    # ---- What is refused: the first of these ----
+
+    def by_the_rules(
+        self, operation: Operation, peer: int, extents: Sequence[Extent]
+    ) -> Iterator[Status]:
+        window = self.window(peer)
+        for page in pages_of(extents):
+            yield from self.by_a_rule(operation, window.get(page, (0, Hold.NONE))[1])
+
+    @staticmethod
+    def by_a_rule(operation: Operation, hold: Hold) -> Iterator[Status]:
+        if hold is Hold.REVOKED:
+            if operation is not Operation.RELEASE:
+                yield Status.E_RECLAIMED
+        elif hold in (Hold.BORROWED, Hold.VIEWED):
+            if operation is not Operation.RETURN:
+                yield Status.E_BORROWED
+        elif operation is Operation.RETURN:
+            yield Status.E_NOT_LENT
+        elif operation is Operation.RECLAIM:
+            if hold not in (Hold.LENT, Hold.SHARED):
+                yield Status.E_NOT_LENT
+        elif hold is Hold.LENT or (hold is Hold.SHARED and operation is not Operation.SHARE):
+            yield Status.E_LENT
+        elif hold not in (Hold.OWNED, Hold.SHARED):
+            yield Status.E_OWNERSHIP
+
+    def by_own_pieces(self, peer: int, growth: int) -> Iterator[Status]:
+        window = self.window(peer)
+        if growth and len(runs(window)) + growth > self.members[peer].pieces:
+            yield Status.E_QUOTA
+
+    def by_the_host(self, growth: int) -> Iterator[Status]:
+        total = sum(len(runs(self.window(peer))) for peer in self.members)
+        if growth and total + growth > self.pieces:
+            yield Status.E_NO_MEMORY
+
+    def by_the_pool(self, peer: int, counts: Sequence[int], own: int, others: int) -> Iterator[Status]:
+        """Fresh pages for a window that grows by so many runs besides, as others do."""
+        if sum(counts) > len(self.free()):
+            yield Status.E_NO_MEMORY
+        parts = self.parts_of_the_pool(counts)
+        yield from self.by_own_pieces(peer, own + parts)
+        yield from self.by_the_host(own + parts + others)
+
+    def parts_of_the_pool(self, counts: Sequence[int]) -> int:
+        """In how many runs of frames so many pages come: in one each, if there is one."""
+        free, parts = sorted(self.free()), 0
+        for count in counts:
+            whole = (free[i : i + count] for i in range(len(free) - count + 1))
+            taken = next((run for run in whole if run[-1] - run[0] == count - 1), free[:count])
+            parts += sum(frame - 1 not in taken for frame in taken)
+            free = [frame for frame in free if frame not in taken]
+        return parts
+
+    def grant_refused(self, peer: int, counts: Sequence[int]) -> Iterator[Status]:
+        if self.charged(peer) + sum(counts) > self.members[peer].quota:
+            yield Status.E_QUOTA
+        if not has_room(self.window(peer), [Extent(0, count) for count in counts]):
+            yield Status.E_WINDOW_FULL
+        yield from self.by_the_pool(peer, counts, 0, 0)
+
+    def release_refused(self, peer: int, extents: Sequence[Extent]) -> Iterator[Status]:
+        yield from self.by_the_rules(Operation.RELEASE, peer, extents)
+        growth = cuts(self.window(peer), extents)
+        yield from self.by_own_pieces(peer, growth)
+        yield from self.by_the_host(growth)
+
+    def transfer_refused(
+        self, operation: Operation, sender: int, receiver: int, extents: Sequence[Extent]
+    ) -> Iterator[Status]:
+        yield from self.by_the_rules(operation, sender, extents)
+        window, target = self.window(sender), self.window(receiver)
+        if any(receiver in self.frames[window[page][0]].borrowers for page in pages_of(extents)):
+            yield Status.E_REPEATED
+        growth, arriving = cuts(window, extents), runs_in(window, extents)
+        yield from self.by_own_pieces(sender, growth)
+        counts = [extent.pages for extent in extents]
+        limits = self.members[receiver]
+        if operation in GIVEN and self.charged(receiver) + sum(counts) > limits.quota:
+            yield Status.E_QUOTA
+        if not has_room(target, extents) or len(runs(target)) + arriving > limits.pieces:
+            yield Status.E_WINDOW_FULL
+        yield from self.by_the_host(growth + arriving)
+        if operation is Operation.EXCHANGE:
+            if self.charged(sender) + sum(counts) > self.members[sender].quota:
+                yield Status.E_QUOTA
+            if not has_room(window, extents):
+                yield Status.E_WINDOW_FULL
+            yield from self.by_the_pool(sender, counts, growth, arriving)
+
+    def return_refused(self, peer: int, owner: int, extents: Sequence[Extent]) -> Iterator[Status]:
+        yield from self.by_the_rules(Operation.RETURN, peer, extents)
+        window = self.window(peer)
+        if any(self.frames[window[page][0]].owner != owner for page in pages_of(extents)):
+            yield Status.E_NOT_LENT
+        growth = cuts(window, extents)
+        yield from self.by_own_pieces(peer, growth)
+        yield from self.by_the_host(2 * growth)
+
+    def reclaim_refused(self, owner: int, extents: Sequence[Extent]) -> Iterator[Status]:
+        yield from self.by_the_rules(Operation.RECLAIM, owner, extents)
+        window = self.window(owner)
+        growth = cuts(window, extents)
+        yield from self.by_own_pieces(owner, growth)
+        for piece in self.bound_alike([window[page][0] for page in pages_of(extents)]):
+            for borrower, share in self.frames[piece[0]].borrowers.items():
+                place = Extent(share.page, len(piece))
+                growth += cuts(self.window(borrower), [place])
+        yield from self.by_the_host(growth)
+
+    def bound_alike(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Frames in order, cut where one is not bound as the one before it."""
+        pieces: list[list[int]] = []
+        for number in numbers:
+            if pieces and pieces[-1][-1] == number - 1 and self.binding(number - 1, 1) == self.binding(number, 0):
+                pieces[-1].append(number)
+            else:
+                pieces.append([number])
+        return pieces
+
+    def binding(self, number: int, by: int) -> object:
+        frame = self.frames[number]
+        shares = [(peer, s.page + by, s.writable) for peer, s in frame.borrowers.items()]
+        return frame.owner, frame.page + by, frame.hold, shares
+
+    # ---- What an event does ----
+
+    def let_go(
+        self, peer: int, pages: Iterable[int], revoked: bool = False
+    ) -> tuple[set[Place], set[int]]:
+        """Return what comes back to its owner, who does not see it yet, and what is free."""
+        window, back, freed = self.window(peer), set(), set()
+        for page in pages:
+            number = window[page][0]
+            frame = self.frames[number]
+            del frame.borrowers[peer]
+            if revoked:
+                self.members[peer].revoked.add(page)
+            if frame.borrowers:
+                continue
+            if frame.owner not in self.members:
+                freed.add(number)
+                del self.frames[number]
+            elif frame.hold is Hold.SHARED:
+                frame.hold = Hold.OWNED
+            else:
+                frame.hold = Hold.LENT
+                back.add((frame.owner, frame.page, number))
+        return back, freed
+
+    def dismiss(self, peer: int) -> set[int]:
+        """Return what is free."""
+        del self.members[peer]
+        freed = {
+            number
+            for number, frame in self.frames.items()
+            if frame.owner == peer and not frame.borrowers
+        }
+        for number in freed:
+            del self.frames[number]
+        return freed
+
+
+def runs(window: Window) -> list[int]:
+    """The pages at which the window's runs begin."""
+    return [page for page in window if not in_one_run(window, page)]
+
+
+# ---- The ledger's answers, page by page ----
+
+
+def places(runs: Iterable[tuple[int, Run]]) -> set[Place]:
+    return {(peer, run.page + i, run.frame + i) for peer, run in runs for i in range(run.pages)}
+
+
+def numbers(frames: Iterable[Frames]) -> list[int]:
+    return [part.first + i for part in frames for i in range(part.pages)]
+
+
+def window_of(ledger: Ledger, peer: int) -> Window:
+    return {
+        run.page + i: (run.frame + i, run.hold)
+        for run in ledger.window(peer)
+        for i in range(run.pages)
+    }
+
+
+@dataclasses.dataclass
+class Message:
+    receiver: int
+    targets: tuple[Extent, ...]
+
+
+class LedgerAgainstModel(RuleBasedStateMachine):
+    steps = 0  # of all worlds
+
+    @initialize(pieces=st.sampled_from([UNLIMITED, 14]))
+    def begin(self, pieces: int) -> None:
+        self.ledger, self.model = Ledger(FRAMES, pieces), Model(pieces)
+        self.messages: list[Message] = []
+        type(self).steps -= 1  # every_frame_... counts this as well
+        self.peers = 0  # so far; no number is used again
+        for limits in ((UNLIMITED, UNLIMITED), (UNLIMITED, UNLIMITED), (14, UNLIMITED), (20, 5)):
+            self._admit(*limits)
+
+    def _admit(self, quota: int, pieces: int) -> None:
+        self.ledger.admit(self.peers, PAGES, quota, pieces)
+        self.model.members[self.peers] = Member(quota, pieces)
+        self.peers += 1
 
     def snapshot(self) -> object:
-        windows = {peer: self.ledger.window(peer) for peer in self.windows}
-        return self.ledger.pool.runs, self.ledger.pool.free, windows, self.ledger.audit()
+        accounts = {
+            peer: (tuple(account.window), account.charged)
+            for peer in self.model.members
+            for account in (self.ledger.account(peer),)
+        }
+        bonds, tally = tuple(self.ledger._bonds), self.ledger._tally.intervals
+        return self.ledger.pool.runs, accounts, bonds, tally, self.ledger.audit()
+
+    def attempt(self, name: str, refusals: Iterator[Status], ask: Callable[[], T]) -> T | None:
+        """Ask the ledger: for the answer the model expects, and nothing else may have changed."""
+        expected, before = next(refusals, Status.OK), self.snapshot()
+        event(f"{name}: {expected.name}")
+        try:
+            answer = ask()
+        except Refusal as refusal:
+            assert refusal.status is expected
+            assert self.snapshot() == before
+            return None
+        assert expected is Status.OK
+        return answer
 
     # ---- Choices ----
 
     def a_peer(self, data: st.DataObject) -> int:
-        return data.draw(st.sampled_from(sorted(self.windows)))
+        return data.draw(st.sampled_from(sorted(self.model.members)))
 
-    def an_extent(self, data: st.DataObject, peer: int) -> Extent:
-        """Any pages of the window, but mostly such as the peer has."""
-        held = sorted(self.windows[peer])
-        page = data.draw(st.sampled_from(held) if held else st.integers(0, PAGES - 1))
-        return Extent(page, data.draw(st.integers(1, min(5, PAGES - page))))
+    def another(self, data: st.DataObject, peer: int) -> int:
+        return data.draw(st.sampled_from(sorted(self.model.members.keys() - {peer})))
 
-    def some_extents(self, data: st.DataObject, peer: int, count: int) -> list[Extent]:
-        extents: list[Extent] = []
-        for _ in range(count):
-            extent = self.an_extent(data, peer)
-            if not any(extent.page < other.end and other.page < extent.end for other in extents):
+    def some_extents(self, data: st.DataObject, peer: int, likely: set[Hold]) -> list[Extent]:
+        """One to three disjoint extents, most of them of pages with such a hold."""
+        window, extents = self.model.window(peer), list[Extent]()
+        fitting = sorted(page for page, (_, hold) in window.items() if hold in likely)
+        for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]))):
+            page = data.draw(st.sampled_from([*fitting * 8, *range(PAGES)]))
+            end = page + 1
+            while end in fitting and end - page < 5:
+                end += 1
+            most = max(1, end - page)
+            lengths = st.sampled_from([*list(range(1, most + 1)) * 4, most + 1])
+            extent = Extent(page, min(data.draw(lengths), PAGES - page))
+            if not set(pages_of([extent])) & set(pages_of(extents)):
                 extents.append(extent)
         return extents
 
-    def a_flight(self, data: st.DataObject) -> Flight:
-        return self.flights.pop(data.draw(st.integers(0, len(self.flights) - 1)))
+    def a_message(self, data: st.DataObject) -> Message:
+        return self.messages.pop(data.draw(st.integers(0, len(self.messages) - 1)))
 
-    # ---- Operations ----
+    # ---- Peers ----
 
-    @precondition(lambda self: len(self.windows) < PEERS)
-    @rule()
-    def admit(self) -> None:
-        self.ledger.admit(self.next_peer, PAGES)
-        self.windows[self.next_peer] = {}
-        self.next_peer += 1
+    @precondition(lambda self: len(self.model.members) < PEERS)
+    @rule(
+        quota=st.sampled_from([UNLIMITED, 8, 16]), pieces=st.sampled_from([UNLIMITED, 4, 8])
+    )
+    def admit(self, quota: int, pieces: int) -> None:
+        self._admit(quota, pieces)
 
-    @rule(data=st.data(), count=st.integers(1, PAGES + 1))
-    def grant(self, data: st.DataObject, count: int) -> None:
-        peer, before = self.a_peer(data), self.snapshot()
-        expected = self.grant_status(peer, count)
-        try:
-            extent, runs = self.ledger.grant(peer, count)
-        except Refusal as refusal:
-            assert refusal.status is expected
-            assert self.snapshot() == before
-            return
-        assert expected is Status.OK
-        frames = [run.frame + i for run in runs for i in range(run.pages)]
-        assert len(set(frames)) == count
-        assert set(frames) <= self.free
-        assert not self.windows[peer].keys() & set(pages_of(extent))
-        self.free -= set(frames)
-        self.windows[peer] |= {
-            page: (frame, Hold.OWNED) for page, frame in zip(pages_of(extent), frames, strict=True)
-        }
-
-    @rule(data=st.data(), count=st.integers(1, 3))
-    def begin(self, data: st.DataObject, count: int) -> None:
-        sender, receiver = self.a_peer(data), self.a_peer(data)
-        extents = self.some_extents(data, sender, count)
-        before, expected = self.snapshot(), self.begin_status(sender, receiver, extents)
-        try:
-            parcel = self.ledger.begin(sender, receiver, extents)
-        except Refusal as refusal:
-            assert refusal.status is expected
-            assert self.snapshot() == before
-            return
-        assert expected is Status.OK
-        self.take_off(parcel, extents)
-
-    def take_off(self, parcel: Parcel, extents: list[Extent]) -> None:
-        source, target = self.windows[parcel.sender], self.windows[parcel.receiver]
-        assert [place.pages for place in parcel.targets] == [extent.pages for extent in extents]
-        moves = [
-            (source[old][0], old, new)
-            for extent, place in zip(extents, parcel.targets, strict=True)
-            for old, new in zip(pages_of(extent), pages_of(place), strict=True)
-        ]
-        pieces = [
-            (piece.frame + i, piece.source + i, piece.target + i)
-            for piece in parcel.pieces
-            for i in range(piece.pages)
-        ]
-        assert pieces == moves
-        assert not target.keys() & {new for _, _, new in moves}
-        source |= {old: (frame, Hold.OUTGOING) for frame, old, _ in moves}
-        target |= {new: (frame, Hold.INCOMING) for frame, _, new in moves}
-        self.flights.append(Flight(parcel, moves))
-
-    @precondition(lambda self: self.flights)
+    @precondition(lambda self: len(self.model.members) > 2)
     @rule(data=st.data())
-    def complete(self, data: st.DataObject) -> None:
-        flight = self.a_flight(data)
-        self.ledger.complete(flight.parcel)
-        for frame, old, new in flight.pages:
-            self.windows.get(flight.parcel.sender, {}).pop(old, None)
-            self.windows[flight.parcel.receiver][new] = (frame, Hold.OWNED)
-
-    @precondition(lambda self: self.flights)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        self.turn_back(self.a_flight(data))
-
-    def turn_back(self, flight: Flight) -> None:
-        freed = self.ledger.cancel(flight.parcel)
-        source = self.windows.get(flight.parcel.sender)
-        frames = {frame for frame, _, _ in flight.pages} if source is None else set()
-        assert {part.first + i for part in freed for i in range(part.pages)} == frames
-        self.free |= frames
-        for frame, old, new in flight.pages:
-            del self.windows[flight.parcel.receiver][new]
-            if source is not None:
-                source[old] = (frame, Hold.OWNED)
-
-    @rule(data=st.data(), count=st.integers(1, 2))
-    def release(self, data: st.DataObject, count: int) -> None:
-        peer, before = self.a_peer(data), self.snapshot()
-        extents = self.some_extents(data, peer, count)
-        try:
-            freed = self.ledger.release(peer, extents)
-        except Refusal as refusal:
-            assert refusal.status is Status.E_OWNERSHIP
-            assert not all(self.owns(peer, extent) for extent in extents)
-            assert self.snapshot() == before
+    def death(self, data: st.DataObject) -> None:
+        """What it borrows, or was to get, comes back; what it has sent or lent stays where it is."""
+        if data.draw(st.integers(0, 2)):
             return
-        assert all(self.owns(peer, extent) for extent in extents)
-        pages = [page for extent in extents for page in pages_of(extent)]
-        frames = {self.windows[peer].pop(page)[0] for page in pages}
-        assert {part.first + i for part in freed for i in range(part.pages)} == frames
-        self.free |= frames
-
-    @precondition(lambda self: len(self.windows) > 1)
-    @rule(data=st.data())
-    def dismiss(self, data: st.DataObject) -> None:
-        """A death: what is on its way to the peer is cancelled first, what it sent flies on."""
         peer = self.a_peer(data)
-        for flight in [f for f in self.flights if f.parcel.receiver == peer]:
-            self.flights.remove(flight)
-            self.turn_back(flight)
+        self.come_back(data, peer, pages_of([Extent(0, PAGES)]), FOREIGN)
+        self.messages = [m for m in self.messages if m.receiver != peer]
         freed = self.ledger.dismiss(peer)
-        gone = self.windows.pop(peer)
-        frames = {frame for frame, hold in gone.values() if hold is Hold.OWNED}
-        assert {part.first + i for part in freed for i in range(part.pages)} == frames
-        self.free |= frames
+        assert set(numbers(freed)) == self.model.dismiss(peer)
+
+    # ---- From and to the pool ----
+
+    @rule(data=st.data(), counts=st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    def grant(self, data: st.DataObject, counts: list[int]) -> None:
+        peer = self.a_peer(data)
+        window, free = self.model.window(peer), self.model.free()
+        refused = self.model.grant_refused(peer, counts)
+        answer = self.attempt("grant", refused, lambda: self.ledger.grant(peer, counts))
+        if answer is None:
+            return
+        extents, granted = answer
+        assert [extent.pages for extent in extents] == counts
+        pages = pages_of(extents)
+        assert len(set(pages)) == len(pages)
+        assert not window.keys() & set(pages)
+        self.fill(peer, pages, granted, free)
+
+    def fill(self, peer: int, pages: list[int], granted: Iterable[Run], free: set[int]) -> None:
+        """Fresh frames, free until now, have come to these pages."""
+        found = [(run.page + i, run.frame + i) for run in granted for i in range(run.pages)]
+        assert [page for page, _ in found] == pages
+        assert len({frame for _, frame in found}) == len(pages)
+        assert {frame for _, frame in found} <= free
+        self.model.frames |= {frame: Frame(peer, page) for page, frame in found}
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        peer = self.a_peer(data)
+        extents = self.some_extents(data, peer, {Hold.OWNED, Hold.REVOKED})
+        refused = self.model.release_refused(peer, extents)
+        found = self.attempt("release", refused, lambda: self.ledger.releasing(peer, extents))
+        if found is None:
+            return
+        window = self.model.window(peer)
+        frames = {window[page][0] for page in pages_of(extents) if window[page][1] is Hold.OWNED}
+        assert set(numbers(self.ledger.release(peer, found))) == frames
+        self.model.members[peer].revoked -= set(pages_of(extents))
+        for frame in frames:
+            del self.model.frames[frame]
+
+    # ---- Messages with pages ----
+
+    @rule(data=st.data(), operation=st.sampled_from(TRANSFERS), writable=st.booleans())
+    def transfer(self, data: st.DataObject, operation: Operation, writable: bool) -> None:
+        sender = self.a_peer(data)
+        receiver = self.another(data, sender)
+        likely = {Hold.OWNED, Hold.SHARED} if operation is Operation.SHARE else {Hold.OWNED}
+        extents = self.some_extents(data, sender, likely)
+        before, free = self.snapshot(), self.model.free()
+        plan = self.attempt(
+            operation.name,
+            self.model.transfer_refused(operation, sender, receiver, extents),
+            lambda: self.ledger.transfer(operation, sender, receiver, extents, writable=writable),
+        )
+        if plan is None:
+            return
+        if not data.draw(st.integers(0, 7)):  # the host has refused to change the mappings
+            self.ledger.abandon(plan)
+            assert self.snapshot() == before
+            return
+        self.check_places(plan, extents)
+        self.ledger.commit_transfer(plan)
+        self.part(plan, extents)
+        if operation is Operation.EXCHANGE:
+            self.fill(sender, pages_of(extents), plan.fresh, free)
+        self.messages.append(Message(receiver, plan.targets))
+
+    def check_places(self, plan: Transfer, extents: list[Extent]) -> None:
+        """The places are free, and the plan says the same of each page and of each extent."""
+        source, target = self.model.window(plan.sender), self.model.window(plan.receiver)
+        pages, targets = pages_of(extents), pages_of(plan.targets)
+        assert [target.pages for target in plan.targets] == [extent.pages for extent in extents]
+        assert len(set(targets)) == len(targets)
+        assert not target.keys() & set(targets)
+        by_page = list(self.moves(plan))
+        assert [(page, frame) for page, frame, _, _ in by_page] == [
+            (page, source[page][0]) for page in pages
+        ]
+        assert [place for _, _, _, place in by_page] == targets
+        homes = [home for _, _, home, _ in by_page]
+        if plan.operation is not Operation.EXCHANGE:
+            assert homes == pages
+            return
+        assert len(set(homes)) == len(homes)
+        assert not source.keys() & set(homes)
+
+    @staticmethod
+    def moves(plan: Transfer) -> Iterator[tuple[int, int, int, int]]:
+        """Yield for each page: itself, its frame, its way back, its place."""
+        for run, home, place in zip(plan.runs, plan.homes, plan.places, strict=True):
+            for i in range(run.pages):
+                yield run.page + i, run.frame + i, home + i, place + i
+
+    def part(self, plan: Transfer, extents: list[Extent]) -> None:
+        for _, number, home, place in self.moves(plan):
+            frame = self.model.frames[number]
+            frame.page = home
+            if plan.operation in GIVEN:
+                frame.hold = Hold.SENT
+            else:
+                frame.hold = Hold.LENT if plan.operation is Operation.LEND else Hold.SHARED
+            frame.borrowers[plan.receiver] = Share(place, plan.writable)
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """What is still to come, comes; what has been reclaimed does not."""
+        message = self.a_message(data)
+        peer, window = message.receiver, self.model.window(message.receiver)
+        expected: Window = {}
+        for page in pages_of(message.targets):
+            number, hold = window.get(page, (0, Hold.NONE))
+            if hold is not Hold.INCOMING:
+                continue
+            frame = self.model.frames[number]
+            frame.borrowers[peer].arrived = True
+            if frame.hold is Hold.SENT:
+                self.model.frames[number] = Frame(peer, page)
+                expected[page] = (number, Hold.OWNED)
+            else:
+                expected[page] = (number, frame.hold_of(peer))
+        arriving = self.ledger.arriving(peer, message.targets)
+        event(f"deliver: {bool(expected)}")
+        assert {
+            run.page + i: (run.frame + i, run.hold) for run in arriving for i in range(run.pages)
+        } == expected
+        self.ledger.arrive(peer, arriving)
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def bounce(self, data: st.DataObject) -> None:
+        """A message cannot be delivered: what it was to bring goes back."""
+        message = self.a_message(data)
+        self.come_back(data, message.receiver, pages_of(message.targets), {Hold.INCOMING})
+
+    def come_back(
+        self, data: st.DataObject, peer: int, pages: list[int], holds: set[Hold]
+    ) -> None:
+        """A peer lets go of what such pages hold; the owners see it again, or the host refuses."""
+        window = self.model.window(peer)
+        pages = [page for page in pages if window.get(page, (0, Hold.NONE))[1] in holds]
+        going = [
+            run for page in pages for run in self.ledger.runs(peer, Extent(page, 1))
+        ] if data.draw(st.booleans()) else [
+            run
+            for run in self.ledger.window(peer)
+            if run.hold in holds and set(pages_of([run.extent])) <= set(pages)
+        ]
+        pages = pages_of(run.extent for run in going)
+        home = self.ledger.let_go(peer, going)
+        self.settled(home, *self.model.let_go(peer, pages))
+        for owner, run in home.back:
+            if data.draw(st.integers(0, 3)):
+                self.show(owner, [run])
+
+    def settled(self, home: Homecoming, back: set[Place], freed: set[int]) -> None:
+        assert places(home.back) == back
+        assert sorted(numbers(home.freed)) == sorted(freed)
+
+    def show(self, owner: int, runs: Iterable[Run]) -> None:
+        self.ledger.restore(owner, runs)
+        for _, _, number in places((owner, run) for run in runs):
+            assert self.model.frames[number].borrowers == {}
+            self.model.frames[number].hold = Hold.OWNED
+
+    # ---- The way back ----
+
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        peer = self.a_peer(data)
+        extents = self.some_extents(data, peer, {Hold.BORROWED, Hold.VIEWED})
+        window, frames = self.model.window(peer), self.model.frames
+        pages = pages_of(extents)
+        owners = [
+            frames[window[page][0]].owner
+            for page in pages
+            if page in window and window[page][1] is not Hold.REVOKED
+        ]
+        owner = data.draw(st.sampled_from([*owners * 4, *range(self.peers)]))
+        plan = self.attempt(
+            "return",
+            self.model.return_refused(peer, owner, extents),
+            lambda: self.ledger.returning(peer, owner, extents),
+        )
+        if plan is None:
+            return
+        event(f"return: owner {'alive' if owner in self.model.members else 'dead'}")
+        lent = [frames[window[p][0]].page for p in pages if frames[window[p][0]].hold is Hold.LENT]
+        homes = [frames[window[page][0]].page for page in pages]
+        back, freed = self.model.let_go(peer, pages)
+        assert places((owner, run) for run in plan.shown) == back
+        if owner in self.model.members:
+            assert sorted(pages_of(run.extent for run in plan.shown)) == sorted(lent)
+            assert pages_of(plan.spans) == homes
+        else:
+            assert plan.spans == plan.shown == ()
+        assert sorted(numbers(self.ledger.commit_return(plan))) == sorted(freed)
+        for _, _, number in back:
+            frames[number].hold = Hold.OWNED
+
+    @rule(data=st.data())
+    def reclaim(self, data: st.DataObject) -> None:
+        owner = self.a_peer(data)
+        extents = self.some_extents(data, owner, {Hold.LENT, Hold.SHARED})
+        plan = self.attempt(
+            "reclaim",
+            self.model.reclaim_refused(owner, extents),
+            lambda: self.ledger.reclaiming(owner, extents),
+        )
+        if plan is None:
+            return
+        window = self.model.window(owner)
+        hidden, shown, robbed = set(), set(), set()
+        for page in pages_of(extents):
+            number = window[page][0]
+            frame = self.model.frames[number]
+            if frame.hold is Hold.LENT:
+                shown.add((owner, page, number))
+            for peer, share in frame.borrowers.items():
+                robbed.add(peer)
+                self.model.members[peer].revoked.add(share.page)
+                if share.arrived:
+                    hidden.add((peer, share.page, number))
+            self.model.frames[number] = Frame(owner, page)
+        assert places(plan.hidden) == hidden
+        assert places((owner, run) for run in plan.shown) == shown
+        assert self.ledger.commit_reclaim(plan) == robbed
+
+    @rule(data=st.data())
+    def withhold(self, data: st.DataObject) -> None:
+        """The host has hidden a run, and refuses to show it again."""
+        peer = self.a_peer(data)
+        seen = {Hold.OWNED, Hold.BORROWED, Hold.VIEWED}
+        extent = self.some_extents(data, peer, seen)[0]
+        for run in self.ledger.runs(peer, extent):
+            if run.hold not in seen:
+                continue
+            event(f"withhold: {run.hold.name}")
+            freed = self.ledger.withhold(peer, run)
+            if run.hold is Hold.OWNED:
+                assert freed == []
+                for _, _, number in places([(peer, run)]):
+                    self.model.frames[number].hold = Hold.LENT
+            else:
+                _, expected = self.model.let_go(peer, pages_of([run.extent]), revoked=True)
+                assert sorted(numbers(freed)) == sorted(expected)
 
     # ---- After every step ----
 
+    @rule(data=st.data())
+    def describe(self, data: st.DataObject) -> None:
+        peer = self.a_peer(data)
+        extent = self.some_extents(data, peer, OWN | FOREIGN)[0]
+        found = self.ledger.describe(peer, extent)
+        assert 1 <= found.pages <= extent.pages
+        for page in range(extent.page, extent.page + found.pages):
+            hold, owner, borrowers = self.model.description(peer, page)
+            assert found == Description(hold, found.pages, owner, borrowers)
+
     @invariant()
     def every_frame_is_in_one_state_and_none_is_lost(self) -> None:
-        counts = self.ledger.audit()
-        assert sum(counts.values()) == FRAMES
-        assert counts["free"] == len(self.free)
-        assert counts["in_flight"] == sum(len(flight.pages) for flight in self.flights)
+        type(self).steps += 1
+        states = self.ledger.audit()
+        assert sum(states.values()) == FRAMES
+        assert +Counter(states) == +Counter(self.model.states())
+        assert set(numbers(self.ledger.pool.runs)) == self.model.free()
 
     @invariant()
     def every_page_is_what_the_model_says(self) -> None:
-        free = {run.first + i for run in self.ledger.pool.runs for i in range(run.pages)}
-        assert free == self.free
-        for peer, window in self.windows.items():
-            runs = self.ledger.window(peer)
-            there = {
-                run.page + i: (run.frame + i, run.hold) for run in runs for i in range(run.pages)
-            }
-            assert there == window
+        for peer in self.model.members:
+            window, account = self.model.window(peer), self.ledger.account(peer)
+            assert window_of(self.ledger, peer) == window
+            assert len(account.window) == len(runs(window))
+            assert account.charged == self.model.charged(peer)
 
 
-LedgerAgainstPages.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None
-)
-TestLedgerAgainstPages = LedgerAgainstPages.TestCase
+@pytest.mark.timeout(60 + STEPS // 20)
+def test_the_ledger_agrees_with_a_model_of_every_page() -> None:
+    worlds = settings(
+        max_examples=-(-STEPS // STEPS_IN_A_WORLD),
+        stateful_step_count=STEPS_IN_A_WORLD,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    LedgerAgainstModel.steps = 0
+    run_state_machine_as_test(LedgerAgainstModel, settings=worlds)
+    assert LedgerAgainstModel.steps >= STEPS

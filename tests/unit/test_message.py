@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from vmm.ferry.ledger import Refusal
+from vmm.ferry.rules import Refusal
 from vmm.ferry.message import Message, Request, Span
 from vmm.ferry.runs import Extent
 from vmm.guest import abi

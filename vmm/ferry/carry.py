@@ -1,78 +1,101 @@
-"""Extents taken out of a window and brought into one: all of them, or none.
+"""Pages taken out of windows and brought into others: all those of one operation, or none.
 
-The ledger has committed already; here the windows follow it, and are as before where the host
-refuses.
+The ledger has planned the operation, and commits it afterwards; in between the mappings change
+here, and are as before where the host refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 
-from vmm.ferry.ledger import Ledger, Parcel, Refusal
+from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
-from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
+from vmm.ferry.places import joined
+from vmm.ferry.roster import Roster
+from vmm.ferry.rules import WRITABLE, Refusal
+from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import PAGE_SIZE, Status
 from vmm.memory.movers import Window
+from vmm.memory.pool import PagePool
 
 
-def hide(ledger: Ledger, peer: Peer, extents: Sequence[Extent]) -> None:
-    """Take extents out of a peer's window: all of them, or Refusal(E_NO_MEMORY) and none."""
-    hidden: list[Extent] = []
-    try:
-        for extent in extents:
-            peer.window.hide(*extent)
-            hidden.append(extent)
-    except OSError:
-        for extent in hidden:
-            for run in ledger.runs(peer.number, extent):
-                peer.window.show(run.page, run.frame, run.pages)
-        raise Refusal(Status.E_NO_MEMORY) from None
+class Carrier:
+    """Changes mappings as one. `with carrier.all_or_nothing() as moves: moves.hide(...)`."""
+
+    def __init__(self, ledger: Ledger, roster: Roster, pool: PagePool) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        self._pool = pool
+
+    def all_or_nothing(self) -> Moves:
+        """Begin an operation's changes."""
+        return Moves(lambda peer: self._roster[peer].window, self._withhold)
+
+    def _withhold(self, peer: int, run: Run) -> None:
+        self._pool.zero(self._ledger.withhold(peer, run))
 
 
-def show(peer: Peer, parcel: Parcel) -> None:
-    """Show a parcel's pages in the receiver's window: all of them, or OSError and none."""
-    shown: list[Extent] = []
-    try:
-        for target, frame, count in joined(parcel):
-            peer.window.show(target, frame, count)
-            shown.append(Extent(target, count))
-    except OSError:
-        for extent in shown:
-            peer.window.hide(*extent)
-        raise
+class Moves:
+    """The changes of one operation. An OSError within the block undoes them, and becomes
+    Refusal(E_NO_MEMORY).
+
+    withhold   called with a run that was hidden and cannot be shown again: what the host does, the
+               ledger has to follow
+    """
+
+    def __init__(
+        self, window: Callable[[int], Window], withhold: Callable[[int, Run], None]
+    ) -> None:
+        self._window = window
+        self._withhold = withhold
+        self._undo: list[tuple[Callable[[int, Run], None], int, Run]] = []
+
+    def hide(self, peer: int, runs: Sequence[Run]) -> None:
+        """Take runs out of a peer's window, with one call for those that are adjacent."""
+        left = list(runs)
+        for extent in joined(run.extent for run in runs):
+            self._window(peer).hide(*extent)
+            while left and left[0].page < extent.end and left[0].page >= extent.page:
+                self._undo.append((self._show_again, peer, left.pop(0)))
+
+    def show(self, peer: int, runs: Iterable[Run]) -> None:
+        """Bring runs into a peer's window, writable or not as their hold says."""
+        for run in runs:
+            show(self._window(peer), run)
+            self._undo.append((self._hide_again, peer, run))
+
+    def _show_again(self, peer: int, run: Run) -> None:
+        try:
+            show(self._window(peer), run)
+        except OSError:
+            self._withhold(peer, run)
+
+    def _hide_again(self, peer: int, run: Run) -> None:
+        # Takes no mapping that showing it did not: there is nothing to run out of.
+        self._window(peer).hide(*run.extent)
+
+    def __enter__(self) -> Moves:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(value, OSError):
+            for undo, peer, run in reversed(self._undo):
+                undo(peer, run)
+            raise Refusal(Status.E_NO_MEMORY) from None
 
 
-def spans(window: Window, extents: Sequence[Extent]) -> tuple[Span, ...]:
+def show(window: Window, run: Run) -> None:
+    """Bring a run into a window. Raises OSError."""
+    window.show(run.page, run.frame, run.pages, writable=run.hold in WRITABLE)
+
+
+def spans(window: Window, extents: Iterable[Extent]) -> tuple[Span, ...]:
     """Return extents of a window by address."""
     base = window.region.base
     return tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
-
-
-def sources(parcel: Parcel) -> list[Extent]:
-    """Return the extents as the sender named them: its places, cut as the receiver's are."""
-    pieces = iter(parcel.pieces)
-    found = []
-    for target in parcel.targets:
-        first = piece = next(pieces)
-        while piece.target + piece.pages < target.end:
-            piece = next(pieces)
-        found.append(Extent(first.source, target.pages))
-    return found
-
-
-def joined(parcel: Parcel) -> Iterator[tuple[int, int, int]]:
-    """Yield (target, frame, count) with neighbours joined.
-
-    One mapping call per run, not per piece.
-    """
-    pieces = iter(parcel.pieces)
-    first = next(pieces)
-    target, frame, count = first.target, first.frame, first.pages
-    for piece in pieces:
-        if piece.target == target + count and piece.frame == frame + count:
-            count += piece.pages
-            continue
-        yield target, frame, count
-        target, frame, count = piece.target, piece.frame, piece.pages
-    yield target, frame, count

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import enum
 import struct
+from typing import NamedTuple
 
-from vmm.ferry.ledger import Refusal
+from vmm.ferry.message import Answer
+from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Status
 
@@ -32,6 +35,9 @@ _PEERS = _offset(abi.Control, "peers")
 _STATUS = _offset(abi.Descriptor, "status")
 _SENDER = _offset(abi.Descriptor, "sender")
 _MESSAGE = _offset(abi.Descriptor, "message")
+_EXTENTS = _offset(abi.Descriptor, "extents")
+_PAYLOAD = _offset(abi.Descriptor, "payload")
+_EXTENT = ctypes.sizeof(abi.Extent)
 
 CONTROL_BYTES = ctypes.sizeof(abi.Control)
 
@@ -50,6 +56,22 @@ class Identity:
     stack_bytes: int
 
 
+class Notice(enum.Enum):
+    """What a notice is about; the value is the field that counts it."""
+
+    PEER = "peer_notices"  # a peer was added, or has stopped
+    RECLAIM = "reclaim_notices"  # a peer has taken back what was borrowed
+    HOST = "host_notices"  # the host has set bits
+
+
+class Wait(NamedTuple):
+    """What a guest waits for: WaitFor bits, the peer whose queue is to have room, what it knows."""
+
+    flags: int
+    peer: int
+    seen: int
+
+
 class ControlStructure:
     """The monitor's hand on one machine's control structure.
 
@@ -62,7 +84,8 @@ class ControlStructure:
         self._memory = memory
         self._tx_tail = 0
         self._rx_head = 0
-        self._notices = 0
+        self._bits = 0
+        self._noticed = dict.fromkeys(Notice, 0)
         self._peers = 0
         start = abi.Control(
             magic=abi.MAGIC,
@@ -111,12 +134,16 @@ class ControlStructure:
         """
         return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % abi.TX_ENTRIES * _ENTRY)
 
-    def answer(self, index: int, status: Status, sender: int, message: int) -> None:
+    def answer(self, index: int, sender: int, answer: Answer) -> None:
         """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
         entry = _TX + index % abi.TX_ENTRIES * _ENTRY
         _U32.pack_into(self._memory, entry + _SENDER, sender)
-        _U64.pack_into(self._memory, entry + _MESSAGE, message)
-        _I32.pack_into(self._memory, entry + _STATUS, status)
+        _U64.pack_into(self._memory, entry + _MESSAGE, answer.number)
+        for place, span in enumerate(answer.spans):
+            _U64.pack_into(self._memory, entry + _EXTENTS + place * _EXTENT, span.gpa)
+        payload = entry + _PAYLOAD
+        self._memory[payload : payload + len(answer.payload)] = answer.payload
+        _I32.pack_into(self._memory, entry + _STATUS, answer.status)
         self._tx_tail = (index + 1) & _MASK
         _U32.pack_into(self._memory, _offset(abi.Control, "tx_tail"), self._tx_tail)
 
@@ -162,6 +189,15 @@ class ControlStructure:
         return self._u64(_offset(abi.Control, "wait_timeout_us"))
 
     @property
+    def wait(self) -> Wait:
+        """What the guest's wait is for, unchecked."""
+        return Wait(
+            self._u32(_offset(abi.Control, "wait_for")),
+            self._u32(_offset(abi.Control, "wait_peer")),
+            self._u32(_offset(abi.Control, "notices_seen")),
+        )
+
+    @property
     def log(self) -> tuple[int, int]:
         """Where the guest's text is: address and length, unchecked."""
         return self._u64(_offset(abi.Control, "log_gpa")), self._u32(
@@ -183,7 +219,17 @@ class ControlStructure:
         """Answer a doorbell as a whole."""
         _I32.pack_into(self._memory, _offset(abi.Control, "bell_status"), status)
 
-    def notice(self, bits: int) -> None:
-        """Set notice bits; what they mean is between the host and the guest."""
-        self._notices |= bits & _MASK
-        _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._notices)
+    # ---- Notices ----
+
+    def notice(self, kind: Notice, bits: int = 0) -> None:
+        """Count a notice, and set bits whose meaning is between the host and the guest."""
+        self._bits |= bits & _MASK
+        self._noticed[kind] += 1
+        _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._bits)
+        _U32.pack_into(self._memory, _offset(abi.Control, kind.value), self._noticed[kind] & _MASK)
+        _U32.pack_into(self._memory, _offset(abi.Control, "notice_count"), self.notice_count)
+
+    @property
+    def notice_count(self) -> int:
+        """Notices of all kinds so far, modulo 2^32."""
+        return sum(self._noticed.values()) & _MASK

@@ -1,147 +1,63 @@
-"""The ledger: who owns every page. Pure Python, no KVM in it, nothing that can fail half way.
+"""The ledger: who owns every page, and what may become of it. Pure; nothing fails half way.
 
-A frame (a page of the pool) is at any time in exactly one of three states:
-
-    free        in the pool, reading as zeros
-    owned       by one peer, at one place in its window
-    in flight   in one parcel, on its way from a sender's window to a receiver's
-
-and moves between them only by these operations:
-
-    operation     frame                  sender's window        receiver's window
-    ---------     -----                  ---------------        -----------------
-    grant         free      -> owned                            (hole)   -> OWNED
-    begin         owned     -> in flight OWNED    -> OUTGOING   (hole)   -> INCOMING
-    complete      in flight -> owned     OUTGOING -> (hole)     INCOMING -> OWNED
-    cancel        in flight -> owned     OUTGOING -> OWNED      INCOMING -> (hole)
-    release       owned     -> free      OWNED    -> (hole)
-
-Places on both sides are kept while a parcel is in flight, so neither delivery nor the way back can
-fail for want of room. Each operation checks everything first and then commits; a `Refusal` leaves
-all as it was.
+Every operation comes in two steps. The first checks all of it against the rules (`vmm.ferry.rules`,
+the table) and the limits, reserves what it needs, and returns a plan, or raises `Refusal` and has
+changed nothing. The second, `commit_...`, cannot fail. In between the exchange changes the
+mappings, which is the one thing that can.
 
 Not thread-safe: the exchange calls it under its lock.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from vmm.ferry.frames import LARGE, FramePool, Frames
-from vmm.ferry.runs import Extent, Hold, Run, RunMap
-from vmm.guest.abi import Status
+from vmm.ferry.books import UNLIMITED, Account, Bond, Books, Borrower, LedgerError
+from vmm.ferry.frames import Frames
+from vmm.ferry.places import joined, moved, reserve
+from vmm.ferry.plans import Homecoming, Reclaim, Return, Transfer
+from vmm.ferry.rules import READABLE, RULES, Refusal
+from vmm.ferry.runs import Extent, IntervalMap, Run
+from vmm.guest.abi import Hold, Operation, Status
 
-
-class Refusal(Exception):
-    """An operation that may not be; `status` is what its asker is told. Nothing was changed."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.name)
-        self.status = status
+_GIVEN = frozenset({Operation.SEND, Operation.EXCHANGE})  # the receiver is to own the pages
+_PARTED = {Operation.SEND: Hold.SENT, Operation.EXCHANGE: Hold.SENT, Operation.LEND: Hold.LENT}
 
 
-class LedgerError(AssertionError):
-    """The ledger contradicts itself: a mistake in pageferry, never in a guest."""
-
-
-class Piece(NamedTuple):
-    """Adjacent frames in flight.
-
-    The places they leave and the places they go to are adjacent too.
-    """
-
-    frame: int
-    pages: int
-    source: int  # page in the sender's window
-    target: int  # page in the receiver's window
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parcel:
-    """The pages of one message in flight.
-
-    pieces    in the order of the message's extents
-    targets   where each extent lands in the receiver's window
-    """
-
-    sender: int
-    receiver: int
-    pieces: tuple[Piece, ...]
-    targets: tuple[Extent, ...]
-
-
-class Ledger:
+class Ledger(Books):
     """Ownership of the pool's frames among peers, each with a window of its own."""
-
-    def __init__(self, frames: int) -> None:
-        self.pool = FramePool(frames)
-        self._windows: dict[int, RunMap] = {}
-        self._in_flight: set[Parcel] = set()
 
     # ---- Peers ----
 
-    def admit(self, peer: int, pages: int) -> None:
-        """Add a peer with an empty window of `pages` pages."""
-        if peer in self._windows:
+    def admit(self, peer: int, pages: int, quota: int = UNLIMITED, pieces: int = UNLIMITED) -> None:
+        """Add a peer with an empty window of `pages` pages, and limits (see Account)."""
+        if peer in self._accounts:
             raise LedgerError(f"peer {peer} is already there")
-        self._windows[peer] = RunMap(pages)
+        self._accounts[peer] = Account(IntervalMap(pages, self._tally), quota, pieces)
 
     def dismiss(self, peer: int) -> list[Frames]:
-        """Remove a peer; return the frames that this freed.
+        """Remove a peer that has let go of all it borrowed or was to get; return what is freed.
 
-        What it sent stays in flight; what is on its way to it must have been cancelled before.
+        What it has sent stays in flight; what others borrow of it stays theirs until they let go.
         """
-        if any(parcel.receiver == peer for parcel in self._in_flight):
-            raise LedgerError(f"parcels are still in flight to peer {peer}")
-        owned = [run for run in self._windows.pop(peer) if run.hold is Hold.OWNED]
-        return self._free(Frames(run.frame, run.pages) for run in owned)
+        account = self._accounts[peer]
+        if any(run.hold in (Hold.INCOMING, Hold.BORROWED, Hold.VIEWED) for run in account.window):
+            raise LedgerError(f"peer {peer} has not let go of everything")
+        del self._accounts[peer]
+        runs = list(account.window)
+        account.window.clear()
+        freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
+        for run in runs:
+            if run.hold in (Hold.SENT, Hold.LENT, Hold.SHARED):
+                freed += self._orphan(run)
+        return self._free(freed)
 
-    def window(self, peer: int) -> tuple[Run, ...]:
-        """Return what a peer's window holds, in order."""
-        return tuple(self._windows[peer])
-
-    def runs(self, peer: int, extent: Extent) -> list[Run]:
-        """Return what one extent of a peer's window holds, clipped to it."""
-        return self._windows[peer].within(extent)
-
-    def owns(self, peer: int, extent: Extent) -> bool:
-        """Whether every page of the extent is the peer's own."""
-        return self._windows[peer].covers(extent, Hold.OWNED)
-
-    # ---- Pool ----
-
-    def grant(self, peer: int, count: int) -> tuple[Extent, list[Run]]:
-        """Give a peer `count` free pages, adjacent in its window; return the extent and its runs.
-
-        Refused with E_RANGE if that is none, E_WINDOW_FULL or E_NO_MEMORY.
-        """
-        if count < 1:
-            raise Refusal(Status.E_RANGE)
-        window = self._windows[peer]
-        page = _place(window, count)
-        if page is None:
-            raise Refusal(Status.E_WINDOW_FULL)
-        frames = self.pool.allocate(count)
-        if not frames:
-            raise Refusal(Status.E_NO_MEMORY)
-        extent = Extent(page, count)
-        for part in frames:
-            window.insert(Run(page, part.pages, part.first, Hold.OWNED))
-            page += part.pages
-        return extent, window.within(extent)
-
-    def release(self, peer: int, extents: Sequence[Extent]) -> list[Frames]:
-        """Take disjoint extents back into the pool; return their frames.
-
-        Refused with E_OWNERSHIP.
-        """
-        window = self._windows[peer]
-        if not all(window.covers(extent, Hold.OWNED) for extent in extents):
-            raise Refusal(Status.E_OWNERSHIP)
-        runs = [run for extent in extents for run in window.remove(extent)]
-        return self._free(Frames(run.frame, run.pages) for run in runs)
+    def _orphan(self, run: Run) -> list[Frames]:
+        """Return what nobody borrows of a dead owner's run; its bonds go."""
+        bonds = [bond for bond in self._bonds.within(run.frame, run.pages) if not bond.borrowers]
+        for bond in bonds:
+            self._bonds.remove(bond.frame, bond.pages)
+        return [Frames(bond.frame, bond.pages) for bond in bonds]
 
     def _free(self, frames: Iterable[Frames]) -> list[Frames]:
         freed = list(frames)
@@ -149,142 +65,347 @@ class Ledger:
             self.pool.release(part)
         return freed
 
-    # ---- Sending ----
+    # ---- What every operation checks ----
 
-    def begin(self, sender: int, receiver: int, extents: Sequence[Extent]) -> Parcel:
-        """Take the extents, disjoint and within the sender's window, from their owner into flight.
-
-        Refused with E_OWNERSHIP if a page is not the sender's, E_WINDOW_FULL if the receiver has
-        no room.
-        """
-        source, target = self._windows[sender], self._windows[receiver]
-        if not all(source.covers(extent, Hold.OWNED) for extent in extents):
-            raise Refusal(Status.E_OWNERSHIP)
-        targets = _reserve(target, extents)
-        pieces: list[Piece] = []
-        for extent, place in zip(extents, targets, strict=True):
-            for run in source.remove(extent):
-                source.insert(run._replace(hold=Hold.OUTGOING))
-                page = place.page + run.page - extent.page
-                pieces.append(Piece(run.frame, run.pages, run.page, page))
-        parcel = Parcel(sender, receiver, tuple(pieces), tuple(targets))
-        for piece in pieces:
-            target.insert(Run(piece.target, piece.pages, piece.frame, Hold.INCOMING))
-        if pieces:
-            self._in_flight.add(parcel)
-        return parcel
-
-    def complete(self, parcel: Parcel) -> None:
-        """Deliver: the receiver owns the pages, the sender's places are holes."""
-        self._land(parcel)
-        source, target = self._windows.get(parcel.sender), self._windows[parcel.receiver]
-        for piece in parcel.pieces:
-            target.remove(Extent(piece.target, piece.pages))
-            target.insert(Run(piece.target, piece.pages, piece.frame, Hold.OWNED))
-            if source is not None:
-                source.remove(Extent(piece.source, piece.pages))
-
-    def cancel(self, parcel: Parcel) -> list[Frames]:
-        """Undo: the sender owns the pages again, where they were.
-
-        If the sender is gone they are freed; the frames that this freed are returned.
-        """
-        self._land(parcel)
-        source, target = self._windows.get(parcel.sender), self._windows[parcel.receiver]
-        for piece in parcel.pieces:
-            target.remove(Extent(piece.target, piece.pages))
-            if source is not None:
-                source.remove(Extent(piece.source, piece.pages))
-                source.insert(Run(piece.source, piece.pages, piece.frame, Hold.OWNED))
-        if source is not None:
-            return []
-        return self._free(Frames(piece.frame, piece.pages) for piece in parcel.pieces)
-
-    def _land(self, parcel: Parcel) -> None:
-        if parcel.pieces and parcel not in self._in_flight:
-            raise LedgerError("the parcel is not in flight")
-        self._in_flight.discard(parcel)
-
-    # ---- Audit ----
-
-    def audit(self) -> dict[str, int]:
-        """Check that every frame is in one state only; return the pages in each.
-
-        Raises LedgerError.
-        """
-        states = {
-            "free": [(run.first, run.pages) for run in self.pool.runs],
-            "owned": [
-                (run.frame, run.pages)
-                for window in self._windows.values()
-                for run in window
-                if run.hold is Hold.OWNED
-            ],
-            "in_flight": [(p.frame, p.pages) for parcel in self._in_flight for p in parcel.pieces],
-        }
-        self._check_partition(sorted(run for runs in states.values() for run in runs))
-        self._check_reservations()
-        return {state: sum(count for _, count in runs) for state, runs in states.items()}
-
-    def _check_partition(self, runs: list[tuple[int, int]]) -> None:
-        expected = 0
-        for frame, count in runs:
-            if frame != expected:
-                raise LedgerError(f"frame {min(frame, expected)} is in no state, or in two")
-            expected = frame + count
-        if expected != self.pool.total:
-            raise LedgerError(f"frame {expected} is in no state")
-
-    def _check_reservations(self) -> None:
-        kept = dict.fromkeys(Hold, 0)
-        for window in self._windows.values():
-            for run in window:
-                kept[run.hold] += run.pages
-        flying = [(parcel, sum(p.pages for p in parcel.pieces)) for parcel in self._in_flight]
-        outgoing = sum(count for parcel, count in flying if parcel.sender in self._windows)
-        if kept[Hold.INCOMING] != sum(count for _, count in flying):
-            raise LedgerError("the places kept for parcels are not those in flight")
-        if kept[Hold.OUTGOING] != outgoing:
-            raise LedgerError("the places kept for the way back are not those in flight")
-        for parcel in self._in_flight:
-            for piece in parcel.pieces:
-                self._check_place(parcel.receiver, piece.target, piece, Hold.INCOMING)
-                if parcel.sender in self._windows:
-                    self._check_place(parcel.sender, piece.source, piece, Hold.OUTGOING)
-
-    def _check_place(self, peer: int, page: int, piece: Piece, hold: Hold) -> None:
-        if self.runs(peer, Extent(page, piece.pages)) != [
-            Run(page, piece.pages, piece.frame, hold)
-        ]:
-            raise LedgerError(f"page {page} of peer {peer} is not kept for what is in flight")
-
-
-def _place(window: RunMap, count: int) -> int | None:
-    """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones
-    from below.
-
-    Kept apart, a small extent does not cut a large one's huge pages in two.
-    """
-    if count >= LARGE:
-        page = window.gap_from_top(count, LARGE)
-        if page is not None:
-            return page
-    return window.gap(count)
-
-
-def _reserve(window: RunMap, extents: Sequence[Extent]) -> list[Extent]:
-    """Choose disjoint places for all the extents, without taking them. Refused: E_WINDOW_FULL."""
-    places: list[Extent] = []
-    try:
+    def allowed(self, operation: Operation, peer: int, extents: Sequence[Extent]) -> list[Run]:
+        """Return what is in the extents, in their order. Refused as the rules say."""
+        found = []
         for extent in extents:
-            page = _place(window, extent.pages)
-            if page is None:
-                raise Refusal(Status.E_WINDOW_FULL)
-            places.append(Extent(page, extent.pages))
-            if len(extents) > 1:
-                window.insert(Run(page, extent.pages, -1, Hold.INCOMING))
-    finally:
-        if len(extents) > 1:
+            page = extent.page
+            for run in self.runs(peer, extent):
+                if run.page != page:
+                    break
+                self._check_rule(operation, run.hold)
+                found.append(run)
+                page = run.end
+            if page != extent.end:
+                self._check_rule(operation, Hold.NONE)
+        return found
+
+    @staticmethod
+    def _check_rule(operation: Operation, hold: Hold) -> None:
+        status = RULES[operation, hold]
+        if status is not Status.OK:
+            raise Refusal(status)
+
+    def _check_pieces(self, peer: int, extents: Sequence[Extent]) -> int:
+        """Return how many runs more a change of these extents makes, at most.
+
+        Refused: E_QUOTA if that is too many. A change of whole runs makes none, and is never
+        refused.
+        """
+        account = self._accounts[peer]
+        growth = sum(account.window.cuts(*extent) for extent in extents)
+        if growth and len(account.window) + growth > account.pieces:
+            raise Refusal(Status.E_QUOTA)
+        return growth
+
+    def _check_host(self, growth: int) -> None:
+        """Refused: E_NO_MEMORY if the host cannot be sure to have the mappings."""
+        if growth and self._tally.intervals + growth > self._pieces:
+            raise Refusal(Status.E_NO_MEMORY)
+
+    # ---- From and to the pool ----
+
+    def grant(self, peer: int, counts: Sequence[int]) -> tuple[list[Extent], list[Run]]:
+        """Give a peer free pages, an extent for each count; return the extents and their runs.
+
+        Refused: E_RANGE if a count is none, E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY. Undone by
+        `release`.
+        """
+        if any(count < 1 for count in counts):
+            raise Refusal(Status.E_RANGE)
+        account = self._accounts[peer]
+        if account.charged + sum(counts) > account.quota:
+            raise Refusal(Status.E_QUOTA)
+        places = reserve(account.window, counts)
+        runs = self._fresh(peer, places, 0)
+        for run in runs:
+            account.window.insert(run)
+        account.charged += sum(counts)
+        return places, runs
+
+    def _fresh(self, peer: int, places: Sequence[Extent], growth: int) -> list[Run]:
+        """Take free frames for these places of a window that grows by `growth` runs besides.
+
+        Refused: E_NO_MEMORY, E_QUOTA if there would be too many runs; and none are taken.
+        """
+        account, runs = self._accounts[peer], list[Run]()
+        try:
             for place in places:
-                window.remove(place)
-    return places
+                frames = self.pool.allocate(place.pages)
+                if not frames:
+                    raise Refusal(Status.E_NO_MEMORY)
+                page = place.page
+                for part in frames:
+                    runs.append(Run(page, part.pages, part.first, Hold.OWNED))
+                    page += part.pages
+            if len(account.window) + growth + len(runs) > account.pieces:
+                raise Refusal(Status.E_QUOTA)
+            self._check_host(growth + len(runs))
+        except Refusal:
+            self._free(Frames(run.frame, run.pages) for run in runs)
+            raise
+        return runs
+
+    def releasing(self, peer: int, extents: Sequence[Extent]) -> list[Run]:
+        """Return what a RELEASE of disjoint extents would let go of. Refused: rules, E_QUOTA."""
+        runs = self.allowed(Operation.RELEASE, peer, extents)
+        self._check_host(self._check_pieces(peer, extents))
+        return runs
+
+    def release(self, peer: int, runs: Sequence[Run]) -> list[Frames]:
+        """Commit: the places hold nothing, what was owned there is freed and returned."""
+        account = self._accounts[peer]
+        for run in runs:
+            account.window.remove(*run.extent)
+        freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
+        account.charged -= sum(part.pages for part in freed)
+        return self._free(freed)
+
+    # ---- Messages with pages ----
+
+    def transfer(
+        self,
+        operation: Operation,
+        sender: int,
+        receiver: int,
+        extents: Sequence[Extent],
+        *,
+        writable: bool = True,
+    ) -> Transfer:
+        """Plan a SEND, LEND, SHARE or EXCHANGE of extents, disjoint and within the window.
+
+        Refused as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY. A plan for
+        EXCHANGE holds frames: commit or `abandon` it.
+        """
+        runs = self.allowed(operation, sender, extents)
+        if operation is Operation.SHARE and any(
+            b.peer == receiver
+            for bond in self.bonds([run for run in runs if run.hold is Hold.SHARED])
+            for b in bond.borrowers
+        ):
+            raise Refusal(Status.E_REPEATED)
+        growth = self._check_pieces(sender, extents)
+        target, counts = self._accounts[receiver], [extent.pages for extent in extents]
+        targets = reserve(target.window, counts)
+        if operation in _GIVEN and target.charged + sum(counts) > target.quota:
+            raise Refusal(Status.E_QUOTA)
+        if len(target.window) + len(runs) > target.pieces:
+            raise Refusal(Status.E_WINDOW_FULL)
+        self._check_host(growth + len(runs))
+        homes, fresh = list(extents), list[Run]()
+        if operation is Operation.EXCHANGE:
+            homes, fresh = self._exchanged(sender, extents, growth + 2 * len(runs))
+        return Transfer(
+            operation,
+            sender,
+            receiver,
+            writable,
+            tuple(runs),
+            tuple(moved(runs, extents, homes)),
+            tuple(moved(runs, extents, targets)),
+            tuple(homes),
+            tuple(targets),
+            tuple(fresh),
+        )
+
+    def _exchanged(
+        self, sender: int, extents: Sequence[Extent], growth: int
+    ) -> tuple[list[Extent], list[Run]]:
+        """Choose where exchanged pages go should they come back, as their places are taken again,
+        and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
+        """
+        account, counts = self._accounts[sender], [extent.pages for extent in extents]
+        if account.charged + sum(counts) > account.quota:
+            raise Refusal(Status.E_QUOTA)
+        homes = reserve(account.window, counts)
+        return homes, self._fresh(sender, extents, growth)
+
+    def abandon(self, plan: Transfer) -> None:
+        """Give back what a plan holds."""
+        self._free(Frames(run.frame, run.pages) for run in plan.fresh)
+
+    def commit_transfer(self, plan: Transfer) -> None:
+        """The pages are on their way: no longer the sender's to use, unless they are shared."""
+        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        for run in plan.runs:
+            source.window.remove(*run.extent)
+        for run, home, place in zip(plan.runs, plan.homes, plan.places, strict=True):
+            hold = _PARTED.get(plan.operation, Hold.SHARED)
+            source.window.insert(Run(home, run.pages, run.frame, hold))
+            target.window.insert(Run(place, run.pages, run.frame, Hold.INCOMING))
+            borrower = Borrower(plan.receiver, place, plan.writable)
+            self._bind(plan.sender, run._replace(page=home), hold, borrower)
+        for run in plan.fresh:
+            source.window.insert(run)
+            source.charged += run.pages
+        if plan.operation in _GIVEN:
+            target.charged += sum(run.pages for run in plan.runs)
+
+    def _bind(self, owner: int, run: Run, hold: Hold, borrower: Borrower) -> None:
+        """Bind a run of its owner's to one more borrower; what is shared already is bound more."""
+        bound = self._bonds.remove(run.frame, run.pages) or [
+            Bond(run.frame, run.pages, hold, owner, run.page, ())
+        ]
+        for bond in bound:
+            own = borrower._replace(page=borrower.page + bond.frame - run.frame)
+            self._bonds.insert(bond._replace(borrowers=(*bond.borrowers, own)))
+
+    def arriving(self, peer: int, targets: Sequence[Extent]) -> list[Run]:
+        """Return what is still to come to these places, as what it will be there, joined.
+
+        What its owner has reclaimed meanwhile is not among it.
+        """
+        found: list[Run] = []
+        for target in targets:
+            for place in self.runs(peer, target):
+                if place.hold is not Hold.INCOMING:
+                    continue
+                for bond in self.bonds([place]):
+                    run = Run(
+                        bond.borrower(peer).page, bond.pages, bond.frame, _arrived(bond, peer)
+                    )
+                    if found and found[-1].continues(run):
+                        run = found.pop().lengthened(run.pages)
+                    found.append(run)
+        return found
+
+    def arrive(self, peer: int, runs: Sequence[Run]) -> None:
+        """Commit a delivery of what is `arriving`: it is the peer's, or borrowed by it."""
+        account = self._accounts[peer]
+        for run in runs:
+            account.window.remove(*run.extent)
+            account.window.insert(run)
+            if run.hold is Hold.OWNED:
+                for bond in self._bonds.remove(run.frame, run.pages):
+                    self._part(bond)
+
+    def _part(self, bond: Bond) -> None:
+        """Let a sender forget what has been delivered."""
+        sender = self._accounts.get(bond.owner)
+        if sender is not None:
+            sender.window.remove(*bond.place.extent)
+            sender.charged -= bond.pages
+
+    # ---- The way back ----
+
+    def returning(self, peer: int, owner: int, extents: Sequence[Extent]) -> Return:
+        """Plan a RETURN of extents that the peer borrows of `owner`, who may have stopped.
+
+        Refused as the rules say, and: E_NOT_LENT if they are another's, E_QUOTA, E_NO_MEMORY.
+        """
+        runs = self.allowed(Operation.RETURN, peer, extents)
+        bonds = list(self.bonds(runs))
+        if any(bond.owner != owner for bond in bonds):
+            raise Refusal(Status.E_NOT_LENT)
+        self._check_host(2 * self._check_pieces(peer, extents))
+        alive = owner in self._accounts
+        shown = tuple(b.place for b in bonds if b.hold is Hold.LENT) if alive else ()
+        spans = tuple(joined(bond.place.extent for bond in bonds)) if alive else ()
+        return Return(peer, owner, tuple(runs), shown, spans)
+
+    def commit_return(self, plan: Return) -> list[Frames]:
+        """The owner has its pages again; return what was freed, as nobody's any more."""
+        freed = self.let_go(plan.peer, plan.runs).freed
+        self.restore(plan.owner, plan.shown)
+        return freed
+
+    def reclaiming(self, owner: int, extents: Sequence[Extent]) -> Reclaim:
+        """Plan a RECLAIM of extents, lent or shared as they may be. Refused as the rules say."""
+        runs = self.allowed(Operation.RECLAIM, owner, extents)
+        growth = self._check_pieces(owner, extents)
+        hidden: list[tuple[int, Run]] = []
+        shown: list[Run] = []
+        for bond in self.bonds(runs):
+            if bond.hold is Hold.LENT:
+                shown.append(bond.place)
+            for peer, page, _ in bond.borrowers:
+                place = Extent(page, bond.pages)
+                growth += self._accounts[peer].window.cuts(*place)
+                hidden += [(peer, r) for r in self.runs(peer, place) if r.hold in READABLE]
+        self._check_host(growth)
+        return Reclaim(owner, tuple(runs), tuple(hidden), tuple(shown))
+
+    def commit_reclaim(self, plan: Reclaim) -> set[int]:
+        """The owner has its pages again, alone; return who had borrowed them, or was to."""
+        robbed: set[int] = set()
+        window = self._accounts[plan.owner].window
+        for run in plan.runs:
+            window.remove(*run.extent)
+            window.insert(run._replace(hold=Hold.OWNED))
+            for bond in self._bonds.remove(run.frame, run.pages):
+                for peer, page, _ in bond.borrowers:
+                    self._revoke(peer, Extent(page, bond.pages))
+                    robbed.add(peer)
+        return robbed
+
+    def _revoke(self, peer: int, place: Extent) -> None:
+        """Keep a borrower's place for nothing, until it lets go: nothing else appears there."""
+        window = self._accounts[peer].window
+        window.remove(*place)
+        window.insert(Run(place.page, place.pages, place.page, Hold.REVOKED))
+
+    def let_go(self, peer: int, runs: Iterable[Run], revoked: bool = False) -> Homecoming:
+        """Commit: the peer no longer has, or waits for, what is not its own. Never refused.
+
+        `revoked`: its places are kept, as after a RECLAIM.
+        """
+        home = Homecoming()
+        account = self._accounts[peer]
+        for run in runs:
+            account.window.remove(*run.extent)
+            if revoked:
+                self._revoke(peer, run.extent)
+            for bond in self._bonds.remove(run.frame, run.pages):
+                if bond.hold is Hold.SENT:
+                    account.charged -= bond.pages
+                others = tuple(b for b in bond.borrowers if b.peer != peer)
+                self._settle(bond._replace(borrowers=others), home)
+        self._free(home.freed)
+        return home
+
+    def _settle(self, bond: Bond, home: Homecoming) -> None:
+        """Keep what is left of a bond after one of its borrowers has gone."""
+        owner = self._accounts.get(bond.owner)
+        if bond.borrowers:
+            self._bonds.insert(bond)
+        elif owner is None:
+            home.freed.append(Frames(bond.frame, bond.pages))
+        else:
+            owner.window.remove(*bond.place.extent)
+            if bond.hold is Hold.SHARED:
+                owner.window.insert(bond.place._replace(hold=Hold.OWNED))
+                return
+            bond = bond._replace(hold=Hold.LENT)
+            owner.window.insert(bond.place)
+            self._bonds.insert(bond)
+            home.back.append((bond.owner, bond.place))
+
+    def restore(self, owner: int, runs: Iterable[Run]) -> None:
+        """Commit: what is LENT to nobody is its owner's, who sees it again."""
+        window = self._accounts[owner].window
+        for run in runs:
+            window.remove(*run.extent)
+            window.insert(run._replace(hold=Hold.OWNED))
+            self._bonds.remove(run.frame, run.pages)
+
+    def withhold(self, peer: int, run: Run) -> list[Frames]:
+        """Follow a host that has hidden a run and refuses to show it again: nobody sees it.
+
+        What was the peer's own is LENT to nobody (RECLAIM gets it back), what was borrowed has
+        been let go of; return what that freed.
+        """
+        if run.hold is not Hold.OWNED:
+            return self.let_go(peer, [run], revoked=True).freed
+        window = self._accounts[peer].window
+        window.remove(*run.extent)
+        window.insert(run._replace(hold=Hold.LENT))
+        self._bonds.insert(Bond(run.frame, run.pages, Hold.LENT, peer, run.page, ()))
+        return []
+
+
+def _arrived(bond: Bond, peer: int) -> Hold:
+    if bond.hold is Hold.SENT:
+        return Hold.OWNED
+    return Hold.BORROWED if bond.borrower(peer).writable else Hold.VIEWED

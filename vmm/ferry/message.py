@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
-from vmm.ferry.ledger import Parcel, Refusal
+from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -21,26 +21,32 @@ class Span(NamedTuple):
     pages: int
 
 
-SERVED = frozenset({Operation.SEND, Operation.RELEASE})
+_READONLY = {Operation.LEND: abi.Flags.READONLY, Operation.SHARE: abi.Flags.READONLY}
+_TO_A_PEER = frozenset(
+    {Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE, Operation.RETURN}
+)
+_NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answered in
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
     """What a peer asks for, checked for shape but not yet against any state.
 
-    receiver  a peer's id; RELEASE has none
+    receiver  a peer's id; for RETURN the owner's; RECLAIM, ALLOC, RELEASE and QUERY have none
     tag       the sender's word, carried unchanged
     length    bytes of the message within its spans
-    spans     page runs in the sender's window
+    spans     page runs in the sender's window; for ALLOC only their numbers of pages count
     payload   bytes that travel inside the descriptor
+    writable  whether a borrower may write, for LEND and SHARE
     """
 
-    receiver: int
+    receiver: int = 0
     tag: int = 0
     length: int = 0
     spans: tuple[Span, ...] = ()
     payload: bytes = b""
     operation: Operation = Operation.SEND
+    writable: bool = True
 
     @classmethod
     def from_descriptor(cls, descriptor: abi.Descriptor) -> Request:
@@ -48,14 +54,14 @@ class Request:
 
         The sender's identity is not read: it is the monitor's to say. Raises Refusal.
         """
-        if descriptor.operation not in SERVED:
-            raise Refusal(Status.E_OPERATION)
+        operation = _operation(descriptor.operation)
         count, payload_length = descriptor.extent_count, descriptor.payload_length
         if count > abi.EXTENTS_MAX or payload_length > abi.PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
         raw = descriptor.extents[:count]
-        reserved = (descriptor.flags, descriptor.reserved0, *descriptor.reserved1)
-        if any(reserved) or any(extent.attributes for extent in raw):
+        reserved = (descriptor.reserved0, *descriptor.reserved1)
+        flags = descriptor.flags & ~_READONLY.get(operation, 0)
+        if flags or any(reserved) or any(extent.attributes for extent in raw):
             raise Refusal(Status.E_RESERVED)
         return cls(
             descriptor.receiver,
@@ -63,30 +69,39 @@ class Request:
             descriptor.length,
             tuple(Span(extent.gpa, extent.pages) for extent in raw),
             bytes(descriptor.payload[:payload_length]),
-            Operation(descriptor.operation),
+            operation,
+            not descriptor.flags & abi.Flags.READONLY,
         )
 
     @classmethod
     def from_registers(cls, gpa: int, pages: int, attributes: int) -> Request:
         """Read a request out of a DIRECT hypercall's registers. Raises Refusal."""
-        operation = attributes >> 8 & 0xFF
-        if operation not in SERVED:
+        operation = _operation(attributes >> 8 & 0x3F)
+        readonly = bool(attributes & abi.DIRECT_READONLY)
+        if operation in _NEED_DESCRIPTOR:
             raise Refusal(Status.E_OPERATION)
+        if attributes >> 15 & 1 or (readonly and operation not in _READONLY):
+            raise Refusal(Status.E_RESERVED)
         return cls(
             receiver=attributes >> 16 & 0xFFFF,
             tag=attributes >> 32,
             length=pages * PAGE_SIZE,
             spans=(Span(gpa, pages),),
-            operation=Operation(operation),
+            operation=operation,
+            writable=not readonly,
         )
+
+    @property
+    def has_receiver(self) -> bool:
+        """Whether `receiver` means somebody."""
+        return self.operation in _TO_A_PEER
 
     def extents(self, window: Region) -> list[Extent]:
         """Return the spans as extents of the sender's window, checked against it and each other.
 
-        Raises Refusal: E_ALIGNMENT, E_RANGE, E_OVERLAP, E_LENGTH.
+        Raises Refusal: E_LENGTH, E_ALIGNMENT, E_RANGE, E_OVERLAP.
         """
-        if len(self.spans) > abi.EXTENTS_MAX or len(self.payload) > abi.PAYLOAD_MAX:
-            raise Refusal(Status.E_LENGTH)
+        self._check_counts()
         extents = [_extent(span, window) for span in self.spans]
         ordered = sorted(extents)
         if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
@@ -95,6 +110,35 @@ class Request:
         if self.length > most:
             raise Refusal(Status.E_LENGTH)
         return extents
+
+    def counts(self) -> list[int]:
+        """Return the numbers of pages that an ALLOC asks for.
+
+        Raises Refusal: E_LENGTH, E_RESERVED if an address is given, E_RANGE if a number is zero.
+        """
+        self._check_counts()
+        if any(span.gpa for span in self.spans):
+            raise Refusal(Status.E_RESERVED)
+        if not all(span.pages for span in self.spans):
+            raise Refusal(Status.E_RANGE)
+        return [span.pages for span in self.spans]
+
+    def _check_counts(self) -> None:
+        least = 0 if self.operation in (Operation.SEND, Operation.QUERY) else 1
+        most = 1 if self.operation is Operation.QUERY else abi.EXTENTS_MAX
+        if not least <= len(self.spans) <= most or len(self.payload) > abi.PAYLOAD_MAX:
+            raise Refusal(Status.E_LENGTH)
+
+
+def _operation(number: int) -> Operation:
+    """Return an operation that may be asked for. Raises Refusal."""
+    try:
+        operation = Operation(number)
+    except ValueError:
+        raise Refusal(Status.E_OPERATION) from None
+    if operation is Operation.UNDELIVERED:
+        raise Refusal(Status.E_OPERATION)
+    return operation
 
 
 def _extent(span: Span, window: Region) -> Extent:
@@ -106,14 +150,24 @@ def _extent(span: Span, window: Region) -> Extent:
         raise Refusal(Status.E_RANGE) from None
 
 
+class Answer(NamedTuple):
+    """What a peer is told of its request: QUERY's is in the payload, ALLOC's in the spans."""
+
+    status: Status
+    number: int = 0
+    spans: tuple[Span, ...] = ()
+    payload: bytes = b""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
     """A message in a queue: both identities travel with it, the sender's as the monitor stamped it.
 
     number    the monitor's name for it, unique within the monitor
-    operation SEND, or UNDELIVERED for one that came back; `status` then says why
-    parcel    its pages while they are in flight, None for one that moves none
+    operation SEND, LEND, SHARE or RETURN; or UNDELIVERED for one that came back: `status` says why
     spans     where its pages are in the receiver's window, once it is delivered
+    targets   the same as extents, as long as they are still to be mapped there
+    homes     where the pages were, or will be again, in the sender's window
     """
 
     number: int
@@ -121,16 +175,19 @@ class Message:
     status: Status
     sender: int
     receiver: int
-    tag: int
-    length: int
-    payload: bytes
-    parcel: Parcel | None
-    spans: tuple[Span, ...]
+    tag: int = 0
+    length: int = 0
+    payload: bytes = b""
+    spans: tuple[Span, ...] = ()
+    targets: tuple[Extent, ...] = ()
+    homes: tuple[Extent, ...] = ()
+    writable: bool = True
 
     def descriptor(self) -> abi.Descriptor:
         """Return the message as the receiver reads it in its receive ring."""
         descriptor = abi.Descriptor(
             operation=self.operation,
+            flags=0 if self.writable else abi.Flags.READONLY,
             status=self.status,
             sender=self.sender,
             receiver=self.receiver,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from typing import TYPE_CHECKING
 
 from vmm.ferry.queue import Queue
@@ -13,13 +14,25 @@ if TYPE_CHECKING:
     from vmm.memory.movers import Window
 
 
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """One place in a peer table: who is there, and whether one may send to it."""
+
+    index: int
+    peer: Peer
+    may_send: bool
+
+
 class Peer:
     """Identity, queue and window of one who may send and receive.
 
     number    its id, never used twice within a monitor; 0 is the host
     control   its control structure; None for the host, which calls the monitor instead
-    channels  the peers it may send to, by id: the only permission there is
+    table     the peers it knows, by id; who is in its table has it in his
     untaken   messages in its receive ring that it has not taken yet
+    waiters   peers that wait for room in its queue, by id, in the order in which they came
+    entered   whether it has run yet: what is so from the beginning is no news to it
+    full      whether its queue was full when the tables were last written
     """
 
     def __init__(
@@ -35,14 +48,19 @@ class Peer:
         self.window = window
         self.control = control
         self.queue = Queue(depth)
-        self.channels: dict[int, Peer] = {}
-        self.listed: list[
-            tuple[Peer, bool]
-        ] = []  # the peer table: who, and whether one may send there
+        self.table: dict[int, Entry] = {}
         self.untaken: collections.deque[Message] = collections.deque()
+        self.waiters: dict[int, Peer] = {}
+        self.full = False
         self.alive = True
+        self.entered = False
         self.sent = 0
         self.received = 0
+
+    def receiver(self, number: int) -> Peer | None:
+        """Return the peer of this id, if a channel leads there: the only permission there is."""
+        entry = self.table.get(number)
+        return entry.peer if entry is not None and entry.may_send else None
 
     def __repr__(self) -> str:
         return f"<Peer {self.number} {self.name!r}>"

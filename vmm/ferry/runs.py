@@ -1,4 +1,4 @@
-"""Interval maps of pages: what a window holds, run by run. Pure; no KVM, no memory.
+"""Interval maps: what a window's pages hold, what the pool's frames are bound to, run by run. Pure.
 
 Everything is counted in pages. A window of a gigabyte that was filled by one message is one run,
 so the cost of an operation follows the number of runs it touches, never the number of pages.
@@ -7,9 +7,11 @@ so the cost of an operation follows the number of runs it touches, never the num
 from __future__ import annotations
 
 import bisect
-import enum
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+
+from vmm.guest.abi import Hold
 
 
 class Extent(NamedTuple):
@@ -24,18 +26,33 @@ class Extent(NamedTuple):
         return self.page + self.pages
 
 
-class Hold(enum.Enum):
-    """What a window's pages are to its peer."""
+class Interval(Protocol):
+    """What an interval map holds: `pages` adjacent places from `start`, and what they are."""
 
-    OWNED = "owned"  # its memory: mapped, or about to be
-    OUTGOING = (
-        "outgoing"  # sent and not yet delivered: no access, the place kept in case it comes back
-    )
-    INCOMING = "incoming"  # announced and not yet delivered: no access, the place kept for it
+    @property
+    def start(self) -> int:
+        """The first place."""
+
+    @property
+    def pages(self) -> int:
+        """How many places."""
+
+    @property
+    def end(self) -> int:
+        """The first place after it."""
+
+    def clip(self, start: int, end: int) -> Self:
+        """Return the part of it that lies in start..end."""
+
+    def continues(self, other: Self) -> bool:
+        """Whether `other` directly follows and says the same."""
+
+    def lengthened(self, pages: int) -> Self:
+        """Return it with as many pages more at its end."""
 
 
 class Run(NamedTuple):
-    """`pages` adjacent pages from `page`, backed by as many adjacent frames from `frame`."""
+    """`pages` adjacent pages of a window from `page`, and as many adjacent frames from `frame`."""
 
     page: int
     pages: int
@@ -43,14 +60,24 @@ class Run(NamedTuple):
     hold: Hold
 
     @property
+    def start(self) -> int:
+        """The first page."""
+        return self.page
+
+    @property
     def end(self) -> int:
         """The first page after the run."""
         return self.page + self.pages
 
-    def clip(self, page: int, end: int) -> Run:
-        """Return the part of the run that lies in page..end."""
-        start = max(self.page, page)
-        return Run(start, min(self.end, end) - start, self.frame + start - self.page, self.hold)
+    @property
+    def extent(self) -> Extent:
+        """The pages alone."""
+        return Extent(self.page, self.pages)
+
+    def clip(self, start: int, end: int) -> Run:
+        """Return the part of the run that lies in start..end."""
+        first = max(self.page, start)
+        return Run(first, min(self.end, end) - first, self.frame + first - self.page, self.hold)
 
     def continues(self, other: Run) -> bool:
         """Whether `other` directly follows, in pages and in frames, with the same hold."""
@@ -60,91 +87,113 @@ class Run(NamedTuple):
             and self.hold is other.hold
         )
 
+    def lengthened(self, pages: int) -> Run:
+        """Return the run with as many pages more at its end."""
+        return self._replace(pages=self.pages + pages)
 
-class RunMap:
-    """Disjoint runs in a window of `pages` pages, in order; those that belong together joined."""
 
-    def __init__(self, pages: int) -> None:
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """How many intervals several maps have together."""
+
+    intervals: int = 0
+
+
+T = TypeVar("T", bound=Interval)
+
+
+class IntervalMap(Generic[T]):
+    """Disjoint intervals among `pages` places, in order; those that belong together are joined."""
+
+    def __init__(self, pages: int, tally: Tally | None = None) -> None:
         self.pages = pages
+        self._tally = tally or Tally()
         self._starts: list[int] = []
-        self._runs: list[Run] = []
+        self._items: list[T] = []
 
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._runs)
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._items)
 
-    def _slice(self, page: int, end: int) -> tuple[int, int]:
-        """Return the range of indices of the runs that overlap page..end."""
-        first = bisect.bisect_right(self._starts, page) - 1
-        if first < 0 or self._runs[first].end <= page:
+    def _slice(self, start: int, end: int) -> tuple[int, int]:
+        """Return the range of indices of the intervals that overlap start..end."""
+        first = bisect.bisect_right(self._starts, start) - 1
+        if first < 0 or self._items[first].end <= start:
             first += 1
         return first, bisect.bisect_left(self._starts, end, first)
 
-    def within(self, extent: Extent) -> list[Run]:
-        """Return the runs that overlap the extent, clipped to it."""
-        first, last = self._slice(extent.page, extent.end)
-        return [run.clip(extent.page, extent.end) for run in self._runs[first:last]]
+    def within(self, start: int, pages: int) -> list[T]:
+        """Return the intervals that overlap `pages` places from `start`, clipped to them."""
+        end = start + pages
+        first, last = self._slice(start, end)
+        return [item.clip(start, end) for item in self._items[first:last]]
 
-    def covers(self, extent: Extent, hold: Hold) -> bool:
-        """Whether every page of the extent is there with this hold."""
-        runs = self.within(extent)
-        return sum(run.pages for run in runs) == extent.pages and all(
-            run.hold is hold for run in runs
-        )
+    def cuts(self, start: int, pages: int) -> int:
+        """Return how many intervals would be cut in two at the ends of this range: 0, 1 or 2."""
+        return self._inside(start) + self._inside(start + pages)
 
-    def remove(self, extent: Extent) -> list[Run]:
-        """Cut the extent out, splitting runs at its ends; return what was there, clipped to it."""
-        first, last = self._slice(extent.page, extent.end)
-        old = self._runs[first:last]
-        keep: list[Run] = []
-        if old and old[0].page < extent.page:
-            keep.append(old[0].clip(old[0].page, extent.page))
-        if old and old[-1].end > extent.end:
-            keep.append(old[-1].clip(extent.end, old[-1].end))
+    def _inside(self, place: int) -> bool:
+        """Whether an interval begins before `place` and goes on beyond it."""
+        index = bisect.bisect_left(self._starts, place) - 1
+        return index >= 0 and self._items[index].end > place
+
+    def remove(self, start: int, pages: int) -> list[T]:
+        """Cut a range out, splitting what crosses its ends; return what was there, clipped."""
+        end = start + pages
+        first, last = self._slice(start, end)
+        old = self._items[first:last]
+        keep: list[T] = []
+        if old and old[0].start < start:
+            keep.append(old[0].clip(old[0].start, start))
+        if old and old[-1].end > end:
+            keep.append(old[-1].clip(end, old[-1].end))
         self._replace(first, last, keep)
-        return [run.clip(extent.page, extent.end) for run in old]
+        return [item.clip(start, end) for item in old]
 
-    def insert(self, run: Run) -> None:
-        """Add a run on pages that hold nothing, joined with the neighbours that it continues."""
-        index = bisect.bisect_left(self._starts, run.page)
-        first = last = index
-        if index and self._runs[index - 1].continues(run):
+    def insert(self, item: T) -> None:
+        """Add an interval where there is none, joined with the neighbours that it continues."""
+        first = last = bisect.bisect_left(self._starts, item.start)
+        if first and self._items[first - 1].continues(item):
             first -= 1
-            before = self._runs[first]
-            run = Run(before.page, before.pages + run.pages, before.frame, run.hold)
-        if index < len(self._runs) and run.continues(self._runs[index]):
+            item = self._items[first].lengthened(item.pages)
+        if last < len(self._items) and item.continues(self._items[last]):
+            item = item.lengthened(self._items[last].pages)
             last += 1
-            run = run._replace(pages=run.pages + self._runs[index].pages)
-        self._replace(first, last, [run])
+        self._replace(first, last, [item])
 
-    def _replace(self, first: int, last: int, runs: list[Run]) -> None:
-        self._runs[first:last] = runs
-        self._starts[first:last] = [run.page for run in runs]
+    def _replace(self, first: int, last: int, items: list[T]) -> None:
+        self._tally.intervals += len(items) - (last - first)
+        self._items[first:last] = items
+        self._starts[first:last] = [item.start for item in items]
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._replace(0, len(self._items), [])
 
     def _gaps(self) -> Iterator[Extent]:
-        """Yield the holes between the runs, lowest first."""
-        page = 0
-        for run in self._runs:
-            if run.page > page:
-                yield Extent(page, run.page - page)
-            page = run.end
-        if page < self.pages:
-            yield Extent(page, self.pages - page)
+        """Yield the holes between the intervals, lowest first."""
+        place = 0
+        for item in self._items:
+            if item.start > place:
+                yield Extent(place, item.start - place)
+            place = item.end
+        if place < self.pages:
+            yield Extent(place, self.pages - place)
 
     def gap(self, count: int, align: int = 1) -> int | None:
-        """Return the lowest page, a multiple of `align`, from which `count` pages hold nothing."""
+        """Return the lowest place, a multiple of `align`, from which `count` hold nothing."""
         for hole in self._gaps():
-            page = -(-hole.page // align) * align
-            if page + count <= hole.end:
-                return page
+            place = -(-hole.page // align) * align
+            if place + count <= hole.end:
+                return place
         return None
 
     def gap_from_top(self, count: int, align: int = 1) -> int | None:
-        """Return the highest such page."""
+        """Return the highest such place."""
         for hole in reversed(list(self._gaps())):
-            page = (hole.end - count) // align * align
-            if page >= hole.page:
-                return page
+            place = (hole.end - count) // align * align
+            if place >= hole.page:
+                return place
         return None

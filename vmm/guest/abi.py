@@ -11,7 +11,7 @@ import ctypes
 import enum
 
 ABI_MAJOR = 1
-ABI_MINOR = 0
+ABI_MINOR = 1
 NOTE_NAME = "pageferry"
 NOTE_ABI = 0x5046
 PAGE_SIZE = 4096
@@ -23,11 +23,14 @@ WINDOW_GPA = 0x100000000
 HYPERCALL = 12
 DIRECT_PEER_MAX = 0xFFFF
 DIRECT_TAG_MAX = 0xFFFFFFFF
+DIRECT_READONLY = 0x4000
 FOREVER = 0xFFFFFFFFFFFFFFFF
 LOG_MAX = 4096
 EXTENTS_MAX = 16
 PAYLOAD_MAX = 192
 NAME_MAX = 32
+NO_PEER = 0xFFFFFFFF
+ANSWER_BORROWERS = 16
 MAGIC = 0x5952524546474150
 PEERS_MAX = 256
 TX_ENTRIES = 64
@@ -56,6 +59,14 @@ class Bell(enum.IntEnum):
     DIRECT = 7
 
 
+class WaitFor(enum.IntFlag):
+    """enum pf_wait_for."""
+
+    MESSAGE = 1
+    ROOM = 2
+    NOTICE = 4
+
+
 class Operation(enum.IntEnum):
     """enum pf_operation."""
 
@@ -69,6 +80,26 @@ class Operation(enum.IntEnum):
     EXCHANGE = 8
     QUERY = 9
     UNDELIVERED = 128
+
+
+class Flags(enum.IntFlag):
+    """enum pf_flags."""
+
+    READONLY = 1
+
+
+class Hold(enum.IntEnum):
+    """enum pf_hold."""
+
+    NONE = 0
+    OWNED = 1
+    SHARED = 2
+    LENT = 3
+    SENT = 4
+    INCOMING = 5
+    BORROWED = 6
+    VIEWED = 7
+    REVOKED = 8
 
 
 class Status(enum.IntEnum):
@@ -93,6 +124,11 @@ class Status(enum.IntEnum):
     E_ADDRESS = -15
     E_RING = -16
     E_BELL = -17
+    E_LENT = -18
+    E_BORROWED = -19
+    E_RECLAIMED = -20
+    E_NOT_LENT = -21
+    E_REPEATED = -22
 
 
 class PeerFlags(enum.IntFlag):
@@ -100,6 +136,7 @@ class PeerFlags(enum.IntFlag):
 
     ALIVE = 1
     SEND = 2
+    ROOM = 4
 
 
 class Extent(ctypes.LittleEndianStructure):
@@ -152,6 +189,34 @@ class Descriptor(ctypes.LittleEndianStructure):
     )
 
 
+class Answer(ctypes.LittleEndianStructure):
+    """struct pf_answer."""
+
+    hold: int
+    pages: int
+    owner: int
+    borrower_count: int
+    borrowers: ctypes.Array[ctypes.c_uint32]
+    pages_held: int
+    pages_quota: int
+    pieces_held: int
+    pieces_quota: int
+    pool_free: int
+
+    _fields_ = (
+        ("hold", ctypes.c_uint32),
+        ("pages", ctypes.c_uint32),
+        ("owner", ctypes.c_uint32),
+        ("borrower_count", ctypes.c_uint32),
+        ("borrowers", ctypes.c_uint32 * ANSWER_BORROWERS),
+        ("pages_held", ctypes.c_uint64),
+        ("pages_quota", ctypes.c_uint64),
+        ("pieces_held", ctypes.c_uint32),
+        ("pieces_quota", ctypes.c_uint32),
+        ("pool_free", ctypes.c_uint64),
+    )
+
+
 class Peer(ctypes.LittleEndianStructure):
     """struct pf_peer."""
 
@@ -197,11 +262,18 @@ class Control(ctypes.LittleEndianStructure):
     exit_code: int
     progress_done: int
     progress_total: int
-    reserved1: ctypes.Array[ctypes.c_uint64]
+    wait_for: int
+    wait_peer: int
+    notices_seen: int
+    reserved1: int
     tx_tail: int
     rx_head: int
     bell_status: int
     notices: int
+    notice_count: int
+    peer_notices: int
+    reclaim_notices: int
+    host_notices: int
     reserved2: ctypes.Array[ctypes.c_uint64]
     peers: ctypes.Array[Peer]
     tx: ctypes.Array[Descriptor]
@@ -230,12 +302,19 @@ class Control(ctypes.LittleEndianStructure):
         ("exit_code", ctypes.c_int32),
         ("progress_done", ctypes.c_uint64),
         ("progress_total", ctypes.c_uint64),
-        ("reserved1", ctypes.c_uint64 * 2),
+        ("wait_for", ctypes.c_uint32),
+        ("wait_peer", ctypes.c_uint32),
+        ("notices_seen", ctypes.c_uint32),
+        ("reserved1", ctypes.c_uint32),
         ("tx_tail", ctypes.c_uint32),
         ("rx_head", ctypes.c_uint32),
         ("bell_status", ctypes.c_int32),
         ("notices", ctypes.c_uint32),
-        ("reserved2", ctypes.c_uint64 * 486),
+        ("notice_count", ctypes.c_uint32),
+        ("peer_notices", ctypes.c_uint32),
+        ("reclaim_notices", ctypes.c_uint32),
+        ("host_notices", ctypes.c_uint32),
+        ("reserved2", ctypes.c_uint64 * 484),
         ("peers", Peer * PEERS_MAX),
         ("tx", Descriptor * TX_ENTRIES),
         ("rx", Descriptor * RX_ENTRIES),

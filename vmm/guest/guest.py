@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
-from vmm.ferry.ledger import Refusal
 from vmm.ferry.message import Request
+from vmm.ferry.rules import Refusal
 from vmm.guest import abi, boot
 from vmm.guest.abi import Status
 from vmm.guest.boot import Layout
@@ -130,12 +131,15 @@ class Guest:
         except IndexError:
             return None
 
-    def explain(self, exit_: Exit) -> GuestFault:
-        """Return why the guest cannot go on after an exit. It will not run again."""
+    def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
+        """Return why the guest cannot go on after an exit. It will not run again.
+
+        `hold` tells what the page at an address of its window is to it.
+        """
         with deadline(
             _DIAGNOSIS_SECONDS
         ):  # a hostile guest may make even its last instruction a loop
-            return self.diagnosis.explain(exit_, self.vcpu.run)
+            return self.diagnosis.explain(exit_, self.vcpu.run, hold)
 
     def close(self) -> None:
         """Close the vCPU, the VM and the memory, in that order. Further calls do nothing."""

@@ -31,6 +31,16 @@ from vmm.kvm import (
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import OutOfBounds
 
+# What a page of the window is to a machine that may not do with it what it tried.
+_PAGES = {
+    abi.Hold.NONE: "a page of the window it does not own",
+    abi.Hold.SENT: "a page that it has sent",
+    abi.Hold.LENT: "a page that it has lent",
+    abi.Hold.INCOMING: "a page that it has not received yet",
+    abi.Hold.VIEWED: "a page that it may only read",
+    abi.Hold.REVOKED: "a page that it had borrowed, and whose owner has reclaimed it",
+}
+
 
 class Diagnosis:
     """Explains one machine's exits. The vCPU is not running, and will not run again afterwards."""
@@ -43,6 +53,7 @@ class Diagnosis:
         self._memory = memory
         self._layout = layout
         self._symbols = symbols
+        self._hold: Callable[[int], abi.Hold] = lambda gpa: abi.Hold.NONE
 
     def fault(
         self,
@@ -70,11 +81,18 @@ class Diagnosis:
             place=self._symbols.place(rip),
         )
 
-    def explain(self, stopped: Exit, run: Callable[[], Exit]) -> GuestFault:
+    def explain(
+        self,
+        stopped: Exit,
+        run: Callable[[], Exit],
+        hold: Callable[[int], abi.Hold] | None = None,
+    ) -> GuestFault:
         """Return why the machine cannot go on after `stopped`.
 
-        `run` runs the vCPU once more, for a while.
+        `run` runs the vCPU once more, for a while; `hold` tells what the page at an address of the
+        window is to the machine.
         """
+        self._hold = hold or self._hold
         match stopped:
             case Hlt():
                 return self._halt()
@@ -167,7 +185,7 @@ class Diagnosis:
         where = "an address the host does not tell" if gpa is None else f"{gpa:#x}"
         window = self._layout.window
         if gpa is not None and window.base <= gpa < window.end:
-            where += ", a page of the window it does not own"
+            where += f", {_PAGES.get(self._hold(gpa), _PAGES[abi.Hold.NONE])}"
         elif gpa is not None:
             where += ", where it has no memory"
         reason = f"{access or 'access'} of {where}"

@@ -14,7 +14,16 @@ Everything that the program decides from a host's nature is decided here, from p
 """
 
 from vmm.host.device import DEVICE, open_kvm
-from vmm.host.facts import Host, inspect, memory_available, total_memory
+from vmm.host.facts import Host, inspect, mapping_limit, memory_available, total_memory
 from vmm.host.module import Backend
 
-__all__ = ["DEVICE", "Backend", "Host", "inspect", "memory_available", "open_kvm", "total_memory"]
+__all__ = [
+    "DEVICE",
+    "Backend",
+    "Host",
+    "inspect",
+    "mapping_limit",
+    "memory_available",
+    "open_kvm",
+    "total_memory",
+]

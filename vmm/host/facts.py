@@ -16,6 +16,7 @@ from vmm.host.system import kernel_version, read_system, read_text
 from vmm.kvm import Kvm, uapi
 
 _FORMER_MEMSLOTS = 32  # as many as there were before KVM could say how many there are
+_DEFAULT_MAPPINGS = 65530  # where /proc/sys is not mounted
 _TRIED = (Doorbell.PIO, Doorbell.MMIO)
 
 
@@ -111,6 +112,11 @@ def _hypercall(kvm: Kvm) -> Doorbell | None:
     vendor = b"".join(word.to_bytes(4, "little") for word in (leaf.ebx, leaf.edx, leaf.ecx))
     amd = vendor in (b"AuthenticAMD", b"HygonGenuine")
     return Doorbell.VMMCALL if amd else Doorbell.VMCALL
+
+
+def mapping_limit() -> int:
+    """Return how many mappings this process may have (sysctl vm.max_map_count)."""
+    return int(read_text("/proc/sys/vm/max_map_count") or _DEFAULT_MAPPINGS)
 
 
 def total_memory() -> int:

@@ -60,14 +60,15 @@ def _map(
     return int(result)
 
 
-def show(address: int, size: int, fd: int, offset: int) -> None:
-    """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and
-    writable.
+def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True) -> None:
+    """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and,
+    if it is to be so, writable.
 
     All three are multiples of the page size. A guest running on the range sees the change at once:
     the kernel shoots its translations down before mmap returns.
     """
-    _map(address, size, _READ_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, offset, "a window")
+    protection = _READ_WRITE if writable else mmap.PROT_READ
+    _map(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset, "a window")
 
 
 def hide(address: int, size: int) -> None:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
+from vmm.kvm.uapi import KVM_MEM_READONLY
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 from vmm.memory.pool import PagePool
@@ -36,19 +37,19 @@ class Window(ABC):
               process
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
-    only called on hidden pages, `hide` only on shown ones. Both raise OSError, having changed
-    nothing. Not thread-safe; a machine may be running on the window meanwhile.
+    only called on hidden pages. Both raise OSError, having changed nothing. Not thread-safe; a
+    machine may be running on the window meanwhile.
     """
 
     region: Region
 
     @abstractmethod
-    def show(self, page: int, frame: int, count: int) -> None:
-        """Make `count` adjacent frames accessible from `page` on."""
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        """Make `count` adjacent frames accessible from `page` on, or only readable."""
 
     @abstractmethod
     def hide(self, page: int, count: int) -> None:
-        """Make `count` pages inaccessible; they may span several runs that were shown."""
+        """Make `count` pages inaccessible; they may span several shown runs, and holes."""
 
     @abstractmethod
     def address(self, page: int) -> int:
@@ -88,8 +89,14 @@ class MappedWindow(Window):
         self.mapping = Mapping.reserve(size)
         self.region = Region(self.mapping.address if base is None else base, size)
 
-    def show(self, page: int, frame: int, count: int) -> None:
-        mapping.show(self.address(page), count * PAGE_SIZE, self._pool.fd, frame * PAGE_SIZE)
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        mapping.show(
+            self.address(page),
+            count * PAGE_SIZE,
+            self._pool.fd,
+            frame * PAGE_SIZE,
+            writable=writable,
+        )
 
     def hide(self, page: int, count: int) -> None:
         mapping.hide(self.address(page), count * PAGE_SIZE)
@@ -123,6 +130,7 @@ class _Slot(NamedTuple):
     pages: int
     frame: int
     number: int
+    writable: bool
 
 
 class SlotsWindow(Window):
@@ -136,9 +144,9 @@ class SlotsWindow(Window):
         self._unused: list[int] = []  # numbers given back
         self._next = WINDOW_SLOT
 
-    def show(self, page: int, frame: int, count: int) -> None:
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
         number = self._unused.pop() if self._unused else self._next
-        slot = _Slot(page, count, frame, number)
+        slot = _Slot(page, count, frame, number, writable)
         try:
             self._set(slot, count)
         except OSError:
@@ -156,14 +164,17 @@ class SlotsWindow(Window):
         try:
             for slot in old:
                 self._delete(slot)
-                done.append(lambda slot=slot: self.show(slot.page, slot.frame, slot.pages))  # type: ignore[misc]
+                done.append(lambda slot=slot: self._show(slot))  # type: ignore[misc]
                 for left in _remains(slot, page, end):
-                    self.show(left.page, left.frame, left.pages)
+                    self._show(left)
                     done.append(lambda left=left: self._delete(self._at(left.page)))  # type: ignore[misc]
         except OSError:
             for undo in reversed(done):
                 undo()
             raise
+
+    def _show(self, slot: _Slot) -> None:
+        self.show(slot.page, slot.frame, slot.pages, writable=slot.writable)
 
     def _delete(self, slot: _Slot) -> None:
         self._set(slot, 0)
@@ -176,6 +187,7 @@ class SlotsWindow(Window):
             self.region.base + slot.page * PAGE_SIZE,
             count * PAGE_SIZE,
             self._pool.address + slot.frame * PAGE_SIZE,
+            0 if slot.writable else KVM_MEM_READONLY,
         )
 
     def _at(self, page: int) -> _Slot:
@@ -197,7 +209,8 @@ def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
     if slot.page < page:
         left.append(slot._replace(pages=page - slot.page))
     if slot_end > end:
-        left.append(_Slot(end, slot_end - end, slot.frame + end - slot.page, slot.number))
+        rest = slot._replace(page=end, pages=slot_end - end)
+        left.append(rest._replace(frame=slot.frame + end - slot.page))
     return left
 
 

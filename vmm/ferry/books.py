@@ -1,0 +1,263 @@
+"""The ledger's books: what every window holds, which frames bind peers to each other. Pure.
+
+A frame (a page of the pool) is at any time in exactly one of these states, and `audit` proves it:
+
+    free       in the pool, reading as zeros
+    owned      one peer's, at one place in its window, and nobody else's
+    in flight  on its way from a sender's window to a receiver's
+    lent       its owner's, with a borrower in its stead, or with nobody (taken back, not yet shown)
+    shared     its owner's, and borrowers'
+    orphaned   its owner has stopped; free as soon as its borrowers have let go of it
+
+The first two are in the windows' maps alone; the others are bonds as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from vmm.ferry.frames import FramePool
+from vmm.ferry.runs import Extent, IntervalMap, Run, Tally
+from vmm.guest.abi import Hold
+
+UNLIMITED = 1 << 62
+
+
+class LedgerError(AssertionError):
+    """The ledger contradicts itself: a mistake in pageferry, never in a guest."""
+
+
+class Borrower(NamedTuple):
+    """A peer that a frame was promised to, or that has it; `page` is where in its window."""
+
+    peer: int
+    page: int
+    writable: bool
+
+
+class Bond(NamedTuple):
+    """`pages` adjacent frames that bind an owner to others.
+
+    hold       what they are to the owner: SENT, LENT or SHARED
+    page       where they are, or will be again, in the owner's window
+    borrowers  in the order in which they came; the receiver, for SENT
+    """
+
+    frame: int
+    pages: int
+    hold: Hold
+    owner: int
+    page: int
+    borrowers: tuple[Borrower, ...]
+
+    @property
+    def start(self) -> int:
+        """The first frame."""
+        return self.frame
+
+    @property
+    def end(self) -> int:
+        """The first frame after these."""
+        return self.frame + self.pages
+
+    def clip(self, start: int, end: int) -> Bond:
+        """Return the part of the bond that concerns the frames in start..end."""
+        first = max(self.frame, start)
+        part = self._moved(first - self.frame)
+        return part._replace(pages=min(self.end, end) - first)
+
+    def _moved(self, by: int) -> Bond:
+        borrowers = tuple(b._replace(page=b.page + by) for b in self.borrowers)
+        return self._replace(frame=self.frame + by, page=self.page + by, borrowers=borrowers)
+
+    def continues(self, other: Bond) -> bool:
+        """Whether `other` directly follows, for the same peers, at the places that follow."""
+        return (
+            self.end == other.frame and self._moved(self.pages)._replace(pages=other.pages) == other
+        )
+
+    def lengthened(self, pages: int) -> Bond:
+        """Return the bond with as many frames more at its end."""
+        return self._replace(pages=self.pages + pages)
+
+    @property
+    def place(self) -> Run:
+        """The owner's place."""
+        return Run(self.page, self.pages, self.frame, self.hold)
+
+    def borrower(self, peer: int) -> Borrower:
+        """Return what one of the borrowers was promised."""
+        return next(b for b in self.borrowers if b.peer == peer)
+
+
+@dataclasses.dataclass(slots=True)
+class Account:
+    """One peer's window, and what it may have.
+
+    quota    pages that may be its own at a time, those coming in to stay included
+    charged  how many are
+    pieces   runs that its window may be cut into
+    """
+
+    window: IntervalMap[Run]
+    quota: int
+    pieces: int
+    charged: int = 0
+
+
+class Description(NamedTuple):
+    """What is true of the first `pages` pages of an extent, as one peer may know it."""
+
+    hold: Hold
+    pages: int
+    owner: int | None
+    borrowers: tuple[int, ...]
+
+
+class Books:
+    """What the ledger knows. Not thread-safe: the exchange uses it under its lock.
+
+    pieces   runs that all windows may be cut into together (each costs the host two mappings)
+    """
+
+    def __init__(self, frames: int, pieces: int = UNLIMITED) -> None:
+        self.pool = FramePool(frames)
+        self._pieces = pieces
+        self._tally = Tally()
+        self._accounts: dict[int, Account] = {}
+        self._bonds: IntervalMap[Bond] = IntervalMap(frames)
+
+    def account(self, peer: int) -> Account:
+        """Return a peer's account, to be read."""
+        return self._accounts[peer]
+
+    def window(self, peer: int) -> tuple[Run, ...]:
+        """Return what a peer's window holds, in order."""
+        return tuple(self._accounts[peer].window)
+
+    def runs(self, peer: int, extent: Extent) -> list[Run]:
+        """Return what one extent of a peer's window holds, clipped to it."""
+        return self._accounts[peer].window.within(*extent)
+
+    def holds(self, peer: int, extent: Extent, holds: frozenset[Hold]) -> bool:
+        """Whether every page of the extent is one of these to the peer."""
+        runs = self.runs(peer, extent)
+        return sum(r.pages for r in runs) == extent.pages and all(r.hold in holds for r in runs)
+
+    def bonds(self, runs: Sequence[Run]) -> Iterator[Bond]:
+        """Yield the bonds on the frames of these runs, in order."""
+        for run in runs:
+            yield from self._bonds.within(run.frame, run.pages)
+
+    def describe(self, peer: int, extent: Extent) -> Description:
+        """Return what the beginning of an extent is to a peer, and to whom else, as far as it may
+        know: who borrows what is its own, or whose it is that it borrows.
+        """
+        first = next(iter(self.runs(peer, extent)), None)
+        if first is None or first.page > extent.page:
+            pages = extent.pages if first is None else first.page - extent.page
+            return Description(Hold.NONE, pages, None, ())
+        if first.hold is Hold.OWNED:
+            return Description(first.hold, first.pages, peer, ())
+        if first.hold in (Hold.REVOKED, Hold.INCOMING):
+            return Description(first.hold, first.pages, None, ())
+        bond = next(self.bonds([first]))
+        everyone = tuple(b.peer for b in bond.borrowers)
+        borrowers = everyone if bond.owner == peer else (peer,)
+        return Description(first.hold, bond.pages, bond.owner, borrowers)
+
+    # ---- Audit ----
+
+    def audit(self) -> dict[str, int]:
+        """Check that every frame is in one state only, and both ends of each bond; return the pages
+        in each state, whose sum is the pool.
+
+        Raises LedgerError.
+        """
+        states: dict[str, list[tuple[int, int]]] = {
+            "free": [(run.first, run.pages) for run in self.pool.runs],
+            "owned": [
+                (run.frame, run.pages)
+                for account in self._accounts.values()
+                for run in account.window
+                if run.hold is Hold.OWNED
+            ],
+            **{state: [] for state in ("in_flight", "lent", "shared", "orphaned")},
+        }
+        for bond in self._bonds:
+            states[self._state(bond)].append((bond.frame, bond.pages))
+        self._check_partition(sorted(run for runs in states.values() for run in runs))
+        self._check_bonds()
+        self._check_accounts()
+        return {state: sum(count for _, count in runs) for state, runs in states.items()}
+
+    def _state(self, bond: Bond) -> str:
+        if bond.hold is Hold.SENT:
+            return "in_flight"
+        if bond.owner not in self._accounts:
+            return "orphaned"
+        return "lent" if bond.hold is Hold.LENT else "shared"
+
+    def _check_partition(self, runs: list[tuple[int, int]]) -> None:
+        expected = 0
+        for frame, count in runs:
+            if frame != expected:
+                raise LedgerError(f"frame {min(frame, expected)} is in no state, or in two")
+            expected = frame + count
+        if expected != self.pool.total:
+            raise LedgerError(f"frame {expected} is in no state")
+
+    def _check_bonds(self) -> None:
+        """Check that each bond is to be seen in its peers' windows, and nothing else is there."""
+        owners = borrowers = 0
+        for bond in self._bonds:
+            if bond.owner in self._accounts:
+                self._check_place(bond.owner, bond.place, {bond.hold})
+                owners += bond.pages
+            if not bond.borrowers and (
+                bond.hold is not Hold.LENT or bond.owner not in self._accounts
+            ):
+                raise LedgerError(f"frame {bond.frame} is bound to nobody")
+            for peer, page, writable in bond.borrowers:
+                arrived = Hold.BORROWED if writable else Hold.VIEWED
+                holds = {Hold.INCOMING} if bond.hold is Hold.SENT else {Hold.INCOMING, arrived}
+                place = Run(page, bond.pages, bond.frame, Hold.INCOMING)
+                self._check_place(peer, place, holds)
+                borrowers += bond.pages
+        held = dict.fromkeys(Hold, 0)
+        for account in self._accounts.values():
+            for run in account.window:
+                held[run.hold] += run.pages
+        if owners != held[Hold.SENT] + held[Hold.LENT] + held[Hold.SHARED]:
+            raise LedgerError("the places kept by owners are not those of what is bound")
+        if borrowers != held[Hold.INCOMING] + held[Hold.BORROWED] + held[Hold.VIEWED]:
+            raise LedgerError("what peers borrow, or wait for, is not what is bound to them")
+
+    def _check_place(self, peer: int, place: Run, holds: set[Hold]) -> None:
+        page, frame = place.page, place.frame
+        if peer not in self._accounts:
+            raise LedgerError(f"frame {frame} is bound to peer {peer}, which is not there")
+        for run in self.runs(peer, place.extent):
+            if (run.page, run.frame) != (page, frame) or run.hold not in holds:
+                break
+            page, frame = page + run.pages, frame + run.pages
+        if page != place.end:
+            raise LedgerError(f"page {page} of peer {peer} is not what frame {frame} is bound to")
+
+    def _check_accounts(self) -> None:
+        owners = {Hold.OWNED, Hold.SENT, Hold.LENT, Hold.SHARED}
+        charged = {
+            peer: sum(run.pages for run in account.window if run.hold in owners)
+            for peer, account in self._accounts.items()
+        }
+        for bond in self._bonds:
+            if bond.hold is Hold.SENT:
+                charged[bond.borrowers[0].peer] += bond.pages
+        for peer, account in self._accounts.items():
+            if account.charged != charged[peer]:
+                raise LedgerError(f"peer {peer} has {charged[peer]} pages, not {account.charged}")
+        pieces = sum(len(account.window) for account in self._accounts.values())
+        if pieces != self._tally.intervals:
+            raise LedgerError(f"the windows have {pieces} runs, not {self._tally.intervals}")

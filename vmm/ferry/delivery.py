@@ -1,0 +1,203 @@
+"""Delivery: messages out of queues, their pages into windows; and back, where that cannot be.
+
+What comes back is its owner's at once, before the message that tells of it. If the host refuses to
+show it there, it is LENT to nobody: the message says E_NO_MEMORY, and RECLAIM tries again.
+
+Not thread-safe: the monitor calls it under its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+from vmm.ferry import carry
+from vmm.ferry.carry import Carrier
+from vmm.ferry.ledger import Ledger
+from vmm.ferry.message import Message
+from vmm.ferry.peer import Peer
+from vmm.ferry.places import joined
+from vmm.ferry.plans import Homecoming
+from vmm.ferry.roster import Roster
+from vmm.ferry.rules import Refusal
+from vmm.ferry.runs import Extent, Run
+from vmm.guest import abi
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory.pool import PagePool
+
+_BORROWED = (Hold.BORROWED, Hold.VIEWED)
+_LOANS = (Operation.LEND, Operation.SHARE)
+
+Tell = Callable[[str, Message], None]
+
+
+class Delivery:
+    """Brings messages to their receivers, or back to their senders.
+
+    tell    called with "deliver", "undelivered" or "return" and the message, for the trace
+    """
+
+    def __init__(
+        self, ledger: Ledger, roster: Roster, carrier: Carrier, pool: PagePool, tell: Tell
+    ) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        self._carrier = carrier
+        self._pool = pool
+        self._tell = tell
+
+    # ---- To the receiver ----
+
+    def take(self, peer: Peer) -> Message | None:
+        """Dequeue one message and bring its pages into the peer's window.
+
+        None if the host refuses to map them: the message has then gone back to its sender.
+        """
+        message = self._roster.get_message(peer)
+        if message.targets:
+            runs = self._ledger.arriving(peer.number, message.targets)
+            try:
+                with self._carrier.all_or_nothing() as moves:
+                    moves.show(peer.number, runs)
+            except Refusal as refusal:
+                self.send_back(peer, message, refusal.status)
+                return None
+            self._ledger.arrive(peer.number, runs)
+        peer.received += 1
+        self._tell("deliver", message)
+        return message
+
+    # ---- Back to the sender ----
+
+    def send_back(self, peer: Peer, message: Message, status: Status) -> None:
+        """Give a message that has not been delivered to `peer` back to its sender, with its pages.
+
+        Without a sender, what nobody else has is freed.
+        """
+        coming = self._runs(peer, message.targets, (Hold.INCOMING,))
+        shown = self._bring_home(self._ledger.let_go(peer.number, coming))
+        self._tell_sender(message, status if shown else Status.E_NO_MEMORY)
+
+    def _runs(self, peer: Peer, extents: Sequence[Extent], holds: tuple[Hold, ...]) -> list[Run]:
+        runs = (run for extent in extents for run in self._ledger.runs(peer.number, extent))
+        return [run for run in runs if run.hold in holds]
+
+    def _bring_home(self, home: Homecoming) -> bool:
+        """Show owners what is theirs again, zero what is nobody's; return whether all is shown."""
+        self._pool.zero(home.freed)
+        shown = True
+        for owner, run in home.back:
+            try:
+                carry.show(self._roster[owner].window, run._replace(hold=Hold.OWNED))
+            except OSError:
+                shown = False
+            else:
+                self._ledger.restore(owner, [run])
+        return shown
+
+    def _tell_sender(self, message: Message, status: Status) -> None:
+        """Let a sender have its message again: what only came back to its receiver is not sent."""
+        sender = self._roster.get(message.sender)
+        if sender is None or message.operation in (Operation.UNDELIVERED, Operation.RETURN):
+            return
+        back = dataclasses.replace(
+            message,
+            operation=Operation.UNDELIVERED,
+            status=status,
+            spans=carry.spans(sender.window, message.homes),
+            targets=(),
+        )
+        self._roster.put_back(sender, back)
+        self._tell("undelivered", back)
+
+    # ---- Deaths ----
+
+    def bury(self, peer: Peer) -> None:
+        """A peer has stopped, and will not run again: everyone gets what is theirs.
+
+        Messages that it had not taken, from its queue or its receive ring, go back to their
+        senders with E_DEAD; what it borrowed goes back to its owners, who get a RETURN with E_DEAD;
+        what it owned is zeroed and free, except that its borrowers keep theirs until they let go.
+        """
+        with contextlib.suppress(OSError):  # the host's refusal hides nothing from one that is dead
+            peer.window.hide(0, peer.window.region.pages)
+        for message in peer.untaken:
+            self._untake(peer, message)
+        while peer.queue:
+            self.send_back(peer, self._roster.get_message(peer), Status.E_DEAD)
+        self._return_borrowed(peer)
+        self._pool.zero(self._ledger.dismiss(peer.number))
+
+    def _untake(self, peer: Peer, message: Message) -> None:
+        """Send a message back that a dead machine had in its receive ring and never took."""
+        base = peer.window.region.base
+        extents = [Extent((span.gpa - base) // PAGE_SIZE, span.pages) for span in message.spans]
+        if message.operation in _LOANS:
+            home = self._ledger.let_go(peer.number, self._runs(peer, extents, _BORROWED))
+            shown = self._bring_home(home)
+            self._tell_sender(message, Status.E_DEAD if shown else Status.E_NO_MEMORY)
+        elif message.operation is Operation.SEND and self._roster.get(message.sender) is not None:
+            homes = self._send_again(peer, message, extents)
+            self._tell_sender(dataclasses.replace(message, homes=homes), Status.E_DEAD)
+
+    def _send_again(
+        self, peer: Peer, message: Message, extents: Sequence[Extent]
+    ) -> tuple[Extent, ...]:
+        """Give pages that were delivered back to who sent them; return where they are there.
+
+        Nowhere, if the sender has no room for them any more, or the dead had not kept them: they
+        are freed with all that it owned.
+        """
+        if not extents:
+            return ()
+        try:
+            plan = self._ledger.transfer(Operation.SEND, peer.number, message.sender, extents)
+        except Refusal:
+            return ()
+        self._ledger.commit_transfer(plan)
+        runs = self._ledger.arriving(message.sender, plan.targets)
+        try:
+            with self._carrier.all_or_nothing() as moves:
+                moves.show(message.sender, runs)
+        except Refusal:
+            self._ledger.let_go(message.sender, [r._replace(hold=Hold.INCOMING) for r in runs])
+            return ()
+        self._ledger.arrive(message.sender, runs)
+        return plan.targets
+
+    def _return_borrowed(self, peer: Peer) -> None:
+        """Return what a dead peer had borrowed, with a message to each owner that is alive."""
+        window = Extent(0, peer.window.region.pages)
+        borrowed = self._runs(peer, [window], _BORROWED)
+        places: dict[int, list[Extent]] = {}
+        for bond in self._ledger.bonds(borrowed):
+            places.setdefault(bond.owner, []).append(bond.place.extent)
+        shown = self._bring_home(self._ledger.let_go(peer.number, borrowed))
+        for number, extents in places.items():
+            owner = self._roster.get(number)
+            for part in _batched(joined(sorted(extents)), abi.EXTENTS_MAX):
+                if owner is not None:
+                    self._tell_owner(peer, owner, part, shown)
+
+    def _tell_owner(self, peer: Peer, owner: Peer, part: Sequence[Extent], shown: bool) -> None:
+        message = Message(
+            number=0,  # nobody sent it
+            operation=Operation.RETURN,
+            status=Status.E_DEAD if shown else Status.E_NO_MEMORY,
+            sender=peer.number,
+            receiver=owner.number,
+            length=sum(extent.pages for extent in part) * PAGE_SIZE,
+            spans=carry.spans(owner.window, part),
+        )
+        self._roster.put_back(owner, message)
+        self._tell("return", message)
+
+
+def _batched(extents: Sequence[Extent], count: int) -> Iterator[Sequence[Extent]]:
+    """Yield the extents, `count` at a time."""
+    for first in itertools.count(0, count):
+        if first >= len(extents):
+            return
+        yield extents[first : first + count]

@@ -1,0 +1,213 @@
+"""The operations of the protocol, each as one peer asks for it.
+
+All have the same shape: check and plan (ledger), change the mappings (carrier), commit (ledger),
+tell the other peer (roster). A Refusal at any point leaves everything as it was.
+
+Not thread-safe: the monitor calls them under its lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from vmm.ferry.carry import Carrier, spans
+from vmm.ferry.control import Notice
+from vmm.ferry.ledger import Ledger
+from vmm.ferry.message import Answer, Message, Request
+from vmm.ferry.peer import Peer
+from vmm.ferry.plans import Transfer
+from vmm.ferry.roster import Roster
+from vmm.ferry.rules import Refusal
+from vmm.ferry.runs import Extent
+from vmm.guest import abi
+from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.pool import PagePool
+
+
+class Operations:
+    """What peers may ask for. `serve` does it; the others are for those who know what they ask."""
+
+    def __init__(self, ledger: Ledger, roster: Roster, carrier: Carrier, pool: PagePool) -> None:
+        self._ledger = ledger
+        self._roster = roster
+        self._carrier = carrier
+        self._pool = pool
+        self._numbers = itertools.count(1)
+        self._served: dict[Operation, Callable[[Peer, Request], Answer]] = {
+            Operation.SEND: self.transfer,
+            Operation.LEND: self.transfer,
+            Operation.SHARE: self.transfer,
+            Operation.EXCHANGE: self.transfer,
+            Operation.RETURN: self.give_back,
+            Operation.RECLAIM: self.reclaim,
+            Operation.ALLOC: self._alloc,
+            Operation.RELEASE: self._release,
+            Operation.QUERY: self._query,
+        }
+
+    def serve(self, peer: Peer, request: Request) -> Answer:
+        """Do what a peer asks for. Raises Refusal."""
+        return self._served[request.operation](peer, request)
+
+    # ---- Messages ----
+
+    def transfer(self, sender: Peer, request: Request) -> Answer:
+        """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
+        receiver = sender.receiver(request.receiver)
+        if receiver is None:
+            raise Refusal(Status.E_PEER)
+        if not receiver.alive:
+            raise Refusal(Status.E_DEAD)
+        extents = request.extents(sender.window.region)
+        if not receiver.queue.room:
+            raise Refusal(Status.E_QUEUE_FULL)
+        plan = self._part(sender, receiver, request, extents) if extents else None
+        exchanged = request.operation is Operation.EXCHANGE
+        message = Message(
+            number=next(self._numbers),
+            operation=Operation.SEND if exchanged else request.operation,
+            status=Status.OK,
+            sender=sender.number,  # the monitor's word, as the receiver's is
+            receiver=receiver.number,
+            tag=request.tag,
+            length=request.length,
+            payload=request.payload,
+            spans=spans(receiver.window, plan.targets) if plan else (),
+            targets=plan.targets if plan else (),
+            homes=plan.sources if plan else (),
+            writable=request.writable,
+        )
+        sender.sent += 1
+        self._roster.put(sender, receiver, message)
+        return Answer(Status.OK, message.number)
+
+    def _part(
+        self, sender: Peer, receiver: Peer, request: Request, extents: Sequence[Extent]
+    ) -> Transfer:
+        """Take the pages of a message from their owner into flight."""
+        plan = self._ledger.transfer(
+            request.operation,
+            sender.number,
+            receiver.number,
+            extents,
+            writable=request.writable,
+        )
+        try:
+            with self._carrier.all_or_nothing() as moves:
+                if request.operation is not Operation.SHARE:
+                    moves.hide(sender.number, plan.runs)
+                moves.show(sender.number, plan.fresh)
+        except Refusal:
+            self._ledger.abandon(plan)
+            raise
+        self._ledger.commit_transfer(plan)
+        return plan
+
+    # ---- The way back ----
+
+    def give_back(self, borrower: Peer, request: Request) -> Answer:
+        """RETURN: the owner has its pages again, at once, and a message that says so.
+
+        A dead owner's pages go to the pool when the last borrower lets go, and there is no message.
+        """
+        owner = self._roster.get(request.receiver)
+        extents = request.extents(borrower.window.region)
+        plan = self._ledger.returning(borrower.number, request.receiver, extents)
+        if owner is not None:
+            self._check_return(borrower, owner, request, plan.spans)
+        with self._carrier.all_or_nothing() as moves:
+            moves.hide(borrower.number, plan.runs)
+            moves.show(request.receiver, [r._replace(hold=Hold.OWNED) for r in plan.shown])
+        self._pool.zero(self._ledger.commit_return(plan))
+        if owner is None:
+            return Answer(Status.OK)
+        message = Message(
+            number=next(self._numbers),
+            operation=Operation.RETURN,
+            status=Status.OK,
+            sender=borrower.number,
+            receiver=owner.number,
+            tag=request.tag,
+            length=request.length,
+            payload=request.payload,
+            spans=spans(owner.window, plan.spans),
+        )
+        borrower.sent += 1
+        self._roster.put(borrower, owner, message)
+        return Answer(Status.OK, message.number)
+
+    @staticmethod
+    def _check_return(
+        borrower: Peer, owner: Peer, request: Request, places: Sequence[Extent]
+    ) -> None:
+        """Check that the owner can be told. Giving back is no way around a missing channel."""
+        if request.payload and borrower.receiver(owner.number) is None:
+            raise Refusal(Status.E_PEER)
+        if not owner.queue.room:
+            raise Refusal(Status.E_QUEUE_FULL)
+        if len(places) > abi.EXTENTS_MAX:  # apart in the owner's window: to be returned by parts
+            raise Refusal(Status.E_LENGTH)
+
+    def reclaim(self, owner: Peer, request: Request) -> Answer:
+        """RECLAIM: from all who borrow the pages, whatever they are doing; they get a notice."""
+        plan = self._ledger.reclaiming(owner.number, request.extents(owner.window.region))
+        with self._carrier.all_or_nothing() as moves:
+            for peer, run in plan.hidden:
+                moves.hide(peer, [run])
+            moves.show(owner.number, [run._replace(hold=Hold.OWNED) for run in plan.shown])
+        for peer in self._ledger.commit_reclaim(plan):
+            self._roster.notice(self._roster[peer], Notice.RECLAIM)
+        return Answer(Status.OK)
+
+    # ---- The pool ----
+
+    def grant(self, peer: Peer, counts: Sequence[int]) -> list[Extent]:
+        """Give a peer zeroed pages, an extent for each count. Raises Refusal."""
+        extents, runs = self._ledger.grant(peer.number, counts)
+        try:
+            with self._carrier.all_or_nothing() as moves:
+                moves.show(peer.number, runs)
+        except Refusal:
+            self._ledger.release(peer.number, runs)
+            raise
+        return extents
+
+    def release(self, peer: Peer, extents: Sequence[Extent]) -> None:
+        """Take disjoint extents back into the pool; they read as zeros from now on.
+
+        Raises Refusal.
+        """
+        runs = self._ledger.releasing(peer.number, extents)
+        with self._carrier.all_or_nothing() as moves:
+            moves.hide(peer.number, [run for run in runs if run.hold is Hold.OWNED])
+        self._pool.zero(self._ledger.release(peer.number, runs))
+
+    def _alloc(self, peer: Peer, request: Request) -> Answer:
+        return Answer(Status.OK, spans=spans(peer.window, self.grant(peer, request.counts())))
+
+    def _release(self, peer: Peer, request: Request) -> Answer:
+        self.release(peer, request.extents(peer.window.region))
+        return Answer(Status.OK)
+
+    # ---- Questions ----
+
+    def _query(self, peer: Peer, request: Request) -> Answer:
+        extents = request.extents(peer.window.region)
+        account = self._ledger.account(peer.number)
+        answer = abi.Answer(
+            owner=abi.NO_PEER,
+            pages_held=account.charged,
+            pages_quota=account.quota,
+            pieces_held=len(account.window),
+            pieces_quota=account.pieces,
+            pool_free=self._ledger.pool.free,
+        )
+        for extent in extents:
+            about = self._ledger.describe(peer.number, extent)
+            answer.hold, answer.pages = about.hold, about.pages
+            answer.owner = abi.NO_PEER if about.owner is None else about.owner
+            answer.borrower_count = len(about.borrowers)
+            for index, borrower in enumerate(about.borrowers[: abi.ANSWER_BORROWERS]):
+                answer.borrowers[index] = borrower
+        return Answer(Status.OK, payload=bytes(answer))

@@ -1,0 +1,63 @@
+"""Places in windows: where extents land, and where parts of them are then. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from vmm.ferry.frames import LARGE
+from vmm.ferry.rules import Refusal
+from vmm.ferry.runs import Extent, IntervalMap, Run
+from vmm.guest.abi import Hold, Status
+
+
+def moved(
+    runs: Iterable[Run], extents: Sequence[Extent], targets: Sequence[Extent]
+) -> Iterator[int]:
+    """Yield for each run of the extents its place in the targets."""
+    pairs = iter(zip(extents, targets, strict=True))
+    extent = target = Extent(0, 0)
+    for run in runs:
+        if not extent.page <= run.page < extent.end:
+            extent, target = next(pairs)
+        yield target.page + run.page - extent.page
+
+
+def joined(extents: Iterable[Extent]) -> list[Extent]:
+    """Return extents with each that directly follows another joined to it."""
+    found: list[Extent] = []
+    for extent in extents:
+        if found and found[-1].end == extent.page:
+            extent = Extent(found[-1].page, found.pop().pages + extent.pages)
+        found.append(extent)
+    return found
+
+
+def _place(window: IntervalMap[Run], count: int) -> int | None:
+    """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones
+    from below.
+
+    Kept apart, a small extent does not cut a large one's huge pages in two.
+    """
+    if count >= LARGE:
+        page = window.gap_from_top(count, LARGE)
+        if page is not None:
+            return page
+    return window.gap(count)
+
+
+def reserve(window: IntervalMap[Run], counts: Sequence[int]) -> list[Extent]:
+    """Choose disjoint places for as many extents, without taking them. Refused: E_WINDOW_FULL."""
+    places: list[Extent] = []
+    try:
+        for count in counts:
+            page = _place(window, count)
+            if page is None:
+                raise Refusal(Status.E_WINDOW_FULL)
+            places.append(Extent(page, count))
+            if len(counts) > 1:
+                window.insert(Run(page, count, page, Hold.REVOKED))
+    finally:
+        if len(counts) > 1:
+            for place in places:
+                window.remove(*place)
+    return places

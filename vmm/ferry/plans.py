@@ -1,0 +1,76 @@
+"""Plans: what the ledger has found may be done, and what became of it. Pure data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vmm.ferry.frames import Frames
+from vmm.ferry.runs import Extent, Run
+from vmm.guest.abi import Operation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transfer:
+    """A SEND, LEND, SHARE or EXCHANGE that may be.
+
+    runs      what is in the extents, in their order
+    homes     for each run its place in the sender's window should it come back
+    places    for each run its place in the receiver's window
+    sources   for each extent its place in the sender's window should it come back
+    targets   for each extent its place in the receiver's window
+    fresh     what takes the runs' place, for EXCHANGE
+    """
+
+    operation: Operation
+    sender: int
+    receiver: int
+    writable: bool
+    runs: tuple[Run, ...]
+    homes: tuple[int, ...]
+    places: tuple[int, ...]
+    sources: tuple[Extent, ...]
+    targets: tuple[Extent, ...]
+    fresh: tuple[Run, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Return:
+    """A RETURN that may be.
+
+    runs     what the borrower gives back, in the order of its extents
+    shown    what its owner has again; nothing, if it was only shared, or the owner has stopped
+    spans    the same by extents of the owner's window, those that are only shared included
+    """
+
+    peer: int
+    owner: int
+    runs: tuple[Run, ...]
+    shown: tuple[Run, ...]
+    spans: tuple[Extent, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reclaim:
+    """A RECLAIM that may be.
+
+    runs     what is in the extents
+    hidden   what borrowers have of it: (peer, run)
+    shown    what the owner could not see, and has again
+    """
+
+    owner: int
+    runs: tuple[Run, ...]
+    hidden: tuple[tuple[int, Run], ...]
+    shown: tuple[Run, ...]
+
+
+@dataclasses.dataclass(slots=True)
+class Homecoming:
+    """What became of pages that a peer has let go of.
+
+    back     LENT to nobody now: (owner, run), to be shown there and then `restore`d
+    freed    frames that are in the pool again, to be zeroed before anything else happens
+    """
+
+    back: list[tuple[int, Run]] = dataclasses.field(default_factory=list)
+    freed: list[Frames] = dataclasses.field(default_factory=list)

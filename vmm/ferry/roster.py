@@ -1,0 +1,129 @@
+"""The roster: who is there, who may send to whom, and what each is told of the others.
+
+A machine finds its peers in its control structure: name, liveness, whether their queues have room.
+What is written there is kept up to date here, and whoever waits for a change is woken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm.ferry.control import Notice
+from vmm.ferry.message import Message
+from vmm.ferry.peer import Entry, Peer
+from vmm.guest.abi import PeerFlags
+
+
+class Roster:
+    """Peers, and the channels between them. Not thread-safe: used under the monitor's lock.
+
+    wake    called with a peer for which something has changed: it may be waiting for that
+    """
+
+    def __init__(self, wake: Callable[[Peer], None]) -> None:
+        self._wake = wake
+        self._peers: dict[int, Peer] = {}
+        self._names: dict[int, str] = {}  # of the dead too: their messages live on
+
+    def __getitem__(self, number: int) -> Peer:
+        """Return a peer that is alive. Raises KeyError."""
+        return self._peers[number]
+
+    def get(self, number: int) -> Peer | None:
+        """Return a peer, or None if it has stopped, or never was."""
+        return self._peers.get(number)
+
+    def name(self, number: int) -> str | None:
+        """Return the name of a peer, also of one that has stopped."""
+        return self._names.get(number)
+
+    def join(self, peer: Peer) -> None:
+        """Admit a peer, with no channels."""
+        self._peers[peer.number] = peer
+        self._names[peer.number] = peer.name
+
+    def leave(self, peer: Peer) -> None:
+        """A peer has stopped: whoever knows it sees that, and whoever waits for it is woken."""
+        del self._peers[peer.number]
+        for entry in peer.table.values():
+            other = entry.peer
+            if other.alive:
+                self._write(other, other.table[peer.number])
+                self.notice(other, Notice.PEER)
+        self._wake_waiters(peer)
+
+    def connect(self, sender: Peer, receiver: Peer) -> None:
+        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
+        self._list(sender, receiver, may_send=True)
+        self._list(receiver, sender, may_send=False)
+
+    def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
+        entry = peer.table.get(other.number)
+        if entry is None:
+            entry = peer.table[other.number] = Entry(len(peer.table), other, may_send)
+        entry.may_send |= may_send
+        self._write(peer, entry)
+        if peer.entered:
+            self.notice(peer, Notice.PEER)
+
+    @staticmethod
+    def _write(peer: Peer, entry: Entry) -> None:
+        """Write one entry of a peer's table."""
+        other, room = entry.peer, entry.peer.queue.room
+        if peer.control is not None:
+            flags = PeerFlags.ALIVE * other.alive | PeerFlags.SEND * entry.may_send
+            flags |= PeerFlags.ROOM * (other.alive and room > 0)
+            peer.control.put_peer(entry.index, other.number, other.name, PeerFlags(flags), room)
+
+    # ---- Queues ----
+
+    def put(self, sender: Peer, receiver: Peer, message: Message) -> None:
+        """Put a message into a queue that has room, and let the sender see what is left."""
+        receiver.queue.put(message)
+        self._room_changed(receiver)
+        entry = sender.table.get(receiver.number)
+        if entry is not None:
+            self._write(sender, entry)
+        self._wake(receiver)
+
+    def put_back(self, receiver: Peer, message: Message) -> None:
+        """Put a message that is the receiver's by right into its queue, full or not."""
+        receiver.queue.put_back(message)
+        self._room_changed(receiver)
+        self._wake(receiver)
+
+    def get_message(self, peer: Peer) -> Message:
+        """Take the oldest message out of a queue that has one."""
+        message = peer.queue.get()
+        self._room_changed(peer)
+        return message
+
+    def _room_changed(self, peer: Peer) -> None:
+        """Tell all who know a peer that its queue is full, or no longer is.
+
+        Only that: a write to each of them for each message would make every message dearer with
+        every peer.
+        """
+        full = peer.queue.room == 0
+        if full == peer.full:
+            return
+        peer.full = full
+        for entry in peer.table.values():
+            if entry.peer.alive:
+                self._write(entry.peer, entry.peer.table[peer.number])
+        if not full:
+            self._wake_waiters(peer)
+
+    def _wake_waiters(self, peer: Peer) -> None:
+        """Wake all who wait for room, oldest first: who finds none left waits on, behind them."""
+        waiters, peer.waiters = peer.waiters, {}
+        for waiter in waiters.values():
+            self._wake(waiter)
+
+    # ---- Notices ----
+
+    def notice(self, peer: Peer, kind: Notice, bits: int = 0) -> None:
+        """Put a notice into a machine's control structure, and wake it if it waits for one."""
+        if peer.control is not None:
+            peer.control.notice(kind, bits)
+            self._wake(peer)
