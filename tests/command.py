@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -26,9 +27,14 @@ Argument = str | bytes | Path
 
 # In a nested lane the command does not start, it is forked: see forkserver. There, started now,
 # before a test counts what this process holds.
-Process = forkserver.Process if IN_LANE else subprocess.Popen
+Process: Any
 if IN_LANE:
+    Process = forkserver.Process
     forkserver.server()
+else:
+    Process = functools.partial(
+        subprocess.Popen, stdin=subprocess.DEVNULL, text=True, errors="surrogateescape"
+    )
 
 
 class Ended(NamedTuple):
@@ -52,7 +58,6 @@ def command(*arguments: Argument, code: str = CODE) -> list[str]:
 def start(
     *arguments: Argument,
     code: str = CODE,
-    stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.PIPE,
     stderr: int = subprocess.PIPE,
     cwd: Path | None = None,
@@ -61,17 +66,14 @@ def start(
     start_new_session: bool = False,
 ) -> Any:
     """Start `pageferry ARGUMENTS…`; return a subprocess.Popen, or what is as good as one."""
-    options: dict[str, Any] = {} if IN_LANE else {"text": True, "errors": "surrogateescape"}
     return Process(
         command(*arguments, code=code),
         env=environment() | (env or {}),
-        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         cwd=cwd,
         pass_fds=pass_fds,
         start_new_session=start_new_session,
-        **options,
     )
 
 

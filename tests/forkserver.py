@@ -43,7 +43,7 @@ _POLL_SECONDS = 0.005
 class Process:
     """A process of `python -c`, with as much of subprocess.Popen as the tests use.
 
-    What it writes is collected in files, so that nobody has to read while it runs.
+    It has no input. What it writes is collected in files, so that nobody has to read while it runs.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class Process:
         command: Sequence[str],
         *,
         env: Mapping[str, str],
-        stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         cwd: Path | None = None,
@@ -71,8 +70,7 @@ class Process:
             "descriptors": [0, 1, 2, *pass_fds],
         }
         with Path(os.devnull).open() as null:
-            given = null.fileno() if stdin == subprocess.DEVNULL else stdin
-            fds = [given, _descriptor(self._out), _descriptor(self._err), *pass_fds]
+            fds = [null.fileno(), _descriptor(self._out), _descriptor(self._err), *pass_fds]
             self.pid = _ask(request, fds)
 
     def poll(self) -> int | None:
