@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
-from tests_support import IN_LANE, kvm_missing
+from tests_support import IN_LANE, RESERVED, held, kvm_missing
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "vmm" / "_guests" / "bin"
@@ -52,27 +50,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
-def held_resources() -> Counter[str]:
-    """What this process holds of the kernel: descriptors, threads, guest memory, vCPUs."""
-    held: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
-            held[f"descriptor {fd} of {os.readlink(f'/proc/self/fd/{fd}')}"] += 1  # noqa: PTH115
-    held.update(f"thread {thread.name}" for thread in threading.enumerate())
-    held["tasks"] = len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    maps = Path("/proc/self/maps").read_text()
-    for kind in ("/memfd:", "kvm-vcpu"):
-        held[f"mappings of {kind}"] = sum(kind in line for line in maps.splitlines())
-    return held
-
-
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
     """Fail the test if the process holds more after it than before. Used by every kvm test."""
-    before = held_resources()
+    before = held()
+    before[RESERVED] = sys.maxsize  # a thread's heap stays, and looks like a window's hole
     yield
     deadline = time.monotonic() + LEAK_PATIENCE_SECONDS
-    while (leaked := held_resources() - before) and time.monotonic() < deadline:
+    while (leaked := held() - before) and time.monotonic() < deadline:
         time.sleep(0.01)
     if leaked:
         pytest.fail("leaked: " + ", ".join(f"{n} x {what}" for what, n in leaked.items()))

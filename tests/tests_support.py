@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
+from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 KVM_GET_API_VERSION = 0xAE << 8  # _IO(KVMIO, 0): asked here without the code under test
 KVM_API_VERSION = 12
+
+RESERVED = "bytes of reserved address space"
 
 IN_LANE = "PAGEFERRY_LANE" in os.environ
 
@@ -39,35 +43,22 @@ def sized(full: int, lane: int) -> int:
     return lane if IN_LANE else full
 
 
-def held() -> dict[str, Any]:
-    """Return descriptors, threads, and mappings that are ours.
+def held() -> Counter[str]:
+    """Return what this process holds of the kernel, and how much of each.
 
-    Memfds, vCPUs, reserved and private memory.
+    Descriptors, threads, mappings of memfds and of vCPUs, reserved address space.
     """
-    listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        descriptors = set(os.listdir(listing)) - {str(listing)}  # noqa: PTH208 - of a descriptor
-    finally:
-        os.close(listing)
-    maps = Path("/proc/self/maps").read_text().splitlines()
-    names = ("pageferry", "kvm-vcpu", "kvm-")
-    return {
-        "descriptors": descriptors,
-        "threads": len(list(Path("/proc/self/task").iterdir())),
-        "mappings": sum(any(name in line for name in names) for line in maps),
-        "address space": _large(maps),
-    }
-
-
-def _large(maps: list[str]) -> int:
-    """Return the bytes of anonymous mappings of at least 2 MiB.
-
-    Windows and private memory, no heap arenas.
-    """
-    total = 0
-    for line in maps:
-        fields = line.split()
-        low, high = (int(part, 16) for part in fields[0].split("-"))
-        if len(fields) == 5 and "-p" in fields[1] and "---" in fields[1]:
-            total += high - low
-    return total
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            found[f"descriptor {fd} of {os.readlink(f'/proc/self/fd/{fd}')}"] += 1  # noqa: PTH115
+    found.update(f"thread {thread.name}" for thread in threading.enumerate())
+    found["tasks"] = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, protection, _, _, _, *name = line.split()
+        for kind in ("/memfd:", "anon_inode:kvm-"):
+            found[f"mappings of {kind}"] += kind in line
+        if protection == "---p" and not name:
+            low, high = (int(part, 16) for part in addresses.split("-"))
+            found[RESERVED] += high - low
+    return found
