@@ -14,25 +14,10 @@ from pathlib import Path
 
 import pytest
 from command import Ended, one_line, pageferry
-from kvm.other_hosts import after, root_only
+from kvm.other_hosts import AS_I686, after, limited, root_only
 
 Elf = Callable[[str], Path]
 GIB = 1 << 30
-
-# personality(PER_LINUX32): uname says i686 from here on.
-AS_I686 = """import ctypes
-from vmm.cli import main
-assert ctypes.CDLL(None).personality(8) != -1
-main(prog_name='pageferry')"""
-
-
-def limited(limit: str, value: int) -> str:
-    """Return a program that runs the command under a resource limit."""
-    return (
-        f"import resource; from vmm.cli import main\n"
-        f"resource.setrlimit(resource.{limit}, ({value}, {value}))\n"
-        f"main(prog_name='pageferry')"
-    )
 
 
 def refused(ended: Ended, code: int, *words: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from command import ROOT, Ended, pageferry, start
+from kvm.other_hosts import WITHOUT_SYS_ADMIN
 from tests_support import sized
 
 from vmm.guest.demo_tags import DemoTag
@@ -39,14 +40,6 @@ ROUTES = [
     ("b", "host", "page"),
     ("host", "b", "inline"),
 ]
-# capget(2) and capset(2) of ourselves: CAP_SYS_ADMIN, number 21, is given up.
-WITHOUT_SYS_ADMIN = """import ctypes
-from vmm.cli import main
-libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)()
-assert libc.capget(header, sets) == 0
-sets[0] &= ~(1 << 21); sets[1] &= ~(1 << 21)
-assert libc.capset(header, sets) == 0
-main(prog_name='pageferry')"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="frame numbers are for root")
 
