@@ -21,18 +21,14 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from rich.console import Console
-from rich.table import Table
+from stages import LANES, STAGES, Run, Stage, show
 
 from vmm.errors import HostError
-from vmm.host import DEVICE, open_kvm
+from vmm.host import open_kvm
 from vmm.nested import packages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +37,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from guest_elfs import build_test_guests  # noqa: E402 - a module of the tests'
 
 RESULTS = ROOT / "results"
-LANES = ("npt", "ept")
-STAGES = ("unit", "host", *LANES)
 LANE_LIMIT = 1200  # seconds, of this host's, for the tests in a lane
-NO_TESTS = 5  # pytest's exit status when its arguments leave none
 _POLL_SECONDS = 0.1
 
 # What a lane runs in a second emulator, for which there is time while the first is at work: with
@@ -61,83 +54,6 @@ APART = {
 START_ORDER = ("unit", "host", "ept", "ept-1", "npt", "ept-2")
 
 
-@dataclass
-class Run:
-    """One pytest, for one stage or a part of it.
-
-    name     of its files in results/: what it says, as text and as JUnit XML
-    tests    the files of tests or the folder that it runs, unless the user names others
-    """
-
-    name: str
-    tests: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-
-    @property
-    def log(self) -> Path:
-        """What it says, as text."""
-        return RESULTS / f"{self.name}.log"
-
-    @property
-    def report(self) -> Path:
-        """The same as JUnit XML."""
-        return RESULTS / f"{self.name}.xml"
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has been started and is over."""
-        return self.process is not None and self.process.poll() is not None
-
-    @property
-    def seconds(self) -> float:
-        """How long it took: until it last said something."""
-        return self.log.stat().st_mtime - self.started
-
-
-@dataclass
-class Stage:
-    """The tests on one back end, and what became of them.
-
-    runs      at least one
-    missing   why it could not run at all
-    about     the back end as the tests found it
-    skipped   by reason; `smaller` counts the tests that did less than elsewhere, by reason
-    """
-
-    name: str
-    runs: list[Run]
-    missing: str = ""
-    about: str = ""
-    status: int = 0
-    seconds: float = 0.0
-    passed: int = 0
-    failed: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    smaller: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def broken(self) -> bool:
-        """Whether it makes the whole run fail."""
-        required = os.environ.get("PAGEFERRY_REQUIRE_KVM") == "1"
-        # A host without any device has no back end of its own: that is said, and nobody's failure.
-        hostless = self.name == "host" and not Path(DEVICE).exists()
-        return bool(self.failed or self.status or (self.missing and required and not hostless))
-
-    def notes(self) -> list[str]:
-        """Return what the numbers do not say: why something did not run, or not in full."""
-        notes = [f"{number} skipped: {reason}" for reason, number in self.skipped.items()]
-        notes += [f"{number} smaller: {reason}" for reason, number in self.smaller.items()]
-        if self.missing:
-            notes.append(f"did not run: {self.missing}")
-        elif self.status and not self.failed:
-            notes.append(f"ended with status {self.status}")
-        return notes
-
-
-# ---- Running ----
-
-
 def chosen(arguments: list[str]) -> list[Stage]:
     """Return the stages to run, in order. Exits with a line if one is unknown."""
     names = [n.strip() for n in os.environ.get("PAGEFERRY_BACKENDS", "").split(",") if n.strip()]
@@ -151,12 +67,12 @@ def runs(name: str, whole: bool) -> list[Run]:
     """Return the runs of a stage: one, unless it is the whole of a lane that is best divided."""
     folder = "tests/unit" if name == "unit" else "tests/kvm"
     if not (whole and name in APART):
-        return [Run(name, [folder])]
+        return [Run(name, RESULTS, [folder])]
     files = sorted((ROOT / folder).glob("test_*.py"))
     apart = [path for path in files if any(map(path.match, APART[name]))]
     parts = ([path for path in files if path not in apart], apart)
     return [
-        Run(f"{name}-{number}", [str(path.relative_to(ROOT)) for path in part])
+        Run(f"{name}-{number}", RESULTS, [str(path.relative_to(ROOT)) for path in part])
         for number, part in enumerate(parts, 1)
     ]
 
@@ -260,57 +176,10 @@ def run_stages(stages: list[Stage], arguments: list[str]) -> None:
                 continue
             for run in stage.runs:
                 pool.follow(run)
-                count(stage, run)
+                stage.count(run)
     finally:
         for pool in pools:
             pool.end()
-
-
-# ---- Reporting ----
-
-
-def count(stage: Stage, run: Run) -> None:
-    """Count the tests of a run that has ended, from the report that it wrote."""
-    assert run.process is not None
-    stage.seconds += run.seconds
-    status = run.process.returncode
-    if not run.report.exists():
-        stage.status = status or 1
-        return
-    if status != NO_TESTS:  # the arguments leave it none, which is no failure of its own
-        stage.status = stage.status or status
-    root = ElementTree.parse(run.report).getroot()
-    stage.about = "".join(values(root, "back end"))
-    for case in root.iter("testcase"):
-        skipped = case.find("skipped")
-        if skipped is not None:
-            stage.skipped[skipped.get("message", "no reason given")] += 1
-        elif case.find("failure") is not None or case.find("error") is not None:
-            stage.failed += 1
-        else:
-            stage.passed += 1
-        stage.smaller.update(values(case, "smaller"))
-
-
-def values(element: ElementTree.Element, name: str) -> list[str]:
-    """Return the values of a report's properties of a name, below an element."""
-    found = (entry for entry in element.iter("property") if entry.get("name") == name)
-    return [entry.get("value", "") for entry in found]
-
-
-def show(stages: list[Stage]) -> None:
-    """Print the table: back end, passed, failed, skipped and why."""
-    table = Table(title="tests by back end", title_justify="left", show_lines=True)
-    for heading in ("back end", "passed", "failed", "skipped", "seconds", "notes"):
-        table.add_column(heading, overflow="fold")
-    for stage in stages:
-        table.add_row(
-            f"{stage.name}\n{stage.about}" if stage.about else stage.name,
-            *map(str, (stage.passed, stage.failed, sum(stage.skipped.values()))),
-            f"{stage.seconds:.0f}",
-            "\n".join(stage.notes()),
-        )
-    Console(width=max(100, Console().width)).print(table)
 
 
 def main(arguments: list[str]) -> int:

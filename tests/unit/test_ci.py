@@ -18,7 +18,7 @@ needs_workflow = pytest.mark.skipif(not WORKFLOW.exists(), reason="not a clone: 
 
 @needs_workflow
 def test_the_workflow_runs_every_stage_that_there_is() -> None:
-    stages = runpy.run_path(str(ROOT / "scripts" / "run_tests.py"))["STAGES"]
+    stages = runpy.run_path(str(ROOT / "scripts" / "stages.py"))["STAGES"]
     text = WORKFLOW.read_text()
     chosen = re.findall(r"PAGEFERRY_BACKENDS: (\w+)$", text, re.MULTILINE)
     matrix = re.findall(r"- \{ backend: (\w+),", text)

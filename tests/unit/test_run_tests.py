@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +27,8 @@ def test_less(record_property): record_property("smaller", "10 instead of 1,000"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """scripts/run_tests.py, with its results in a folder of the test's."""
-    spec = importlib.util.spec_from_file_location("run_tests", ROOT / "scripts/run_tests.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "run_tests", module)
-    monkeypatch.setattr(sys, "path", sys.path[:])
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    module = importlib.import_module("run_tests")
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     for name in ("PAGEFERRY_BACKENDS", "PAGEFERRY_REQUIRE_KVM"):
         monkeypatch.delenv(name, raising=False)
@@ -142,7 +136,7 @@ def test_a_host_without_any_device_is_nobodys_failure_but_one_it_may_not_use_is(
 ) -> None:
     monkeypatch.setenv("PAGEFERRY_REQUIRE_KVM", "1")
     stage = script.Stage("host", [], missing="no device")
-    monkeypatch.setattr(script, "DEVICE", str(tmp_path / "kvm"))
+    monkeypatch.setattr("stages.DEVICE", str(tmp_path / "kvm"))
     assert not stage.broken
     (tmp_path / "kvm").touch()
     assert stage.broken
