@@ -6,7 +6,7 @@ build further guests.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import shutil
 import sys
 from pathlib import Path
@@ -25,27 +25,25 @@ class GuestBuildHook(BuildHookInterface[Any]):
 
     def dependencies(self) -> list[str]:
         """What the build needs beyond hatchling: a compiler, if the machine has none."""
-        build = _load_build_module(Path(self.root))
-        return [ZIGLANG] if build.needs_ziglang() else []
+        guest = _guest_package(Path(self.root))
+        return [ZIGLANG] if guest.compiler.needs_ziglang() else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build into the source tree; hatch picks the files up as artifacts."""
         root = Path(self.root)
-        build = _load_build_module(root)
+        guest = _guest_package(root)
         output = root / "vmm" / "_guests"
         for name in COPIED:
             shutil.rmtree(output / name, ignore_errors=True)
             shutil.copytree(root / "guests" / name, output / name)
-        build.build_bundled(root / "guests", output, build.find_compiler())
+        guest.build.build_bundled(root / "guests", output, guest.compiler.find_compiler())
 
 
-def _load_build_module(root: Path) -> ModuleType:
-    """``vmm/guest/build.py`` by its path: vmm's dependencies are not there at build time."""
-    name = "_pageferry_guest_build"
-    spec = importlib.util.spec_from_file_location(name, root / "vmm" / "guest" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def _guest_package(root: Path) -> ModuleType:
+    """``vmm.guest`` without ``vmm``, whose dependencies are not there at build time."""
+    name = f"_guest_package_of_{root}".replace(".", "_")  # each checkout has its own
+    package = sys.modules.setdefault(name, ModuleType(name))
+    package.__path__ = [str(root / "vmm" / "guest")]
+    for module in ("build", "compiler"):
+        importlib.import_module(f"{name}.{module}")
+    return package

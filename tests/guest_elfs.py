@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmm.guest.build import BuildError, build_each, find_compiler
+from vmm.guest.build import build_each
 from vmm.guest.bundled import ROOT
+from vmm.guest.compiler import BuildError, find_compiler
 
 SOURCES = Path(__file__).resolve().parent / "guests"
 ELFS = SOURCES.parent / "_guests"

@@ -21,8 +21,9 @@ from vmm.doctor_report import show_examination
 from vmm.errors import ConfigError
 from vmm.failure import EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_TIMEOUT, Failure, Group
 from vmm.guest.abi import NAME_MAX, PAGE_SIZE
-from vmm.guest.build import build_guest, find_compiler
+from vmm.guest.build import build_guest
 from vmm.guest.bundled import ROOT
+from vmm.guest.compiler import find_compiler
 from vmm.host.choice import DOORBELLS
 from vmm.machine import Machine, State
 from vmm.memory.movers import MOVERS

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from vmm.errors import GuestFault, HostError, PageferryError
-from vmm.guest.build import BuildError
+from vmm.guest.compiler import BuildError
 
 # Exit codes besides 0, click's 2 for a wrong command line, and a guest's own; see docs/cli.md.
 EXIT_FAILED = 1

@@ -18,6 +18,7 @@ from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 from vmm.guest import build
+from vmm.guest.compiler import BuildError, Compiler, find_compiler, needs_ziglang
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "guests"
@@ -34,13 +35,13 @@ no_zig = importlib.util.find_spec("ziglang") is None
         pytest.param("ziglang", marks=pytest.mark.skipif(no_zig, reason="no ziglang wheel")),
     ],
 )
-def compiler(request: pytest.FixtureRequest) -> build.Compiler:
-    return build.find_compiler(request.param)
+def compiler(request: pytest.FixtureRequest) -> Compiler:
+    return find_compiler(request.param)
 
 
 @pytest.fixture(scope="module")
 def bundled(
-    compiler: build.Compiler, tmp_path_factory: pytest.TempPathFactory
+    compiler: Compiler, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, list[Path]]]:
     """A copy of the guests, with spaces in its path, and one more guest; and what was built."""
     top = tmp_path_factory.mktemp("a checkout")
@@ -51,7 +52,7 @@ def bundled(
     shutil.rmtree(top)
 
 
-def build_one(source: Path, compiler: build.Compiler) -> Path:
+def build_one(source: Path, compiler: Compiler) -> Path:
     return build.build_guest(
         [source],
         source.with_suffix(".elf"),
@@ -114,7 +115,7 @@ def modification_times(directory: Path) -> dict[Path, int]:
 
 
 def test_only_what_changed_is_built_again(
-    bundled: tuple[Path, list[Path]], compiler: build.Compiler
+    bundled: tuple[Path, list[Path]], compiler: Compiler
 ) -> None:
     top, _ = bundled
     before = modification_times(top / "out")
@@ -129,7 +130,7 @@ def test_only_what_changed_is_built_again(
 
 
 def test_a_header_rebuilds_all_and_a_removed_source_its_guest(
-    compiler: build.Compiler, tmp_path: Path
+    compiler: Compiler, tmp_path: Path
 ) -> None:
     guests = tmp_path / "guests"
     for name in ("include", "lib"):
@@ -149,31 +150,29 @@ def test_a_header_rebuilds_all_and_a_removed_source_its_guest(
     assert rebuilt == {path for path in before if "two" not in path.name}
 
 
-def test_a_compile_error_names_the_file_and_the_reason(
-    compiler: build.Compiler, tmp_path: Path
-) -> None:
+def test_a_compile_error_names_the_file_and_the_reason(compiler: Compiler, tmp_path: Path) -> None:
     source = tmp_path / "broken.c"
     source.write_text("int main(void) { return not_declared; }\n")
-    with pytest.raises(build.BuildError, match=r"(?s)broken\.c.*not_declared"):
+    with pytest.raises(BuildError, match=r"(?s)broken\.c.*not_declared"):
         build_one(source, compiler)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_warning_is_an_error(compiler: build.Compiler, tmp_path: Path) -> None:
+def test_a_warning_is_an_error(compiler: Compiler, tmp_path: Path) -> None:
     source = tmp_path / "sloppy.c"
     source.write_text("int main(void) { int unused; return 0; }\n")
-    with pytest.raises(build.BuildError, match=r"(?s)sloppy\.c.*unused"):
+    with pytest.raises(BuildError, match=r"(?s)sloppy\.c.*unused"):
         build_one(source, compiler)
 
 
-def test_a_missing_symbol_is_named(compiler: build.Compiler, tmp_path: Path) -> None:
+def test_a_missing_symbol_is_named(compiler: Compiler, tmp_path: Path) -> None:
     source = tmp_path / "adrift.c"
     source.write_text("int elsewhere(void);\nint main(void) { return elsewhere(); }\n")
-    with pytest.raises(build.BuildError, match=r"(?s)cannot link adrift\.elf.*elsewhere"):
+    with pytest.raises(BuildError, match=r"(?s)cannot link adrift\.elf.*elsewhere"):
         build_one(source, compiler)
 
 
-def test_a_guest_outside_the_package_is_built(compiler: build.Compiler, tmp_path: Path) -> None:
+def test_a_guest_outside_the_package_is_built(compiler: Compiler, tmp_path: Path) -> None:
     source = tmp_path / "mine.c"
     source.write_text(PROBE)
     assert build_one(source, compiler) == tmp_path / "mine.elf"
@@ -185,15 +184,15 @@ def test_without_any_compiler_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("PAGEFERRY_CC", raising=False)
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(build.BuildError, match=r"no C compiler found: install gcc .*ziglang"):
-        build.find_compiler()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BuildError, match=r"no C compiler found: install gcc .*ziglang"):
+        find_compiler()
 
 
 def test_a_named_compiler_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAGEFERRY_CC", "no-such-compiler -m64")
-    with pytest.raises(build.BuildError, match="no-such-compiler"):
-        build.find_compiler()
+    with pytest.raises(BuildError, match="no-such-compiler"):
+        find_compiler()
 
 
 def test_a_compiler_that_cannot_link_is_passed_over(
@@ -204,7 +203,7 @@ def test_a_compiler_that_cannot_link_is_passed_over(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}")
     monkeypatch.delenv("PAGEFERRY_CC", raising=False)
-    assert build.needs_ziglang()
+    assert needs_ziglang()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Build guests: freestanding, static x86-64 ELF programs, from C sources.
 
-Uses the standard library only and imports nothing of this package: the build hook
-(``scripts/hatch_build.py``) loads this file by its path before anything is installed.
+Uses the standard library and, by a relative import, ``compiler``; nothing else of this package: the
+build hook (``scripts/hatch_build.py``) loads the two without ``vmm``, before anything is installed.
 
 A guest is its own sources, linked with every source of the guest library (start-up and calls)
 by the library's linker script. The layout that :func:`build_bundled` expects is::
@@ -14,102 +14,23 @@ by the library's linker script. The layout that :func:`build_bundled` expects is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.util
 import json
 import os
-import re
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
+
+from .compiler import COMPILE_FLAGS, FAMILY_FLAGS, LINK_FLAGS, Compiler, run, work_directory
 
 _T = TypeVar("_T")
 _Target = tuple[Sequence[Path], Path]  # sources, output
 
 LINKER_SCRIPT = "guest.ld"
-SYSTEM_COMPILERS = ("cc", "gcc", "clang")
-
-COMPILE_FLAGS = (
-    *("-std=c11", "-O2", "-g", "-ffreestanding", "-fno-pic", "-fno-pie"),
-    *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fcf-protection=none"),
-    *("-mno-red-zone", "-Wall", "-Wextra", "-Werror"),
-)
 # The library and the bundled guests do without SSE, so that they also run where a ring is emulated:
 # KVM's emulator knows little of it. Functions that want it say so, by a target attribute.
 BUNDLED_FLAGS = ("-mno-sse", "-mno-mmx")
-LINK_FLAGS = (
-    *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
-    *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
-)
-FAMILY_FLAGS: dict[str, tuple[str, ...]] = {
-    # Even freestanding, gcc turns a loop that copies into a call of memcpy, and so the loop
-    # inside a guest's own memcpy into a call of itself. clang does not when freestanding.
-    "gcc": ("-fno-tree-loop-distribute-patterns",),
-    "clang": (),
-    # zig's driver turns the undefined-behaviour sanitizer on, which wants a run-time library.
-    "zig": ("-fno-sanitize=all",),
-}
-
-
-class BuildError(Exception):
-    """A guest cannot be built; the message says which source, why, or what to install."""
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A C compiler driver: its command, its family (a key of FAMILY_FLAGS) and its version."""
-
-    command: tuple[str, ...]
-    family: str
-    version: str
-
-    @cached_property
-    def system_directory(self) -> str:
-        """Where the compiler's own headers are, as it writes it into debug information."""
-        # Asked by preprocessing: with a warm cache zig says nothing to -v. It also writes paths
-        # below the current directory as relative ones, hence "/".
-        options = ("-ffreestanding", "-E", "-include", "stdarg.h", "-x", "c", os.devnull)
-        probe = _run([*self.command, *options], "no freestanding headers", cwd=Path("/"))
-        marker = re.search(r'^# \d+ "(.+)/stdarg\.h"', probe.stdout, re.MULTILINE)
-        return str(Path("/", marker[1])) if marker else "/usr/include"
-
-
-def find_compiler(prefer: str | None = None) -> Compiler:
-    """The C compiler to build guests with.
-
-    ``prefer``, else ``$PAGEFERRY_CC``, names one: a command line, or ``ziglang`` for the wheel of
-    that name. Otherwise the first of ``cc``, ``gcc`` and ``clang`` that can link an x86-64
-    program, and without one the ``ziglang`` wheel. Raises BuildError when there is none.
-    """
-    named = prefer or os.environ.get("PAGEFERRY_CC")
-    if named and named != "ziglang":
-        return _named_compiler(named)
-    compiler = None if named else _system_compiler()
-    compiler = compiler or _zig_compiler()
-    if compiler is None:
-        what = "the ziglang wheel is not installed" if named else "no C compiler found"
-        raise BuildError(
-            f"{what}: install gcc or clang (on Debian: apt install gcc), "
-            "or the ziglang wheel (pip install ziglang), or name a compiler in PAGEFERRY_CC"
-        )
-    return compiler
-
-
-def needs_ziglang() -> bool:
-    """Whether find_compiler() could only answer with the ziglang wheel."""
-    named = os.environ.get("PAGEFERRY_CC")
-    return named == "ziglang" if named else _system_compiler() is None
 
 
 def build_guest(
@@ -126,7 +47,7 @@ def build_guest(
     Raises BuildError with the compiler's own message.
     """
     sources, output = list(sources), output.resolve()
-    with _work_directory("pageferry-build-") as work:
+    with work_directory("pageferry-build-") as work:
         build = _Build(compiler, work, library_dir, include_dirs)
         build.build([(sources, output)])
     return output
@@ -233,7 +154,7 @@ class _Build:
         # Written beside and renamed, so that nobody ever sees half a file.
         partial = output.with_name(f".{output.name}.{os.getpid()}")
         try:
-            _run([*command, "-o", str(partial)], failure, cwd=self._work)
+            run([*command, "-o", str(partial)], failure, cwd=self._work)
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
@@ -248,116 +169,6 @@ class _Build:
         maps |= {str(self._work): ".", str(source.parent): source.parent.name}
         maps |= {str(path): f"guests/{path.name}" for path in self._include_dirs}
         return tuple(f"-ffile-prefix-map={path}={name}" for path, name in maps.items())
-
-
-def _named_compiler(command_line: str) -> Compiler:
-    command = tuple(shlex.split(command_line))
-    if not command or not shutil.which(command[0]):
-        raise BuildError(f"C compiler {command_line!r} not found: check PAGEFERRY_CC")
-    compiler = _identify(command)
-    if compiler is None:
-        raise BuildError(f"{command_line!r} is not a gcc, clang or zig cc that works")
-    return compiler
-
-
-def _system_compiler() -> Compiler | None:
-    for name in SYSTEM_COMPILERS:
-        path = shutil.which(name)
-        if path and (compiler := _identify((path,))) and _can_link(compiler):
-            return compiler
-    return None
-
-
-def _zig_compiler() -> Compiler | None:
-    if importlib.util.find_spec("ziglang") is None:
-        return None
-    return _identify((sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-freestanding-none"))
-
-
-def _identify(command: tuple[str, ...]) -> Compiler | None:
-    try:
-        version = _run([*command, "--version"], str(command)).stdout
-    except BuildError:
-        return None  # a dangling link, or a version manager's stand-in for nothing
-    is_zig = any(Path(word).name in ("zig", "ziglang") for word in command)
-    family = "zig" if is_zig else "clang" if "clang" in version else "gcc"
-    return Compiler(command, family, version.strip())
-
-
-def _can_link(compiler: Compiler) -> bool:
-    """Whether a trivial guest can be built: there is an assembler and linker, and for x86-64."""
-    with _work_directory("pageferry-probe-") as work:
-        source = work / "probe.c"
-        source.write_text("void _start(void);\nvoid _start(void) {}\n")
-        command = [*compiler.command, *COMPILE_FLAGS, *LINK_FLAGS, str(source)]
-        try:
-            _run([*command, "-o", str(source.with_suffix(".elf"))], "probe", cwd=work)
-        except BuildError:
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _work_directory(prefix: str) -> Iterator[Path]:
-    """A temporary directory for the block.
-
-    tempfile's own would stay if Ctrl-C came just as it is made or removed.
-    """
-    path: Path | None = None
-    try:
-        with _uninterrupted():
-            path = Path(tempfile.mkdtemp(prefix=prefix))
-        yield path
-    finally:
-        if path is not None:
-            with _uninterrupted():
-                _remove(path)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory, also if what an interrupted compiler left running still writes there."""
-    for _ in range(20):
-        shutil.rmtree(directory, ignore_errors=True)
-        if not directory.exists():
-            return
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run(
-    command: Sequence[str], failure: str, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a compiler to its end; BuildError is ``failure`` and what the compiler said."""
-    # Without $PWD gcc records the directory it runs in by its real name, which the maps know.
-    # zig needs a home for its cache, which a service or a bare environment may not name.
-    environment = {"HOME": str(Path("~").expanduser())} | dict(os.environ) | {"LC_ALL": "C"}
-    environment.pop("PWD", None)
-    if cwd is not None:  # where the compiler's own temporary files are, and go with it
-        environment["TMPDIR"] = str(cwd)
-    try:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-    except OSError as error:
-        raise BuildError(f"{failure}: {error}") from error
-    if done.returncode:
-        said = done.stderr.strip() or f"the compiler ended with status {done.returncode}"
-        raise BuildError(f"{failure}:\n{said}")
-    return done
 
 
 def _c_files(directory: Path) -> list[Path]:
