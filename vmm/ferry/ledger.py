@@ -119,14 +119,17 @@ class Ledger(Books):
         if account.charged + sum(counts) > account.quota:
             raise Refusal(Status.E_QUOTA)
         places = reserve(account.window, counts)
-        runs = self._fresh(peer, places, 0)
+        runs = self._fresh(peer, places)
         for run in runs:
             account.window.insert(run)
         account.charged += sum(counts)
         return places, runs
 
-    def _fresh(self, peer: int, places: Sequence[Extent], growth: int) -> list[Run]:
-        """Take free frames for these places of a window that grows by `growth` runs besides.
+    def _fresh(
+        self, peer: int, places: Sequence[Extent], growth: int = 0, others: int = 0
+    ) -> list[Run]:
+        """Take free frames for these places of a window that grows by `growth` runs besides, as do
+        other windows by `others`.
 
         Refused: E_NO_MEMORY, E_QUOTA if there would be too many runs; and none are taken.
         """
@@ -142,7 +145,7 @@ class Ledger(Books):
                     page += part.pages
             if len(account.window) + growth + len(runs) > account.pieces:
                 raise Refusal(Status.E_QUOTA)
-            self._check_host(growth + len(runs))
+            self._check_host(growth + len(runs) + others)
         except Refusal:
             self._free(Frames(run.frame, run.pages) for run in runs)
             raise
@@ -196,7 +199,7 @@ class Ledger(Books):
         self._check_host(growth + len(runs))
         homes, fresh = list(extents), list[Run]()
         if operation is Operation.EXCHANGE:
-            homes, fresh = self._exchanged(sender, extents, growth + 2 * len(runs))
+            homes, fresh = self._exchanged(sender, extents, growth, len(runs))
         return Transfer(
             operation,
             sender,
@@ -211,7 +214,7 @@ class Ledger(Books):
         )
 
     def _exchanged(
-        self, sender: int, extents: Sequence[Extent], growth: int
+        self, sender: int, extents: Sequence[Extent], growth: int, arriving: int
     ) -> tuple[list[Extent], list[Run]]:
         """Choose where exchanged pages go should they come back, as their places are taken again,
         and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
@@ -220,7 +223,7 @@ class Ledger(Books):
         if account.charged + sum(counts) > account.quota:
             raise Refusal(Status.E_QUOTA)
         homes = reserve(account.window, counts)
-        return homes, self._fresh(sender, extents, growth)
+        return homes, self._fresh(sender, extents, growth, arriving)
 
     def abandon(self, plan: Transfer) -> None:
         """Give back what a plan holds."""

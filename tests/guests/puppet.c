@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Does what the test says, step by step, and shows what came of it: see tests/kvm/puppets.py.
+ *
+ * The test writes descriptors into the desk, a piece of this guest's private memory, and sends an order inline. Messages
+ * from others are taken as they come and kept on the desk, for the test to read. */
+#include "pf.h"
+
+enum order {
+    ORDER_TRANSMIT = 1, /* put `count` descriptors of the desk into the ring, ring once, copy the answers back */
+    ORDER_READ = 2,     /* the first word of `count` pages from `address` on, into the desk */
+    ORDER_WRITE = 3,    /* `value`, and more by one for each page, into the first word of the same */
+    ORDER_EXIT = 4,     /* with `value` */
+    ORDER_IDLE = 5,     /* wait for a notice, taking no message */
+    ORDER_SPIN = 6,     /* for ever */
+    ORDER_DIRECT = 7,   /* a DIRECT hypercall: address, count, and `value` as the attributes */
+    ORDER_WAIT = 8,     /* a bare wait: `value` as wait_for, `address` as wait_peer, `count` us */
+    ORDER_ROOM = 9,     /* pf_wait_room: peer `value`, `count` us */
+};
+
+#define KEPT 512
+
+struct order_message {
+    uint32_t order, count;
+    uint64_t address, value;
+};
+
+struct desk {
+    int64_t result;
+    uint64_t kept;                 /* messages from others so far; the n-th is at n % KEPT */
+    pf_message descriptors[PF_TX_ENTRIES];
+    uint64_t words[1024];
+    pf_message messages[KEPT];
+};
+
+static struct desk desk;
+
+static int64_t transmit(uint32_t count)
+{
+    uint32_t first = PF->tx_tail;
+
+    for (uint32_t i = 0; i < count; i++)
+        PF_CHECK(pf_post(&desk.descriptors[i]) == PF_OK);
+    int result = pf_flush();
+
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(&desk.descriptors[i], (const void *)&PF->tx[(first + i) % PF_TX_ENTRIES], sizeof(pf_message));
+    return result;
+}
+
+static int64_t hypercall(uint64_t address, uint64_t pages, uint64_t attributes)
+{
+    int64_t result;
+
+    if (PF->doorbell == PF_DOORBELL_VMCALL)
+        __asm__ volatile("vmcall" : "=a"(result) : "a"((uint64_t)PF_HYPERCALL), "b"(address), "c"(pages), "d"(attributes)
+                         : "memory");
+    else
+        __asm__ volatile("vmmcall" : "=a"(result) : "a"((uint64_t)PF_HYPERCALL), "b"(address), "c"(pages), "d"(attributes)
+                         : "memory");
+    return result;
+}
+
+static int64_t bare_wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us)
+{
+    PF->wait_for = wait_for;
+    PF->wait_peer = peer;
+    PF->notices_seen = PF->notice_count;
+    PF->wait_timeout_us = timeout_us;
+    pf_ring(PF_BELL_WAIT);
+    return PF->bell_status;
+}
+
+static int64_t obey(const struct order_message *order)
+{
+    volatile uint64_t *word = (volatile uint64_t *)order->address;
+    const uint64_t step = PF_PAGE_SIZE / sizeof *word;
+
+    switch (order->order) {
+    case ORDER_TRANSMIT:
+        return transmit(order->count);
+    case ORDER_READ:
+        for (uint32_t i = 0; i < order->count; i++)
+            desk.words[i] = word[i * step];
+        return 0;
+    case ORDER_WRITE:
+        for (uint32_t i = 0; i < order->count; i++)
+            word[i * step] = order->value + i;
+        return 0;
+    case ORDER_EXIT:
+        pf_exit((int)order->value);
+    case ORDER_IDLE:
+        return bare_wait(PF_WAIT_NOTICE, 0, PF_FOREVER);
+    case ORDER_SPIN:
+        for (;;)
+            __asm__ volatile("");
+    case ORDER_DIRECT:
+        return hypercall(order->address, order->count, order->value);
+    case ORDER_WAIT:
+        return bare_wait((uint32_t)order->value, (uint32_t)order->address, order->count);
+    case ORDER_ROOM:
+        return pf_wait_room((uint32_t)order->value, order->count);
+    }
+    return -100;
+}
+
+int main(void)
+{
+    uint64_t where = (uintptr_t)&desk;
+    struct order_message order;
+    pf_message message;
+
+    PF_CHECK(pf_send_inline(PF_PEER_HOST, &where, sizeof where, 0) == PF_OK);
+    for (;;) {
+        PF_CHECK(pf_receive(&message, PF_FOREVER) == PF_OK);
+        if (message.sender != PF_PEER_HOST || message.tag != 0x6f72646572) { /* "order" */
+            memcpy(&desk.messages[desk.kept++ % KEPT], &message, sizeof message);
+            continue;
+        }
+        memcpy(&order, message.payload, sizeof order);
+        desk.result = obey(&order);
+        PF_CHECK(pf_send_inline(PF_PEER_HOST, "", 0, 0x646f6e65) == PF_OK); /* "done" */
+    }
+}

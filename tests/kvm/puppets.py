@@ -1,0 +1,316 @@
+"""Machines that do what a test says, step by step, on the real device: tests/guests/puppet.c."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from guest_elfs import build_test_guests
+
+from vmm import Machine, Monitor
+from vmm.ferry.runs import Run
+from vmm.guest import abi
+from vmm.guest.abi import PAGE_SIZE, Flags, Hold, Operation, PeerFlags, Status
+
+ORDER, DONE = 0x6F72646572, 0x646F6E65
+TRANSMIT, READ, WRITE, EXIT, IDLE, SPIN, DIRECT, WAIT, ROOM = range(1, 10)
+KEPT = 512
+_PATIENCE = 60  # seconds for one order
+
+
+class Desk(ctypes.LittleEndianStructure):
+    """struct desk of puppet.c."""
+
+    _fields_ = (
+        ("result", ctypes.c_int64),
+        ("kept", ctypes.c_uint64),
+        ("descriptors", abi.Descriptor * abi.TX_ENTRIES),
+        ("words", ctypes.c_uint64 * 1024),
+        ("messages", abi.Descriptor * KEPT),
+    )
+
+
+class Span(NamedTuple):
+    """An extent as a descriptor has it."""
+
+    gpa: int
+    pages: int
+
+
+def descriptor(
+    operation: int,
+    receiver: int = 0,
+    *spans: tuple[int, int],
+    payload: bytes = b"",
+    **fields: int,
+) -> abi.Descriptor:
+    """Make a descriptor as a guest would; `fields` are set as they are, also to nonsense."""
+    made = abi.Descriptor(
+        operation=operation,
+        receiver=receiver,
+        status=Status.PENDING,
+        extent_count=len(spans),
+        payload_length=len(payload),
+    )
+    for extent, (gpa, pages) in zip(made.extents, spans, strict=False):
+        extent.gpa, extent.pages = gpa, pages
+    ctypes.memmove(made.payload, payload, len(payload))
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def spans_of(message: abi.Descriptor) -> list[Span]:
+    """Return the extents of a descriptor."""
+    return [Span(e.gpa, e.pages) for e in message.extents[: message.extent_count]]
+
+
+class Puppet:
+    """One machine, and what a test can tell it to do. Orders run the monitor until it is done."""
+
+    def __init__(self, monitor: Monitor, name: str, **options: object) -> None:
+        elf = build_test_guests() / "puppet.elf"
+        options = {"window": "2M", "memory": "4M", **options}
+        self.monitor = monitor
+        self.machine: Machine = monitor.spawn(elf, name=name, **options)  # type: ignore[arg-type]
+        self.seen = 0
+        self._desk = 0
+
+    def boot(self) -> None:
+        """Run it until it waits for orders."""
+        message = self._reply()
+        (self._desk,) = struct.unpack("<Q", message)
+
+    @property
+    def number(self) -> int:
+        """Its id."""
+        return self.machine.number
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.machine.name
+
+    @property
+    def base(self) -> int:
+        """The first address of its window."""
+        return self.machine.window.base
+
+    def page(self, index: int) -> int:
+        """Return the address of a page of its window."""
+        return self.base + index * PAGE_SIZE
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not stopped."""
+        return self.machine.peer.alive
+
+    # ---- Orders ----
+
+    def _reply(self) -> bytes:
+        """Run until it has answered. Everything else that is for the host is left in the queue."""
+        self.monitor.run(_PATIENCE)
+        assert self.machine.fault is None, self.machine.fault
+        queue = self.monitor.host.peer.queue
+        message = next(m for m in queue if m.sender == self.number and m.tag in (0, DONE))
+        queue._messages.remove(message)
+        return message.payload
+
+    def send_order(self, order: int, count: int = 0, address: int = 0, value: int = 0) -> None:
+        """Give an order without waiting for it."""
+        mask = (1 << 64) - 1
+        payload = struct.pack("<IIQQ", order, count, address & mask, value & mask)
+        self.monitor.host.send(self.machine, payload=payload, tag=ORDER)
+
+    def _order(self, order: int, count: int = 0, address: int = 0, value: int = 0) -> int:
+        self.send_order(order, count, address, value)
+        self._reply()
+        return int(self.desk.result)
+
+    @property
+    def desk(self) -> Desk:
+        """A copy of its desk."""
+        size = ctypes.sizeof(Desk)
+        return Desk.from_buffer_copy(self.machine.guest.memory.read(self._desk, size))
+
+    def ask(self, *descriptors: abi.Descriptor) -> list[abi.Descriptor]:
+        """Transmit descriptors with one doorbell; return them as they were answered."""
+        start = self._desk + Desk.descriptors.offset
+        self.machine.guest.memory.write(start, b"".join(bytes(d) for d in descriptors))
+        self._order(TRANSMIT, len(descriptors))
+        return list(self.desk.descriptors[: len(descriptors)])
+
+    def do(
+        self, operation: int, receiver: Puppet | int = 0, *spans: tuple[int, int], **fields: object
+    ) -> Status:
+        """Do one operation; return its status."""
+        number = receiver if isinstance(receiver, int) else receiver.number
+        made = descriptor(operation, number, *spans, **fields)  # type: ignore[arg-type]
+        return Status(self.ask(made)[0].status)
+
+    def alloc(self, *counts: int) -> list[Span]:
+        """Allocate extents, which must succeed."""
+        made = descriptor(Operation.ALLOC, 0, *[(0, count) for count in counts])
+        (answer,) = self.ask(made)
+        assert answer.status == Status.OK, Status(answer.status)
+        return spans_of(answer)
+
+    def send(self, to: Puppet, *spans: tuple[int, int], **fields: object) -> Status:
+        """SEND extents."""
+        return self.do(Operation.SEND, to, *spans, **fields)
+
+    def lend(
+        self, to: Puppet, *spans: tuple[int, int], writable: bool = True, **fields: object
+    ) -> Status:
+        """LEND extents."""
+        return self.do(Operation.LEND, to, *spans, flags=_flags(writable), **fields)
+
+    def share(
+        self, to: Puppet, *spans: tuple[int, int], writable: bool = True, **fields: object
+    ) -> Status:
+        """SHARE extents."""
+        return self.do(Operation.SHARE, to, *spans, flags=_flags(writable), **fields)
+
+    def give_back(self, to: Puppet | int, *spans: tuple[int, int], **fields: object) -> Status:
+        """RETURN extents."""
+        return self.do(Operation.RETURN, to, *spans, **fields)
+
+    def reclaim(self, *spans: tuple[int, int]) -> Status:
+        """RECLAIM extents."""
+        return self.do(Operation.RECLAIM, 0, *spans)
+
+    def release(self, *spans: tuple[int, int]) -> Status:
+        """RELEASE extents."""
+        return self.do(Operation.RELEASE, 0, *spans)
+
+    def exchange(self, to: Puppet, *spans: tuple[int, int], **fields: object) -> Status:
+        """EXCHANGE extents."""
+        return self.do(Operation.EXCHANGE, to, *spans, **fields)
+
+    def query(self, *spans: tuple[int, int]) -> abi.Answer:
+        """QUERY an extent, or none."""
+        (answer,) = self.ask(descriptor(Operation.QUERY, 0, *spans))
+        assert answer.status == Status.OK
+        return abi.Answer.from_buffer_copy(bytes(answer.payload))
+
+    def read(self, gpa: int, pages: int = 1) -> list[int]:
+        """Read the first word of pages, which it must be able to."""
+        self._order(READ, pages, gpa)
+        return list(self.desk.words[:pages])
+
+    def write(self, gpa: int, value: int, pages: int = 1) -> None:
+        """Write value, value + 1, ... into the first word of pages, which it must be able to."""
+        self._order(WRITE, pages, gpa, value)
+
+    def direct(self, gpa: int, pages: int, attributes: int) -> int:
+        """Ring a DIRECT hypercall."""
+        return self._order(DIRECT, pages, gpa, attributes)
+
+    def wait(self, wait_for: int, peer: int = 0, timeout_us: int = 0) -> Status:
+        """Ring WAIT; the order itself must not be what it waits for."""
+        return Status(self._order(WAIT, timeout_us, peer, wait_for))
+
+    # ---- Orders that it does not answer ----
+
+    def exit(self, code: int = 0) -> None:
+        """Let it exit."""
+        self.send_order(EXIT, value=code)
+        self.monitor.run(_PATIENCE)
+        assert self.machine.exit_code == code
+
+    def touch(self, gpa: int, access: str) -> None:
+        """Let it read or write a page that it may not, and be stopped for exactly that."""
+        self.send_order({"read": READ, "write": WRITE}[access], 1, gpa)
+        self.monitor.run(_PATIENCE)
+        fault = self.machine.fault
+        assert fault is not None, f"{self.name} could {access} {gpa:#x}"
+        assert (fault.kind, fault.access, fault.address) == ("access", access, gpa)
+
+    def idle(self) -> None:
+        """Let it wait for a notice, taking no message, until `awake`."""
+        self.send_order(IDLE)
+        self.monitor.run(_PATIENCE)
+
+    def awake(self) -> None:
+        """End that with a notice."""
+        self.monitor.notice(self.machine, 1)
+        self._reply()
+
+    # ---- What it has seen ----
+
+    def inbox(self) -> list[abi.Descriptor]:
+        """Let it take what waits for it; return the messages that have come since the last time."""
+        self._order(READ)
+        desk = self.desk
+        new = [desk.messages[index % KEPT] for index in range(self.seen, desk.kept)]
+        self.seen = desk.kept
+        return new
+
+    def one(self) -> abi.Descriptor:
+        """Return the one message that has come."""
+        (message,) = self.inbox()
+        return message
+
+    def held(self) -> tuple[Run, ...]:
+        """Return what the ledger says that its window holds."""
+        return self.monitor._exchange.ledger.window(self.number)
+
+    def holds(self, gpa: int) -> Hold:
+        """Return what a page is to it."""
+        return Hold(self.query((gpa, 1)).hold)
+
+    def peer_flags(self, other: Puppet) -> PeerFlags:
+        """Return what its peer table says of another."""
+        control = abi.Control.from_buffer_copy(
+            self.machine.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control))
+        )
+        entries = control.peers[: control.peer_count]
+        return PeerFlags(next(entry.flags for entry in entries if entry.id == other.number))
+
+
+def _flags(writable: bool) -> int:
+    return 0 if writable else Flags.READONLY
+
+
+class Stage:
+    """Puppets that are connected, each with each, and what could have changed between them."""
+
+    def __init__(self, monitor: Monitor, names: Iterable[str], **options: object) -> None:
+        self.monitor = monitor
+        self.puppets = [Puppet(monitor, name, **options) for name in names]
+        for index, a in enumerate(self.puppets):
+            for b in self.puppets[index + 1 :]:
+                monitor.connect(a.machine, b.machine)
+        for puppet in self.puppets:
+            puppet.boot()
+
+    def snapshot(self) -> object:
+        """All that an operation could have changed, in the ledger, the queues and the mappings."""
+        ledger = self.monitor._exchange.ledger
+        peers = [puppet.machine.peer for puppet in self.puppets if puppet.alive]
+        return (
+            ledger.audit(),
+            ledger.pool.runs,
+            [ledger.window(peer.number) for peer in peers],
+            [ledger.account(peer.number).charged for peer in peers],
+            [len(peer.queue) for peer in peers],
+            list(ledger._bonds),
+        )
+
+
+def refused(
+    stage: Stage,
+    puppet: Puppet,
+    operation: int,
+    receiver: Puppet | int,
+    *spans: tuple[int, int],
+    **fields: object,
+) -> Status:
+    """Return the status that an operation is refused with, having changed nothing."""
+    before = stage.snapshot()
+    status = puppet.do(operation, receiver, *spans, **fields)
+    assert status is not Status.OK
+    assert stage.snapshot() == before
+    return status
