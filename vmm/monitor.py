@@ -6,6 +6,7 @@ The public façade.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 from pathlib import Path
@@ -101,6 +102,8 @@ class Monitor:
         self.machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
         self._by_number: dict[int, Machine] = {}
+        self._numbers = itertools.count(1)
+        self._closers: dict[int, contextlib.ExitStack] = {}  # by number, oldest first
         self._scheduler = Scheduler(self._lock, workers)
         self._closed = False
         with contextlib.ExitStack() as undo:
@@ -162,7 +165,7 @@ class Monitor:
         return machine
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
-        number = len(self._by_number) + 1
+        number = next(self._numbers)
         with contextlib.ExitStack() as undo:
             # Closed in reverse: the VM with its memslots goes before the memory behind them.
             windows = undo.enter_context(contextlib.ExitStack())
@@ -174,7 +177,7 @@ class Monitor:
             self._exchange.join(machine.peer, quota, PIECES)
             self._exchange.roster.connect(self.host.peer, machine.peer)
             self._exchange.roster.connect(machine.peer, self.host.peer)
-            self._closer.push(undo.pop_all())
+            self._closers[number] = undo.pop_all()
         self.machines[name] = self._by_number[number] = machine
         return machine
 
@@ -194,14 +197,31 @@ class Monitor:
             raise ConfigError(f"{a.name} cannot be connected to itself")
         with self._lock:
             self._check_open()
-            for peer in (a.peer, b.peer):
-                if len(peer.table) >= abi.PEERS_MAX:
+            for peer, other in ((a.peer, b.peer), (b.peer, a.peer)):
+                if other.number not in peer.table and not self._exchange.roster.has_place(peer):
                     raise ConfigError(
                         f"{peer.name} has {abi.PEERS_MAX} peers already, which is the limit"
                     )
             self._exchange.roster.connect(a.peer, b.peer)
             if both:
                 self._exchange.roster.connect(b.peer, a.peer)
+
+    def remove(self, machine: Machine) -> None:
+        """Stop a machine if it has not stopped, and free all that it holds; its name is free again.
+
+        Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
+        and remove it when it has stopped. Does nothing if it has been removed.
+        """
+        with self._lock:
+            if machine.state is State.RUNNING:
+                raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
+            closer = self._closers.pop(machine.number, None)
+            if closer is None:
+                return
+            if machine.state is not State.STOPPED:
+                self._driver.end(machine, Ending("killed", "removed by the host"))
+            del self._by_number[machine.number], self.machines[machine.name]
+            closer.close()
 
     # ---- Running ----
 
@@ -276,7 +296,10 @@ class Monitor:
             if self._closed:
                 return
             self._closed = True
-        self._closer.close()
+        with contextlib.ExitStack() as closers:
+            closers.push(self._closer)
+            for closer in self._closers.values():
+                closers.push(closer)
 
     def __enter__(self) -> Monitor:
         return self

@@ -9,9 +9,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 from guest_elfs import build_test_guests
+from kvm import mappings
 from tests_support import kvm_missing
 
 from vmm import Monitor, host
@@ -19,6 +22,42 @@ from vmm.memory.movers import MOVERS
 from vmm.trace import Event
 
 Open = Callable[..., Monitor]
+
+_monitors: WeakSet[Monitor] = WeakSet()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _monitors_are_known() -> Iterator[None]:
+    """Keep track of all monitors; look at each before it closes, wherever it was opened."""
+    opened, close = Monitor.__init__, Monitor.close
+
+    def note(self: Monitor, **options: Any) -> None:
+        opened(self, **options)
+        _monitors.add(self)
+
+    def look_and_close(self: Monitor) -> None:
+        try:
+            if self in _monitors:
+                _monitors.discard(self)
+                mappings.check(self)
+        finally:
+            close(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Monitor, "__init__", note)
+        patch.setattr(Monitor, "close", look_and_close)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _audit_holds(_monitors_are_known: None) -> Iterator[None]:
+    """The books balance, and the mappings are what they say, at the end of every test.
+
+    Also in monitors that other tests go on with.
+    """
+    yield
+    for monitor in list(_monitors):
+        mappings.check(monitor)
 
 
 @pytest.fixture(params=sorted(MOVERS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from vmm import (
     ResourceError,
     State,
 )
+from vmm.ferry import roster
+from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
 
 Elf = Callable[[str], Path]
@@ -154,6 +157,50 @@ def test_after_close_everything_is_an_error_and_closing_again_is_none(
     for use in (lambda: monitor.spawn(guest_elf("canary"), name="b"), monitor.run):
         with pytest.raises(ClosedError):
             use()
+
+
+def test_a_removed_machine_frees_what_it_held_and_its_name_and_its_outcome_stays(
+    monitor: Monitor, test_guest: Elf
+) -> None:
+    before = held()
+    for state in (State.READY, State.PARKED, State.STOPPED):
+        machine = monitor.spawn(test_guest("idle"), name="idle", window="2M", memory="4M")
+        if state is not State.READY:
+            monitor.run(10)
+        if state is State.STOPPED:
+            monitor.kill(machine, "enough")
+        assert machine.state is state
+        monitor.remove(machine)
+        monitor.remove(machine)
+        assert machine.state is State.STOPPED
+        assert machine.outcome()["fault"]["kind"] == "killed"
+        assert (machine.progress, list(monitor.machines)) == ((0, 0), [])
+    assert held() == before
+
+
+@pytest.mark.smaller_in_lanes("the limit lowered to 6: 257 machines take a minute there")
+def test_a_machine_has_at_most_256_peers_that_are_alive(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = sized(abi.PEERS_MAX, 6)
+    monkeypatch.setattr(abi, "PEERS_MAX", limit)
+    monkeypatch.setattr(roster, "PEERS_MAX", limit)
+    monitor = open_monitor(pool="16M")
+    options = {"window": "2M", "memory": "4M"}
+    hub = monitor.spawn(test_guest("idle"), name="hub", **options)
+    for index in range(limit - 1):  # the host is one already
+        monitor.connect(hub, monitor.spawn(test_guest("idle"), name=f"{index}", **options))
+    late = monitor.spawn(test_guest("idle"), name="late", **options)
+    with pytest.raises(ConfigError, match=f"hub has {limit} peers already"):
+        monitor.connect(hub, late)
+    monitor.connect(hub, monitor.machines["3"])  # it is there already
+    monitor.remove(monitor.machines["3"])
+    monitor.connect(hub, late)
+    control = hub.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control))
+    table = abi.Control.from_buffer_copy(control).peers
+    assert [entry.name.decode() for entry in table].index("late") == 4
+    with pytest.raises(ConfigError, match=f"hub has {limit} peers already"):
+        monitor.connect(monitor.spawn(test_guest("idle"), name="later", **options), hub)
 
 
 @pytest.mark.smaller_in_lanes("50 times instead of 1,000: each takes 0.1 s there")

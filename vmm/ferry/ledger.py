@@ -311,7 +311,8 @@ class Ledger(Books):
     def commit_return(self, plan: Return) -> list[Frames]:
         """The owner has its pages again; return what was freed, as nobody's any more."""
         freed = self.let_go(plan.peer, plan.runs).freed
-        self.restore(plan.owner, plan.shown)
+        if plan.shown:
+            self.restore(plan.owner, plan.shown)
         return freed
 
     def reclaiming(self, owner: int, extents: Sequence[Extent]) -> Reclaim:

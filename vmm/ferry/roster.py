@@ -11,7 +11,7 @@ from collections.abc import Callable
 from vmm.ferry.control import Notice
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Entry, Peer
-from vmm.guest.abi import PeerFlags
+from vmm.guest.abi import PEERS_MAX, PeerFlags
 
 
 class Roster:
@@ -60,11 +60,26 @@ class Roster:
     def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
         entry = peer.table.get(other.number)
         if entry is None:
-            entry = peer.table[other.number] = Entry(len(peer.table), other, may_send)
+            entry = peer.table[other.number] = Entry(self._index(peer), other, may_send)
         entry.may_send |= may_send
         self._write(peer, entry)
         if peer.entered:
             self.notice(peer, Notice.PEER)
+
+    def has_place(self, peer: Peer) -> bool:
+        """Whether another peer fits into a machine's table, if need be for one that has stopped."""
+        if peer.control is None or len(peer.table) < PEERS_MAX:
+            return True
+        return any(not entry.peer.alive for entry in peer.table.values())
+
+    @staticmethod
+    def _index(peer: Peer) -> int:
+        """Return a free place in a peer table, or that of a peer that has stopped."""
+        if peer.control is None or len(peer.table) < PEERS_MAX:
+            return len(peer.table)
+        dead = next(entry for entry in peer.table.values() if not entry.peer.alive)
+        del peer.table[dead.peer.number]
+        return dead.index
 
     @staticmethod
     def _write(peer: Peer, entry: Entry) -> None:

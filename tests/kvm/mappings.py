@@ -1,0 +1,99 @@
+"""What peers can really reach, looked at from outside: the process's mappings, KVM's slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm import Monitor
+from vmm.ferry.peer import Peer
+from vmm.ferry.rules import READABLE, WRITABLE
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory.movers import MappedWindow, SlotsWindow, Window
+
+
+class Line(NamedTuple):
+    """A mapping that something can be seen through; `first` is the file's first page in it."""
+
+    low: int
+    high: int
+    permissions: str
+    first: int
+    text: str
+
+
+class View(NamedTuple):
+    """Adjacent pages of a window, and the frames that are seen there."""
+
+    page: int
+    pages: int
+    frame: int
+    writable: bool
+
+
+def mappings() -> list[Line]:
+    """Return this process's mappings, but for those that nothing can be seen through."""
+    lines = []
+    for text in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, offset = text.split(maxsplit=3)[:3]
+        if permissions != "---p":
+            low, high = (int(part, 16) for part in addresses.split("-"))
+            lines.append(Line(low, high, permissions, int(offset, 16) // PAGE_SIZE, text))
+    return lines
+
+
+def views(window: Window, lines: Iterable[Line]) -> list[View]:
+    """Return what the kernel shows in a window, in order."""
+    if isinstance(window, SlotsWindow):
+        slots = sorted(window._slots.values())
+        return _joined(View(s.page, s.pages, s.frame, s.writable) for s in slots)
+    assert isinstance(window, MappedWindow)
+    start, end = window.mapping.address, window.mapping.address + window.mapping.size
+    found = []
+    for low, high, permissions, first, text in lines:
+        if low < end and start < high:
+            assert "pageferry-pool" in text, f"a window shows something else: {text}"
+            assert permissions in ("rw-s", "r--s"), text
+            page, pages = (low - start) // PAGE_SIZE, (high - low) // PAGE_SIZE
+            found.append(View(page, pages, first, permissions == "rw-s"))
+    return _joined(found)
+
+
+def _joined(parts: Iterable[View]) -> list[View]:
+    found: list[View] = []
+    for part in parts:
+        if found and found[-1][0] + found[-1][1] == part.page:
+            last = found[-1]
+            if (last.frame + last.pages, last.writable) == (part.frame, part.writable):
+                found[-1] = last._replace(pages=last.pages + part.pages)
+                continue
+        found.append(part)
+    return found
+
+
+def allowed(monitor: Monitor, peer: Peer) -> list[View]:
+    """Return what the ledger says that a peer can see: nothing, if it is dead."""
+    if not peer.alive:
+        return []
+    runs = monitor._exchange.ledger.window(peer.number)
+    return _joined(
+        View(run.page, run.pages, run.frame, run.hold in WRITABLE)
+        for run in runs
+        if run.hold in READABLE
+    )
+
+
+def check(monitor: Monitor) -> dict[int, list[View]]:
+    """Assert that every peer reaches what the ledger says, as it says, and nothing else.
+
+    Return that, by peer.
+    """
+    monitor._exchange.ledger.audit()
+    lines = mappings()
+    seen = {}
+    for peer in (monitor.host.peer, *(m.peer for m in monitor.machines.values())):
+        now = views(peer.window, lines)
+        assert now == allowed(monitor, peer), f"{peer} reaches what it should not, or does not"
+        seen[peer.number] = now
+    return seen
