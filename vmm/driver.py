@@ -22,7 +22,9 @@ from vmm.trace import Trace
 
 Console = Callable[[str, str], None]
 
-_ALL_WAITS = WaitFor.MESSAGE | WaitFor.ROOM | WaitFor.NOTICE
+# Plain numbers: the operators of enum.IntFlag cost more than all else that a wait does.
+_MESSAGE, _ROOM, _NOTICE = (int(flag) for flag in WaitFor)
+_ALL_WAITS = _MESSAGE | _ROOM | _NOTICE
 
 
 class Driver:
@@ -126,7 +128,7 @@ class Driver:
             guest.answer(status)
             return
         machine.wait = wait
-        if wait.flags & WaitFor.ROOM:
+        if wait.flags & _ROOM:
             peer.table[wait.peer].peer.waiters[peer.number] = peer
         self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
 
@@ -138,18 +140,18 @@ class Driver:
     def _holds(machine: Machine, wait: Wait) -> Status | None:
         """Return how a wait is to be answered, or None if nothing that it is for holds."""
         control, peer = machine.guest.control, machine.peer
-        flags = wait.flags or WaitFor.MESSAGE
+        flags = wait.flags or _MESSAGE
         if flags & ~_ALL_WAITS:
             return Status.E_BELL
         try:
             pending = control.pending()
         except Refusal as refusal:  # an index that makes no sense would wait for ever
             return refusal.status
-        if flags & WaitFor.MESSAGE and (pending or peer.queue):
+        if flags & _MESSAGE and (pending or peer.queue):
             return Status.OK
-        if flags & WaitFor.NOTICE and control.notice_count != wait.seen:
+        if flags & _NOTICE and control.notice_count != wait.seen:
             return Status.OK
-        return _room(peer, wait.peer) if flags & WaitFor.ROOM else None
+        return _room(peer, wait.peer) if flags & _ROOM else None
 
     # ---- Text, and the end ----
 

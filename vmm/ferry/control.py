@@ -20,6 +20,7 @@ from vmm.guest.abi import Status
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 _U64 = struct.Struct("<Q")
+_WAIT = struct.Struct("<III")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
 _PEER = ctypes.sizeof(abi.Peer)
@@ -38,6 +39,14 @@ _MESSAGE = _offset(abi.Descriptor, "message")
 _EXTENTS = _offset(abi.Descriptor, "extents")
 _PAYLOAD = _offset(abi.Descriptor, "payload")
 _EXTENT = ctypes.sizeof(abi.Extent)
+_ROOM = _offset(abi.Peer, "room")
+_TX_HEAD = _offset(abi.Control, "tx_head")
+_TX_TAIL = _offset(abi.Control, "tx_tail")
+_RX_HEAD = _offset(abi.Control, "rx_head")
+_RX_TAIL = _offset(abi.Control, "rx_tail")
+_WAIT_FOR = _offset(abi.Control, "wait_for")  # and wait_peer, and notices_seen
+_WAIT_TIMEOUT = _offset(abi.Control, "wait_timeout_us")
+_BELL_STATUS = _offset(abi.Control, "bell_status")
 
 CONTROL_BYTES = ctypes.sizeof(abi.Control)
 
@@ -121,7 +130,7 @@ class ControlStructure:
 
         Raises Refusal(E_RING).
         """
-        head = self._u32(_offset(abi.Control, "tx_head"))
+        head = self._u32(_TX_HEAD)
         count = (head - self._tx_tail) & _MASK
         if count > abi.TX_ENTRIES:
             raise Refusal(Status.E_RING)
@@ -145,13 +154,13 @@ class ControlStructure:
         self._memory[payload : payload + len(answer.payload)] = answer.payload
         _I32.pack_into(self._memory, entry + _STATUS, answer.status)
         self._tx_tail = (index + 1) & _MASK
-        _U32.pack_into(self._memory, _offset(abi.Control, "tx_tail"), self._tx_tail)
+        _U32.pack_into(self._memory, _TX_TAIL, self._tx_tail)
 
     # ---- Receive ring ----
 
     def pending(self) -> int:
         """Return how many delivered messages the guest has not taken. Raises Refusal(E_RING)."""
-        count = (self._rx_head - self._u32(_offset(abi.Control, "rx_tail"))) & _MASK
+        count = (self._rx_head - self._u32(_RX_TAIL)) & _MASK
         if count > abi.RX_ENTRIES:
             raise Refusal(Status.E_RING)
         return count
@@ -168,7 +177,7 @@ class ControlStructure:
         entry = _RX + self._rx_head % abi.RX_ENTRIES * _ENTRY
         self._memory[entry : entry + _ENTRY] = bytes(descriptor)
         self._rx_head = (self._rx_head + 1) & _MASK
-        _U32.pack_into(self._memory, _offset(abi.Control, "rx_head"), self._rx_head)
+        _U32.pack_into(self._memory, _RX_HEAD, self._rx_head)
 
     # ---- Peers ----
 
@@ -181,21 +190,21 @@ class ControlStructure:
             self._peers += 1
             _U32.pack_into(self._memory, _offset(abi.Control, "peer_count"), self._peers)
 
+    def put_room(self, index: int, room: int) -> None:
+        """Write the free places in a peer's queue into its entry, and nothing else."""
+        _U32.pack_into(self._memory, _PEERS + index * _PEER + _ROOM, room)
+
     # ---- Doorbell ----
 
     @property
     def wait_timeout_us(self) -> int:
         """The guest's time-out for a wait, in microseconds; FOREVER for none."""
-        return self._u64(_offset(abi.Control, "wait_timeout_us"))
+        return self._u64(_WAIT_TIMEOUT)
 
     @property
     def wait(self) -> Wait:
         """What the guest's wait is for, unchecked."""
-        return Wait(
-            self._u32(_offset(abi.Control, "wait_for")),
-            self._u32(_offset(abi.Control, "wait_peer")),
-            self._u32(_offset(abi.Control, "notices_seen")),
-        )
+        return Wait(*_WAIT.unpack_from(self._memory, _WAIT_FOR))
 
     @property
     def log(self) -> tuple[int, int]:
@@ -217,7 +226,7 @@ class ControlStructure:
 
     def bell_status(self, status: Status) -> None:
         """Answer a doorbell as a whole."""
-        _I32.pack_into(self._memory, _offset(abi.Control, "bell_status"), status)
+        _I32.pack_into(self._memory, _BELL_STATUS, status)
 
     # ---- Notices ----
 

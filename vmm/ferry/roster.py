@@ -97,8 +97,8 @@ class Roster:
         receiver.queue.put(message)
         self._room_changed(receiver)
         entry = sender.table.get(receiver.number)
-        if entry is not None:
-            self._write(sender, entry)
+        if entry is not None and sender.control is not None:
+            sender.control.put_room(entry.index, receiver.queue.room)
         self._wake(receiver)
 
     def put_back(self, receiver: Peer, message: Message) -> None:
