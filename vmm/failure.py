@@ -17,8 +17,9 @@ import click
 from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.compiler import BuildError
 
-# Exit codes besides 0, click's 2 for a wrong command line, and a guest's own; see docs/cli.md.
+# Exit codes besides 0 and a guest's own; see docs/cli.md.
 EXIT_FAILED = 1
+EXIT_USAGE = 2  # as click says of a command line that is wrong
 EXIT_HOST = 69  # sysexits.h EX_UNAVAILABLE: this host cannot run machines
 EXIT_FAULT = 70  # EX_SOFTWARE: a guest was stopped by a fault
 EXIT_TIMEOUT = 124  # as timeout(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,14 +55,20 @@ class TraceFile:
 
     Each line is in the file at once: whoever follows it, or finds it after a crash, sees them all.
 
+    path   the file's; or an open descriptor, such as standard error's, which stays open
+
     Raises ResourceError, naming the file, if it cannot be written; also from close().
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | Path | int) -> None:
+        target = path if isinstance(path, int) else Path(path)
+        self._name = f"descriptor {path}" if isinstance(path, int) else str(target)
         self._start: int | None = None
         try:
-            self._file = self._path.open("w", buffering=1, encoding="utf-8")
+            if isinstance(target, Path):
+                self._file = target.open("w", buffering=1, encoding="utf-8")
+            else:
+                self._file = os.fdopen(target, "w", buffering=1, encoding="utf-8", closefd=False)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -83,7 +90,7 @@ class TraceFile:
 
     def _failed(self, error: OSError) -> ResourceError:
         return ResourceError(
-            f"cannot write the trace to {self._path}: {error.strerror}: name another file"
+            f"cannot write the trace to {self._name}: {error.strerror}: name another file"
         )
 
     def __enter__(self) -> TraceFile:

@@ -291,6 +291,15 @@ int pf_wait_room(uint32_t peer, uint64_t timeout_us)
     }
 }
 
+int pf_wait_room_only(uint32_t peer, uint64_t timeout_us)
+{
+    int status = PF_OK;
+
+    while (status == PF_OK && !(pf_alive(peer) && pf_has_room(peer)))
+        status = wait(PF_WAIT_ROOM, peer, timeout_us);
+    return status;
+}
+
 int pf_receive(pf_message *message, uint64_t timeout_us)
 {
     while (PF->rx_tail == PF->rx_head) {

@@ -92,6 +92,9 @@ bool pf_has_room(uint32_t peer);    /* whether its queue has room */
  * has sent would wait for ever. PF_E_DEAD, PF_E_PEER, PF_E_TIMEOUT. */
 int pf_wait_room(uint32_t peer, uint64_t timeout_us);
 
+/* The same, but not for a message: for one whom `peer`, directly or by others, never waits for, as in a pipeline. */
+int pf_wait_room_only(uint32_t peer, uint64_t timeout_us);
+
 /* Whether anything has been noticed since the last call: a peer was added or has stopped, something borrowed was
  * reclaimed, the host has set bits in PF->notices. */
 bool pf_noticed(void);

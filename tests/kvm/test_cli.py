@@ -12,6 +12,7 @@ import pytest
 from command import Ended, one_line, pageferry
 
 from vmm import __version__
+from vmm.guest.abi import Status
 
 Elf = Callable[[str], Path]
 SMALL = ("--window", "2M")
@@ -131,6 +132,70 @@ def test_all_guests_are_peers_of_one_another(test_guest: Elf, tmp_path: Path) ->
     assert ended == Ended(0, "third: 2 bytes\n", "")
 
 
+def pair(test_guest: Elf, folder: Path) -> tuple[Path, Path]:
+    """Return two guests, "a" and "b": each sends to the other, and exits with the status."""
+    elf = test_guest("one_way")
+    return called(folder, "a", elf), called(folder, "b", elf)
+
+
+def test_connect_opens_a_channel_both_ways_and_is_all_that_there_is(
+    test_guest: Elf, tmp_path: Path
+) -> None:
+    guests = pair(test_guest, tmp_path)
+    third = called(tmp_path, "third", test_guest("exit_as_named"))
+    ended = pageferry("run", *guests, third, *SMALL, "--connect", "b:a", "--json")
+    codes = [outcomes(ended)[name]["exit_code"] for name in ("a", "b")]
+    assert codes in ([0, 0], [0, -Status.E_DEAD])  # it had exited already
+    ended = pageferry("run", *guests, third, *SMALL, "--connect", "b:third", "--json")
+    codes = [outcomes(ended)[name]["exit_code"] for name in ("a", "b")]
+    assert codes == [-Status.E_PEER, -Status.E_PEER]
+
+
+def test_one_way_opens_a_channel_in_one_direction(test_guest: Elf, tmp_path: Path) -> None:
+    guests = pair(test_guest, tmp_path)
+    ended = pageferry("run", *guests, *SMALL, "--one-way", "a:b", "--json")
+    assert outcomes(ended)["a"]["exit_code"] == 0
+    assert outcomes(ended)["b"]["exit_code"] == -Status.E_PEER
+
+
+def test_a_channel_that_cannot_be_is_one_line_and_code_2(guest_elf: Elf) -> None:
+    guests = (guest_elf("canary"), guest_elf("canary"))
+    ended = pageferry("run", *guests, "--one-way", "canary:canary-2", "--connect", "canary:cannery")
+    assert (ended.code, ended.out) == (2, "")
+    assert one_line(ended.err) == (
+        "--connect 'canary:cannery': no machine is called 'cannery': there are canary, canary-2"
+    )
+
+
+def test_the_audit_is_in_the_json_beside_the_machines(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("canary"), *SMALL, "--audit", "--json")
+    printed = json.loads(ended.out)
+    assert (ended.code, printed.keys()) == (0, {"machines", "pages", "pool"})
+    assert [machine["name"] for machine in printed["machines"]] == ["canary"]
+    states = {"free", "owned", "in_flight", "lent", "shared", "orphaned"}
+    assert printed["pages"] == {**dict.fromkeys(states, 0), "free": 512}
+    assert printed["pool"] == 512
+
+
+@pytest.mark.parametrize(("quota", "code"), [("8K", 0), ("4K", 70)])
+def test_a_quota_bounds_what_a_machine_may_own(guest_elf: Elf, quota: str, code: int) -> None:
+    guests = [guest_elf(name) for name in ("lender", "worker")]
+    ended = pageferry("run", *guests, *SMALL, "--quota", quota)
+    assert (ended.code, "pf_alloc(PAGES, &buffer) == PF_OK" in ended.err) == (code, code != 0)
+
+
+def test_a_queue_bounds_what_waits_for_a_machine(guest_elf: Elf, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    guests = [guest_elf(f"stage_{name}") for name in ("source", "filter", "sink")]
+    assert pageferry("run", *guests, *SMALL, "--queue", "2", "--trace", trace).code == 0
+    waiting = 0
+    for event in map(json.loads, trace.read_text().splitlines()):
+        if event.get("receiver") == "stage_filter" and event["status"] == "OK":
+            waiting += -1 if event["event"] == "deliver" else 1
+            assert 0 <= waiting <= 2
+    assert waiting == 0
+
+
 def test_a_guest_in_the_current_directory_needs_no_path(test_guest: Elf, tmp_path: Path) -> None:
     called(tmp_path, "hello", test_guest("says_hello"))
     assert pageferry("run", "hello.elf", *SMALL, cwd=tmp_path) == Ended(3, "hello: hello\n", "")
@@ -144,6 +209,14 @@ def test_the_run_has_a_trace_too(guest_elf: Elf, tmp_path: Path) -> None:
     assert (events[-1], "exit" in events) == ("stop", True)
 
 
+def test_the_trace_can_go_to_standard_error(guest_elf: Elf) -> None:
+    ended = pageferry("run", guest_elf("echo_client"), guest_elf("echo_server"), "--trace", "-")
+    assert (ended.code, ended.out) == (0, "echo_client: 100 messages there and back\n")
+    events = [json.loads(line) for line in ended.err.splitlines()]
+    assert [event["event"] for event in events].count("deliver") == 201
+    assert (events[0]["event"], events[-1]["event"]) == ("spawn", "stop")
+
+
 def test_a_guest_cannot_steer_the_terminal(guest_elf: Elf) -> None:
     ended = pageferry("run", guest_elf("faults/panic"))
     assert ended.code == 70
@@ -155,7 +228,7 @@ def test_version_and_help_need_nothing() -> None:
     for arguments, words in (
         (("--help",), ("demo", "run", "build")),
         (("demo", "-h"), ("[FILE]", "--json", "--trace", "--mover", "--window")),
-        (("run", "--help"), ("GUEST.elf", "--memory", "--timeout", "--workers")),
+        (("run", "--help"), ("GUEST.elf", "--memory", "--workers", "--connect", "--audit")),
         (("build", "--help"), ("SOURCES", "--output", "--cc")),
     ):
         ended = pageferry(*arguments)

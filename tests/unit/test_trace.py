@@ -55,6 +55,14 @@ def test_events_are_lines_of_json_and_the_first_is_at_time_zero(tmp_path: Path) 
     ]
 
 
+def test_a_descriptor_is_written_to_and_stays_open(tmp_path: Path) -> None:
+    with (tmp_path / "trace").open("w") as file:
+        with TraceFile(file.fileno()) as listener:
+            listener(Event(0, "send", {}))
+        file.write("and more")
+    assert (tmp_path / "trace").read_text() == '{"us": 0.0, "event": "send"}\nand more'
+
+
 def test_closing_a_trace_file_again_does_nothing(tmp_path: Path) -> None:
     listener = TraceFile(str(tmp_path / "trace"))
     listener(Event(0, "send", {}))
