@@ -16,7 +16,7 @@ from vmm.errors import AccessError, ClosedError, ConfigError, GuestError, Resour
 from vmm.ferry import carry
 from vmm.ferry.books import Description
 from vmm.ferry.exchange import Exchange
-from vmm.ferry.message import Answer, Request, Span
+from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.ferry.runs import Extent
@@ -109,7 +109,8 @@ class Received(NamedTuple):
     sender    the id of the machine, as the monitor stamped it
     status    OK; otherwise why it came back
     buffers   its pages, one buffer per extent; the last one's size is what is left of `length`.
-              What had been lent or shared comes back as the very Buffer that it was
+              What had been lent or shared comes back as the very Buffers that it was, if only
+              a page of them; not at all, if the host has released or sent it since
     """
 
     operation: Operation
@@ -132,7 +133,7 @@ class HostEndpoint:
         self.peer = peer
         self.lock = lock
         self._exchange = exchange
-        self._parted: dict[Extent, Buffer] = {}  # lent or shared
+        self._parted: dict[Extent, Buffer] = {}  # that were lent or shared, and are the host's
 
     # ---- Buffers ----
 
@@ -174,7 +175,6 @@ class HostEndpoint:
         Raises ClosedError if it is not the host's, GuestError if it is lent or borrowed.
         """
         self._ask("release it", Operation.RELEASE, [buffer])
-        buffer._give_up()
 
     # ---- Operations ----
 
@@ -186,10 +186,7 @@ class HostEndpoint:
         """
         given = [buffer for buffer in buffers if buffer is not None]
         what = f"send to {to.name}"
-        answer = self._ask(what, Operation.SEND, given, to.number, payload, tag)
-        for buffer in given:
-            buffer._give_up()
-        return answer.number
+        return self._ask(what, Operation.SEND, given, to.number, payload, tag).number
 
     def exchange(self, to: Machine, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
         """Send what is in buffers; they are zeroed, and the host's, at once."""
@@ -206,9 +203,7 @@ class HostEndpoint:
     ) -> int:
         """Lend buffers; they cannot be used until they come back (`receive`, or `reclaim`)."""
         what = f"lend to {to.name}"
-        answer = self._ask(what, Operation.LEND, buffers, to.number, payload, tag, writable)
-        self._parted.update({buffer.extent: buffer for buffer in buffers})
-        return answer.number
+        return self._ask(what, Operation.LEND, buffers, to.number, payload, tag, writable).number
 
     def share(
         self,
@@ -223,9 +218,7 @@ class HostEndpoint:
         Shared again with others, all of them see the same pages.
         """
         what = f"share with {to.name}"
-        answer = self._ask(what, Operation.SHARE, buffers, to.number, payload, tag, writable)
-        self._parted.update({buffer.extent: buffer for buffer in buffers})
-        return answer.number
+        return self._ask(what, Operation.SHARE, buffers, to.number, payload, tag, writable).number
 
     def give_back(self, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
         """Return buffers that are borrowed of one machine to it; they are not the host's any more.
@@ -235,16 +228,11 @@ class HostEndpoint:
         with self.lock:
             owners = [self.describe(buffer.extent).owner for buffer in buffers]
         owner = owners[0] if owners and owners[0] is not None else self.peer.number
-        answer = self._ask("give it back", Operation.RETURN, buffers, owner, payload, tag)
-        for buffer in buffers:
-            buffer._give_up()
-        return answer.number
+        return self._ask("give it back", Operation.RETURN, buffers, owner, payload, tag).number
 
     def reclaim(self, *buffers: Buffer) -> None:
         """Take lent or shared buffers back from all who borrow them, whatever they are doing."""
         self._ask("reclaim it", Operation.RECLAIM, buffers)
-        for buffer in buffers:
-            self._parted.pop(buffer.extent, None)
 
     def _ask(
         self,
@@ -264,9 +252,18 @@ class HostEndpoint:
             length += buffers[-1].size if buffers else 0
             request = Request(receiver, tag, length, spans, payload, operation, writable)
             answer = self._exchange.serve(self.peer, lambda: request)
+            if answer.status is Status.OK:
+                self._follow(operation, buffers)
         if answer.status is not Status.OK:
             raise GuestError(f"cannot {what}: {answer.status.name}")
         return answer
+
+    def _follow(self, operation: Operation, buffers: Sequence[Buffer]) -> None:
+        if operation in (Operation.LEND, Operation.SHARE):
+            self._parted.update({buffer.extent: buffer for buffer in buffers})
+        elif operation in (Operation.SEND, Operation.RETURN, Operation.RELEASE):
+            for buffer in buffers:
+                self._parted.pop(buffer._give_up(), None)
 
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""
@@ -275,7 +272,7 @@ class HostEndpoint:
                 message = self._exchange.take(self.peer)
                 if message is None:
                     continue
-                buffers = tuple(self._buffers(message.spans, message.length))
+                buffers = tuple(self._buffers(message))
                 return Received(
                     message.operation,
                     message.sender,
@@ -287,15 +284,26 @@ class HostEndpoint:
                 )
         return None
 
-    def _buffers(self, spans: tuple[Span, ...], length: int) -> Iterator[Buffer]:
-        for span in spans:
-            size = min(length, span.pages * PAGE_SIZE)
+    def _buffers(self, message: Message) -> Iterator[Buffer]:
+        """Yield the buffers of a message, each once: those that have come back, or new ones."""
+        length, back = message.length, dict[Extent, Buffer]()
+        for extent in map(self._extent, message.spans):
+            own = self._come_back(message.operation, extent)
+            yield from (buffer for e, buffer in own.items() if e not in back)
+            back |= own
+            size = min(length, extent.pages * PAGE_SIZE)
             length -= size
-            extent = self._extent(span)
-            own = self._parted.get(extent)
-            if own is not None and self.describe(extent).hold is not Hold.SHARED:
-                del self._parted[extent]
-            yield own or Buffer(self, extent, size)
+            if not own and message.operation is not Operation.RETURN:
+                yield Buffer(self, extent, size)
+
+    def _come_back(self, operation: Operation, extent: Extent) -> dict[Extent, Buffer]:
+        """Return the buffers that were lent or shared, and have a page of what comes back."""
+        if operation not in (Operation.RETURN, Operation.UNDELIVERED):
+            return {}
+        if extent in self._parted:
+            return {extent: self._parted[extent]}
+        found = sorted(e for e in self._parted if e.page < extent.end and extent.page < e.end)
+        return {e: self._parted[e] for e in found}
 
 
 _NO_ACCESS = {

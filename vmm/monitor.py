@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -146,6 +147,8 @@ class Monitor:
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
         """
+        if queue < 1:
+            raise ConfigError(f"queue {queue} is not a positive number of messages")
         image = load_image(path)
         shape = Shape(
             privilege=self.ring,
@@ -174,6 +177,8 @@ class Monitor:
             window = self._mover.machine_window(guest.vm, guest.layout.window.base, shape.window)
             windows.callback(window.close)
             machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+            if window.blinks:
+                machine.peer.hold_still = partial(self._scheduler.hold, machine)
             self._exchange.join(machine.peer, quota, PIECES)
             self._exchange.roster.connect(self.host.peer, machine.peer)
             self._exchange.roster.connect(machine.peer, self.host.peer)
@@ -267,6 +272,7 @@ class Monitor:
                 self._scheduler.interrupt(machine)
             elif machine.state is not State.STOPPED:
                 self._driver.end(machine, machine.ending)
+                self._scheduler.forget(machine)
 
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)

@@ -20,6 +20,7 @@ from vmm.kvm import Exit, Intr
 from vmm.machine import Machine, State
 
 SLICE = 0.010  # seconds
+_MOMENT = 20e-6  # seconds, for a kicked machine to come out
 _FOREVER = threading.TIMEOUT_MAX
 
 
@@ -54,6 +55,7 @@ class Scheduler:
         self._running: dict[
             int, tuple[Machine, float]
         ] = {}  # by thread: machine, when its slice ends
+        self._inside: set[Machine] = set()  # in KVM_RUN, or about to be; see `hold`
         self._deadlines: list[tuple[float, int, Machine]] = []
         self._order = itertools.count()
         self._ended = True
@@ -83,6 +85,20 @@ class Scheduler:
         machine.interrupted = True
         if machine.state is State.RUNNING:
             kick(machine.thread)
+
+    def hold(self, machine: Machine) -> None:
+        """Make a machine that is running exit, and wait until it has: it is entered again when the
+        lock is released.
+        """
+        if machine in self._inside:
+            kick(machine.thread)
+        while machine in self._inside:
+            time.sleep(_MOMENT)
+
+    def forget(self, machine: Machine) -> None:
+        """A machine has been stopped while it was not running: the run may be over."""
+        machine.deadline = None
+        self._changed.notify()  # who waits for its deadline
 
     # ---- Running ----
 
@@ -155,7 +171,9 @@ class Scheduler:
                         return
                     self._enter(driver, machine, slice_end)
                 exit_ = self._execute(driver, machine)
-        finally:  # whatever was raised, nobody kicks a thread that is no longer here
+        finally:  # whatever was raised, nobody kicks, or waits for, a thread that is no longer here
+            if machine is not None:
+                self._inside.discard(machine)
             with self._changed:
                 self._running.pop(threading.get_ident(), None)
 
@@ -164,15 +182,18 @@ class Scheduler:
         machine.thread = threading.get_ident()
         self._running[machine.thread] = (machine, slice_end)
         driver.prepare(machine)
+        self._inside.add(machine)
 
     def _execute(self, driver: Driver, machine: Machine) -> Exit:
         try:
             exit_ = driver.execute(machine)
         except BaseException:
+            self._inside.discard(machine)
             with self._changed:
                 del self._running[machine.thread]
                 self.make_ready(machine)
             raise
+        self._inside.discard(machine)  # without the lock, which who waits for it has
         if isinstance(exit_, Intr):
             drain()
         return exit_

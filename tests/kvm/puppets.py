@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import cache
 from typing import NamedTuple
 
 from guest_elfs import build_test_guests
 
 from vmm import Machine, Monitor
+from vmm.endpoint import Buffer
 from vmm.ferry.runs import Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Flags, Hold, Operation, PeerFlags, Status
 
 ORDER, DONE = 0x6F72646572, 0x646F6E65
 TRANSMIT, READ, WRITE, EXIT, IDLE, SPIN, DIRECT, WAIT, ROOM = range(1, 10)
+DESK, TAKE, GATHER, SCATTER, REPLY, FLOOD = range(10, 16)
 KEPT = 512
 _PATIENCE = 60  # seconds for one order
 
@@ -29,7 +32,12 @@ class Desk(ctypes.LittleEndianStructure):
         ("descriptors", abi.Descriptor * abi.TX_ENTRIES),
         ("words", ctypes.c_uint64 * 1024),
         ("messages", abi.Descriptor * KEPT),
+        ("served", ctypes.c_uint64),
+        ("next", ctypes.c_uint64 * 3),
     )
+
+
+_elfs = cache(build_test_guests)  # which looks for what has changed
 
 
 class Span(NamedTuple):
@@ -71,7 +79,7 @@ class Puppet:
     """One machine, and what a test can tell it to do. Orders run the monitor until it is done."""
 
     def __init__(self, monitor: Monitor, name: str, **options: object) -> None:
-        elf = build_test_guests() / "puppet.elf"
+        elf = _elfs() / "puppet.elf"
         options = {"window": "2M", "memory": "4M", **options}
         self.monitor = monitor
         self.machine: Machine = monitor.spawn(elf, name=name, **options)  # type: ignore[arg-type]
@@ -80,7 +88,7 @@ class Puppet:
 
     def boot(self) -> None:
         """Run it until it waits for orders."""
-        message = self._reply()
+        message = self._reply(0)
         (self._desk,) = struct.unpack("<Q", message)
 
     @property
@@ -109,14 +117,19 @@ class Puppet:
 
     # ---- Orders ----
 
-    def _reply(self) -> bytes:
+    def _reply(self, tag: int = DONE) -> bytes:
         """Run until it has answered. Everything else that is for the host is left in the queue."""
         self.monitor.run(_PATIENCE)
         assert self.machine.fault is None, self.machine.fault
         queue = self.monitor.host.peer.queue
-        message = next(m for m in queue if m.sender == self.number and m.tag in (0, DONE))
+        message = next(m for m in queue if m.sender == self.number and m.tag == tag)
         queue._messages.remove(message)
         return message.payload
+
+    def done(self) -> bool:
+        """Whether it has answered an order, and nobody has looked."""
+        queue = self.monitor.host.peer.queue
+        return any(m.sender == self.number and m.tag == DONE for m in queue)
 
     def send_order(self, order: int, count: int = 0, address: int = 0, value: int = 0) -> None:
         """Give an order without waiting for it."""
@@ -137,10 +150,30 @@ class Puppet:
 
     def ask(self, *descriptors: abi.Descriptor) -> list[abi.Descriptor]:
         """Transmit descriptors with one doorbell; return them as they were answered."""
+        self.start(*descriptors)
+        return self.answers(len(descriptors))
+
+    def start(self, *descriptors: abi.Descriptor) -> None:
+        """Begin with that, to ask for the `answers` later."""
         start = self._desk + Desk.descriptors.offset
         self.machine.guest.memory.write(start, b"".join(bytes(d) for d in descriptors))
-        self._order(TRANSMIT, len(descriptors))
-        return list(self.desk.descriptors[: len(descriptors)])
+        self.send_order(TRANSMIT, len(descriptors))
+
+    def answers(self, count: int) -> list[abi.Descriptor]:
+        """Return the descriptors of the transmission before, as they were answered."""
+        self._reply()
+        return list(self.desk.descriptors[:count])
+
+    def ask_before(self, buffer: Buffer, *descriptors: abi.Descriptor) -> list[abi.Descriptor]:
+        """The same, while a host's buffer is on its way: its receive ring is full until then.
+
+        Its queue has to be longer than the ring.
+        """
+        self.start(*descriptors)
+        for _ in range(abi.RX_ENTRIES - 1):
+            self.monitor.host.send(self.machine)
+        self.monitor.host.send(self.machine, buffer)
+        return self.answers(len(descriptors))
 
     def do(
         self, operation: int, receiver: Puppet | int = 0, *spans: tuple[int, int], **fields: object
@@ -208,9 +241,20 @@ class Puppet:
         """Ring a DIRECT hypercall."""
         return self._order(DIRECT, pages, gpa, attributes)
 
-    def wait(self, wait_for: int, peer: int = 0, timeout_us: int = 0) -> Status:
-        """Ring WAIT; the order itself must not be what it waits for."""
-        return Status(self._order(WAIT, timeout_us, peer, wait_for))
+    def wait(self, wait_for: int, peer: int = 0, timeout_us: int = 0, unseen: int = 0) -> Status:
+        """Ring WAIT, with so many notices not seen; the order itself is not what it waits for."""
+        return Status(self._order(WAIT, timeout_us, peer, wait_for | unseen << 32))
+
+    def reply(self, index: int, word: int) -> Status:
+        """Let the library reply to the message of this index (`seen`, for the next) with a word."""
+        return Status(self._order(REPLY, 0, index, word))
+
+    def give_up(self, operation: Operation, holds: Collection[Hold]) -> None:
+        """RECLAIM or RELEASE all that is one of these to it, if it is alive."""
+        runs = [run for run in self.held() if run.hold in holds] if self.alive else []
+        spans = [Span(self.page(run.page), run.pages) for run in runs]
+        for first in range(0, len(spans), abi.EXTENTS_MAX):
+            assert self.do(operation, 0, *spans[first : first + abi.EXTENTS_MAX]) is Status.OK
 
     # ---- Orders that it does not answer ----
 
@@ -224,9 +268,13 @@ class Puppet:
         """Let it read or write a page that it may not, and be stopped for exactly that."""
         self.send_order({"read": READ, "write": WRITE}[access], 1, gpa)
         self.monitor.run(_PATIENCE)
+        self.was_stopped(gpa, access)
+
+    def was_stopped(self, gpa: int, access: str) -> None:
+        """Assert that it has been stopped for that."""
         fault = self.machine.fault
         assert fault is not None, f"{self.name} could {access} {gpa:#x}"
-        assert (fault.kind, fault.access, fault.address) == ("access", access, gpa)
+        assert (fault.kind, fault.access, fault.address) == ("access", access, gpa), fault
 
     def idle(self) -> None:
         """Let it wait for a notice, taking no message, until `awake`."""
@@ -263,11 +311,19 @@ class Puppet:
 
     def peer_flags(self, other: Puppet) -> PeerFlags:
         """Return what its peer table says of another."""
-        control = abi.Control.from_buffer_copy(
+        return PeerFlags(self.entry(other).flags)
+
+    def entry(self, other: Puppet) -> abi.Peer:
+        """Return a copy of its peer table's entry for another."""
+        control = self.control()
+        entries = control.peers[: control.peer_count]
+        return next(entry for entry in entries if entry.id == other.number)
+
+    def control(self) -> abi.Control:
+        """Return a copy of its control structure."""
+        return abi.Control.from_buffer_copy(
             self.machine.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control))
         )
-        entries = control.peers[: control.peer_count]
-        return PeerFlags(next(entry.flags for entry in entries if entry.id == other.number))
 
 
 def _flags(writable: bool) -> int:
@@ -285,6 +341,30 @@ class Stage:
                 monitor.connect(a.machine, b.machine)
         for puppet in self.puppets:
             puppet.boot()
+
+    def add(self, name: str, **options: object) -> Puppet:
+        """Return one puppet more, connected with all that are alive."""
+        puppet = Puppet(self.monitor, name, **options)
+        for other in self.puppets:
+            if other.alive:
+                self.monitor.connect(puppet.machine, other.machine)
+        puppet.boot()
+        self.puppets.append(puppet)
+        return puppet
+
+    def clear(self) -> None:
+        """Let all who are alive give up what they have, and forget what they have seen."""
+        self.monitor.run(_PATIENCE)
+        for operation, holds in (
+            (Operation.RECLAIM, (Hold.SHARED, Hold.LENT)),
+            (Operation.RELEASE, (Hold.OWNED, Hold.REVOKED)),
+        ):
+            for puppet in self.puppets:
+                puppet.give_up(operation, holds)
+        for puppet in self.puppets:
+            if puppet.alive:
+                assert not puppet.held()
+                puppet.seen = int(puppet.desk.kept)
 
     def snapshot(self) -> object:
         """All that an operation could have changed, in the ledger, the queues and the mappings."""

@@ -1,16 +1,17 @@
-"""Peers with real windows in this process, on a host that refuses what a test wants refused."""
+"""Machines without KVM: peers with real windows in this process, and control structures."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from kvm.mappings import mappings, views
+from unit.refusing_host import FragileWindow, RefusingHost
+
 from vmm.ferry.books import Bond
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.exchange import Exchange
@@ -22,64 +23,14 @@ from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Doorbell, Hold, Operation, Status
-from vmm.memory.movers import MappedWindow
 from vmm.memory.pool import PagePool
 from vmm.trace import Event, Trace
 
-FRAMES = 64
+FRAMES = 80
 PAGES = 96  # of each window
 TOKEN = 16  # bytes that tell whose a page was first
 
 Mapped = dict[int, tuple[int, bool]]  # by page: frame, writable
-
-
-class RefusingHost:
-    """Refuses those of its calls that `plan` says, by their order, once it is armed; no others.
-
-    taken   what it did
-    """
-
-    def __init__(self, plan: Sequence[bool] = ()) -> None:
-        self.plan = plan
-        self.armed = False
-        self.taken: list[bool] = []
-
-    def call(self) -> None:
-        if not self.armed:
-            return
-        index = len(self.taken)
-        self.taken.append(index < len(self.plan) and self.plan[index])
-        if self.taken[-1]:
-            raise OSError(errno.ENOMEM, "refused by the test")
-
-
-def every_way(attempt: Callable[[tuple[bool, ...]], Sequence[bool]]) -> int:
-    """Call `attempt` with each plan of refusals that makes a difference, none at all first.
-
-    It returns what the host did; what comes after the plan's end is tried the other way too.
-    """
-    plans: list[tuple[bool, ...]] = [()]
-    for count, plan in enumerate(plans, 1):  # which grows meanwhile
-        taken = attempt(plan)
-        assert tuple(taken[: len(plan)]) == plan
-        plans += [(*taken[:index], True) for index in range(len(plan), len(taken))]
-    return count
-
-
-class FragileWindow(MappedWindow):
-    """A window that asks the host first."""
-
-    def __init__(self, pool: PagePool, host: RefusingHost) -> None:
-        super().__init__(pool, PAGES * PAGE_SIZE, abi.WINDOW_GPA)
-        self._host = host
-
-    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
-        self._host.call()
-        super().show(page, frame, count, writable=writable)
-
-    def hide(self, page: int, count: int) -> None:
-        self._host.call()
-        super().hide(page, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,21 +63,30 @@ class Scene:
         self.ledger = Ledger(FRAMES)
         self.trace = Trace()
         self.exchange = Exchange(
-            self.ledger, self.pool, self.trace, lambda peer: self.woken.append(peer.name), audit=audit
+            self.ledger,
+            self.pool,
+            self.trace,
+            lambda peer: self.woken.append(peer.name),
+            audit=audit,
         )
         self.memory: dict[str, bytearray] = {}
         self.a, self.b, self.c, self.d = (
             self.peer(number, name, depth) for number, name in enumerate("abcd", 1)
         )
         self.peers = [self.a, self.b, self.c, self.d]
-        for sender, receiver in ((self.a, self.b), (self.b, self.a), (self.a, self.c), (self.b, self.c)):
+        for sender, receiver in (
+            (self.a, self.b),
+            (self.b, self.a),
+            (self.a, self.c),
+            (self.b, self.c),
+        ):
             self.exchange.roster.connect(sender, receiver)
         every = self.exchange.operations.grant(self.d, [1] * FRAMES)
         self.exchange.operations.release(self.d, every[1::2])
 
     def peer(self, number: int, name: str, depth: int = 8) -> Peer:
         """Make a machine and let it join."""
-        window = FragileWindow(self.pool, self.host)
+        window = FragileWindow(self.pool, self.host, PAGES)
         self._stack.callback(window.close)
         self.memory[name] = bytearray(CONTROL_BYTES)
         identity = Identity(number, name, 3, Doorbell.PIO, abi.WINDOW_GPA, PAGES, 0, 0)
@@ -160,18 +120,44 @@ class Scene:
         """Let a peer write to a page that it sees."""
         ctypes.memmove(peer.window.address(page), data, len(data))
 
-    def request(self, operation: Operation, *extents: Extent, to: Peer | int = 0, **fields: object) -> Request:
+    def read(self, peer: Peer, page: int) -> bytes:
+        """Return what a peer reads at the beginning of a page that it sees."""
+        return ctypes.string_at(peer.window.address(page), TOKEN).rstrip(b"\0")
+
+    def request(
+        self, operation: Operation, *extents: Extent, to: Peer | int = 0, **fields: object
+    ) -> Request:
         """Make a request; `to` is a peer or its number."""
         receiver = to.number if isinstance(to, Peer) else to
         spans = tuple(Span(abi.WINDOW_GPA + e.page * PAGE_SIZE, e.pages) for e in extents)
         return Request(receiver=receiver, spans=spans, operation=operation, **fields)  # type: ignore[arg-type]
 
-    def ask(self, peer: Peer, operation: Operation, *extents: Extent, to: Peer | int = 0, **fields: object) -> Answer:
+    def ask(
+        self,
+        peer: Peer,
+        operation: Operation,
+        *extents: Extent,
+        to: Peer | int = 0,
+        **fields: object,
+    ) -> Answer:
         """Let a peer ask the exchange for an operation."""
         request = self.request(operation, *extents, to=to, **fields)
         return self.exchange.serve(peer, lambda: request)
 
-    def done(self, peer: Peer, operation: Operation, *extents: Extent, to: Peer | int = 0, **fields: object) -> Answer:
+    def ask_alloc(self, peer: Peer, *counts: int) -> Answer:
+        """Let a peer ask for pages, an extent for each count."""
+        spans = tuple(Span(0, count) for count in counts)
+        request = Request(spans=spans, operation=Operation.ALLOC)
+        return self.exchange.serve(peer, lambda: request)
+
+    def done(
+        self,
+        peer: Peer,
+        operation: Operation,
+        *extents: Extent,
+        to: Peer | int = 0,
+        **fields: object,
+    ) -> Answer:
         """Let a peer ask for what is done."""
         answer = self.ask(peer, operation, *extents, to=to, **fields)
         assert answer.status is Status.OK
@@ -183,12 +169,44 @@ class Scene:
         assert message is not None
         return extents_of(message)
 
+    def guest(self, peer: Peer) -> abi.Control:
+        """Return a machine's control structure, as it has it itself."""
+        return abi.Control.from_buffer(self.memory[peer.name])
+
+    def put(
+        self,
+        peer: Peer,
+        operation: int,
+        *extents: Extent,
+        to: Peer | int = 0,
+        payload: bytes = b"",
+        **fields: int,
+    ) -> abi.Descriptor:
+        """Let a machine put a descriptor into its transmit ring; return that."""
+        guest = self.guest(peer)
+        raw = abi.Descriptor(
+            operation=operation,
+            status=Status.PENDING,
+            receiver=to.number if isinstance(to, Peer) else to,
+            extent_count=len(extents),
+            payload_length=len(payload),
+            **fields,
+        )
+        for place, extent in zip(raw.extents, extents, strict=False):
+            place.gpa, place.pages = abi.WINDOW_GPA + extent.page * PAGE_SIZE, extent.pages
+        raw.payload[: len(payload)] = payload
+        entry = guest.tx[guest.tx_head % abi.TX_ENTRIES]
+        ctypes.memmove(ctypes.addressof(entry), bytes(raw), ctypes.sizeof(raw))
+        guest.tx_head += 1
+        return entry
+
     def took(self, peer: Peer) -> None:
         """Let a machine move its tail past all that is in its receive ring."""
-        shared = abi.Control.from_buffer(self.memory[peer.name])
-        shared.rx_tail = shared.rx_head
+        self.guest(peer).rx_tail = self.guest(peer).rx_head
 
-    def pass_on(self, sender: Peer, operation: Operation, *extents: Extent, to: Peer, **fields: object) -> list[Extent]:
+    def pass_on(
+        self, sender: Peer, operation: Operation, *extents: Extent, to: Peer, **fields: object
+    ) -> list[Extent]:
         """Send, lend or share, and let the receiver take it; return where the pages are there."""
         self.done(sender, operation, *extents, to=to, **fields)
         return self.take(to)
@@ -260,10 +278,20 @@ class Scene:
     def recover(self) -> None:
         """Let every owner reclaim what is LENT to nobody: all of it is to be had."""
         for peer in self.peers:
-            for bond in [b for b in self.ledger._bonds if b.owner == peer.number and not b.borrowers]:
+            for bond in [
+                b for b in self.ledger._bonds if b.owner == peer.number and not b.borrowers
+            ]:
                 self.done(peer, Operation.RECLAIM, bond.place.extent)
         assert all(bond.borrowers for bond in self.ledger._bonds)
         self.check()
+
+    def end(self) -> None:
+        """Let everybody die: all of it is free, and reads as zeros."""
+        for peer in self.peers:
+            if peer.alive:
+                self.exchange.leave(peer)
+        assert self.ledger.audit()["free"] == FRAMES
+        assert self.contents() == {}
 
 
 def extents_of(message: Message) -> list[Extent]:

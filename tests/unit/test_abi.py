@@ -25,15 +25,19 @@ SCRIPT = ROOT / "scripts/generate_abi.py"
 STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "pf_extent": abi.Extent,
     "pf_descriptor": abi.Descriptor,
+    "pf_answer": abi.Answer,
     "pf_peer": abi.Peer,
     "pf_control": abi.Control,
 }
-ENUMS: dict[str, tuple[type[enum.IntEnum], str]] = {
+ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "pf_doorbell": (abi.Doorbell, "PF_DOORBELL_"),
     "pf_bell": (abi.Bell, "PF_BELL_"),
+    "pf_wait_for": (abi.WaitFor, "PF_WAIT_"),
     "pf_operation": (abi.Operation, "PF_OP_"),
+    "pf_flags": (abi.Flags, "PF_FLAG_"),
+    "pf_hold": (abi.Hold, "PF_HOLD_"),
     "pf_status": (abi.Status, "PF_"),
-    "pf_peer_flags": (abi.PeerFlags, "PF_PEER_"),  # type: ignore[dict-item]
+    "pf_peer_flags": (abi.PeerFlags, "PF_PEER_"),
 }
 
 
@@ -202,7 +206,7 @@ def test_a_module_that_differs_fails_the_check(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("#define PF_ABI_MINOR 0", "#define PF_ABI_MINOR 1"),
+        ("#define PF_ABI_MINOR 1", "#define PF_ABI_MINOR 2"),
         ("PF_E_BELL = -17", "PF_E_BELL = -18"),
         ("PF_PEER_SEND = 2, ", "PF_PEER_SEND = 2, PF_PEER_NEW = 4, "),
         ("uint64_t tag; ", "uint32_t tag, tag2; "),

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import pytest
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity, Notice, Wait
+from vmm.ferry.message import Answer, Span
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
-from vmm.guest.abi import Doorbell, Operation, PeerFlags, Status
+from vmm.guest.abi import Doorbell, Operation, PeerFlags, Status, WaitFor
 
 IDENTITY = Identity(
     machine=3,
@@ -23,6 +24,7 @@ IDENTITY = Identity(
     stack_bytes=0x40000,
 )
 TOP = 1 << 32
+U64 = (1 << 64) - 1
 
 
 class Sides(NamedTuple):
@@ -86,7 +88,7 @@ def test_the_monitor_sees_what_was_put_since_its_last_answer(sides: Sides) -> No
     assert list(sides.monitor.transmit_indices()) == []
     sides.guest.tx_head = 3
     assert list(sides.monitor.transmit_indices()) == [0, 1, 2]
-    sides.monitor.answer(0, Status.OK, 3, 1)
+    sides.monitor.answer(0, 3, Answer(Status.OK, 1))
     assert list(sides.monitor.transmit_indices()) == [1, 2]
     assert sides.guest.tx_tail == 1
 
@@ -101,7 +103,7 @@ def test_the_transmit_ring_may_be_full_and_not_fuller(sides: Sides) -> None:
 
 
 def test_transmit_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
-    sides.monitor.answer(TOP - 3, Status.OK, 3, 1)
+    sides.monitor.answer(TOP - 3, 3, Answer(Status.OK, 1))
     assert sides.guest.tx_tail == TOP - 2
     sides.guest.tx_head = 2
     for tag, entry in enumerate((62, 63, 0, 1)):
@@ -110,7 +112,7 @@ def test_transmit_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
     tags = []
     for index in indices:
         tags.append(sides.monitor.copy_descriptor(index).tag)
-        sides.monitor.answer(index, Status.OK, 3, 1)
+        sides.monitor.answer(index, 3, Answer(Status.OK, 1))
     assert tags == [100, 101, 102, 103]
     assert sides.guest.tx_tail == 2
     assert list(sides.monitor.transmit_indices()) == []
@@ -136,11 +138,32 @@ def test_an_answer_stamps_sender_number_and_status_and_nothing_else(sides: Sides
     entry = sides.guest.tx[abi.TX_ENTRIES - 1]
     entry.tag, entry.sender, entry.status = 77, 99, Status.PENDING
     before = bytes(sides.guest)
-    sides.monitor.answer(abi.TX_ENTRIES - 1, Status.E_PEER, 3, 1 << 40)
+    sides.monitor.answer(abi.TX_ENTRIES - 1, 3, Answer(Status.E_PEER, 1 << 40))
     assert (entry.status, entry.sender, entry.message) == (Status.E_PEER, 3, 1 << 40)
     entry.status, entry.sender, entry.message = Status.PENDING, 99, 0
     sides.guest.tx_tail = 0
     assert bytes(sides.guest) == before
+
+
+def test_an_answer_fills_in_where_what_was_asked_for_is(sides: Sides) -> None:
+    entry = sides.guest.tx[2]
+    for extent in entry.extents:
+        extent.pages, extent.attributes = 7, 9
+    before = bytes(sides.guest)
+    sides.monitor.answer(2, 3, Answer(Status.OK, 0, (Span(1 << 32, 7), Span(U64, 1)), b"answer"))
+    assert [extent.gpa for extent in entry.extents[:3]] == [1 << 32, U64, 0]
+    assert bytes(entry.payload[:7]) == b"answer\0"
+    entry.extents[0].gpa = entry.extents[1].gpa = entry.sender = sides.guest.tx_tail = 0
+    entry.payload[:6] = bytes(6)
+    assert bytes(sides.guest) == before
+
+
+def test_the_longest_answer_ends_where_the_next_entry_begins(sides: Sides) -> None:
+    most = tuple(Span(U64, 1) for _ in range(abi.EXTENTS_MAX))
+    last = abi.TX_ENTRIES - 1
+    sides.monitor.answer(last, 3, Answer(Status.OK, 1, most, b"\xff" * abi.PAYLOAD_MAX))
+    assert bytes(sides.guest.tx[last].payload) == b"\xff" * abi.PAYLOAD_MAX
+    assert bytes(sides.guest.tx[last - 1]) == bytes(sides.guest.rx[0]) == bytes(512)
 
 
 # ---- The receive ring ----
@@ -231,10 +254,41 @@ def test_a_doorbell_is_answered_as_a_whole(sides: Sides) -> None:
     assert sides.guest.bell_status == Status.E_TIMEOUT
 
 
-def test_notices_add_up_whatever_the_guest_does_to_them(sides: Sides) -> None:
-    sides.monitor.notice(1)
+def test_what_a_wait_is_for_is_read_as_it_is(sides: Sides) -> None:
+    guest = sides.guest
+    assert sides.monitor.wait == Wait(0, 0, 0)
+    guest.wait_for, guest.wait_peer, guest.notices_seen = TOP - 1, 7, 1 << 31
+    assert sides.monitor.wait == Wait(TOP - 1, 7, 1 << 31)
+    guest.wait_for = WaitFor.ROOM | WaitFor.NOTICE
+    assert sides.monitor.wait.flags == 6
+
+
+# ---- Notices ----
+
+
+def test_notice_bits_add_up_whatever_the_guest_does_to_them(sides: Sides) -> None:
+    sides.monitor.notice(Notice.HOST, 1)
     sides.guest.notices = 0
-    sides.monitor.notice(1 << 31)
+    sides.monitor.notice(Notice.HOST, 1 << 31)
     assert sides.guest.notices == 1 << 31 | 1
-    sides.monitor.notice(1 << 32)  # no such bit
+    sides.monitor.notice(Notice.HOST, 1 << 32)  # no such bit
     assert sides.guest.notices == 1 << 31 | 1
+
+
+def test_notices_are_counted_by_kind_and_together_whatever_the_guest_writes(sides: Sides) -> None:
+    guest = sides.guest
+    for kind in (Notice.PEER, Notice.RECLAIM, Notice.HOST, Notice.RECLAIM):
+        guest.notice_count = guest.peer_notices = guest.reclaim_notices = 77
+        sides.monitor.notice(kind)
+    assert sides.monitor.notice_count == guest.notice_count == 4
+    assert (guest.reclaim_notices, guest.host_notices, guest.notices) == (2, 1, 0)
+    sides.monitor.notice(Notice.PEER)
+    assert (guest.peer_notices, guest.notice_count) == (2, 5)
+
+
+def test_notice_counts_wrap_at_2_to_the_32(sides: Sides) -> None:
+    sides.monitor._noticed[Notice.PEER] = TOP - 1  # as after four thousand million notices
+    sides.monitor.notice(Notice.RECLAIM)
+    assert sides.monitor.notice_count == sides.guest.notice_count == 0
+    sides.monitor.notice(Notice.PEER)
+    assert (sides.guest.peer_notices, sides.guest.notice_count) == (0, 1)

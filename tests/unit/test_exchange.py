@@ -1,186 +1,271 @@
-"""The exchange between peers with real windows in this process: all of it, or nothing."""
+"""The exchange: transmit and receive rings, the trace of what was done, audits."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from unit.exchange_scene import PAGES, Scene
 
-from vmm.ferry.exchange import Exchange
-from vmm.ferry.ledger import Ledger, Refusal
-from vmm.ferry.message import Request, Span
-from vmm.ferry.peer import Peer
+from vmm.ferry.books import LedgerError
 from vmm.ferry.runs import Extent
-from vmm.guest.abi import PAGE_SIZE, Operation, Status
-from vmm.memory.movers import MappedWindow, MemfdMover
-from vmm.trace import Trace
+from vmm.guest import abi
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory.region import OutOfBounds
 
-FRAMES = 64
-
-
-class FragileWindow(MappedWindow):
-    """A window whose n-th call from now on the host refuses, as it does when mappings run out."""
-
-    fails_in = -1
-
-    def _count_down(self) -> None:
-        self.fails_in -= 1
-        if self.fails_in == 0:
-            raise OSError(errno.ENOMEM, "too many mappings")
-
-    def show(self, page: int, frame: int, count: int) -> None:
-        self._count_down()
-        super().show(page, frame, count)
-
-    def hide(self, page: int, count: int) -> None:
-        self._count_down()
-        super().hide(page, count)
-
-
-class Scene:
-    """Two peers with four pages each in scattered extents, one channel from a to b."""
-
-    def __init__(self, mover: MemfdMover, stack: contextlib.ExitStack) -> None:
-        self.woken: list[str] = []
-        self.ledger = Ledger(FRAMES)
-        self.exchange = Exchange(self.ledger, mover, Trace(), lambda p: self.woken.append(p.name))
-        self.a, self.b = (self._peer(n, name, mover, stack) for n, name in ((1, "a"), (2, "b")))
-        self.exchange.connect(self.a, self.b)
-        self.own = [self.exchange.grant(self.a, 1) for _ in range(4)]
-
-    def _peer(self, number: int, name: str, mover: MemfdMover, stack: contextlib.ExitStack) -> Peer:
-        window = FragileWindow(mover.pool, 16 * PAGE_SIZE)
-        stack.callback(window.close)
-        peer = Peer(number, name, window, depth=2)
-        self.exchange.join(peer)
-        return peer
-
-    def request(self, *extents: Extent, **fields: int) -> Request:
-        base = self.a.window.region.base
-        spans = tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
-        return Request(receiver=2, spans=spans, **fields)
-
-    def state(self) -> tuple[object, ...]:
-        windows = [self.ledger.window(peer.number) for peer in (self.a, self.b)]
-        return windows, self.ledger.audit(), len(self.b.queue), self.a.sent
+FOREIGN = 99  # nobody's number
 
 
 @pytest.fixture
 def scene(no_leaks: None) -> Iterator[Scene]:
-    with contextlib.ExitStack() as stack:
-        mover = MemfdMover(FRAMES)
-        stack.callback(mover.close)
-        yield Scene(mover, stack)
+    with Scene() as scene:
+        yield scene
 
 
-def test_a_message_goes_from_window_to_queue_to_window(scene: Scene) -> None:
-    message = scene.exchange.send(scene.a, scene.request(Extent(0, 2), tag=9, length=8192))
-    assert [m.number for m in scene.b.queue] == [message.number]
-    assert (message.sender, message.receiver, message.tag) == (1, 2, 9)
-    assert scene.ledger.audit()["in_flight"] == 2
-    assert scene.exchange.take(scene.b) is message
-    assert scene.ledger.owns(2, Extent(0, 2))
-    assert not scene.ledger.owns(1, Extent(0, 1))
-    assert scene.woken == ["b"]
+# ---- The transmit ring ----
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_where_the_host_refuses_to_hide_an_extent_nothing_has_changed(
-    scene: Scene, nth: int
-) -> None:
-    before = scene.state()
-    window = scene.a.window
-    assert isinstance(window, FragileWindow)
-    window.fails_in = nth
-    with pytest.raises(Refusal) as refused:
-        scene.exchange.send(scene.a, scene.request(Extent(0, 1), Extent(3, 1), Extent(1, 1)))
-    window.fails_in = -1
-    assert refused.value.status is Status.E_NO_MEMORY
-    assert scene.state() == before
-    # And really: what was hidden is shown again, so that all of it can be sent now.
-    scene.exchange.send(scene.a, scene.request(Extent(0, 1), Extent(3, 1), Extent(1, 1)))
+def test_each_descriptor_gets_its_own_answer(scene: Scene) -> None:
+    (own,) = scene.alloc(scene.a, 1)
+    entries = [
+        scene.put(scene.a, Operation.SEND, own, to=scene.b, tag=5),
+        scene.put(scene.a, Operation.SEND, own, to=scene.b),
+        scene.put(scene.a, Operation.UNDELIVERED),
+        scene.put(scene.a, Operation.LEND, to=scene.b),
+        scene.put(scene.a, Operation.SEND, to=FOREIGN),
+    ]
+    assert scene.exchange.transmit(scene.a) is Status.OK
+    assert [entry.status for entry in entries] == [
+        Status.OK,
+        Status.E_OWNERSHIP,
+        Status.E_OPERATION,
+        Status.E_LENGTH,
+        Status.E_PEER,
+    ]
+    (message,) = scene.b.queue
+    assert [entry.message for entry in entries] == [message.number, 0, 0, 0, 0]
+    assert [entry.sender for entry in entries] == [scene.a.number] * 5
+    assert scene.guest(scene.a).tx_tail == 5
+    assert scene.exchange.transmit(scene.a) is Status.OK
+    assert len(scene.b.queue) == 1
 
 
-@pytest.mark.parametrize("nth", [1, 2])
-def test_where_the_host_refuses_to_show_an_extent_the_message_goes_back_to_its_sender(
-    scene: Scene, nth: int
-) -> None:
-    window = scene.b.window
-    assert isinstance(window, FragileWindow)
-    scene.exchange.send(scene.a, scene.request(Extent(3, 1), Extent(0, 1), tag=5))
-    window.fails_in = nth
-    assert scene.exchange.take(scene.b) is None
-    (back,) = scene.a.queue
-    assert (back.operation, back.status, back.tag) == (
-        Operation.UNDELIVERED,
-        Status.E_NO_MEMORY,
-        5,
+def test_a_sender_is_who_the_monitor_says(scene: Scene) -> None:
+    scene.put(scene.a, Operation.SEND, to=scene.b, sender=scene.c.number, message=77)
+    scene.exchange.transmit(scene.a)
+    (message,) = scene.b.queue
+    assert message.sender == scene.a.number
+
+
+def test_what_is_asked_for_is_answered_in_the_descriptor(scene: Scene) -> None:
+    wanted = [Extent(-abi.WINDOW_GPA // PAGE_SIZE, pages) for pages in (2, 1)]  # gpa 0
+    alloc = scene.put(scene.a, Operation.ALLOC, *wanted)
+    query = scene.put(scene.a, Operation.QUERY, Extent(1, 5))
+    scene.exchange.transmit(scene.a)
+    assert [alloc.status, query.status] == [Status.OK, Status.OK]
+    assert [(e.gpa, e.pages) for e in alloc.extents[:3]] == [
+        (abi.WINDOW_GPA, 2),
+        (abi.WINDOW_GPA + 2 * PAGE_SIZE, 1),
+        (0, 0),
+    ]
+    answer = abi.Answer.from_buffer_copy(query.payload)
+    assert (answer.hold, answer.pages, answer.pages_held) == (Hold.OWNED, 1, 3)
+
+
+def test_an_index_that_makes_no_sense_processes_nothing(scene: Scene) -> None:
+    scene.put(scene.a, Operation.SEND, to=scene.b)
+    scene.guest(scene.a).tx_head += abi.TX_ENTRIES
+    before = scene.snapshot()
+    assert scene.exchange.transmit(scene.a) is Status.E_RING
+    assert scene.snapshot() == before
+
+
+# ---- The receive ring ----
+
+
+def test_messages_wait_in_the_queue_for_room_in_the_ring() -> None:
+    with Scene(depth=abi.RX_ENTRIES + 6) as scene:
+        for tag in range(abi.RX_ENTRIES + 6):
+            scene.done(scene.a, Operation.SEND, to=scene.b, tag=tag)
+        assert scene.exchange.deliver(scene.b) == abi.RX_ENTRIES
+        assert len(scene.b.queue) == 6
+        assert scene.exchange.deliver(scene.b) == abi.RX_ENTRIES
+        scene.guest(scene.b).rx_tail += 4
+        assert scene.exchange.deliver(scene.b) == abi.RX_ENTRIES
+        assert [entry.tag for entry in scene.guest(scene.b).rx[:5]] == [64, 65, 66, 67, 4]
+        assert [message.tag for message in scene.b.untaken] == list(range(4, 68))
+        scene.took(scene.b)
+        assert scene.exchange.deliver(scene.b) == 2
+        assert [message.tag for message in scene.b.untaken] == [68, 69]
+
+
+def test_a_message_is_read_in_the_ring_as_it_was_sent(scene: Scene) -> None:
+    (own,) = scene.alloc(scene.a, 2)
+    fields = {"tag": 8, "length": 5000, "payload": b"news", "writable": False}
+    number = scene.done(scene.a, Operation.LEND, own, to=scene.b, **fields).number
+    assert scene.exchange.deliver(scene.b) == 1
+    read = scene.guest(scene.b).rx[0]
+    assert (read.operation, read.flags, read.status) == (Operation.LEND, abi.Flags.READONLY, 0)
+    assert (read.sender, read.receiver, read.message) == (1, 2, number)
+    assert (read.tag, read.length, bytes(read.payload[:4])) == (8, 5000, b"news")
+    assert (read.extent_count, read.extents[0].gpa, read.extents[0].pages) == (
+        1,
+        abi.WINDOW_GPA,
+        2,
     )
-    assert scene.ledger.owns(1, Extent(0, 4))
-    assert scene.ledger.window(2) == ()
-    base = scene.a.window.region.base
-    assert back.spans == (Span(base + 3 * PAGE_SIZE, 1), Span(base, 1))
+    assert (scene.a.sent, scene.b.received) == (1, 1)
 
 
-def test_where_the_host_refuses_even_the_way_back_the_message_returns_without_its_pages(
-    scene: Scene,
+def test_a_tail_that_makes_no_sense_gets_nothing_until_it_does(scene: Scene) -> None:
+    scene.done(scene.a, Operation.SEND, to=scene.b)
+    scene.guest(scene.b).rx_tail = 3
+    assert scene.exchange.deliver(scene.b) == 0
+    assert len(scene.b.queue) == 1
+    scene.guest(scene.b).rx_tail = 0
+    assert scene.exchange.deliver(scene.b) == 1
+
+
+# ---- Holds ----
+
+
+def test_what_is_at_an_address_is_found_by_any_byte_of_its_page(scene: Scene) -> None:
+    scene.alloc(scene.a, 1)
+    for gpa, hold in (
+        (abi.WINDOW_GPA, Hold.OWNED),
+        (abi.WINDOW_GPA + PAGE_SIZE - 1, Hold.OWNED),
+        (abi.WINDOW_GPA + PAGE_SIZE, Hold.NONE),
+        (abi.WINDOW_GPA + PAGES * PAGE_SIZE - 1, Hold.NONE),
+    ):
+        assert scene.exchange.hold(scene.a, gpa) is hold
+    for gpa in (abi.WINDOW_GPA - 1, abi.WINDOW_GPA + PAGES * PAGE_SIZE + 1, 0):
+        with pytest.raises(OutOfBounds):
+            scene.exchange.hold(scene.a, gpa)
+
+
+# ---- The trace ----
+
+
+def runs(*extents: Extent) -> list[dict[str, int]]:
+    return [{"gpa": abi.WINDOW_GPA + e.page * PAGE_SIZE, "pages": e.pages} for e in extents]
+
+
+@pytest.mark.parametrize(
+    "operation", [Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE]
+)
+def test_a_message_and_its_delivery_are_told_with_both_ends(
+    scene: Scene, operation: Operation
 ) -> None:
-    a, b = scene.a.window, scene.b.window
-    assert isinstance(a, FragileWindow)
-    assert isinstance(b, FragileWindow)
-    scene.exchange.send(scene.a, scene.request(Extent(0, 1), Extent(2, 1), tag=5))
-    b.fails_in, a.fails_in = 1, 2
+    one, two = scene.alloc(scene.a, 2, 1)
+    scene.alloc(scene.b, 1)
+    events = scene.listen()
+    number = scene.done(scene.a, operation, two, one, to=scene.b, tag=7, length=9000).number
+    places = scene.take(scene.b)
+    asked, delivered = (event.fields for event in events)
+    name = operation.name.lower()
+    assert [event.kind for event in events] == [name, "deliver"]
+    assert asked.pop("took_us") > 0
+    assert delivered.pop("took_us") > 0
+    assert asked == {
+        "message": number,
+        "op": name,
+        "sender": "a",
+        "receiver": "b",
+        "tag": 7,
+        "bytes": 9000,
+        "extents": runs(two, one),
+        "status": "OK",
+    }
+    given = "send" if operation is Operation.EXCHANGE else name
+    assert delivered == {**asked, "op": given, "extents": runs(*places)}
+
+
+def test_an_operation_with_nobody_else_is_told_with_one_end(scene: Scene) -> None:
+    events = scene.listen()
+    (own, other) = scene.alloc(scene.a, 1, 1)
+    scene.ask_alloc(scene.a, 2)
+    scene.done(scene.a, Operation.SHARE, own, to=scene.b)
+    scene.done(scene.a, Operation.RECLAIM, own, to=scene.b)  # which means nothing there
+    scene.done(scene.a, Operation.QUERY, other, to=scene.b)
+    scene.done(scene.a, Operation.RELEASE, other, to=scene.b)
+    told = [(e.kind, e.fields["receiver"], e.fields["extents"]) for e in events]
+    assert told == [
+        ("alloc", None, runs(Extent(2, 2))),  # where it is, not where it was asked for
+        ("share", "b", runs(own)),
+        ("reclaim", None, runs(own)),
+        ("query", None, runs(other)),
+        ("release", None, runs(other)),
+    ]
+    assert all(event.fields["sender"] == "a" for event in events)
+
+
+def test_a_return_is_told_with_its_borrower_and_its_owner(scene: Scene) -> None:
+    places = scene.pass_on(scene.a, Operation.LEND, *scene.alloc(scene.a, 1), to=scene.c)
+    events = scene.listen()
+    scene.done(scene.c, Operation.RETURN, *places, to=scene.a, length=3)
+    scene.take(scene.a)
+    told = [(e.kind, e.fields["sender"], e.fields["receiver"], e.fields["bytes"]) for e in events]
+    assert told == [("return", "c", "a", 3), ("deliver", "c", "a", 3)]
+
+
+def test_a_refusal_is_told_with_its_status(scene: Scene) -> None:
+    events = scene.listen()
+    scene.ask(scene.a, Operation.SEND, Extent(3, 1), to=scene.b, payload=b"four")
+    scene.ask(scene.a, Operation.LEND, Extent(3, 1), to=FOREIGN)
+    scene.put(scene.a, 10, to=scene.b)
+    scene.exchange.transmit(scene.a)
+    send, lend, unreadable = events
+    assert send.kind == "send"
+    assert (send.fields["status"], send.fields["message"]) == ("E_OWNERSHIP", 0)
+    assert (send.fields["bytes"], send.fields["extents"]) == (4, runs(Extent(3, 1)))
+    assert (lend.kind, lend.fields["receiver"], lend.fields["status"]) == ("lend", None, "E_PEER")
+    assert (unreadable.kind, unreadable.fields) == (
+        "refuse",
+        {"machine": "a", "status": "E_OPERATION"},
+    )
+
+
+def test_what_comes_back_is_told_with_its_reason(scene: Scene) -> None:
+    one, two, three = scene.alloc(scene.a, 1, 1, 1)
+    scene.pass_on(scene.a, Operation.LEND, three, to=scene.b)
+    for own in (one, two):
+        scene.done(scene.a, Operation.SEND, own, to=scene.b)
+    events = scene.listen()
+    scene.host.plan, scene.host.armed = (True,), True
     assert scene.exchange.take(scene.b) is None
-    (back,) = scene.a.queue
-    assert (back.status, back.tag, back.spans) == (Status.E_NO_MEMORY, 5, ())
-    assert scene.ledger.audit() == {"free": FRAMES - 2, "owned": 2, "in_flight": 0}
-
-
-def test_a_full_queue_is_a_refusal_that_changes_nothing(scene: Scene) -> None:
-    for _ in range(2):
-        scene.exchange.send(scene.a, scene.request())
-    before = scene.state()
-    with pytest.raises(Refusal) as refused:
-        scene.exchange.send(scene.a, scene.request(Extent(0, 1)))
-    assert refused.value.status is Status.E_QUEUE_FULL
-    assert scene.state() == before
-
-
-def test_without_a_channel_a_peer_cannot_be_told_from_one_that_does_not_exist(scene: Scene) -> None:
-    for receiver in (1, 3):
-        with pytest.raises(Refusal) as refused:
-            scene.exchange.send(scene.b, Request(receiver=receiver))
-        assert refused.value.status is Status.E_PEER
-
-
-def test_what_a_dead_peer_had_not_been_given_goes_back_and_what_it_owned_is_freed(
-    scene: Scene,
-) -> None:
-    scene.exchange.send(scene.a, scene.request(Extent(0, 1)))
-    scene.exchange.take(scene.b)
-    scene.exchange.send(scene.a, scene.request(Extent(1, 2)))
+    scene.host.armed = False
     scene.exchange.leave(scene.b)
-    assert scene.ledger.owns(1, Extent(1, 3))
-    assert scene.ledger.audit() == {"free": FRAMES - 3, "owned": 3, "in_flight": 0}
-    assert [message.status for message in scene.a.queue] == [Status.E_DEAD]
-    with pytest.raises(Refusal) as refused:
-        scene.exchange.send(scene.a, scene.request(Extent(1, 1)))
-    assert refused.value.status is Status.E_DEAD
+    told = [(e.kind, e.fields["op"], e.fields["status"], e.fields["extents"]) for e in events]
+    assert told == [
+        ("undelivered", "undelivered", "E_NO_MEMORY", runs(one)),
+        ("undelivered", "undelivered", "E_DEAD", runs(two)),
+        ("return", "return", "E_DEAD", runs(three)),
+    ]
+    ends = [(e.fields["sender"], e.fields["receiver"], e.fields["took_us"] > 0) for e in events]
+    assert ends == [("a", "b", True), ("a", "b", True), ("b", "a", True)]
 
 
-def test_what_a_dead_peer_had_sent_is_still_delivered(scene: Scene) -> None:
-    scene.exchange.send(scene.a, scene.request(Extent(0, 1), tag=3))
-    scene.exchange.leave(scene.a)
-    message = scene.exchange.take(scene.b)
-    assert message is not None
-    assert message.tag == 3
-    assert scene.ledger.owns(2, Extent(0, 1))
+# ---- Audits ----
 
 
-def test_when_both_ends_of_a_message_die_its_pages_are_free(scene: Scene) -> None:
-    scene.exchange.send(scene.a, scene.request(Extent(0, 4)))
-    scene.exchange.leave(scene.a)
-    scene.exchange.leave(scene.b)
-    assert scene.ledger.audit() == {"free": FRAMES, "owned": 0, "in_flight": 0}
+AUDITED: dict[str, Callable[[Scene], object]] = {
+    "an operation": lambda scene: scene.ask(scene.a, Operation.SEND, to=scene.b),
+    "a refusal": lambda scene: scene.ask(scene.a, Operation.SEND, to=FOREIGN),
+    "a descriptor": lambda scene: scene.exchange.transmit(scene.c),
+    "a message taken": lambda scene: scene.exchange.take(scene.b),
+    "a delivery": lambda scene: scene.exchange.deliver(scene.b),
+    "a death": lambda scene: scene.exchange.leave(scene.b),
+}
+
+
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("after", AUDITED)
+def test_an_audit_follows(after: str, audit: bool) -> None:
+    with Scene(audit=audit) as scene:
+        scene.done(scene.a, Operation.SEND, *scene.alloc(scene.a, 1), to=scene.b)
+        scene.put(scene.c, Operation.SEND)
+        scene.ledger.account(scene.d.number).charged += 1
+        if audit:
+            with pytest.raises(LedgerError, match="peer 4 has"):
+                AUDITED[after](scene)
+        else:
+            AUDITED[after](scene)

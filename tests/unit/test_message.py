@@ -8,9 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from vmm.ferry.rules import Refusal
 from vmm.ferry.message import Message, Request, Span
-from vmm.ferry.runs import Extent
+from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.region import Region
@@ -18,7 +17,9 @@ from vmm.memory.region import Region
 BASE = abi.WINDOW_GPA
 PAGES = 16
 WINDOW = Region(BASE, PAGES * PAGE_SIZE)
-UNSERVED = sorted(set(Operation) - {Operation.SEND, Operation.RELEASE})
+SERVED = sorted(set(Operation) - {Operation.UNDELIVERED})
+LOANS = (Operation.LEND, Operation.SHARE)
+READONLY = abi.Flags.READONLY
 U32, U64 = (1 << 32) - 1, (1 << 64) - 1
 
 
@@ -34,12 +35,6 @@ def descriptor(spans: tuple[Span, ...] = (), **fields: int) -> abi.Descriptor:
 def refusal_of(raw: abi.Descriptor) -> Status:
     with pytest.raises(Refusal) as caught:
         Request.from_descriptor(raw)
-    return caught.value.status
-
-
-def extents_refusal(*spans: Span, length: int = 0, window: Region = WINDOW) -> Status:
-    with pytest.raises(Refusal) as caught:
-        Request(receiver=1, spans=spans, length=length).extents(window)
     return caught.value.status
 
 
@@ -63,31 +58,52 @@ def test_what_a_guest_writes_of_its_own_identity_is_ignored() -> None:
     assert Request.from_descriptor(raw) == honest
 
 
-@pytest.mark.parametrize("operation", [0, *UNSERVED, 10, 0xFFFF])
+@pytest.mark.parametrize("operation", [0, 10, Operation.UNDELIVERED, 0xFFFF])
 def test_an_operation_that_is_not_served_is_refused(operation: int) -> None:
     assert refusal_of(descriptor(operation=operation)) is Status.E_OPERATION
 
 
+@pytest.mark.parametrize("operation", SERVED)
+def test_an_operation_is_what_the_descriptor_says(operation: Operation) -> None:
+    spans = (Span(page(1), 2),)
+    request = Request.from_descriptor(descriptor(spans, operation=operation, receiver=7, tag=3))
+    assert request == Request(7, 3, 0, spans, b"", operation)
+    to_a_peer = {Operation.SEND, *LOANS, Operation.EXCHANGE, Operation.RETURN}
+    assert request.has_receiver == (operation in to_a_peer)
+
+
+@pytest.mark.parametrize("operation", SERVED)
 @pytest.mark.parametrize(
     ("field", "limit"), [("extent_count", abi.EXTENTS_MAX), ("payload_length", abi.PAYLOAD_MAX)]
 )
-def test_a_count_may_reach_its_limit_and_not_pass_it(field: str, limit: int) -> None:
-    request = Request.from_descriptor(descriptor(**{field: limit}))
+def test_a_count_may_reach_its_limit_and_not_pass_it(
+    operation: Operation, field: str, limit: int
+) -> None:
+    request = Request.from_descriptor(descriptor(operation=operation, **{field: limit}))
     assert limit in (len(request.spans), len(request.payload))
     for over in (limit + 1, 0xFFFF):
-        assert refusal_of(descriptor(**{field: over})) is Status.E_LENGTH
+        raw = descriptor(operation=operation, **{field: over})
+        assert refusal_of(raw) is Status.E_LENGTH
 
 
-@pytest.mark.parametrize("bit", [0, 15])
-def test_a_flag_is_refused(bit: int) -> None:
-    assert refusal_of(descriptor(flags=1 << bit)) is Status.E_RESERVED
+@pytest.mark.parametrize("operation", SERVED)
+def test_a_flag_is_refused_but_for_a_loan_that_is_read_only(operation: Operation) -> None:
+    for bit in range(1, 16):
+        for flags in (1 << bit, 1 << bit | READONLY):
+            assert refusal_of(descriptor(operation=operation, flags=flags)) is Status.E_RESERVED
+    raw = descriptor(operation=operation, flags=READONLY)
+    if operation in LOANS:
+        assert not Request.from_descriptor(raw).writable
+    else:
+        assert refusal_of(raw) is Status.E_RESERVED
 
 
+@pytest.mark.parametrize("operation", SERVED)
 @pytest.mark.parametrize("bit", [0, 31])
-def test_a_bit_in_a_reserved_field_is_refused(bit: int) -> None:
-    assert refusal_of(descriptor(reserved0=1 << bit)) is Status.E_RESERVED
+def test_a_bit_in_a_reserved_field_is_refused(operation: Operation, bit: int) -> None:
+    assert refusal_of(descriptor(operation=operation, reserved0=1 << bit)) is Status.E_RESERVED
     for index, shift in ((0, bit), (1, bit + 32)):
-        raw = descriptor()
+        raw = descriptor(operation=operation)
         raw.reserved1[index] = 1 << shift
         assert refusal_of(raw) is Status.E_RESERVED
 
@@ -128,35 +144,57 @@ def test_any_512_bytes_are_a_request_or_a_refusal(data: bytes, plausible: bool) 
     assert request.length <= len(claimed) * PAGE_SIZE
 
 
-def test_a_release_is_read_like_a_send() -> None:
-    raw = descriptor((Span(page(1), 2),), operation=Operation.RELEASE)
-    request = Request.from_descriptor(raw)
-    assert request.operation is Operation.RELEASE
-    assert request.extents(WINDOW) == [Extent(1, 2)]
-
-
 # ---- Registers ----
+
+
+DIRECT = sorted(set(SERVED) - {Operation.ALLOC, Operation.QUERY})
 
 
 def attributes(operation: int, receiver: int = 0, tag: int = 0) -> int:
     return tag << 32 | receiver << 16 | operation << 8 | abi.Bell.DIRECT
 
 
-def test_a_direct_hypercall_is_a_request_on_one_extent_with_all_of_its_bytes() -> None:
-    most = attributes(Operation.SEND, abi.DIRECT_PEER_MAX, abi.DIRECT_TAG_MAX)
-    assert Request.from_registers(page(2), 3, most) == Request(
-        abi.DIRECT_PEER_MAX, abi.DIRECT_TAG_MAX, 3 * PAGE_SIZE, (Span(page(2), 3),)
-    )
-    release = Request.from_registers(page(2), 3, attributes(Operation.RELEASE))
-    assert release.operation is Operation.RELEASE
-    assert release.extents(WINDOW) == [Extent(2, 3)]
-
-
-@pytest.mark.parametrize("operation", [0, *UNSERVED, 10, 0xFF])
-def test_a_direct_operation_that_is_not_served_is_refused(operation: int) -> None:
+def direct_refusal(word: int) -> Status:
     with pytest.raises(Refusal) as caught:
-        Request.from_registers(page(0), 1, attributes(operation))
-    assert caught.value.status is Status.E_OPERATION
+        Request.from_registers(page(0), 1, word)
+    return caught.value.status
+
+
+@pytest.mark.parametrize("operation", DIRECT)
+def test_a_direct_hypercall_is_a_request_on_one_extent_with_all_of_its_bytes(
+    operation: Operation,
+) -> None:
+    most = attributes(operation, abi.DIRECT_PEER_MAX, abi.DIRECT_TAG_MAX)
+    assert Request.from_registers(page(2), 3, most) == Request(
+        abi.DIRECT_PEER_MAX,
+        abi.DIRECT_TAG_MAX,
+        3 * PAGE_SIZE,
+        (Span(page(2), 3),),
+        operation=operation,
+    )
+
+
+@pytest.mark.parametrize("operation", [0, Operation.ALLOC, Operation.QUERY, 10, 0x3F])
+@pytest.mark.parametrize("bits", [0, abi.DIRECT_READONLY, 1 << 15])
+def test_a_direct_operation_that_is_unknown_or_has_an_answer_is_refused(
+    operation: int, bits: int
+) -> None:
+    assert direct_refusal(attributes(operation) | bits) is Status.E_OPERATION
+
+
+@pytest.mark.parametrize("operation", DIRECT)
+def test_a_direct_loan_alone_may_be_read_only(operation: Operation) -> None:
+    word = attributes(operation, 2, 3) | abi.DIRECT_READONLY
+    if operation in LOANS:
+        request = Request.from_registers(page(0), 1, word)
+        assert (request.operation, request.writable) == (operation, False)
+    else:
+        assert direct_refusal(word) is Status.E_RESERVED
+
+
+@pytest.mark.parametrize("operation", DIRECT)
+def test_the_reserved_bit_of_a_direct_hypercall_is_refused(operation: Operation) -> None:
+    assert direct_refusal(attributes(operation, 2, 3) | 1 << 15) is Status.E_RESERVED
 
 
 @settings(max_examples=200, deadline=None)
@@ -173,91 +211,6 @@ def test_any_registers_are_a_request_or_a_refusal(gpa: int, pages: int, word: in
     assert request.length == extent.pages * PAGE_SIZE
 
 
-# ---- Extents ----
-
-
-def test_extents_come_in_the_order_of_the_message() -> None:
-    request = Request(1, spans=(Span(page(5), 2), Span(page(0), 1)))
-    assert request.extents(WINDOW) == [Extent(5, 2), Extent(0, 1)]
-
-
-def test_an_extent_may_fill_the_window_to_either_end() -> None:
-    for span, extent in (
-        (Span(page(0), PAGES), Extent(0, PAGES)),
-        (Span(page(PAGES - 1), 1), Extent(PAGES - 1, 1)),
-    ):
-        assert Request(1, spans=(span,)).extents(WINDOW) == [extent]
-
-
-@pytest.mark.parametrize(
-    "span",
-    [
-        pytest.param(Span(page(0), PAGES + 1), id="a page too many"),
-        pytest.param(Span(page(1), PAGES), id="a page too high"),
-        pytest.param(Span(page(-1), 1), id="the page before"),
-        pytest.param(Span(page(-1), 2), id="from the page before"),
-        pytest.param(Span(page(PAGES), 1), id="the page after"),
-        pytest.param(Span(0, 1), id="address zero"),
-        pytest.param(Span(page(0), 0), id="no pages"),
-        pytest.param(Span(page(0), U32), id="the most pages a field holds"),
-        pytest.param(Span(U64 - PAGE_SIZE + 1, 1), id="ends at 2^64"),
-        pytest.param(Span(U64 - PAGE_SIZE + 1, 2), id="wraps around 2^64"),
-    ],
-)
-def test_an_extent_outside_the_window_is_refused(span: Span) -> None:
-    assert extents_refusal(span) is Status.E_RANGE
-
-
-def test_an_end_beyond_2_to_the_64_does_not_wrap_into_a_window_at_the_top() -> None:
-    top = Region((1 << 64) - 4 * PAGE_SIZE, 4 * PAGE_SIZE)
-    assert Request(1, spans=(Span(top.base, 4),)).extents(top) == [Extent(0, 4)]
-    assert extents_refusal(Span(top.base, 5), window=top) is Status.E_RANGE
-    assert extents_refusal(Span(top.base, U32), window=top) is Status.E_RANGE
-
-
-@pytest.mark.parametrize("offset", [1, 8, 512, PAGE_SIZE - 1])
-def test_an_address_within_a_page_is_refused(offset: int) -> None:
-    assert extents_refusal(Span(page(0) + offset, 1)) is Status.E_ALIGNMENT
-
-
-@pytest.mark.parametrize(
-    "spans",
-    [
-        pytest.param((Span(page(2), 3), Span(page(2), 3)), id="the same"),
-        pytest.param((Span(page(2), 3), Span(page(4), 1)), id="the last page"),
-        pytest.param((Span(page(4), 3), Span(page(2), 3)), id="the first page"),
-        pytest.param((Span(page(0), 9), Span(page(3), 1)), id="inside"),
-        pytest.param((Span(page(0), 1), Span(page(8), 1), Span(page(0), 1)), id="not neighbours"),
-    ],
-)
-def test_extents_that_overlap_are_refused(spans: tuple[Span, ...]) -> None:
-    assert extents_refusal(*spans) is Status.E_OVERLAP
-
-
-def test_extents_may_be_adjacent() -> None:
-    request = Request(1, spans=(Span(page(3), 2), Span(page(1), 2)), length=4 * PAGE_SIZE)
-    assert request.extents(WINDOW) == [Extent(3, 2), Extent(1, 2)]
-
-
-@pytest.mark.parametrize("spans", [(), (Span(page(0), 1),), (Span(page(0), 1), Span(page(4), 2))])
-def test_a_length_may_fill_the_extents_and_not_pass_them(spans: tuple[Span, ...]) -> None:
-    most = sum(span.pages for span in spans) * PAGE_SIZE
-    assert len(Request(1, spans=spans, length=most).extents(WINDOW)) == len(spans)
-    for over in (most + 1, U64):
-        assert extents_refusal(*spans, length=over) is Status.E_LENGTH
-
-
-def test_a_request_of_the_hosts_has_the_same_limits_as_a_guests() -> None:
-    apart = tuple(Span(page(index), 1) for index in range(0, 2 * abi.EXTENTS_MAX + 2, 2))
-    window = Region(BASE, 64 * PAGE_SIZE)
-    most = Request(1, spans=apart[: abi.EXTENTS_MAX], payload=bytes(abi.PAYLOAD_MAX))
-    assert len(most.extents(window)) == abi.EXTENTS_MAX
-    for over in (Request(1, spans=apart), Request(1, payload=bytes(abi.PAYLOAD_MAX + 1))):
-        with pytest.raises(Refusal) as caught:
-            over.extents(window)
-        assert caught.value.status is Status.E_LENGTH
-
-
 # ---- Messages ----
 
 u64 = st.integers(0, U64)
@@ -269,9 +222,7 @@ spans = st.lists(st.builds(Span, u64, st.integers(0, U32)), max_size=abi.EXTENTS
 def test_a_message_reaches_the_receiver_as_it_was_sent(
     number: int, tag: int, length: int, receiver: int, where: tuple[Span, ...], payload: bytes
 ) -> None:
-    message = Message(
-        number, Operation.SEND, Status.OK, 3, receiver, tag, length, payload, None, where
-    )
+    message = Message(number, Operation.SEND, Status.OK, 3, receiver, tag, length, payload, where)
     written = bytes(message.descriptor())
     assert len(written) == ctypes.sizeof(abi.Descriptor)
     read = abi.Descriptor.from_buffer_copy(written)
@@ -281,8 +232,15 @@ def test_a_message_reaches_the_receiver_as_it_was_sent(
 
 def test_a_message_that_came_back_says_so_and_why() -> None:
     message = Message(
-        5, Operation.UNDELIVERED, Status.E_DEAD, 1, 2, 9, 0, b"ask", None, (Span(page(0), 1),)
+        5, Operation.UNDELIVERED, Status.E_DEAD, 1, 2, 9, 0, b"ask", (Span(page(0), 1),)
     )
     read = message.descriptor()
     assert (read.operation, read.status) == (Operation.UNDELIVERED, Status.E_DEAD)
     assert (read.sender, read.receiver, read.tag) == (1, 2, 9)
+
+
+@pytest.mark.parametrize("operation", LOANS)
+def test_a_borrower_is_told_if_it_may_only_read(operation: Operation) -> None:
+    for writable in (True, False):
+        message = Message(5, operation, Status.OK, 1, 2, writable=writable)
+        assert message.descriptor().flags == (0 if writable else READONLY)

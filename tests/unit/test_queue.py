@@ -10,7 +10,7 @@ from vmm.guest.abi import Operation, Status
 
 
 def message(number: int) -> Message:
-    return Message(number, Operation.SEND, Status.OK, 1, 2, 0, 0, b"", None, ())
+    return Message(number, Operation.SEND, Status.OK, 1, 2)
 
 
 def numbers(queue: Queue) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
@@ -156,7 +158,7 @@ LENT = Bond(100, 10, Hold.LENT, 1, 20, (Borrower(2, 30, True),))
     ],
 )
 def test_bonds_stay_apart_unless_they_bind_the_same_peers_alike(
-    changed: dict[str, object],
+    changed: dict[str, Any],
 ) -> None:
     follower = Bond(110, 5, Hold.LENT, 1, 30, (Borrower(2, 40, True),))
     assert LENT.continues(follower)

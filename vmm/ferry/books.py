@@ -189,6 +189,7 @@ class Books:
         for bond in self._bonds:
             states[self._state(bond)].append((bond.frame, bond.pages))
         self._check_partition(sorted(run for runs in states.values() for run in runs))
+        self._check_windows()
         self._check_bonds()
         self._check_accounts()
         return {state: sum(count for _, count in runs) for state, runs in states.items()}
@@ -209,6 +210,15 @@ class Books:
         if expected != self.pool.total:
             raise LedgerError(f"frame {expected} is in no state")
 
+    def _check_windows(self) -> None:
+        for peer, account in self._accounts.items():
+            starts = [*(run.page for run in account.window), account.window.pages]
+            ends = [0, *(run.end for run in account.window)]
+            if any(end > start for end, start in zip(ends, starts, strict=True)):
+                raise LedgerError(
+                    f"peer {peer} has two pages in one place, or one beyond its window"
+                )
+
     def _check_bonds(self) -> None:
         """Check that each bond is to be seen in its peers' windows, and nothing else is there."""
         owners = borrowers = 0
@@ -220,6 +230,8 @@ class Books:
                 bond.hold is not Hold.LENT or bond.owner not in self._accounts
             ):
                 raise LedgerError(f"frame {bond.frame} is bound to nobody")
+            if len(bond.borrowers) > 1 and bond.hold is not Hold.SHARED:
+                raise LedgerError(f"frame {bond.frame} is promised to several, and not shared")
             for peer, page, writable in bond.borrowers:
                 arrived = Hold.BORROWED if writable else Hold.VIEWED
                 holds = {Hold.INCOMING} if bond.hold is Hold.SENT else {Hold.INCOMING, arrived}

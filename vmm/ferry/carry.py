@@ -7,15 +7,17 @@ here, and are as before where the host refuses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 
+from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
 from vmm.ferry.places import joined
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
 from vmm.ferry.runs import Extent, Run
-from vmm.guest.abi import PAGE_SIZE, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.movers import Window
 from vmm.memory.pool import PagePool
 
@@ -30,50 +32,74 @@ class Carrier:
 
     def all_or_nothing(self) -> Moves:
         """Begin an operation's changes."""
-        return Moves(lambda peer: self._roster[peer].window, self._withhold)
+        return Moves(self)
 
-    def _withhold(self, peer: int, run: Run) -> None:
+    def window(self, peer: int) -> Window:
+        """Return a peer's window."""
+        return self._roster[peer].window
+
+    def hold_still(self, peer: int) -> None:
+        """Keep a peer from looking while its window changes, if that shows."""
+        self._roster[peer].hold_still()
+
+    def left(self, peer: int, run: Run) -> list[Run]:
+        """Return what, by the ledger, is still the peer's of a run that it had."""
+        return [
+            part
+            for part in self._ledger.runs(peer, run.extent)
+            if part.hold is run.hold and part.frame - part.page == run.frame - run.page
+        ]
+
+    def withhold(self, peer: int, run: Run) -> None:
+        """Follow a host that does not show a run again: what was borrowed is so no more."""
         self._pool.zero(self._ledger.withhold(peer, run))
+        if run.hold is not Hold.OWNED:
+            self._roster.notice(self._roster[peer], Notice.RECLAIM)
 
 
 class Moves:
     """The changes of one operation. An OSError within the block undoes them, and becomes
     Refusal(E_NO_MEMORY).
 
-    withhold   called with a run that was hidden and cannot be shown again: what the host does, the
-               ledger has to follow
+    What the host refuses to undo the ledger follows: it withholds what is not shown again, and lets
+    a peer keep what is not hidden again.
     """
 
-    def __init__(
-        self, window: Callable[[int], Window], withhold: Callable[[int, Run], None]
-    ) -> None:
-        self._window = window
-        self._withhold = withhold
-        self._undo: list[tuple[Callable[[int, Run], None], int, Run]] = []
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self._undo: list[Callable[[], None]] = []
 
     def hide(self, peer: int, runs: Sequence[Run]) -> None:
         """Take runs out of a peer's window, with one call for those that are adjacent."""
         left = list(runs)
+        self._carrier.hold_still(peer)
         for extent in joined(run.extent for run in runs):
-            self._window(peer).hide(*extent)
+            self._carrier.window(peer).hide(*extent)
             while left and left[0].page < extent.end and left[0].page >= extent.page:
-                self._undo.append((self._show_again, peer, left.pop(0)))
+                self._undo.append(partial(self._show_again, peer, left.pop(0)))
 
-    def show(self, peer: int, runs: Iterable[Run]) -> None:
-        """Bring runs into a peer's window, writable or not as their hold says."""
+    def show(self, peer: int, runs: Iterable[Run], keep: Callable[[Run], object]) -> None:
+        """Bring runs into a peer's window, writable or not as their hold says.
+
+        keep    called with one that is to be hidden again, and cannot be: it is the peer's now, and
+                nobody else's to see
+        """
         for run in runs:
-            show(self._window(peer), run)
-            self._undo.append((self._hide_again, peer, run))
+            show(self._carrier.window(peer), run)
+            self._undo.append(partial(self._hide_again, peer, run, keep))
 
     def _show_again(self, peer: int, run: Run) -> None:
-        try:
-            show(self._window(peer), run)
-        except OSError:
-            self._withhold(peer, run)
+        for part in self._carrier.left(peer, run):
+            try:
+                show(self._carrier.window(peer), part)
+            except OSError:
+                self._carrier.withhold(peer, part)
 
-    def _hide_again(self, peer: int, run: Run) -> None:
-        # Takes no mapping that showing it did not: there is nothing to run out of.
-        self._window(peer).hide(*run.extent)
+    def _hide_again(self, peer: int, run: Run, keep: Callable[[Run], object]) -> None:
+        try:
+            self._carrier.window(peer).hide(*run.extent)
+        except OSError:
+            keep(run)
 
     def __enter__(self) -> Moves:
         return self
@@ -85,8 +111,8 @@ class Moves:
         traceback: TracebackType | None,
     ) -> None:
         if isinstance(value, OSError):
-            for undo, peer, run in reversed(self._undo):
-                undo(peer, run)
+            for undo in reversed(self._undo):
+                undo()
             raise Refusal(Status.E_NO_MEMORY) from None
 
 

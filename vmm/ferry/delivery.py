@@ -55,16 +55,16 @@ class Delivery:
 
         None if the host refuses to map them: the message has then gone back to its sender.
         """
-        message = self._roster.get_message(peer)
+        message, number = self._roster.get_message(peer), peer.number
         if message.targets:
-            runs = self._ledger.arriving(peer.number, message.targets)
+            runs = self._ledger.arriving(number, message.targets)
             try:
                 with self._carrier.all_or_nothing() as moves:
-                    moves.show(peer.number, runs)
+                    moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
             except Refusal as refusal:
                 self.send_back(peer, message, refusal.status)
                 return None
-            self._ledger.arrive(peer.number, runs)
+            self._ledger.arrive(number, runs)
         peer.received += 1
         self._tell("deliver", message)
         return message
@@ -77,25 +77,28 @@ class Delivery:
         Without a sender, what nobody else has is freed.
         """
         coming = self._runs(peer, message.targets, (Hold.INCOMING,))
-        shown = self._bring_home(self._ledger.let_go(peer.number, coming))
-        self._tell_sender(message, status if shown else Status.E_NO_MEMORY)
+        hidden = self._bring_home(self._ledger.let_go(peer.number, coming))
+        self._tell_sender(message, Status.E_NO_MEMORY if hidden else status)
 
     def _runs(self, peer: Peer, extents: Sequence[Extent], holds: tuple[Hold, ...]) -> list[Run]:
         runs = (run for extent in extents for run in self._ledger.runs(peer.number, extent))
         return [run for run in runs if run.hold in holds]
 
-    def _bring_home(self, home: Homecoming) -> bool:
-        """Show owners what is theirs again, zero what is nobody's; return whether all is shown."""
+    def _bring_home(self, home: Homecoming) -> set[int]:
+        """Show owners what is theirs again, zero what is nobody's.
+
+        Return the owners of what the host does not show.
+        """
         self._pool.zero(home.freed)
-        shown = True
+        hidden = set()
         for owner, run in home.back:
             try:
                 carry.show(self._roster[owner].window, run._replace(hold=Hold.OWNED))
             except OSError:
-                shown = False
+                hidden.add(owner)
             else:
                 self._ledger.restore(owner, [run])
-        return shown
+        return hidden
 
     def _tell_sender(self, message: Message, status: Status) -> None:
         """Let a sender have its message again: what only came back to its receiver is not sent."""
@@ -136,36 +139,34 @@ class Delivery:
         extents = [Extent((span.gpa - base) // PAGE_SIZE, span.pages) for span in message.spans]
         if message.operation in _LOANS:
             home = self._ledger.let_go(peer.number, self._runs(peer, extents, _BORROWED))
-            shown = self._bring_home(home)
-            self._tell_sender(message, Status.E_DEAD if shown else Status.E_NO_MEMORY)
         elif message.operation is Operation.SEND and self._roster.get(message.sender) is not None:
-            homes = self._send_again(peer, message, extents)
-            self._tell_sender(dataclasses.replace(message, homes=homes), Status.E_DEAD)
+            homes, home = self._send_again(peer, message, extents)
+            message = dataclasses.replace(message, homes=homes)
+        else:
+            return
+        hidden = self._bring_home(home)
+        self._tell_sender(message, Status.E_NO_MEMORY if hidden else Status.E_DEAD)
 
     def _send_again(
         self, peer: Peer, message: Message, extents: Sequence[Extent]
-    ) -> tuple[Extent, ...]:
+    ) -> tuple[tuple[Extent, ...], Homecoming]:
         """Give pages that were delivered back to who sent them; return where they are there.
 
         Nowhere, if the sender has no room for them any more, or the dead had not kept them: they
         are freed with all that it owned.
         """
         if not extents:
-            return ()
+            return (), Homecoming()
         try:
             plan = self._ledger.transfer(Operation.SEND, peer.number, message.sender, extents)
         except Refusal:
-            return ()
+            return (), Homecoming()
         self._ledger.commit_transfer(plan)
         runs = self._ledger.arriving(message.sender, plan.targets)
-        try:
-            with self._carrier.all_or_nothing() as moves:
-                moves.show(message.sender, runs)
-        except Refusal:
-            self._ledger.let_go(message.sender, [r._replace(hold=Hold.INCOMING) for r in runs])
-            return ()
         self._ledger.arrive(message.sender, runs)
-        return plan.targets
+        for run in runs:
+            self._ledger.withhold(message.sender, run)
+        return plan.targets, Homecoming([(message.sender, run) for run in runs])
 
     def _return_borrowed(self, peer: Peer) -> None:
         """Return what a dead peer had borrowed, with a message to each owner that is alive."""
@@ -174,18 +175,19 @@ class Delivery:
         places: dict[int, list[Extent]] = {}
         for bond in self._ledger.bonds(borrowed):
             places.setdefault(bond.owner, []).append(bond.place.extent)
-        shown = self._bring_home(self._ledger.let_go(peer.number, borrowed))
+        hidden = self._bring_home(self._ledger.let_go(peer.number, borrowed))
         for number, extents in places.items():
             owner = self._roster.get(number)
+            status = Status.E_NO_MEMORY if number in hidden else Status.E_DEAD
             for part in _batched(joined(sorted(extents)), abi.EXTENTS_MAX):
                 if owner is not None:
-                    self._tell_owner(peer, owner, part, shown)
+                    self._tell_owner(peer, owner, part, status)
 
-    def _tell_owner(self, peer: Peer, owner: Peer, part: Sequence[Extent], shown: bool) -> None:
+    def _tell_owner(self, peer: Peer, owner: Peer, part: Sequence[Extent], status: Status) -> None:
         message = Message(
             number=0,  # nobody sent it
             operation=Operation.RETURN,
-            status=Status.E_DEAD if shown else Status.E_NO_MEMORY,
+            status=status,
             sender=peer.number,
             receiver=owner.number,
             length=sum(extent.pages for extent in part) * PAGE_SIZE,

@@ -152,7 +152,10 @@ class Ledger(Books):
         return runs
 
     def releasing(self, peer: int, extents: Sequence[Extent]) -> list[Run]:
-        """Return what a RELEASE of disjoint extents would let go of. Refused: rules, E_QUOTA."""
+        """Return what a RELEASE of disjoint extents would let go of.
+
+        Refused as the rules say, and: E_QUOTA, E_NO_MEMORY.
+        """
         runs = self.allowed(Operation.RELEASE, peer, extents)
         self._check_host(self._check_pieces(peer, extents))
         return runs
@@ -316,7 +319,10 @@ class Ledger(Books):
         return freed
 
     def reclaiming(self, owner: int, extents: Sequence[Extent]) -> Reclaim:
-        """Plan a RECLAIM of extents, lent or shared as they may be. Refused as the rules say."""
+        """Plan a RECLAIM of extents, lent or shared as they may be.
+
+        Refused as the rules say, and: E_QUOTA, E_NO_MEMORY.
+        """
         runs = self.allowed(Operation.RECLAIM, owner, extents)
         growth = self._check_pieces(owner, extents)
         hidden: list[tuple[int, Run]] = []
@@ -395,7 +401,8 @@ class Ledger(Books):
             self._bonds.remove(run.frame, run.pages)
 
     def withhold(self, peer: int, run: Run) -> list[Frames]:
-        """Follow a host that has hidden a run and refuses to show it again: nobody sees it.
+        """Follow a host that has hidden a run, OWNED, BORROWED or VIEWED, and refuses to show it
+        again: nobody sees it.
 
         What was the peer's own is LENT to nobody (RECLAIM gets it back), what was borrowed has
         been let go of; return what that freed.

@@ -21,7 +21,8 @@ class Span(NamedTuple):
     pages: int
 
 
-_READONLY = {Operation.LEND: abi.Flags.READONLY, Operation.SHARE: abi.Flags.READONLY}
+# Plain numbers: what ~ of an IntFlag leaves out depends on Python's version.
+_FLAGS = dict.fromkeys((Operation.LEND, Operation.SHARE), int(abi.Flags.READONLY))
 _TO_A_PEER = frozenset(
     {Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE, Operation.RETURN}
 )
@@ -60,7 +61,7 @@ class Request:
             raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
         raw = descriptor.extents[:count]
         reserved = (descriptor.reserved0, *descriptor.reserved1)
-        flags = descriptor.flags & ~_READONLY.get(operation, 0)
+        flags = descriptor.flags & ~_FLAGS.get(operation, 0)
         if flags or any(reserved) or any(extent.attributes for extent in raw):
             raise Refusal(Status.E_RESERVED)
         return cls(
@@ -80,7 +81,7 @@ class Request:
         readonly = bool(attributes & abi.DIRECT_READONLY)
         if operation in _NEED_DESCRIPTOR:
             raise Refusal(Status.E_OPERATION)
-        if attributes >> 15 & 1 or (readonly and operation not in _READONLY):
+        if attributes >> 15 & 1 or (readonly and operation not in _FLAGS):
             raise Refusal(Status.E_RESERVED)
         return cls(
             receiver=attributes >> 16 & 0xFFFF,

@@ -8,18 +8,20 @@ Not thread-safe: the monitor calls them under its lock.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vmm.ferry.carry import Carrier, spans
 from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request
 from vmm.ferry.peer import Peer
-from vmm.ferry.plans import Transfer
+from vmm.ferry.plans import Reclaim, Transfer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
+from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -93,16 +95,44 @@ class Operations:
             extents,
             writable=request.writable,
         )
+        kept: list[Run] = []
+
+        def keep(fresh: Run) -> None:
+            kept.append(fresh)
+            self._replace(plan, fresh)
+
         try:
             with self._carrier.all_or_nothing() as moves:
                 if request.operation is not Operation.SHARE:
                     moves.hide(sender.number, plan.runs)
-                moves.show(sender.number, plan.fresh)
+                moves.show(sender.number, plan.fresh, keep)
         except Refusal:
-            self._ledger.abandon(plan)
+            fresh = tuple(run for run in plan.fresh if run not in kept)
+            self._ledger.abandon(dataclasses.replace(plan, fresh=fresh))
             raise
         self._ledger.commit_transfer(plan)
         return plan
+
+    def _replace(self, plan: Transfer, fresh: Run) -> None:
+        """Let a sender keep some of an EXCHANGE's fresh pages, although it is refused.
+
+        What they have replaced is LENT to nobody, at the place that was for it to come back to.
+        """
+        runs: list[Run] = []
+        homes: list[int] = []
+        places: list[int] = []
+        for run, home, place in zip(plan.runs, plan.homes, plan.places, strict=True):
+            part = run.clip(fresh.page, fresh.end)
+            if part.pages > 0:
+                runs.append(part)
+                homes.append(home + part.page - run.page)
+                places.append(place + part.page - run.page)
+        part_of = dataclasses.replace(
+            plan, runs=tuple(runs), homes=tuple(homes), places=tuple(places), fresh=(fresh,)
+        )
+        self._ledger.commit_transfer(part_of)
+        coming = [run._replace(page=place) for run, place in zip(runs, places, strict=True)]
+        self._ledger.let_go(plan.receiver, coming)
 
     # ---- The way back ----
 
@@ -118,7 +148,8 @@ class Operations:
             self._check_return(borrower, owner, request, plan.spans)
         with self._carrier.all_or_nothing() as moves:
             moves.hide(borrower.number, plan.runs)
-            moves.show(request.receiver, [r._replace(hold=Hold.OWNED) for r in plan.shown])
+            shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
+            moves.show(request.receiver, shown, partial(self._take_back, request.receiver))
         self._pool.zero(self._ledger.commit_return(plan))
         if owner is None:
             return Answer(Status.OK)
@@ -155,21 +186,30 @@ class Operations:
         with self._carrier.all_or_nothing() as moves:
             for peer, run in plan.hidden:
                 moves.hide(peer, [run])
-            moves.show(owner.number, [run._replace(hold=Hold.OWNED) for run in plan.shown])
+            shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
+            moves.show(owner.number, shown, partial(self._take_back, owner.number))
+        self._commit_reclaim(plan)
+        return Answer(Status.OK)
+
+    def _take_back(self, owner: int, run: Run) -> None:
+        """Let an owner have what it sees and nobody else does, although all else is refused."""
+        self._commit_reclaim(Reclaim(owner, (run,), (), ()))
+
+    def _commit_reclaim(self, plan: Reclaim) -> None:
         for peer in self._ledger.commit_reclaim(plan):
             self._roster.notice(self._roster[peer], Notice.RECLAIM)
-        return Answer(Status.OK)
 
     # ---- The pool ----
 
     def grant(self, peer: Peer, counts: Sequence[int]) -> list[Extent]:
         """Give a peer zeroed pages, an extent for each count. Raises Refusal."""
         extents, runs = self._ledger.grant(peer.number, counts)
+        kept: list[Run] = []
         try:
             with self._carrier.all_or_nothing() as moves:
-                moves.show(peer.number, runs)
+                moves.show(peer.number, runs, kept.append)
         except Refusal:
-            self._ledger.release(peer.number, runs)
+            self._ledger.release(peer.number, [run for run in runs if run not in kept])
             raise
         return extents
 
@@ -179,6 +219,8 @@ class Operations:
         Raises Refusal.
         """
         runs = self._ledger.releasing(peer.number, extents)
+        if any(run.hold is Hold.REVOKED and _awaits(peer, run) for run in runs):
+            raise Refusal(Status.E_OWNERSHIP)
         with self._carrier.all_or_nothing() as moves:
             moves.hide(peer.number, [run for run in runs if run.hold is Hold.OWNED])
         self._pool.zero(self._ledger.release(peer.number, runs))
@@ -211,3 +253,15 @@ class Operations:
             for index, borrower in enumerate(about.borrowers[: abi.ANSWER_BORROWERS]):
                 answer.borrowers[index] = borrower
         return Answer(Status.OK, payload=bytes(answer))
+
+
+def _awaits(peer: Peer, run: Run) -> bool:
+    """Whether a message in the peer's queue says that it comes to this place, reclaimed or not.
+
+    As long as it does, nothing else may: it would be taken for what the message brings.
+    """
+    return any(
+        target.page < run.end and run.page < target.end
+        for message in peer.queue
+        for target in message.targets
+    )

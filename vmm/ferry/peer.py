@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vmm.ferry.queue import Queue
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from vmm.ferry.control import ControlStructure
     from vmm.ferry.message import Message
     from vmm.memory.movers import Window
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclasses.dataclass(slots=True)
@@ -33,6 +38,9 @@ class Peer:
     waiters   peers that wait for room in its queue, by id, in the order in which they came
     entered   whether it has run yet: what is so from the beginning is no news to it
     full      whether its queue was full when the tables were last written
+    hold_still
+              called before pages of it are hidden, if others may vanish with them for a moment (the
+              rest of a memslot): it must not be running then
     """
 
     def __init__(
@@ -52,6 +60,7 @@ class Peer:
         self.untaken: collections.deque[Message] = collections.deque()
         self.waiters: dict[int, Peer] = {}
         self.full = False
+        self.hold_still: Callable[[], object] = _nothing
         self.alive = True
         self.entered = False
         self.sent = 0

@@ -49,7 +49,7 @@ class Roster:
             other = entry.peer
             if other.alive:
                 self._write(other, other.table[peer.number])
-                self.notice(other, Notice.PEER)
+                self._news(other)
         self._wake_waiters(peer)
 
     def connect(self, sender: Peer, receiver: Peer) -> None:
@@ -63,8 +63,7 @@ class Roster:
             entry = peer.table[other.number] = Entry(self._index(peer), other, may_send)
         entry.may_send |= may_send
         self._write(peer, entry)
-        if peer.entered:
-            self.notice(peer, Notice.PEER)
+        self._news(peer)
 
     def has_place(self, peer: Peer) -> bool:
         """Whether another peer fits into a machine's table, if need be for one that has stopped."""
@@ -136,6 +135,11 @@ class Roster:
             self._wake(waiter)
 
     # ---- Notices ----
+
+    def _news(self, peer: Peer) -> None:
+        """Say that the peer table has changed; what it is from the beginning is no news."""
+        if peer.entered:
+            self.notice(peer, Notice.PEER)
 
     def notice(self, peer: Peer, kind: Notice, bits: int = 0) -> None:
         """Put a notice into a machine's control structure, and wake it if it waits for one."""

@@ -38,10 +38,11 @@ class Window(ABC):
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
     only called on hidden pages. Both raise OSError, having changed nothing. Not thread-safe; a
-    machine may be running on the window meanwhile.
+    machine may be running on the window meanwhile, unless `blinks`.
     """
 
     region: Region
+    blinks = False  # whether hiding some pages takes others with them for a moment
 
     @abstractmethod
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
@@ -134,7 +135,12 @@ class _Slot(NamedTuple):
 
 
 class SlotsWindow(Window):
-    """A window made of memslots, one per run of adjacent frames."""
+    """A window made of memslots, one per run of adjacent frames.
+
+    A slot cannot be cut: it is deleted, and what is left of it created anew.
+    """
+
+    blinks = True
 
     def __init__(self, vm: Vm, pool: Mapping, base: int, size: int) -> None:
         self.region = Region(base, size)

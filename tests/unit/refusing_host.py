@@ -1,0 +1,59 @@
+"""A host that refuses what a test wants refused, and every way in which it can."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+from vmm.guest.abi import PAGE_SIZE, WINDOW_GPA
+from vmm.memory.movers import MappedWindow
+from vmm.memory.pool import PagePool
+
+
+class RefusingHost:
+    """Refuses those of its calls that `plan` says, by their order, once it is armed; no others.
+
+    taken   what it did
+    """
+
+    def __init__(self, plan: Sequence[bool] = ()) -> None:
+        self.plan = plan
+        self.armed = False
+        self.taken: list[bool] = []
+
+    def call(self) -> None:
+        if not self.armed:
+            return
+        index = len(self.taken)
+        self.taken.append(index < len(self.plan) and self.plan[index])
+        if self.taken[-1]:
+            raise OSError(errno.ENOMEM, "refused by the test")
+
+
+def every_way(attempt: Callable[[tuple[bool, ...]], Sequence[bool]]) -> int:
+    """Call `attempt` with each plan of refusals that makes a difference, none at all first.
+
+    It returns what the host did; what comes after the plan's end is tried the other way too.
+    """
+    plans: list[tuple[bool, ...]] = [()]
+    for plan in plans:  # which grows meanwhile
+        taken = attempt(plan)
+        assert tuple(taken[: len(plan)]) == plan
+        plans += [(*taken[:index], True) for index in range(len(plan), len(taken))]
+    return len(plans)
+
+
+class FragileWindow(MappedWindow):
+    """A window that asks the host first."""
+
+    def __init__(self, pool: PagePool, host: RefusingHost, pages: int) -> None:
+        super().__init__(pool, pages * PAGE_SIZE, WINDOW_GPA)
+        self._host = host
+
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        self._host.call()
+        super().show(page, frame, count, writable=writable)
+
+    def hide(self, page: int, count: int) -> None:
+        self._host.call()
+        super().hide(page, count)
