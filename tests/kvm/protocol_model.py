@@ -34,6 +34,9 @@ _PARTED = {
 }
 
 
+_PARTING = {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}
+
+
 class Model(Refusals):
     """All peers and all pages."""
 
@@ -42,6 +45,9 @@ class Model(Refusals):
     def do(self, number: int, wish: Wish, chosen: Chosen) -> set[int]:
         """Let a wish be done; return who is woken by a notice."""
         asker = self.members[number]
+        if wish.operation in _PARTING:
+            for message in asker.ring:
+                message.parted |= not {*places_in(message.spans)}.isdisjoint(wish.places)
         match wish.operation:
             case Operation.ALLOC:
                 for place in _claim(asker, chosen.spans, wish.counts):
@@ -133,7 +139,9 @@ class Model(Refusals):
         dead = self.members[number]
         dead.alive = False
         for message in dead.ring:
-            if message.operation in LOANS:
+            if message.parted:
+                self._undelivered(message, [])
+            elif message.operation in LOANS:
                 for place in places_in(message.spans):
                     if dead.hold(place) in FOREIGN:
                         self._let_go(dead, place)
@@ -168,7 +176,11 @@ class Model(Refusals):
         sender = self.members[message.sender]
         if sender.alive and message.operation not in (Operation.UNDELIVERED, Operation.RETURN):
             undelivered = dataclasses.replace(
-                message, operation=Operation.UNDELIVERED, status=Status.E_DEAD, spans=homes
+                message,
+                operation=Operation.UNDELIVERED,
+                status=Status.E_DEAD,
+                spans=homes,
+                parted=False,
             )
             sender.queue.append(undelivered)
 

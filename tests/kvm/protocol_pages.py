@@ -65,6 +65,7 @@ class Message:
     homes: Spans
     writable: bool = True
     status: Status = Status.OK
+    parted: bool = False  # its receiver has not taken it, but parted with some of its pages
 
 
 @dataclasses.dataclass(eq=False)

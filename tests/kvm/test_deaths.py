@@ -254,7 +254,6 @@ def test_what_a_ring_that_makes_no_sense_keeps_from_its_machine_goes_back(monito
     assert spans_of(message) == [own]
 
 
-@pytest.mark.xfail(reason="what the dead had in that place at last goes to the message's sender")
 @pytest.mark.parametrize("mover", ["memfd"])
 def test_other_pages_in_the_place_of_a_message_that_was_not_taken_go_to_nobody(
     monitor: Monitor,

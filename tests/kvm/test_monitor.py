@@ -69,6 +69,12 @@ def test_wrong_options_are_refused_by_name() -> None:
             Monitor(**options)
 
 
+@pytest.mark.parametrize("depth", [0, -3])
+def test_a_queue_holds_a_message_at_least(monitor: Monitor, test_guest: Elf, depth: int) -> None:
+    with pytest.raises(ConfigError, match=f"queue {depth} is not a positive number"):
+        monitor.spawn(test_guest("idle"), queue=depth)
+
+
 def test_a_machine_that_nobody_writes_to_stays_parked_and_runs_on_when_somebody_does(
     monitor: Monitor, test_guest: Elf
 ) -> None:

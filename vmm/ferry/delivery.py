@@ -137,7 +137,9 @@ class Delivery:
         """Send a message back that a dead machine had in its receive ring and never took."""
         base = peer.window.region.base
         extents = [Extent((span.gpa - base) // PAGE_SIZE, span.pages) for span in message.spans]
-        if message.operation in _LOANS:
+        if message.number in peer.parted:  # what it borrows still is returned with the rest
+            message, home = dataclasses.replace(message, homes=()), Homecoming()
+        elif message.operation in _LOANS:
             home = self._ledger.let_go(peer.number, self._runs(peer, extents, _BORROWED))
         elif message.operation is Operation.SEND and self._roster.get(message.sender) is not None:
             homes, home = self._send_again(peer, message, extents)

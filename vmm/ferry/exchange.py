@@ -151,7 +151,7 @@ class Exchange:
         except Refusal:  # its index makes no sense: it has nothing to take until it does
             return 0
         while len(peer.untaken) > pending:
-            peer.untaken.popleft()
+            peer.parted.discard(peer.untaken.popleft().number)
         return pending
 
     # ---- The trace ----

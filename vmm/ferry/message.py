@@ -20,6 +20,11 @@ class Span(NamedTuple):
     gpa: int
     pages: int
 
+    @property
+    def end(self) -> int:
+        """The first address after it."""
+        return self.gpa + self.pages * PAGE_SIZE
+
 
 # Plain numbers: what ~ of an IntFlag leaves out depends on Python's version.
 _FLAGS = dict.fromkeys((Operation.LEND, Operation.SHARE), int(abi.Flags.READONLY))

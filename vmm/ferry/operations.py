@@ -16,7 +16,7 @@ from functools import partial
 from vmm.ferry.carry import Carrier, spans
 from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Answer, Message, Request
+from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.plans import Reclaim, Transfer
 from vmm.ferry.roster import Roster
@@ -25,6 +25,10 @@ from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.pool import PagePool
+
+_PARTING = frozenset(
+    {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}
+)  # by which other pages can come to the same places
 
 
 class Operations:
@@ -50,7 +54,10 @@ class Operations:
 
     def serve(self, peer: Peer, request: Request) -> Answer:
         """Do what a peer asks for. Raises Refusal."""
-        return self._served[request.operation](peer, request)
+        answer = self._served[request.operation](peer, request)
+        if peer.untaken and request.operation in _PARTING:
+            peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, request.spans)}
+        return answer
 
     # ---- Messages ----
 
@@ -265,3 +272,7 @@ def _awaits(peer: Peer, run: Run) -> bool:
         for message in peer.queue
         for target in message.targets
     )
+
+
+def _overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
+    return any(a.gpa < b.end and b.gpa < a.end for a in some for b in others)

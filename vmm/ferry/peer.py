@@ -35,6 +35,8 @@ class Peer:
     control   its control structure; None for the host, which calls the monitor instead
     table     the peers it knows, by id; who is in its table has it in his
     untaken   messages in its receive ring that it has not taken yet
+    parted    numbers of those of them of whose pages it has parted with some: what is in their
+              places now is not theirs
     waiters   peers that wait for room in its queue, by id, in the order in which they came
     entered   whether it has run yet: what is so from the beginning is no news to it
     full      whether its queue was full when the tables were last written
@@ -58,6 +60,7 @@ class Peer:
         self.queue = Queue(depth)
         self.table: dict[int, Entry] = {}
         self.untaken: collections.deque[Message] = collections.deque()
+        self.parted: set[int] = set()
         self.waiters: dict[int, Peer] = {}
         self.full = False
         self.hold_still: Callable[[], object] = _nothing
