@@ -111,7 +111,8 @@ enum pf_hold {
     PF_HOLD_INCOMING = 5, /* the place of a message that is not delivered yet: no access */
     PF_HOLD_BORROWED = 6, /* a peer's, to read and write until it is returned or reclaimed */
     PF_HOLD_VIEWED = 7,   /* a peer's, to read */
-    PF_HOLD_REVOKED = 8,  /* was borrowed and has been reclaimed: no access; RELEASE lets go of the place */
+    PF_HOLD_REVOKED = 8,  /* was borrowed and has been reclaimed: no access; RELEASE lets go of the place, once the
+                           * message that brought it has been delivered */
 };
 
 enum pf_status {
@@ -138,7 +139,7 @@ enum pf_status {
     PF_E_BORROWED = -19,    /* a page is borrowed: it can only be returned */
     PF_E_RECLAIMED = -20,   /* a page was borrowed, and its owner has taken it back: release the place */
     PF_E_NOT_LENT = -21,    /* RECLAIM of a page that is not lent or shared, RETURN of one not borrowed of that peer */
-    PF_E_REPEATED = -22,    /* SHARE with a peer that has a page of the extents already */
+    PF_E_REPEATED = -23,    /* SHARE with a peer that has a page of the extents already (-22 is the kernel's EINVAL) */
 };
 
 #define PF_EXTENTS_MAX 16

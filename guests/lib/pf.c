@@ -122,6 +122,8 @@ static bool fits_registers(const pf_message *message)
         && message->length == bytes && message->extents[0].gpa % PF_PAGE_SIZE == 0;
 }
 
+#define KVM_EINVAL 22
+
 static int direct(const pf_message *message)
 {
     uint64_t attributes = PF_BELL_DIRECT | (uint64_t)message->operation << 8 | (uint64_t)message->receiver << 16
@@ -129,9 +131,10 @@ static int direct(const pf_message *message)
 
     if (message->flags & PF_FLAG_READONLY)
         attributes |= PF_DIRECT_READONLY;
-    int64_t status = hypercall(message->extents[0].gpa, message->extents[0].pages, attributes, PF->tx_head, &PF->tx_head);
+    const struct pf_extent *extent = &message->extents[0];
+    int64_t status = hypercall(extent->gpa, extent->pages, attributes, PF->tx_head, &PF->tx_head);
 
-    return status < PF_E_REPEATED ? PF_E_RANGE : (int)status; /* the kernel refuses what overflows by itself */
+    return status == -KVM_EINVAL ? PF_E_RANGE : (int)status; /* what overflows the kernel refuses by itself */
 }
 
 /* An operation on one extent, in registers or by the transmit ring. */
@@ -242,7 +245,9 @@ int pf_reply(const pf_message *request, const void *payload, size_t bytes)
     if (bytes > PF_PAYLOAD_MAX)
         return PF_E_LENGTH;
     memcpy(&message, request, sizeof message);
-    message.operation = request->operation == PF_OP_LEND || request->operation == PF_OP_SHARE ? PF_OP_RETURN : PF_OP_SEND;
+    bool borrowed = request->operation == PF_OP_LEND || request->operation == PF_OP_SHARE;
+
+    message.operation = borrowed ? PF_OP_RETURN : PF_OP_SEND;
     message.flags = 0;
     message.receiver = request->sender;
     message.payload_length = (uint16_t)bytes;

@@ -20,7 +20,7 @@ from tests_support import sized
 from vmm import Machine, Monitor, State
 from vmm.guest.abi import PAGE_SIZE
 
-MACHINES, ROUNDS = int(os.environ.get("PAGEFERRY_MACHINES", sized(200, 6))), sized(10, 2)
+MACHINES, ROUNDS = int(os.environ.get("PAGEFERRY_MACHINES", sized(1000, 8))), sized(10, 2)
 DESCRIPTORS_EACH = 4  # of the VM, of its vCPU, and one more that Python 3.11 has for a mapping
 SPARE_DESCRIPTORS = 200
 PATIENCE = 100  # seconds

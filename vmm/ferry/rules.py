@@ -13,6 +13,8 @@ afterwards:
     VIEWED                                                              NONE
     REVOKED                                           NONE
 
+    REVOKED, while the message that brought it is still in the queue, is not released: E_OWNERSHIP.
+
     (*) other frames, which read as zeros: the old ones are SENT, from a place of their own
 
 What happens to the peer's side of the page:

@@ -128,7 +128,7 @@ class Status(enum.IntEnum):
     E_BORROWED = -19
     E_RECLAIMED = -20
     E_NOT_LENT = -21
-    E_REPEATED = -22
+    E_REPEATED = -23
 
 
 class PeerFlags(enum.IntFlag):
