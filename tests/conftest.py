@@ -42,7 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a kvm test where there is no KVM, or fail it where there has to be one."""
+    """Skip a kvm test where there is no KVM, or fail it where there has to be one.
+
+    Of the lanes the slowest leaves out what it would only say again.
+    """
+    once = item.get_closest_marker("not_in_ept")
+    if once is not None and os.environ.get("PAGEFERRY_LANE") == "ept":
+        pytest.skip(f"on the host and in npt only: {once.args[0]}")
     reason = kvm_missing() if item.get_closest_marker("kvm") else None
     if reason and os.environ.get("PAGEFERRY_REQUIRE_KVM") == "1":
         pytest.fail(f"{reason} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)

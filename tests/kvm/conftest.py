@@ -39,7 +39,7 @@ def _monitors_are_known() -> Iterator[None]:
         try:
             if self in _monitors:
                 _monitors.discard(self)
-                mappings.check(self)
+                mappings.check(self, pools=True)
         finally:
             close(self)
 
@@ -57,7 +57,7 @@ def _audit_holds(_monitors_are_known: None) -> Iterator[None]:
     """
     yield
     for monitor in list(_monitors):
-        mappings.check(monitor)
+        mappings.check(monitor, pools=True)
 
 
 @pytest.fixture(params=sorted(MOVERS))

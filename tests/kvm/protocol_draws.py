@@ -134,7 +134,9 @@ class Draws:
 
         None if it may do that everywhere.
         """
-        hold = self.one_of([*[Hold.VIEWED] * 3, Hold.LENT, Hold.SENT, Hold.REVOKED, Hold.NONE])
+        awake, holds = self._awake(), [*[Hold.VIEWED] * 2, Hold.LENT, Hold.SENT, Hold.REVOKED]
+        found = [hold for hold in holds if any(member.with_hold({hold}) for member in awake)]
+        hold = self.one_of([*found, Hold.NONE])
         number = self.actor_with({hold})
         member, access = self._model.members[number], self.one_of(["read", "write"])
         access = "write" if hold is Hold.VIEWED else access

@@ -19,6 +19,8 @@ from kvm.other_hosts import AS_I686, after, limited, root_only
 Elf = Callable[[str], Path]
 GIB = 1 << 30
 
+pytestmark = pytest.mark.not_in_ept("what the command says of its input and of the host's limits")
+
 
 def refused(ended: Ended, code: int, *words: str) -> None:
     """Check that a command ended with a code and one line, which has these words."""

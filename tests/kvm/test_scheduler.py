@@ -98,32 +98,6 @@ def test_a_page_goes_round_a_ring_of_machines_with_any_number_of_workers(
     assert [m.state for m in ring].count(State.PARKED) == len(ring) - 1
 
 
-def tasks() -> int:
-    """Count this process's threads, but not the one that newer kernels add to it for every VM."""
-    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
-    return sum(not name.startswith("kvm-nx-lpage") for name in names)
-
-
-def test_parked_machines_use_no_threads(
-    open_monitor: Callable[..., Monitor], test_guest: Elf
-) -> None:
-    monitor = open_monitor(pool="64M")
-    image = test_guest("idle")
-    for index in range(100):
-        monitor.spawn(image, name=f"m{index}", window="2M", memory="4M")
-    most = 0
-
-    def count(event: Event) -> None:
-        nonlocal most
-        most = max(most, tasks())
-
-    before = tasks()
-    monitor.trace.listen(count)
-    monitor.run(30)
-    assert [m.state for m in monitor.machines.values()] == [State.PARKED] * 100
-    assert most <= before + 1  # the clock
-
-
 def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(
     open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable
 
 from vmm.errors import GuestFault
@@ -19,7 +20,7 @@ from vmm.guest.boot import Layout
 from vmm.guest.image import Image
 from vmm.guest.trap import Diagnosis
 from vmm.kick import deadline, masked_while_running
-from vmm.kvm import Exit, Hypercall, IoOut, Kvm, MmioWrite, Vcpu, Vm
+from vmm.kvm import Exit, Hypercall, Intr, IoOut, Kvm, MmioWrite, Vcpu, Vm
 from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT
 from vmm.memory.private import PrivateMemory
@@ -136,10 +137,19 @@ class Guest:
 
         `hold` tells what the page at an address of its window is to it.
         """
+        limit = time.monotonic() + _DIAGNOSIS_SECONDS
         with deadline(
             _DIAGNOSIS_SECONDS
         ):  # a hostile guest may make even its last instruction a loop
-            return self.diagnosis.explain(exit_, self.vcpu.run, hold)
+            return self.diagnosis.explain(exit_, lambda: self._run_on(limit), hold)
+
+    def _run_on(self, limit: float) -> Exit:
+        """Run until the guest exits by itself, or until the deadline's kick has ended that: so may
+        a debugger, or whoever stops and continues this process, at any time.
+        """
+        while isinstance(exit_ := self.vcpu.run(), Intr) and time.monotonic() < limit:
+            pass
+        return exit_
 
     def close(self) -> None:
         """Close the vCPU, the VM and the memory, in that order. Further calls do nothing."""

@@ -19,6 +19,7 @@ class Symbols:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._read: dict[int, list[tuple[int, int, str, int]]] = {}
 
     def place(self, rip: int) -> Place:
         """Return where `rip` lies. What the image does not say, or says wrongly, stays None."""
@@ -37,10 +38,17 @@ class Symbols:
 
     def _line(self, rip: int) -> tuple[str | None, int | None]:
         for unit in self._units(rip):
-            for start, end, file, line in _unit_lines(self._dwarf.line_program_for_CU(unit)):
+            for start, end, file, line in self._lines(unit):
                 if start <= rip < end:
                     return file, line
         return None, None
+
+    def _lines(self, unit: Any) -> list[tuple[int, int, str, int]]:
+        """Return a unit's line table, which is read once."""
+        if unit.cu_offset not in self._read:
+            program = self._dwarf.line_program_for_CU(unit)
+            self._read[unit.cu_offset] = _unit_lines(program)
+        return self._read[unit.cu_offset]
 
     def _units(self, rip: int) -> Iterable[Any]:
         """Return the compilation units that `rip` may lie in: one, if the image has an index."""

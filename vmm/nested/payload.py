@@ -28,6 +28,7 @@ _PROJECT = (
     "CHANGELOG.md",
     "LICENSE",
     "Vagrantfile",
+    ".hypothesis/constants",  # what it knows of the sources: it takes it long to find out
 )
 _UNWANTED = ("__pycache__", ".obj", ".ruff_cache", ".mypy_cache")
 _OWN_IN_LANE = ("/dev/", "/proc/", "/sys/", "/lane/")  # what a lane has of its own
