@@ -51,7 +51,7 @@ APART = {
         "test_refusals.py",
     )
 }
-START_ORDER = ("unit", "host", "ept", "ept-1", "npt", "ept-2")
+START_ORDER = ("ept", "ept-1", "unit", "host", "npt", "ept-2")
 
 
 def chosen(arguments: list[str]) -> list[Stage]:
@@ -163,13 +163,12 @@ class Pool:
 
 
 def run_stages(stages: list[Stage], arguments: list[str]) -> None:
-    """Run the stages: here one after the other; the lanes, which are emulators, side by side."""
+    """Run the stages side by side, and show what they say one after the other."""
     for stage in stages:
         stage.missing = why_missing(stage.name)
-    lanes = Pool([stage for stage in stages if stage.name in LANES], arguments)
-    pools = [lanes if stage.name in LANES else Pool([stage], arguments) for stage in stages]
+    pool = Pool(stages, arguments)
     try:
-        for stage, pool in zip(stages, pools, strict=True):
+        for stage in stages:
             print(f"\n== {stage.name}", flush=True)
             if stage.missing:
                 print(f"does not run: {stage.missing}", flush=True)
@@ -178,8 +177,7 @@ def run_stages(stages: list[Stage], arguments: list[str]) -> None:
                 pool.follow(run)
                 stage.count(run)
     finally:
-        for pool in pools:
-            pool.end()
+        pool.end()
 
 
 def main(arguments: list[str]) -> int:

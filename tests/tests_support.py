@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 KVM_GET_API_VERSION = 0xAE << 8  # _IO(KVMIO, 0): asked here without the code under test
 KVM_API_VERSION = 12
@@ -35,8 +36,8 @@ def kvm_missing() -> str | None:
     return None if version == KVM_API_VERSION else f"/dev/kvm has API {version}, not 12"
 
 
-def sized(full: int, lane: int) -> int:
-    """Return how much of something a test does: less in a nested lane.
+def sized(full: Any, lane: Any) -> Any:
+    """Return how much of something a test does, or how many of them: less in a nested lane.
 
     The test is marked `smaller_in_lanes`, with the reason.
     """

@@ -15,6 +15,7 @@ from weakref import WeakSet
 import pytest
 from guest_elfs import build_test_guests
 from kvm import mappings
+from kvm.puppets import Stage
 from tests_support import kvm_missing
 
 from vmm import Monitor, host
@@ -117,3 +118,39 @@ def events(monitor: Monitor) -> list[Event]:
     seen: list[Event] = []
     monitor.trace.listen(seen.append)
     return seen
+
+
+# ---- Puppets ----
+
+
+@pytest.fixture(scope="module", params=sorted(MOVERS))
+def theatre(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """Three puppets that are connected with each other, once per mover and file of tests."""
+    with Monitor(mover=request.param, pool="64M") as monitor:
+        yield Stage(monitor, "abc", queue=128)
+
+
+def _cleared(stage: Stage) -> Iterator[Stage]:
+    before = stage.monitor.audit()
+    yield stage
+    stage.clear()
+    assert stage.monitor.audit() == before
+
+
+@pytest.fixture
+def stage(theatre: Stage) -> Iterator[Stage]:
+    """These, as they were: what a test leaves is cleared away, and no page may be lost by then."""
+    yield from _cleared(theatre)
+
+
+@pytest.fixture(scope="module")
+def studio() -> Iterator[Stage]:
+    """The same with this host's mover."""
+    with Monitor(pool="64M") as monitor:
+        yield Stage(monitor, "abc", queue=128)
+
+
+@pytest.fixture
+def one(studio: Stage) -> Iterator[Stage]:
+    """A stage with one mover, where it makes no difference which."""
+    yield from _cleared(studio)

@@ -173,6 +173,7 @@ def test_a_group_that_may_is_named_by_the_devices_own() -> None:
 HIDDEN = "mount -t tmpfs tmpfs /dev"
 
 
+@pytest.mark.not_in_ept("what the doctor says where there is no device")
 @root_only
 @pytest.mark.parametrize(
     ("cpu", "misc", "words"),

@@ -230,6 +230,7 @@ def test_a_panic_is_reported_without_what_would_steer_a_terminal() -> None:
         assert "host: all is well" in fault.reason
 
 
+@pytest.mark.not_in_ept("10,000 lines, whatever maps the guest that says them")
 def test_a_flood_of_lines_is_printed_in_order() -> None:
     with scene("log_flood") as s:
         s.run()

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
-import pytest
 from kvm.puppets import SPIN, Puppet, Span, Stage, descriptor, spans_of
 
 from vmm import Monitor
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
-from vmm.memory.movers import MOVERS
-
-
-@pytest.fixture(scope="module", params=sorted(MOVERS))
-def theatre(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with Monitor(mover=request.param, pool="64M") as monitor:
-        yield Stage(monitor, "abc", queue=128)
-
-
-@pytest.fixture
-def stage(theatre: Stage) -> Iterator[Stage]:
-    before = theatre.monitor.audit()
-    yield theatre
-    theatre.clear()
-    assert theatre.monitor.audit() == before
 
 
 def test_what_is_lent_is_the_borrowers_until_it_is_returned(stage: Stage) -> None:

@@ -3,46 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 import pytest
 from kvm.puppets import Puppet, Span, Stage, descriptor, spans_of
 
-from vmm import Monitor
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
-from vmm.memory.movers import MOVERS
-
-
-@pytest.fixture(scope="module", params=sorted(MOVERS))
-def theatre(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with Monitor(mover=request.param, pool="64M") as monitor:
-        yield Stage(monitor, "abc", queue=128)
-
-
-def cleared(stage: Stage) -> Iterator[Stage]:
-    before = stage.monitor.audit()
-    yield stage
-    stage.clear()
-    assert stage.monitor.audit() == before
-
-
-@pytest.fixture
-def stage(theatre: Stage) -> Iterator[Stage]:
-    yield from cleared(theatre)
-
-
-@pytest.fixture(scope="module")
-def studio() -> Iterator[Stage]:
-    with Monitor(pool="64M") as monitor:
-        yield Stage(monitor, "abc", queue=128)
-
-
-@pytest.fixture
-def one(studio: Stage) -> Iterator[Stage]:
-    """A stage with one mover, where it makes no difference which."""
-    yield from cleared(studio)
-
 
 GIVING = (Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE)
 

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from kvm.puppets import Span, Stage, descriptor, spans_of
 
 from vmm import Monitor
 from vmm.guest import abi
 from vmm.guest.abi import Flags, Hold, Operation, Status
-from vmm.memory.movers import MOVERS
-
-
-@pytest.fixture(scope="module", params=sorted(MOVERS))
-def theatre(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    with Monitor(mover=request.param, pool="64M") as monitor:
-        yield Stage(monitor, "abc")
-
-
-@pytest.fixture
-def stage(theatre: Stage) -> Iterator[Stage]:
-    before = theatre.monitor.audit()
-    yield theatre
-    theatre.clear()
-    assert theatre.monitor.audit() == before
 
 
 def test_all_see_at_once_what_one_of_them_writes(stage: Stage) -> None:

@@ -26,7 +26,7 @@ from vmm.trace import Event
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]
 
-SECONDS = float(os.environ.get("PAGEFERRY_STRESS_SECONDS", sized(3, 2)))
+SECONDS = float(os.environ.get("PAGEFERRY_STRESS_SECONDS", sized(3, 1)))
 SEED = int(os.environ.get("PAGEFERRY_STRESS_SEED", "1"))
 PATIENCE = 60  # seconds
 
