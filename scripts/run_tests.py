@@ -3,8 +3,8 @@
 
     scripts/run_tests.py [PYTEST-ARGUMENTS…]
 
-The unit tests run first, then the tests that touch KVM: on this host's own device, and then on NPT
-and on EPT, in the nested lanes, side by side where there are two processors for them.
+The unit tests, and the tests that touch KVM: on this host's own device, and on NPT and on EPT, in
+the nested lanes. They run side by side, as many as there are processors.
 
     $PAGEFERRY_BACKENDS      some of them, for example "host" or "npt,ept"
     $PAGEFERRY_REQUIRE_KVM   1: a back end that cannot run here is a failure, except that of a host
