@@ -46,9 +46,7 @@ APART = {
     "ept": (
         "test_claims.py",
         "test_faults.py",
-        "test_isolation.py",
         "test_kvm_*.py",
-        "test_refusals.py",
     )
 }
 START_ORDER = ("ept", "ept-1", "unit", "host", "npt", "ept-2")

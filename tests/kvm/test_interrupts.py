@@ -59,6 +59,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.not_in_ept("when a signal comes to the command")
 @SMALLER
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_ends_the_demo_at_any_moment(large: Path, temporary: Path, moment: float) -> None:
@@ -105,6 +106,7 @@ def test_ctrl_c_keeps_the_events_so_far(guest_elf: Elf, temporary: Path, tmp_pat
     assert "exit" in events
 
 
+@pytest.mark.not_in_ept("when a signal comes to the command")
 @SMALLER
 @pytest.mark.parametrize("moment", MOMENTS[1::4])
 def test_sigterm_ends_it_at_once(
