@@ -302,7 +302,7 @@ class HostEndpoint:
             return {}
         if extent in self._parted:
             return {extent: self._parted[extent]}
-        found = sorted(e for e in self._parted if e.page < extent.end and extent.page < e.end)
+        found = sorted(e for e in self._parted if e.overlaps(extent))
         return {e: self._parted[e] for e in found}
 
 

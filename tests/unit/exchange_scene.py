@@ -297,3 +297,14 @@ class Scene:
 def extents_of(message: Message) -> list[Extent]:
     """Where a message's pages are in its receiver's window."""
     return [Extent((s.gpa - abi.WINDOW_GPA) // PAGE_SIZE, s.pages) for s in message.spans]
+
+
+def queued(peer: Peer) -> Message:
+    """Return the one message that waits for a peer."""
+    (message,) = peer.queue
+    return message
+
+
+def told(peer: Peer) -> list[tuple[Operation, Status]]:
+    """Return what waits for a peer, and how it went."""
+    return [(message.operation, message.status) for message in peer.queue]

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from unit.exchange_scene import Scene, Snapshot, extents_of
+from unit.exchange_scene import Scene, Snapshot, extents_of, queued, told
 from unit.refusing_host import every_way
 
 from vmm.ferry.message import Message
-from vmm.ferry.peer import Peer
 from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
 
 Act = Callable[[], object]
 Prepare = Callable[[Scene], Act]
-
-
-@pytest.fixture
-def scene(no_leaks: None) -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
-
-
-def queued(peer: Peer) -> Message:
-    (message,) = peer.queue
-    return message
-
-
-def told(peer: Peer) -> list[tuple[Operation, Status]]:
-    return [(message.operation, message.status) for message in peer.queue]
 
 
 # ---- Delivery ----

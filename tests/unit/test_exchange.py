@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from unit.exchange_scene import PAGES, Scene
@@ -14,12 +14,6 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.region import OutOfBounds
 
 FOREIGN = 99  # nobody's number
-
-
-@pytest.fixture
-def scene(no_leaks: None) -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
 
 
 # ---- The transmit ring ----

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-from unit.exchange_scene import Scene, Snapshot
+from unit.exchange_scene import Scene, Snapshot, queued
 from unit.refusing_host import every_way
 
-from vmm.ferry.message import Answer, Message
+from vmm.ferry.message import Answer
 from vmm.ferry.peer import Peer
 from vmm.ferry.runs import Extent
 from vmm.guest import abi
@@ -18,19 +18,8 @@ Act = Callable[[], Answer]
 Prepare = Callable[[Scene], Act]
 
 
-@pytest.fixture
-def scene(no_leaks: None) -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
-
-
 def notices(scene: Scene, peer: Peer) -> int:
     return int(scene.guest(peer).reclaim_notices)
-
-
-def queued(peer: Peer) -> Message:
-    (message,) = peer.queue
-    return message
 
 
 # ---- A host that refuses: extents in disorder, of several runs each; parts of what was lent ----

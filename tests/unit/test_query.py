@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from unit.exchange_scene import FRAMES, PAGES, Scene
@@ -12,12 +12,6 @@ from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 
 A, B, C = 1, 2, 3
-
-
-@pytest.fixture
-def scene(no_leaks: None) -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
 
 
 def query(scene: Scene, *extents: Extent) -> abi.Answer:

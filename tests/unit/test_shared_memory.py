@@ -64,12 +64,6 @@ def flipping(ring: memoryview, *versions: abi.Descriptor) -> Iterator[None]:
         os.close(fd)
 
 
-@pytest.fixture
-def scene(no_leaks: None) -> Iterator[Scene]:
-    with Scene() as scene:
-        yield scene
-
-
 # ---- Read once ----
 
 

@@ -135,40 +135,37 @@ class Delivery:
 
     def _untake(self, peer: Peer, message: Message) -> None:
         """Send a message back that a dead machine had in its receive ring and never took."""
-        base = peer.window.region.base
-        extents = [Extent((span.gpa - base) // PAGE_SIZE, span.pages) for span in message.spans]
         if message.number in peer.parted:  # what it borrows still is returned with the rest
             message, home = dataclasses.replace(message, homes=()), Homecoming()
         elif message.operation in _LOANS:
-            home = self._ledger.let_go(peer.number, self._runs(peer, extents, _BORROWED))
+            home = self._ledger.let_go(peer.number, self._runs(peer, message.targets, _BORROWED))
         elif message.operation is Operation.SEND and self._roster.get(message.sender) is not None:
-            homes, home = self._send_again(peer, message, extents)
+            homes, home = self._send_again(peer, message)
             message = dataclasses.replace(message, homes=homes)
         else:
             return
         hidden = self._bring_home(home)
         self._tell_sender(message, Status.E_NO_MEMORY if hidden else Status.E_DEAD)
 
-    def _send_again(
-        self, peer: Peer, message: Message, extents: Sequence[Extent]
-    ) -> tuple[tuple[Extent, ...], Homecoming]:
+    def _send_again(self, peer: Peer, message: Message) -> tuple[tuple[Extent, ...], Homecoming]:
         """Give pages that were delivered back to who sent them; return where they are there.
 
         Nowhere, if the sender has no room for them any more, or the dead had not kept them: they
         are freed with all that it owned.
         """
+        sender, extents = message.sender, message.targets
         if not extents:
             return (), Homecoming()
         try:
-            plan = self._ledger.transfer(Operation.SEND, peer.number, message.sender, extents)
+            plan = self._ledger.transfer(Operation.SEND, peer.number, sender, extents)
         except Refusal:
             return (), Homecoming()
         self._ledger.commit_transfer(plan)
-        runs = self._ledger.arriving(message.sender, plan.targets)
-        self._ledger.arrive(message.sender, runs)
+        runs = self._ledger.arriving(sender, plan.targets)
+        self._ledger.arrive(sender, runs)
         for run in runs:
-            self._ledger.withhold(message.sender, run)
-        return plan.targets, Homecoming([(message.sender, run) for run in runs])
+            self._ledger.withhold(sender, run)
+        return plan.targets, Homecoming([(sender, run) for run in runs])
 
     def _return_borrowed(self, peer: Peer) -> None:
         """Return what a dead peer had borrowed, with a message to each owner that is alive."""

@@ -172,7 +172,7 @@ class Message:
     number    the monitor's name for it, unique within the monitor
     operation SEND, LEND, SHARE or RETURN; or UNDELIVERED for one that came back: `status` says why
     spans     where its pages are in the receiver's window, once it is delivered
-    targets   the same as extents, as long as they are still to be mapped there
+    targets   the same as extents, of a message that brings its pages with it
     homes     where the pages were, or will be again, in the sender's window
     """
 

@@ -267,11 +267,7 @@ def _awaits(peer: Peer, run: Run) -> bool:
 
     As long as it does, nothing else may: it would be taken for what the message brings.
     """
-    return any(
-        target.page < run.end and run.page < target.end
-        for message in peer.queue
-        for target in message.targets
-    )
+    return any(target.overlaps(run.extent) for message in peer.queue for target in message.targets)
 
 
 def _overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:

@@ -25,6 +25,10 @@ class Extent(NamedTuple):
         """The first page after the extent."""
         return self.page + self.pages
 
+    def overlaps(self, other: Extent) -> bool:
+        """Whether the two have a page in common."""
+        return self.page < other.end and other.page < self.end
+
 
 class Interval(Protocol):
     """What an interval map holds: `pages` adjacent places from `start`, and what they are."""
