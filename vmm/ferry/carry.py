@@ -13,6 +13,7 @@ from types import TracebackType
 from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
+from vmm.ferry.peer import Peer
 from vmm.ferry.places import joined
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
@@ -116,6 +117,18 @@ class Moves:
             raise Refusal(Status.E_NO_MEMORY) from None
 
 
+def hide(peer: Peer, run: Run) -> None:
+    """Take a single run out of a peer's window: nothing else has to be undone.
+
+    Raises Refusal(E_NO_MEMORY).
+    """
+    peer.hold_still()
+    try:
+        peer.window.hide(run.page, run.pages)
+    except OSError:
+        raise Refusal(Status.E_NO_MEMORY) from None
+
+
 def show(window: Window, run: Run) -> None:
     """Bring a run into a window. Raises OSError."""
     window.show(run.page, run.frame, run.pages, writable=run.hold in WRITABLE)
@@ -124,4 +137,4 @@ def show(window: Window, run: Run) -> None:
 def spans(window: Window, extents: Iterable[Extent]) -> tuple[Span, ...]:
     """Return extents of a window by address."""
     base = window.region.base
-    return tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
+    return tuple([Span(base + page * PAGE_SIZE, pages) for page, pages in extents])

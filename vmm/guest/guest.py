@@ -98,15 +98,16 @@ class Guest:
     def bell(self, exit_: Exit) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
         self._hypercall = None
-        match exit_:
-            case MmioWrite(gpa=abi.DOORBELL_GPA, data=data) if len(data) == 4:
-                return int.from_bytes(data, "little")
-            case IoOut(port=abi.DOORBELL_PORT, size=4, count=1, data=data):
-                return int.from_bytes(data, "little")
-            case Hypercall(nr=abi.HYPERCALL):
-                self._hypercall = exit_
-                value = exit_.args[2]
-                return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
+        if type(exit_) is MmioWrite:
+            if exit_.gpa == abi.DOORBELL_GPA and len(exit_.data) == 4:
+                return int.from_bytes(exit_.data, "little")
+        elif type(exit_) is IoOut:
+            if (exit_.port, exit_.size, exit_.count) == (abi.DOORBELL_PORT, 4, 1):
+                return int.from_bytes(exit_.data, "little")
+        elif type(exit_) is Hypercall and exit_.nr == abi.HYPERCALL:
+            self._hypercall = exit_
+            value = exit_.args[2]
+            return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
         return None
 
     def direct_request(self) -> Request:

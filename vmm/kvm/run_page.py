@@ -4,6 +4,7 @@ The only place where the kernel's union is decoded. Source: KVM API, section 5, 
 structure".
 """
 
+import ctypes
 import mmap
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
-from .structs import kvm_run
+from .structs import _anon_run_mmio, kvm_run
 
 INTR = Intr()
 _HLT = Hlt()
@@ -43,7 +44,7 @@ class RunPage:
     mmap refuses to close under one (BufferError).
     """
 
-    __slots__ = ("exit", "hypercall", "io", "map", "mmio", "run", "sync")
+    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync")
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self.map = mapping
@@ -53,6 +54,8 @@ class RunPage:
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
+        # Stores by what the page said of them: to a device they are few, and much the same.
+        self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
         """Drop the views, then unmap."""
@@ -64,6 +67,10 @@ class RunPage:
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""
         reason: int = self.run.exit_reason
+        if reason == uapi.KVM_EXIT_MMIO:
+            known = self.known.get(self.map[_MMIO])
+            if known is not None:
+                return known
         decoder = _DECODERS.get(reason)
         return Unknown(reason) if decoder is None else decoder(self)
 
@@ -122,11 +129,19 @@ def _io(page: RunPage) -> Exit:
     return IoOut(io.port, size, count, page.map[start : start + size * count])
 
 
+_MMIO = slice(kvm_run.exit.offset, kvm_run.exit.offset + ctypes.sizeof(_anon_run_mmio))
+_MOST_KNOWN = 64
+
+
 def _mmio(page: RunPage) -> Exit:
-    mmio = page.mmio
-    if mmio.is_write:
-        return MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
-    return MmioRead(mmio.phys_addr, mmio.len)
+    raw = page.map[_MMIO]
+    mmio = _anon_run_mmio.from_buffer_copy(raw)
+    if not mmio.is_write:
+        return MmioRead(mmio.phys_addr, mmio.len)
+    if len(page.known) >= _MOST_KNOWN:
+        page.known.clear()
+    write = page.known[raw] = MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
+    return write
 
 
 def _hypercall(page: RunPage) -> Exit:
