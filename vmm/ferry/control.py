@@ -40,6 +40,7 @@ _EXTENTS = _offset(abi.Descriptor, "extents")
 _PAYLOAD = _offset(abi.Descriptor, "payload")
 _EXTENT = ctypes.sizeof(abi.Extent)
 _ROOM = _offset(abi.Peer, "room")
+_HEAD = _offset(abi.Control, "reserved0")  # what the monitor writes at the start ends there
 _TX_HEAD = _offset(abi.Control, "tx_head")
 _TX_TAIL = _offset(abi.Control, "tx_tail")
 _RX_HEAD = _offset(abi.Control, "rx_head")
@@ -96,7 +97,7 @@ class ControlStructure:
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
         self._peers = 0
-        start = abi.Control(
+        head = abi.Control(
             magic=abi.MAGIC,
             abi_major=abi.ABI_MAJOR,
             abi_minor=abi.ABI_MINOR,
@@ -110,8 +111,7 @@ class ControlStructure:
             stack_bytes=identity.stack_bytes,
             name=identity.name.encode(),
         )
-        head = bytes(start)[:_PEERS]
-        memory[: len(head)] = head
+        memory[:_HEAD] = bytes(head)[:_HEAD]
 
     def release(self) -> None:
         """Let go of the memory."""

@@ -52,10 +52,13 @@ class Roster:
                 self._news(other)
         self._wake_waiters(peer)
 
-    def connect(self, sender: Peer, receiver: Peer) -> None:
-        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
+    def connect(self, sender: Peer, receiver: Peer, *, both: bool = False) -> None:
+        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other.
+
+        both      whether `receiver` may send to `sender`, too
+        """
         self._list(sender, receiver, may_send=True)
-        self._list(receiver, sender, may_send=False)
+        self._list(receiver, sender, may_send=both)
 
     def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
         entry = peer.table.get(other.number)

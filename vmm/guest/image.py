@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ class Segment:
         return -(-(self.gpa + self.size) // PAGE) * PAGE
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A guest program, checked: it can be loaded as it is."""
+    """A guest program, checked: it can be loaded as it is. Equal to itself only."""
 
     name: str
     entry: int
@@ -69,7 +70,7 @@ def load_image(path: str | Path) -> Image:
         )
     try:
         status = path.stat()
-        if not path.is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
         if status.st_size > _MAX_BYTES:
             raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")

@@ -54,8 +54,7 @@ class Symbols:
         """Return the compilation units that `rip` may lie in: one, if the image has an index."""
         if self._dwarf is None:
             return ()
-        index = self._dwarf.get_aranges()
-        offset = None if index is None else index.cu_offset_at_addr(rip)
+        offset = None if self._index is None else self._index.cu_offset_at_addr(rip)
         return self._dwarf.iter_CUs() if offset is None else (self._dwarf.get_CU_at(offset),)
 
     def _elf(self) -> Any:
@@ -70,6 +69,10 @@ class Symbols:
             for symbol in table.iter_symbols()
             if symbol["st_info"]["type"] == "STT_FUNC"
         ]
+
+    @functools.cached_property
+    def _index(self) -> Any:
+        return self._dwarf.get_aranges()
 
     @functools.cached_property
     def _dwarf(self) -> Any:

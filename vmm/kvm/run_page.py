@@ -4,7 +4,9 @@ The only place where the kernel's union is decoded. Source: KVM API, section 5, 
 structure".
 """
 
+import ctypes
 import mmap
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,24 @@ from .exits import (
 )
 from .structs import kvm_run
 
+# Called through ctypes: before Python 3.13 the mmap module keeps a duplicate of the descriptor for
+# each mapping, which two more system calls make and close.
+_libc: Any = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+
 INTR = Intr()
 _HLT = Hlt()
 _SHUTDOWN = Shutdown()
@@ -39,15 +59,24 @@ _IRQ_WINDOW_OPEN = IrqWindowOpen()
 class RunPage:
     """The mapping a vCPU shares with its monitor, and views of it made once.
 
-    Private to this package: a view that outlives ``close()`` would keep the mapping alive, and
-    mmap refuses to close under one (BufferError).
+    Private to this package: a view that outlived ``close()`` would read memory that is no longer
+    there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
     __slots__ = ("exit", "hypercall", "io", "map", "mmio", "run", "sync")
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self.map = mapping
-        self.run = kvm_run.from_buffer(mapping)
+    def __init__(self, fd: int, size: int) -> None:
+        """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
+
+        With -1 for ``fd`` it is zeroed memory. Raises OSError.
+        """
+        flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+        address = _mmap(None, size, _READ_WRITE, flags, fd, 0)
+        if address == _FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, f"mmap of vcpu fd {fd}: {os.strerror(code)}")
+        self.map = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+        self.run = kvm_run.from_address(address)
         self.exit = self.run.exit
         self.io = self.exit.io
         self.mmio = self.exit.mmio
@@ -56,10 +85,12 @@ class RunPage:
 
     def close(self) -> None:
         """Drop the views, then unmap."""
-        mapping = self.map
-        for name in self.__slots__:
-            delattr(self, name)
-        mapping.close()
+        address, size = ctypes.addressof(self.run), self.map.nbytes
+        self.map.release()
+        del self.exit, self.hypercall, self.io, self.map, self.mmio, self.run, self.sync
+        if _munmap(address, size) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"munmap of a run page: {os.strerror(code)}")
 
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""
@@ -119,7 +150,7 @@ def _io(page: RunPage) -> Exit:
     if io.direction == uapi.KVM_EXIT_IO_IN:
         return IoIn(io.port, size, count)
     start = io.data_offset
-    return IoOut(io.port, size, count, page.map[start : start + size * count])
+    return IoOut(io.port, size, count, bytes(page.map[start : start + size * count]))
 
 
 def _mmio(page: RunPage) -> Exit:

@@ -110,6 +110,21 @@ class Mapping:
         return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory")
 
     @classmethod
+    def copied(cls, size: int, fd: int, length: int) -> Mapping:
+        """Map a file's first `length` bytes copy-on-write, and zeroed private memory up to `size`.
+
+        Both are populated when they are touched. What is written here does not reach the file.
+        """
+        made = cls.anonymous(size)
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
+        try:
+            _map(made.address, length, _READ_WRITE, flags, fd, 0, "a machine's image")
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
     def shared(cls, size: int, fd: int) -> Mapping:
         """Map a file's first `size` bytes, shared."""
         return cls._make(size, _READ_WRITE, mmap.MAP_SHARED | _MAP_NORESERVE, fd, "the page pool")
