@@ -13,6 +13,9 @@ from vmm.ferry.message import Message
 from vmm.ferry.peer import Entry, Peer
 from vmm.guest.abi import PEERS_MAX, PeerFlags
 
+# Plain numbers: the operators of enum.IntFlag cost more than all else that writing an entry does.
+_ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
+
 
 class Roster:
     """Peers, and the channels between them. Not thread-safe: used under the monitor's lock.
@@ -86,11 +89,13 @@ class Roster:
     @staticmethod
     def _write(peer: Peer, entry: Entry) -> None:
         """Write one entry of a peer's table."""
+        if peer.control is None:
+            return
         other, room = entry.peer, entry.peer.queue.room
-        if peer.control is not None:
-            flags = PeerFlags.ALIVE * other.alive | PeerFlags.SEND * entry.may_send
-            flags |= PeerFlags.ROOM * (other.alive and room > 0)
-            peer.control.put_peer(entry.index, other.number, other.name, PeerFlags(flags), room)
+        flags = _SEND if entry.may_send else 0
+        if other.alive:
+            flags |= _ALIVE | _ROOM if room else _ALIVE
+        peer.control.put_peer(entry.index, other.number, other.name, flags, room)
 
     # ---- Queues ----
 
