@@ -41,6 +41,7 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -76,6 +77,24 @@ def hide(address: int, size: int) -> None:
     _map(address, size, _PROT_NONE, _HIDDEN | _MAP_FIXED, -1, 0, "a window's hole")
 
 
+def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
+    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
+    it.
+
+    What is there is replaced; or, without `replace`, nothing is done and False returned.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
+    try:
+        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
+    except OSError as error:
+        if replace or error.errno != errno.EEXIST:
+            raise
+        return False
+    if placed != address:  # before Linux 4.17 the address is no more than a wish
+        Mapping(placed, size).close()
+    return placed == address
+
+
 def punch(fd: int, offset: int, size: int) -> None:
     """Give the file's pages back to the kernel; the range reads as zeros from now on."""
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
@@ -108,21 +127,6 @@ class Mapping:
     def anonymous(cls, size: int) -> Mapping:
         """Map zeroed private memory, populated when it is touched."""
         return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory")
-
-    @classmethod
-    def copied(cls, size: int, fd: int, length: int) -> Mapping:
-        """Map a file's first `length` bytes copy-on-write, and zeroed private memory up to `size`.
-
-        Both are populated when they are touched. What is written here does not reach the file.
-        """
-        made = cls.anonymous(size)
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
-        try:
-            _map(made.address, length, _READ_WRITE, flags, fd, 0, "a machine's image")
-        except BaseException:
-            made.close()
-            raise
-        return made
 
     @classmethod
     def shared(cls, size: int, fd: int) -> Mapping:

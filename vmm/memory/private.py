@@ -5,7 +5,6 @@ It is never transferred.
 
 from __future__ import annotations
 
-from vmm.memory.mapping import Mapping
 from vmm.memory.region import Region
 from vmm.memory.template import Template
 
@@ -23,9 +22,9 @@ class PrivateMemory:
     __slots__ = ("_bytes", "_mapping", "region")
 
     def __init__(self, region: Region, template: Template) -> None:
-        """Map the memory. `region` starts at 0 and is no smaller than the template."""
+        """Map the memory. `region` starts at 0 and is larger than the template."""
         self.region = region
-        self._mapping = Mapping.copied(region.size, template.fd, template.size)
+        self._mapping = template.map(region.size)
         self._bytes = self._mapping.view()
 
     @property

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import mapping
+from vmm.memory.mapping import Mapping
 
 # Nothing changes it any more, not its size either: what is cut off a file under a mapping is a
 # SIGBUS there (memfd_create(2), fcntl(2) "File Sealing").
@@ -50,6 +52,32 @@ class Template:
         size = -(-end // PAGE_SIZE) * PAGE_SIZE
         os.ftruncate(self.fd, size)
         return size
+
+    def map(self, size: int) -> Mapping:
+        """Map a copy of it, made page by page where it is written, and zeros after that.
+
+        size    of it all, more than the template's
+
+        Raises OSError, ResourceError.
+        """
+        # To replace a mapping takes the kernel the longer the more VMs this process has: each is
+        # told. And below what was mapped last there is nothing, as a rule.
+        rest = Mapping.anonymous(size - self.size)
+        start = rest.address - self.size
+        try:
+            if mapping.copy(start, self.size, self.fd, replace=False):
+                return Mapping(start, size)
+        except BaseException:
+            rest.close()
+            raise
+        rest.close()
+        whole = Mapping.anonymous(size)
+        try:
+            mapping.copy(whole.address, self.size, self.fd, replace=True)
+        except BaseException:
+            whole.close()
+            raise
+        return whole
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""
