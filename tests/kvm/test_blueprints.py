@@ -15,6 +15,7 @@ from vmm.guest import blueprint
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprint
 from vmm.kvm import Kvm
+from vmm.memory.movers import PRIVATE_SLOT, WINDOW_SLOT
 
 Elf = Callable[[str], Path]
 SMALL = {"window": "2M", "memory": "4M"}
@@ -102,3 +103,16 @@ def test_a_machine_needs_its_blueprints_descriptor_no_more(
     assert [made.template.fd >= 0 for made in (first, last, anew)] == [False, True, True]
     monitor.run(10)
     assert [m.exit_code for m in machines] == [211] * 5
+
+
+def test_a_window_of_a_gib_takes_the_kernel_nothing_until_there_is_a_page_in_it(
+    open_monitor: Callable[..., Monitor], test_guest: Elf
+) -> None:
+    monitor = open_monitor(mover="memfd", pool="64M")
+    machine = monitor.spawn(test_guest("idle"), window="1G")
+    slots = machine.guest.vm._slot_bytes
+    assert list(slots) == [PRIVATE_SLOT]
+    monitor.host.send(machine, monitor.host.alloc(1), tag=5)
+    monitor.run(10)
+    assert machine.exit_code == 5
+    assert slots == {PRIVATE_SLOT: 16 << 20, WINDOW_SLOT: 64 << 20}
