@@ -9,7 +9,7 @@ import pytest
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
-from vmm.memory.memslots import CHUNK, WindowSlots
+from vmm.memory.memslots import CHUNK, MOST, WindowSlots
 
 BASE, ADDRESS, FIRST = 1 << 32, 1 << 40, 1
 PAGES = 2 * CHUNK + 512
@@ -73,3 +73,15 @@ def test_what_the_kernel_refuses_can_be_tried_again(vm: Recorder, slots: WindowS
     vm.refused = None
     slots.cover(0, PAGES)
     assert list(vm.slots) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("pages", [MOST * CHUNK, MOST * CHUNK + 512, 256 << 18, (256 << 18) - 512])
+def test_no_window_needs_more_slots_than_an_old_kernel_has(vm: Recorder, pages: int) -> None:
+    slots = WindowSlots(cast(Vm, cast(Any, vm)), FIRST, BASE, pages, ADDRESS)
+    slots.cover(0, pages)
+    assert len(vm.slots) <= MOST
+    place = BASE
+    for start, size, address in vm.slots.values():
+        assert (start, address - ADDRESS, size % (2 << 20)) == (place, start - BASE, 0)
+        place += size
+    assert place == BASE + pages * PAGE_SIZE

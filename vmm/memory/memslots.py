@@ -11,7 +11,9 @@ from __future__ import annotations
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 
-CHUNK = (64 << 20) // PAGE_SIZE  # pages; a multiple of 2 MiB, so that no huge page is cut
+CHUNK = (64 << 20) // PAGE_SIZE  # pages, as a rule
+MOST = 256  # chunks: before Linux 5.12 a VM has no more than 509 slots
+_LARGE = (2 << 20) // PAGE_SIZE  # pages; a chunk is a multiple, so that no huge page is cut
 
 
 class WindowSlots:
@@ -21,7 +23,7 @@ class WindowSlots:
     address        the host address of its first page, mapped for as long as the VM lives
     """
 
-    __slots__ = ("_address", "_base", "_first", "_made", "_pages", "_vm")
+    __slots__ = ("_address", "_base", "_chunk", "_first", "_made", "_pages", "_vm")
 
     def __init__(self, vm: Vm, first: int, base: int, pages: int, address: int) -> None:
         self._vm = vm
@@ -29,6 +31,7 @@ class WindowSlots:
         self._base = base
         self._pages = pages
         self._address = address
+        self._chunk = max(CHUNK, -(-pages // (MOST * _LARGE)) * _LARGE)
         self._made: set[int] = set()
 
     def cover(self, page: int, count: int) -> None:
@@ -37,13 +40,13 @@ class WindowSlots:
         Raises OSError; what has been made by then stays, and is of no harm: the host's mapping
         decides what is seen through a slot.
         """
-        for chunk in range(page // CHUNK, (page + count - 1) // CHUNK + 1):
+        for chunk in range(page // self._chunk, (page + count - 1) // self._chunk + 1):
             if chunk not in self._made:
                 self._make(chunk)
 
     def _make(self, chunk: int) -> None:
-        start = chunk * CHUNK
-        offset, pages = start * PAGE_SIZE, min(CHUNK, self._pages - start)
+        start = chunk * self._chunk
+        offset, pages = start * PAGE_SIZE, min(self._chunk, self._pages - start)
         self._vm.set_user_memory_region(
             self._first + chunk, self._base + offset, pages * PAGE_SIZE, self._address + offset
         )
