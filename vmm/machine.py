@@ -90,12 +90,5 @@ class Machine:
             "messages_received": self.peer.received,
         }
 
-    def close(self) -> None:
-        """Free what it holds. It has stopped, or will not run again. Further calls do nothing."""
-        try:
-            self.guest.close()  # the VM with its memslots goes before the memory behind them
-        finally:
-            self.peer.window.close()
-
     def __repr__(self) -> str:
         return f"<Machine {self.number} {self.name!r} {self.state.value}>"

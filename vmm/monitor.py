@@ -184,7 +184,7 @@ class Monitor:
             self._exchange.join(machine.peer, quota, PIECES)
             self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
         except BaseException:
-            machine.close()
+            _free(machine)
             raise
         self.machines[name] = self._by_number[number] = machine
         return machine
@@ -228,7 +228,7 @@ class Monitor:
             if machine.state is not State.STOPPED:
                 self._driver.end(machine, Ending("killed", "removed by the host"))
             del self._by_number[machine.number], self.machines[machine.name]
-            machine.close()
+            _free(machine)
 
     # ---- Running ----
 
@@ -307,7 +307,7 @@ class Monitor:
         with contextlib.ExitStack() as closers:
             closers.push(self._closer)
             for machine in self._by_number.values():
-                closers.callback(machine.close)
+                closers.callback(_free, machine)
 
     def __enter__(self) -> Monitor:
         return self
@@ -319,6 +319,14 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _free(machine: Machine) -> None:
+    """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    try:
+        machine.guest.close()
+    finally:
+        machine.peer.window.close()
 
 
 def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:
