@@ -135,8 +135,9 @@ class Delivery:
         senders with E_DEAD; what it borrowed goes back to its owners, who get a RETURN with E_DEAD;
         what it owned is zeroed and free, except that its borrowers keep theirs until they let go.
         """
-        with contextlib.suppress(OSError):  # the host's refusal hides nothing from one that is dead
-            peer.window.hide(0, peer.window.region.pages)
+        if self._ledger.window(peer.number):  # to hide nothing from it takes the kernel as long
+            with contextlib.suppress(OSError):  # its refusal hides nothing from one that is dead
+                peer.window.hide(0, peer.window.region.pages)
         for message in peer.untaken:
             self._untake(peer, message)
         while peer.queue:

@@ -13,6 +13,9 @@ from vmm.ferry.message import Message
 from vmm.ferry.peer import Entry, Peer
 from vmm.guest.abi import PEERS_MAX, PeerFlags
 
+# Plain numbers: the operators of enum.IntFlag cost more than all else that writing an entry does.
+_ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
+
 
 class Roster:
     """Peers, and the channels between them. Not thread-safe: used under the monitor's lock.
@@ -52,10 +55,13 @@ class Roster:
                 self._news(other)
         self._wake_waiters(peer)
 
-    def connect(self, sender: Peer, receiver: Peer) -> None:
-        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
+    def connect(self, sender: Peer, receiver: Peer, *, both: bool = False) -> None:
+        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other.
+
+        both      whether `receiver` may send to `sender`, too
+        """
         self._list(sender, receiver, may_send=True)
-        self._list(receiver, sender, may_send=False)
+        self._list(receiver, sender, may_send=both)
 
     def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
         entry = peer.table.get(other.number)
@@ -86,7 +92,7 @@ class Roster:
         if peer.control is not None:
             other = entry.peer
             flags, room = _flags(entry), other.queue.room
-            peer.control.put_peer(entry.index, other.number, other.name, PeerFlags(flags), room)
+            peer.control.put_peer(entry.index, other.number, other.name, flags, room)
 
     # ---- Queues ----
 
@@ -151,10 +157,6 @@ class Roster:
         if peer.control is not None:
             peer.control.notice(kind, bits)
             self._wake(peer)
-
-
-# Plain numbers: the operators of enum.IntFlag are slow.
-_ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
 
 
 def _flags(entry: Entry) -> int:

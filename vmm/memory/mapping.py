@@ -41,6 +41,7 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -74,6 +75,24 @@ def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True
 def hide(address: int, size: int) -> None:
     """Replace whatever is at `address` with reserved, inaccessible address space."""
     _map(address, size, _PROT_NONE, _HIDDEN | _MAP_FIXED, -1, 0, "a window's hole")
+
+
+def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
+    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
+    it.
+
+    What is there is replaced; or, without `replace`, nothing is done and False returned.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
+    try:
+        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
+    except OSError as error:
+        if replace or error.errno != errno.EEXIST:
+            raise
+        return False
+    if placed != address:  # before Linux 4.17 the address is no more than a wish
+        Mapping(placed, size).close()
+    return placed == address
 
 
 def punch(fd: int, offset: int, size: int) -> None:

@@ -23,6 +23,7 @@ from vmm.kvm import Vm
 from vmm.kvm.uapi import KVM_MEM_READONLY
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
+from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
 
@@ -109,19 +110,26 @@ class MappedWindow(Window):
         self.mapping.close()
 
 
+class MachineWindow(MappedWindow):
+    """One that a machine sees, by memslots that are made once."""
+
+    def __init__(self, pool: PagePool, vm: Vm, base: int, size: int) -> None:
+        super().__init__(pool, size, base)
+        address = self.mapping.address
+        self._slots = WindowSlots(vm, WINDOW_SLOT, base, self.region.pages, address)
+
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        self._slots.cover(page, count)
+        super().show(page, frame, count, writable=writable)
+
+
 class MemfdMover(Mover):
-    """One memslot per window, made once; mappings change behind it."""
+    """Memslots that do not change; mappings change behind them."""
 
     name = "memfd"
 
     def machine_window(self, vm: Vm, base: int, size: int) -> Window:
-        window = MappedWindow(self.pool, size, base)
-        try:
-            vm.set_user_memory_region(WINDOW_SLOT, base, size, window.mapping.address)
-        except OSError:
-            window.close()
-            raise
-        return window
+        return MachineWindow(self.pool, vm, base, size)
 
 
 class _Slot(NamedTuple):
