@@ -139,7 +139,7 @@ def _break_evens(axes: Axes, results: Results, row: str) -> None:
         elif size == 0:
             lines.append(f"{line.label}: at every size")
         else:
-            lines.append(f"{line.label}: from {format_size(round(size))}")
+            lines.append(f"{line.label}: from about {_about(size)}")
             axes.axvline(size, color=line.colour, linestyle=line.style, linewidth=0.8, zorder=1)
     if lines:
         axes.text(
@@ -183,6 +183,12 @@ def _headline(results: Results) -> str:
     if host.get("emulated"):
         words.append("emulated")
     return ", ".join(["What a message costs", *words])
+
+
+def _about(size: float) -> str:
+    """Return a size with two digits: it lies between two that were measured."""
+    unit, name = (1 << 20, "MiB") if size >= 1 << 20 else (1 << 10, "KiB")
+    return f"{float(f'{size / unit:.2g}'):g} {name}"
 
 
 def _duration(microseconds: float) -> str:

@@ -98,12 +98,12 @@ def bench(
         results = load(source) if source else _measured(QUICK if quick else FULL, rows)
         if to_json is not None:
             to_json.write((json.dumps(results.as_json(), indent=1) + "\n").encode())
+        if to_plot is not None:
+            to_plot.write(chart.draw(results, kind))
         if json_file == _STANDARD_OUTPUT:
             click.echo(json.dumps(results.as_json()))
         else:
             show_results(Console(), results)
-        if to_plot is not None:
-            to_plot.write(chart.draw(results, kind))
     if checked:
         _check(results)
 

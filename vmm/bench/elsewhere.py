@@ -69,15 +69,15 @@ class Channel(abc.ABC):
 
         Raises Unavailable if there is no room for such messages, or the child has gone.
         """
-        messages = _messages(size, batch)
         times = []
         with self._task(Task(size, _WARM_UP + n, batch, touched)):
+            messages = _messages(size, batch)
             for _ in range(_WARM_UP + n):
                 start = time.perf_counter_ns()
                 received = self._there_and_back(messages, touched)
                 times.append((time.perf_counter_ns() - start) // (2 * batch))
-        if received != messages:
-            raise Unavailable("what came back is not what was sent")
+            if received != messages:
+                raise Unavailable("what came back is not what was sent")
         return times[_WARM_UP:]
 
     def _there_and_back(self, messages: Sequence[Data], touched: bool) -> list[Data]:
@@ -100,15 +100,19 @@ class Channel(abc.ABC):
         """
         (message,) = _messages(_RATE_BYTES, 1)
         rates: list[float] = []
+        self._window(message, processors)  # to warm up
         until = time.perf_counter() + seconds
         while not rates or time.perf_counter() < until:
-            with self._task(Task(_RATE_BYTES, _WINDOW, 0), processors):
-                start = time.perf_counter()
-                for slot in range(_WINDOW):
-                    self._end.send(message, slot)
-                self._end.receive(0)
-                rates.append(_WINDOW / (time.perf_counter() - start))
+            rates.append(self._window(message, processors))
         return rates
+
+    def _window(self, message: Data, processors: int) -> float:
+        with self._task(Task(_RATE_BYTES, _WINDOW, 0), processors):
+            start = time.perf_counter()
+            for slot in range(_WINDOW):
+                self._end.send(message, slot)
+            self._end.receive(0)
+            return _WINDOW / (time.perf_counter() - start)
 
     @contextlib.contextmanager
     def _task(self, task: Task, processors: int = 1) -> Iterator[None]:
@@ -250,7 +254,11 @@ class Elsewhere:
         def numbers() -> Sequence[float]:
             if name not in self._channels:
                 self._channels[name] = self._KINDS[name]()
-            return _numbers(self._channels[name], case)
+            try:
+                return _numbers(self._channels[name], case)
+            except Unavailable:  # the ends no longer agree on what comes next: a new one, next time
+                self._channels.pop(name).close()
+                raise
 
         return numbers
 
@@ -275,7 +283,7 @@ def _numbers(channel: Channel, case: Case) -> Sequence[float]:
     if case.unit == RATE:
         return channel.rate(case.seconds, processors=2 if case.name == "rate_2_workers" else 1)
     batch = BATCH if case.name.startswith("batch") else 1
-    n = max(3, case.samples // batch)
+    n = case.samples if batch == 1 else case.samples // 8
     times = channel.measure(case.bytes, n, touched=case.name == "extent_touched", batch=batch)
     ways = 2 if case.name == "pingpong_page" else 1
     return [ns * ways / 1000 for ns in times]

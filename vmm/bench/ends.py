@@ -228,7 +228,7 @@ def serve(end: End, control: Connection, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError, MemoryError):  # the parent notices
         while True:
             task = control.recv()
             end.prepare(task)

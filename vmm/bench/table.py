@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +17,7 @@ _HEADINGS = (
     *("what", "size", "ours", "p99", "floor", "ours/floor"),
     *("copy", "pipe", "socket", "shared memory", "n"),
 )
-_PLAIN_WIDTH = 132  # for a file or a pipe: nothing of a table is to be cut off
+_WIDEST = 1000
 
 
 def show_results(console: Console, results: Results) -> None:
@@ -25,13 +26,14 @@ def show_results(console: Console, results: Results) -> None:
         _say(console, line)
     unit = "us" if console.options.ascii_only else "\N{MICRO SIGN}s"
     title = f"medians in {unit} per message, one way; rates in messages/s"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row in results.rows:
         table.add_row(*_cells(row))
-    wide = console.width if console.is_terminal else max(console.width, _PLAIN_WIDTH)
-    console.print(table, width=wide, crop=False)
+    # As wide as it has to be, also where that is more than the terminal is: a number is not folded.
+    console.width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
+    console.print(table)
     for line in _notes(results):
         _say(console, line)
 
