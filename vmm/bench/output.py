@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def output(path: Path, others: Iterable[Path] = ()) -> Iterator[Output]:
     if target.exists() and any(special(target.stat().st_mode) for special in _IN_PLACE):
         yield Output(target, None)
         return
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         try:
             draft.touch(exist_ok=False)
@@ -54,4 +55,5 @@ def output(path: Path, others: Iterable[Path] = ()) -> Iterator[Output]:
             raise OSError(error.errno, error.strerror, str(path)) from error
         yield Output(target, draft)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or not even a directory to have it
+            draft.unlink()
