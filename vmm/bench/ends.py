@@ -24,6 +24,7 @@ PAGE = 4096
 _PR_SET_PDEATHSIG = 1
 _PIPE_BYTES = 1 << 20  # what an unprivileged user may ask for
 _LARGE_FOR_A_PIPE = 1 << 20
+_KEPT_BY_MALLOC = 31 << 20  # a little less than glibc's limit
 _LARGE_FOR_A_SOCKET = 8 << 20
 _SOCKET_BYTES = 1 << 20
 _PATIENCE = 1.0  # seconds between looks whether the other process still lives
@@ -85,7 +86,9 @@ class PipeEnd(End):
     """multiprocessing.Pipe: two that lead one way each for small messages, else one that leads both
     ways, which is a pair of sockets, and quicker then.
 
-    `recv_bytes` is quicker than `recv_bytes_into`, which calls it and copies.
+    `recv_bytes` is quicker than `recv_bytes_into`, which calls it and copies. It allocates: the
+    allocator is put into the state in which it keeps memory of up to that size for the next time,
+    as it is in a process that has freed as much before. Else each message would cost page faults.
     """
 
     def __init__(self, reader: Connection, writer: Connection, both: Connection) -> None:
@@ -94,6 +97,7 @@ class PipeEnd(End):
             fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def prepare(self, task: Task) -> None:
+        bytes(_KEPT_BY_MALLOC)  # mallopt(3), M_MMAP_THRESHOLD: it is dynamic
         reader, writer, both = self._ends
         large = task.size >= _LARGE_FOR_A_PIPE
         self._receive = (both if large else reader).recv_bytes
