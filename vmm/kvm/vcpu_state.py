@@ -64,6 +64,10 @@ class VcpuState(Descriptor):
 
     kind = "vcpu"
 
+    def get_tsc_khz(self) -> int:
+        """Return how many thousand ticks the guest's time-stamp counter makes in a second."""
+        return self._ioctl(VcpuIoctl.KVM_GET_TSC_KHZ)
+
     def get_regs(self) -> kvm_regs:
         """Return the general registers."""
         return self._get(VcpuIoctl.KVM_GET_REGS, kvm_regs())
