@@ -111,7 +111,8 @@ class Monitor:
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._mover = MOVERS[self.mover](frames)
             undo.callback(self._mover.close)
-            ledger = Ledger(frames, host.mapping_limit() // 2 // _MAPPINGS_EACH)
+            mappings = host.mapping_limit() // 2 - self._mover.seams
+            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH)
             self._exchange = Exchange(ledger, self._mover.pool, self.trace, self._wake, audit=audit)
             self._driver = Driver(self._exchange, self._scheduler, self.trace, console)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)

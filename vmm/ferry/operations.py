@@ -110,7 +110,9 @@ class Operations:
 
         try:
             with self._carrier.all_or_nothing() as moves:
-                if request.operation is not Operation.SHARE:
+                if request.operation is Operation.SHARE:
+                    moves.make_shareable(sender.number, plan.runs)
+                else:
                     moves.hide(sender.number, plan.runs)
                 moves.show(sender.number, plan.fresh, keep)
         except Refusal:
