@@ -145,6 +145,8 @@ def _physical(world: World, model: Model) -> Iterator[tuple[int, int]]:
                 page.physical = None
             assert page.anonymous in (None, True, anonymous)
             page.anonymous = anonymous
+            if anonymous and not page.word:
+                continue  # what nobody has written to is the kernel's page of zeros
             addresses = [] if anonymous else [world.view.address + frame * PAGE_SIZE]
             for number in (page.owner, *page.loans):
                 if model.members[number].alive and page.hold_of(number) in SEEN:

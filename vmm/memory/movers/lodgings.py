@@ -6,6 +6,7 @@ it is free again, or shared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
@@ -136,6 +137,5 @@ class Lodgings(Generic[W]):
     def _count(self, frame: int, count: int) -> int:
         parts = self._around(frame, count)
         return sum(
-            a.end == b.frame and a.anonymous != b.anonymous
-            for a, b in zip(parts, parts[1:], strict=False)
+            a.end == b.frame and a.anonymous != b.anonymous for a, b in itertools.pairwise(parts)
         )

@@ -1,4 +1,4 @@
-"""`memfd` keeps one memslot per window over reserved address space, and replaces the mapping behind it.
+"""`memfd` keeps one memslot per window over reserved address space, and changes what is behind it.
 
 The pool's pages to show an extent, inaccessible memory to hide it. No memslot changes, and KVM's
 mmu notifier shoots the guest's translations down before the call returns.

@@ -41,7 +41,7 @@ class Window(ABC):
     def hide(self, page: int, count: int) -> None:
         """Make `count` pages inaccessible; they may span several shown runs, and holes."""
 
-    def make_shareable(self, page: int, count: int) -> None:
+    def make_shareable(self, page: int, count: int) -> None:  # noqa: B027 - most need nothing
         """Get pages that are shown here, and nowhere else, ready to be shown elsewhere as well.
 
         Whoever sees them must not be running; what it sees stays the same, also on an OSError.
