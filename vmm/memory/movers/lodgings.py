@@ -42,9 +42,11 @@ class Lodging(NamedTuple, Generic[W]):
 
     def clip(self, start: int, end: int) -> Lodging[W]:
         """Return the part of it that concerns the frames in start..end."""
-        first = max(self.frame, start)
-        page = self.page + first - self.frame if self.window is not None else 0
-        return self._replace(frame=first, pages=min(self.end, end) - first, page=page)
+        frame, pages, anonymous, window, page, fresh = self
+        first, last = max(frame, start), min(frame + pages, end)
+        if window is not None:
+            page += first - frame
+        return Lodging(first, last - first, anonymous, window, page, fresh)
 
     def continues(self, other: Lodging[W]) -> bool:
         """Whether `other` directly follows, in the same memory."""
@@ -85,8 +87,6 @@ class Lodgings(Generic[W]):
         for those that have none, those that they are to have.
         """
         known = self._map.within(frame, count)
-        if len(known) == 1 and known[0].pages == count:
-            return known
         found: list[Lodging[W]] = []
         end = frame + count
         for part in (*known, None):
@@ -112,16 +112,32 @@ class Lodgings(Generic[W]):
         large = count >= self._large and (page - frame) % self._large == 0
         return large and (not near or self.seams < self.limit)
 
+    def in_memfd(self, frame: int, count: int) -> bool:
+        """Whether the memory of all these frames is the memfd's."""
+        return self._holds(frame, count, anonymous=False)
+
+    def _holds(self, frame: int, count: int, *, anonymous: bool) -> bool:
+        """Whether one lodging, of this kind, has all these frames. False where it has been moved
+        by parts, too: this is to be quick.
+        """
+        part = self._map.at(frame)
+        return part is not None and part.anonymous is anonymous and part.end >= frame + count
+
     def within(self, frame: int, count: int) -> list[Lodging[W]]:
         """Return the lodgings of those of these frames that have one."""
         return self._map.within(frame, count)
 
     def settle(self, lodging: Lodging[W]) -> None:
         """Frames have this lodging now, whatever they had."""
-        seams = self._count(lodging.frame, lodging.pages)
-        self._map.remove(lodging.frame, lodging.pages)
+        frame, pages = lodging.frame, lodging.pages
+        if self._holds(frame, pages, anonymous=lodging.anonymous):
+            self._map.remove(frame, pages)
+            self._map.insert(lodging)
+            return
+        seams = self._count(frame, pages)
+        self._map.remove(frame, pages)
         self._map.insert(lodging._replace(fresh=False))
-        self.seams += self._count(lodging.frame, lodging.pages) - seams
+        self.seams += self._count(frame, pages) - seams
 
     def forget(self, frame: int, count: int) -> None:
         """Frames have none any more."""

@@ -98,6 +98,9 @@ class RemapWindow(MappedWindow):
     # ---- Showing ----
 
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        if self._park.lodgings.in_memfd(frame, count):  # as most small ones are, that have moved
+            super().show(page, frame, count, writable=writable)
+            return
         done = 0
         try:
             for part in self._park.lodgings.of(page, frame, count):
@@ -137,6 +140,9 @@ class RemapWindow(MappedWindow):
     # ---- Hiding ----
 
     def hide(self, page: int, count: int) -> None:
+        if not len(self._shown):
+            super().hide(page, count)
+            return
         runs = self._shown.within(page, count)
         gone: list[Run] = []
         try:
