@@ -83,8 +83,8 @@ def test_a_doorbell_by_name_is_given_where_it_rang_and_refused_elsewhere() -> No
     ("anonymous", "memfd", "strict", "best", "words"),
     [
         (False, False, False, "memfd", "no memory gets huge pages"),
-        (False, True, False, "memfd", "huge pages or not"),
-        (True, True, False, "memfd", "huge pages or not"),
+        (False, True, False, "memfd", "memfds get huge pages"),
+        (True, True, False, "memfd", "memfds get huge pages"),
         (True, False, False, "remap", "anonymous memory gets huge pages"),
         (True, False, True, "memfd", "overcommit_memory is 2"),
     ],

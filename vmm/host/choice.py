@@ -138,17 +138,17 @@ def mover(memslots: int, pages: HugePages, *, strict: bool = False) -> Choice[st
     strict     whether the kernel counts address space as memory (vm.overcommit_memory = 2), of
                which `remap` wants as much as there is memory
     """
-    one = (
-        "KVM follows mapping calls (KVM_CAP_SYNC_MMU), and one memslot does for a whole window; "
-        f"slots would rewrite memslots, of which there are {memslots}"
+    rest = (
+        "KVM follows mapping calls (KVM_CAP_SYNC_MMU), and memslots stay as they are; "
+        f"slots would rewrite them, of which there are {memslots}"
     )
     if pages.memfd:
-        return Choice("memfd", f"a move is one mapping call per extent, huge pages or not; {one}")
+        return Choice("memfd", f"memfds get huge pages, and a move is one call per extent; {rest}")
     if pages.anonymous and not strict:
         return Choice(
             "remap",
-            "anonymous memory gets huge pages here, which large extents move with, and memfds, "
-            f"which do for small ones, get none; {one}",
+            "anonymous memory gets huge pages and memfds get none: large extents move with theirs; "
+            f"{rest}",
         )
-    none = "vm.overcommit_memory is 2" if pages.anonymous else "no memory gets huge pages here"
-    return Choice("memfd", f"a move is one mapping call per extent, and {none}; {one}")
+    none = "vm.overcommit_memory is 2" if pages.anonymous else "no memory gets huge pages"
+    return Choice("memfd", f"a move is one call per extent, and {none}; {rest}")
