@@ -167,6 +167,7 @@ class Mapping:
     def __init__(self, address: int, size: int) -> None:
         self.address = address
         self.size = size
+        self._whole = (address, size)  # what is unmapped
 
     @classmethod
     def reserve(cls, size: int) -> Mapping:
@@ -193,12 +194,13 @@ class Mapping:
 
     @classmethod
     def _aligned(cls, size: int, protection: int, what: str) -> Mapping:
-        """Map HUGE more than is wanted, and unmap what is too much: nothing has been there yet."""
+        """Map HUGE more than is wanted. What is too much stays: to unmap it would take two calls
+        more, of which the kernel tells each VM.
+        """
         whole = cls._make(size, protection, _HIDDEN, -1, what, HUGE)
-        start = -(-whole.address // HUGE) * HUGE
-        cls(whole.address, start - whole.address).close()
-        cls(start + size, whole.address + whole.size - start - size).close()
-        return cls(start, size)
+        aligned = cls(-(-whole.address // HUGE) * HUGE, size)
+        aligned._whole = (whole.address, whole.size)
+        return aligned
 
     @classmethod
     def _make(
@@ -226,8 +228,9 @@ class Mapping:
 
     def close(self) -> None:
         """Unmap the range. Further calls do nothing."""
-        size, self.size = self.size, 0
-        if size and _munmap(self.address, size) != 0:
+        self.size = 0
+        (address, size), self._whole = self._whole, (0, 0)
+        if size and _munmap(address, size) != 0:
             _fail(f"munmap of {size} bytes")
 
     def __enter__(self) -> Mapping:
