@@ -15,7 +15,7 @@ from vmm.machine import Machine
 from vmm.monitor import Monitor
 
 PAGE = 4096
-MOVERS = ("memfd", "slots")
+MOVERS = ("memfd", "remap", "slots")
 SOURCES = Path(__file__).resolve().parent.parent / "guests" / "faults"
 
 

@@ -19,7 +19,7 @@ from kvm.puppets import Stage
 from tests_support import kvm_missing
 
 from vmm import Monitor, host
-from vmm.memory.movers import MOVERS
+from vmm.memory.movers import MOVERS, RemapMover
 from vmm.trace import Event
 
 Open = Callable[..., Monitor]
@@ -59,6 +59,14 @@ def _audit_holds(_monitors_are_known: None) -> Iterator[None]:
     yield
     for monitor in list(_monitors):
         mappings.check(monitor, pools=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_runs_are_remapped() -> Iterator[None]:
+    """Let `remap` move anonymous memory for most of what the tests do, which is small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RemapMover, "large", 2)
+        yield
 
 
 @pytest.fixture(params=sorted(MOVERS))

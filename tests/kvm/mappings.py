@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +13,9 @@ from vmm import Monitor
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.guest.abi import PAGE_SIZE
-from vmm.memory.movers import MappedWindow, SlotsWindow, Window
+from vmm.memory.movers import MappedWindow, RemapWindow, SlotsWindow, Window
+from vmm.memory.movers.remap import Park
+from vmm.memory.pool import PagePool
 
 
 class Line(NamedTuple):
@@ -35,13 +39,13 @@ class View(NamedTuple):
 
 _LINE = r"^(\w+)-(\w+) (?!---p)(\S+) (\w+) (.*{})$"
 _ALL = re.compile(_LINE.format(""), re.MULTILINE)
-_POOLS = re.compile(_LINE.format("memfd:pageferry-pool.*"), re.MULTILINE)
+_POOLS = re.compile(_LINE.format("(?:memfd:pageferry-pool.*| 0 )"), re.MULTILINE)
 
 
 def mappings(*, pools: bool = False) -> list[Line]:
     """Return this process's mappings, but for those that nothing can be seen through.
 
-    pools   only those of page pools: that is faster
+    pools   only those of page pools, and anonymous ones: that is faster
     """
     found = (_POOLS if pools else _ALL).findall(Path("/proc/self/maps").read_text())
     return [
@@ -60,11 +64,43 @@ def views(window: Window, lines: Iterable[Line]) -> list[View]:
     found = []
     for low, high, permissions, first, text in lines:
         if low < end and start < high:
+            page, pages = (low - start) // PAGE_SIZE, (high - low) // PAGE_SIZE
+            if permissions[3] == "p":
+                found += _anonymous(window, page, pages, permissions)
+                continue
             assert "pageferry-pool" in text, f"a window shows something else: {text}"
             assert permissions in ("rw-s", "r--s"), text
-            page, pages = (low - start) // PAGE_SIZE, (high - low) // PAGE_SIZE
             found.append(View(page, pages, first, permissions == "rw-s"))
     return _joined(found)
+
+
+def _anonymous(window: Window, page: int, pages: int, permissions: str) -> list[View]:
+    """Return what a mapping of anonymous memory shows, as its window says: the kernel does not."""
+    assert isinstance(window, RemapWindow), "a window shows anonymous memory"
+    assert permissions in ("rw-p", "r--p"), permissions
+    runs = window._shown.within(page, pages)
+    assert sum(run.pages for run in runs) == pages, "a window shows more than it knows of"
+    assert {run.hold in WRITABLE for run in runs} == {permissions == "rw-p"}
+    for run in runs:
+        for part in window._park.lodgings.within(run.frame, run.pages):
+            here = part.page - part.frame == run.page - run.frame
+            assert (part.window, here) == (window, True), "a frame is not where it is shown"
+    return [View(run.page, run.pages, run.frame, run.hold in WRITABLE) for run in runs]
+
+
+def is_anonymous(pool: PagePool, frame: int) -> bool:
+    """Whether a frame's memory is its own, and not the memfd's."""
+    return isinstance(pool, Park) and any(p.anonymous for p in pool.lodgings.within(frame, 1))
+
+
+def content(pool: PagePool, frame: int, length: int = PAGE_SIZE) -> bytes:
+    """Return the beginning of a frame, wherever its memory is."""
+    if isinstance(pool, Park):
+        if is_anonymous(pool, frame):
+            (part,) = pool.lodgings.within(frame, 1)
+            return ctypes.string_at(pool.memory(part), length)
+        assert not any(ctypes.string_at(pool.home(frame), PAGE_SIZE)), "something is at home"
+    return os.pread(pool.fd, length, frame * PAGE_SIZE)
 
 
 def _joined(parts: Iterable[View]) -> list[View]:

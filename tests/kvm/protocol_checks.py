@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from kvm.mappings import content, is_anonymous
 from kvm.protocol_model import Model
 from kvm.protocol_pages import SEEN, Member
 from kvm.protocol_world import HOST, World
 
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, PeerFlags
-from vmm.memory.movers import MappedWindow, SlotsWindow, Window
+from vmm.memory.movers import MappedWindow, RemapWindow, SlotsWindow, Window
 
 _PRESENT = 1 << 63
 _FRAME = (1 << 55) - 1
@@ -62,7 +63,17 @@ def shown_in(window: Window, lines: list[Line]) -> Shown:
             continue
         assert low == start, f"a hole in a window, below {line}"
         start = high
-        if line.permissions != "---p":
+        if line.permissions in ("rw-p", "r--p"):
+            assert isinstance(window, RemapWindow)
+            page, pages = (low - window.mapping.address) // PAGE_SIZE, (high - low) // PAGE_SIZE
+            shown = {
+                run.page + i: (run.frame + i, line.permissions == "rw-p")
+                for run in window._shown.within(page, pages)
+                for i in range(run.pages)
+            }
+            assert len(shown) == pages, "a window shows more than it knows of"
+            found |= shown
+        elif line.permissions != "---p":
             assert "pageferry-pool" in line.name, f"a window shows something else: {line}"
             assert line.permissions in ("rw-s", "r--s"), line
             place = (low - window.mapping.address) // PAGE_SIZE
@@ -113,12 +124,11 @@ def check_memory(world: World, model: Model) -> None:
     """The pool's memory itself: each page has its word, and one physical page for all who see it;
     what is free reads as zeros.
     """
-    data = os.pread(world.monitor._mover.pool.fd, world.frames * PAGE_SIZE, 0)
     for frame in range(world.frames):
-        content = data[frame * PAGE_SIZE : (frame + 1) * PAGE_SIZE]
         page = model.pages.get(frame)
         expected = bytes(PAGE_SIZE) if page is None else struct.pack("<Q", page.word)
-        assert content.startswith(expected), f"frame {frame}"
+        found = content(world.monitor._mover.pool, frame)
+        assert found.startswith(expected), f"frame {frame}"
     physical = dict(_physical(world, model))
     assert len(set(physical.values())) == len(physical), "two frames are one physical page"
 
@@ -130,13 +140,20 @@ def _physical(world: World, model: Model) -> Iterator[tuple[int, int]]:
     """
     with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
         for frame, page in model.pages.items():
-            addresses = [world.view.address + frame * PAGE_SIZE]
+            anonymous = is_anonymous(world.monitor._mover.pool, frame)
+            if page.anonymous and not anonymous:  # it has been shared: the one thing that copies
+                page.physical = None
+            assert page.anonymous in (None, True, anonymous)
+            page.anonymous = anonymous
+            if anonymous and not page.word:
+                continue  # what nobody has written to is the kernel's page of zeros
+            addresses = [] if anonymous else [world.view.address + frame * PAGE_SIZE]
             for number in (page.owner, *page.loans):
                 if model.members[number].alive and page.hold_of(number) in SEEN:
                     place = page.loans[number].place if number != page.owner else page.place
                     addresses.append(world.peer(number).window.address(place))
             numbers = set()
-            for address in addresses[1:] and addresses:
+            for address in addresses if anonymous else addresses[1:] and addresses:
                 ctypes.string_at(address, 1)  # so that it is present
                 (entry,) = struct.unpack("<Q", os.pread(pagemap.fileno(), 8, address // 512))
                 if entry & _PRESENT and entry & _FRAME:

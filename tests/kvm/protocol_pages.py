@@ -88,6 +88,7 @@ class Page:
     hold: Hold = Hold.OWNED
     loans: dict[int, Loan] = dataclasses.field(default_factory=dict)
     physical: int | None = None  # its number, once it is known
+    anonymous: bool | None = None  # whether its memory is, once it is known
 
     def hold_of(self, peer: int) -> Hold:
         if peer == self.owner:

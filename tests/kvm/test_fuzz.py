@@ -27,7 +27,7 @@ from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, Status
 from vmm.guest.guest import HYPERCALLS
 
 COUNT = int(os.environ.get("PAGEFERRY_FUZZ", sized(8_000, 100)))
-SHARE = {"memfd": 0.8, "slots": 0.2}  # of it: a memslot takes the kernel five times as long
+SHARE = {"memfd": 0.4, "remap": 0.4, "slots": 0.2}  # of it: memslots take five times as long
 SEED = int(os.environ.get("PAGEFERRY_FUZZ_SEED", "1"))
 BATCH = abi.TX_ENTRIES
 LOOK_EVERY = 25  # batches: at the mappings themselves

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 import pytest
 from unit.exchange_scene import Scene
 
+from vmm.memory.movers.remap import Park
+
 
 @pytest.fixture
 def scene(no_leaks: None) -> Iterator[Scene]:
     """Peers, an exchange between them, and a host that can be made to refuse."""
     with Scene() as scene:
         yield scene
+
+
+@pytest.fixture(params=["memfd", "anonymous"])
+def each_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes whose pages are the memfd's, and scenes whose pages are moved, each of them."""
+    if request.param == "anonymous":
+        monkeypatch.setattr(Scene, "make_pool", lambda self, frames: Park(frames, large=1))

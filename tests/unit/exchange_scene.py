@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import os
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
-from kvm.mappings import mappings, views
-from unit.refusing_host import FragileWindow, RefusingHost
+from kvm.mappings import content, mappings, views
+from unit.refusing_host import RefusingHost, fragile_window
 
 from vmm.ferry.books import Bond
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
@@ -53,12 +52,14 @@ class Scene:
     frame, so that no two free frames are adjacent.
     """
 
+    make_pool: ClassVar[Callable[[int], PagePool]] = PagePool
+
     def __init__(self, plan: Sequence[bool] = (), *, depth: int = 8, audit: bool = False) -> None:
         self.host = RefusingHost(plan)
         self.woken: list[str] = []
         self.events: list[Event] = []
         self._stack = contextlib.ExitStack()
-        self.pool = PagePool(FRAMES)
+        self.pool = self.make_pool(FRAMES)
         self._stack.callback(self.pool.close)
         self.ledger = Ledger(FRAMES)
         self.trace = Trace()
@@ -86,7 +87,7 @@ class Scene:
 
     def peer(self, number: int, name: str, depth: int = 8) -> Peer:
         """Make a machine and let it join."""
-        window = FragileWindow(self.pool, self.host, PAGES)
+        window = fragile_window(self.pool, self.host, PAGES)
         self._stack.callback(window.close)
         self.memory[name] = bytearray(CONTROL_BYTES)
         identity = Identity(number, name, 3, Doorbell.PIO, abi.WINDOW_GPA, PAGES, 0, 0)
@@ -226,7 +227,7 @@ class Scene:
         found = {}
         free = {frame for run in self.ledger.pool.runs for frame in range(run.first, run.end)}
         for frame in range(FRAMES):
-            data = os.pread(self.pool.fd, TOKEN, frame * PAGE_SIZE).rstrip(b"\0")
+            data = content(self.pool, frame, TOKEN).rstrip(b"\0")
             if data:
                 assert frame not in free, f"frame {frame} is free, and holds {data!r}"
                 found[frame] = data

@@ -6,7 +6,8 @@ import errno
 from collections.abc import Callable, Sequence
 
 from vmm.guest.abi import PAGE_SIZE, WINDOW_GPA
-from vmm.memory.movers import MappedWindow
+from vmm.memory.movers import MappedWindow, RemapWindow
+from vmm.memory.movers.remap import Park
 from vmm.memory.pool import PagePool
 
 
@@ -43,12 +44,10 @@ def every_way(attempt: Callable[[tuple[bool, ...]], Sequence[bool]]) -> int:
     return len(plans)
 
 
-class FragileWindow(MappedWindow):
+class Fragile(MappedWindow):
     """A window that asks the host first."""
 
-    def __init__(self, pool: PagePool, host: RefusingHost, pages: int) -> None:
-        super().__init__(pool, pages * PAGE_SIZE, WINDOW_GPA)
-        self._host = host
+    _host: RefusingHost
 
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
         self._host.call()
@@ -57,3 +56,23 @@ class FragileWindow(MappedWindow):
     def hide(self, page: int, count: int) -> None:
         self._host.call()
         super().hide(page, count)
+
+    def make_shareable(self, page: int, count: int) -> None:
+        self._host.call()
+        super().make_shareable(page, count)
+
+
+class FragileMappedWindow(Fragile):
+    """One that only maps."""
+
+
+class FragileRemapWindow(Fragile, RemapWindow):
+    """One that memory is moved to, of runs of two pages too."""
+
+
+def fragile_window(pool: PagePool, host: RefusingHost, pages: int) -> Fragile:
+    """Make a window for a pool."""
+    kind = FragileRemapWindow if isinstance(pool, Park) else FragileMappedWindow
+    window = kind(pool, pages * PAGE_SIZE, WINDOW_GPA)  # type: ignore[arg-type]
+    window._host = host
+    return window

@@ -14,6 +14,8 @@ from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 
+pytestmark = pytest.mark.usefixtures("each_pool")
+
 # ---- A host that refuses ----
 
 

@@ -12,6 +12,8 @@ from vmm.ferry.message import Message
 from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
 
+pytestmark = pytest.mark.usefixtures("each_pool")
+
 Act = Callable[[], object]
 Prepare = Callable[[Scene], Act]
 

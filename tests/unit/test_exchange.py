@@ -13,6 +13,8 @@ from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.region import OutOfBounds
 
+pytestmark = pytest.mark.usefixtures("each_pool")
+
 FOREIGN = 99  # nobody's number
 
 

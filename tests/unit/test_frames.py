@@ -89,8 +89,13 @@ def test_frames_come_as_the_lowest_run_that_is_long_enough() -> None:
     assert fragmented().allocate(101) == [Frames(300, 101)]
 
 
-def test_a_large_run_begins_at_a_multiple_of_2_mib() -> None:
+def test_a_large_run_begins_at_the_highest_multiple_of_2_mib_that_will_do() -> None:
     assert fragmented().allocate(LARGE) == [Frames(LARGE, LARGE)]
+    assert FramePool(2000).allocate(LARGE + 1) == [Frames(2 * LARGE, LARGE + 1)]
+    pool = FramePool(4 * LARGE)
+    assert pool.allocate(LARGE) == [Frames(3 * LARGE, LARGE)]
+    assert pool.allocate(1) == [Frames(0, 1)]
+    assert pool.allocate(LARGE) == [Frames(2 * LARGE, LARGE)]
 
 
 def test_a_large_run_that_cannot_be_aligned_is_still_one_run() -> None:

@@ -79,9 +79,22 @@ def test_a_doorbell_by_name_is_given_where_it_rang_and_refused_elsewhere() -> No
         choice.named_doorbell({(3, MMIO): GAVE_UP._replace(exit_us=None)}, 3, "mmio")
 
 
-def test_the_mover_comes_with_a_reason_that_names_the_memslots() -> None:
-    value, why = choice.mover(509)
-    assert value == "memfd"
+@pytest.mark.parametrize(
+    ("anonymous", "memfd", "strict", "best", "words"),
+    [
+        (False, False, False, "memfd", "no memory gets huge pages"),
+        (False, True, False, "memfd", "memfds get huge pages"),
+        (True, True, False, "memfd", "memfds get huge pages"),
+        (True, False, False, "remap", "anonymous memory gets huge pages"),
+        (True, False, True, "memfd", "overcommit_memory is 2"),
+    ],
+)
+def test_the_mover_is_one_that_moves_huge_pages_and_the_reason_names_the_memslots(
+    anonymous: bool, memfd: bool, strict: bool, best: str, words: str
+) -> None:
+    value, why = choice.mover(509, HugePages(anonymous, memfd), strict=strict)
+    assert value == best
+    assert words in why
     assert "509" in why
 
 

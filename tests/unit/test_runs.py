@@ -214,6 +214,13 @@ def test_a_range_cuts_the_runs_that_cross_its_ends(extent: Extent, cuts: int) ->
     assert runs.cuts(*extent) == cuts
 
 
+def test_the_run_that_holds_a_place_is_found_whole() -> None:
+    runs = filled(Run(2, 3, 100, Hold.OWNED), Run(5, 3, 200, Hold.OWNED))
+    found = [runs.at(place) for place in (1, 2, 4, 5, 7, 8)]
+    first, second = runs
+    assert found == [None, first, first, second, second, None]
+
+
 def test_a_gap_is_the_lowest_one_that_fits_and_from_the_top_the_highest() -> None:
     runs = filled(Run(10, 10, 0, Hold.OWNED), Run(90, 5, 10, Hold.OWNED), pages=100)
     assert runs.gap(5) == 0

@@ -23,6 +23,8 @@ from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Doorbell, Hold, Operation, Status
 from vmm.memory.region import Region
 
+pytestmark = pytest.mark.usefixtures("each_pool")
+
 WINDOW = Region(abi.WINDOW_GPA, PAGES * PAGE_SIZE)
 ENTRY = ctypes.sizeof(abi.Descriptor)
 RING = slice(abi.Control.tx.offset, abi.Control.rx.offset)

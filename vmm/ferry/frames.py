@@ -37,18 +37,22 @@ class FramePool:
         return tuple(self._runs)
 
     def allocate(self, count: int) -> list[Frames]:
-        """Take `count` frames: one run where there is one, aligned to 2 MiB if it is that large
-        and can be.
+        """Take `count` frames, one run where there is one: the lowest that is long enough, or for
+        2 MiB and more the highest place that is aligned to 2 MiB, if there is one.
 
         Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
+        Kept apart, small runs do not cut large ones' huge pages in two.
         """
         if count > self.free:
             return []
-        for align in (LARGE, 1) if count >= LARGE else (1,):
-            for index, run in enumerate(self._runs):
-                first = -(-run.first // align) * align
-                if first + count <= run.end:
+        if count >= LARGE:
+            for index in reversed(range(len(self._runs))):
+                first = (self._runs[index].end - count) // LARGE * LARGE
+                if first >= self._runs[index].first:
                     return [self._take(index, Frames(first, count))]
+        for index, run in enumerate(self._runs):
+            if count <= run.pages:
+                return [self._take(index, Frames(run.first, count))]
         return self._gather(count)
 
     def _take(self, index: int, part: Frames) -> Frames:

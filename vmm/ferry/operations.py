@@ -110,12 +110,14 @@ class Operations:
             self._replace(plan, fresh)
 
         try:
-            if plan.fresh or len(plan.runs) > 1:
+            if plan.fresh or len(plan.runs) > 1 or request.operation is Operation.SHARE:
                 with self._carrier.all_or_nothing() as moves:
-                    if request.operation is not Operation.SHARE:
+                    if request.operation is Operation.SHARE:
+                        moves.make_shareable(sender.number, plan.runs)
+                    else:
                         moves.hide(sender.number, plan.runs)
                     moves.show(sender.number, plan.fresh, keep)
-            elif request.operation is not Operation.SHARE:
+            else:
                 carry.hide(sender, plan.runs[0])
         except Refusal:
             fresh = tuple(run for run in plan.fresh if run not in kept)

@@ -147,6 +147,11 @@ class IntervalMap(Generic[T]):
         first, last = self._slice(start, end)
         return [item.clip(start, end) for item in self._items[first:last]]
 
+    def at(self, place: int) -> T | None:
+        """Return the interval that holds a place, whole."""
+        index = bisect_right(self._starts, place) - 1
+        return self._items[index] if index >= 0 and self._ends[index] > place else None
+
     def cuts(self, start: int, pages: int) -> int:
         """Return how many intervals would be cut in two at the ends of this range: 0, 1 or 2."""
         return self._inside(start) + self._inside(start + pages)

@@ -221,7 +221,7 @@ def no_huge_pages(anonymous: bool, memfd: bool) -> list[Problem]:
     if not memfd:
         found.append(
             Problem(
-                "memfds get no huge pages: each page that a receiver touches is a fault",
+                "memfds get no huge pages: each page that is touched of what is shared is a fault",
                 f"echo advise | sudo tee {folder}/shmem_enabled",
             )
         )

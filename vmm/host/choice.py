@@ -1,6 +1,6 @@
 """What will be used, and why: ring, doorbell and mover, decided from what the canaries did.
 
-Pure: songs in, choices out. A reason names what was measured.
+Pure: songs and findings in, choices out. A reason names what was measured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 from vmm.errors import HostError
 from vmm.guest.abi import Doorbell
 from vmm.host.canary import LATE, Song
+from vmm.host.hugepages import HugePages
 
 T = TypeVar("T")
 Songs = Mapping[tuple[int, Doorbell], Song]  # by ring and doorbell
@@ -130,10 +131,24 @@ def named_doorbell(songs: Songs, ring: int, name: str) -> Doorbell:
     )
 
 
-def mover(memslots: int) -> Choice[str]:
-    """Return the mover's name. `memslots` is how many a machine may have."""
-    return Choice(
-        "memfd",
-        "a move is one mapping call per extent, KVM follows it (KVM_CAP_SYNC_MMU), and one memslot "
-        f"does for a whole window; slots would rewrite memslots, of which there are {memslots}",
+def mover(memslots: int, pages: HugePages, *, strict: bool = False) -> Choice[str]:
+    """Return the mover's name.
+
+    memslots   how many a machine may have
+    strict     whether the kernel counts address space as memory (vm.overcommit_memory = 2), of
+               which `remap` wants as much as there is memory
+    """
+    rest = (
+        "KVM follows mapping calls (KVM_CAP_SYNC_MMU), and memslots stay as they are; "
+        f"slots would rewrite them, of which there are {memslots}"
     )
+    if pages.memfd:
+        return Choice("memfd", f"memfds get huge pages, and a move is one call per extent; {rest}")
+    if pages.anonymous and not strict:
+        return Choice(
+            "remap",
+            "anonymous memory gets huge pages and memfds get none: large extents move with theirs; "
+            f"{rest}",
+        )
+    none = "vm.overcommit_memory is 2" if pages.anonymous else "no memory gets huge pages"
+    return Choice("memfd", f"a move is one call per extent, and {none}; {rest}")

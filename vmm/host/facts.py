@@ -11,12 +11,14 @@ from vmm.host import choice
 from vmm.host.canary import Song, sing
 from vmm.host.choice import Choice
 from vmm.host.device import DEVICE, open_kvm
+from vmm.host.hugepages import HugePages, huge_pages
 from vmm.host.module import Backend, backend, read_parameters
 from vmm.host.system import kernel_version, read_system, read_text
 from vmm.kvm import Kvm, uapi
 
 _FORMER_MEMSLOTS = 32  # as many as there were before KVM could say how many there are
 _DEFAULT_MAPPINGS = 65530  # where /proc/sys is not mounted
+_NONE = HugePages(anonymous=False, memfd=False)
 _TRIED = (Doorbell.PIO, Doorbell.MMIO)
 
 
@@ -28,6 +30,8 @@ class Host:
     songs     by ring and doorbell: what became of the canary
     memslots  how many a VM may have
     kernel    its version and patch level: (6, 8)
+    pages     which memory gets huge pages
+    strict    whether the kernel counts address space as memory
     """
 
     backend: Backend
@@ -35,11 +39,17 @@ class Host:
     songs: dict[tuple[int, Doorbell], Song]
     memslots: int = 32
     kernel: tuple[int, int] = (0, 0)
+    pages: HugePages = _NONE
+    strict: bool = False
 
     @property
     def mover(self) -> str:
         """The mover to use."""
-        return choice.mover(self.memslots).value
+        return self._mover.value
+
+    @property
+    def _mover(self) -> Choice[str]:
+        return choice.mover(self.memslots, self.pages, strict=self.strict)
 
     def native(self, ring: int) -> bool:
         """Return whether guests run natively in a ring, not instruction by instruction."""
@@ -63,7 +73,7 @@ class Host:
         choices: dict[str, Choice[int] | Choice[Doorbell] | Choice[str]] = {
             "ring": choice.ring(self.songs),
             "doorbell": choice.doorbell(self.songs, self.ring),
-            "mover": choice.mover(self.memslots),
+            "mover": self._mover,
         }
         return {name: chosen.why for name, chosen in choices.items()}
 
@@ -88,6 +98,8 @@ def _inspected(device: str) -> Host:
         songs=songs,
         memslots=memslots,
         kernel=kernel_version(system.release),
+        pages=huge_pages(),
+        strict=(read_text("/proc/sys/vm/overcommit_memory") or "").strip() == "2",
     )
 
 

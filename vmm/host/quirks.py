@@ -154,7 +154,7 @@ QUIRKS = (
         "a memfd was mapped, advised and touched, and got no huge page (shmem_enabled=never)",
         "memfds get no huge pages",
         "ShmemPmdMapped stays 0 in /proc/self/smaps",
-        "each touched page of a moved extent costs the receiver a fault",
+        "large extents are anonymous memory (the remap mover) until they are shared",
         lambda probed: not probed.huge_pages.memfd,
     ),
 )

@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 from types import TracebackType
+from typing import NoReturn
 
 from vmm.errors import ResourceError
 
@@ -34,14 +35,33 @@ _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mremap = _libc.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_void_p,
+)
+_mprotect = _libc.mprotect
+_mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mincore = _libc.mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+_pwrite = _libc.pwrite
+_pwrite.restype = ctypes.c_ssize_t
+_pwrite.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
 
 # Not in the mmap module of Python 3.11 (mman-common.h, mman-linux.h, falloc.h).
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
+_MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
+_MADV_DONTNEED = 4
+_MADV_DONTFORK = 10
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -50,14 +70,20 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
+HUGE = 2 << 20  # bytes in a huge page
+
+
+def _fail(what: str) -> NoReturn:
+    code = ctypes.get_errno()
+    raise OSError(code, f"{what}: {os.strerror(code)}")
+
 
 def _map(
     address: int, size: int, protection: int, flags: int, fd: int, offset: int, what: str
 ) -> int:
     result = _mmap(address, size, protection, flags, fd, offset)
     if result == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, f"mmap of {size} bytes for {what}: {os.strerror(code)}")
+        _fail(f"mmap of {size} bytes for {what}")
     return int(result)
 
 
@@ -95,16 +121,59 @@ def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
     return placed == address
 
 
+def move(source: int, target: int, size: int) -> None:
+    """Move private anonymous memory over whatever is at `target`, its page-table entries as they
+    are, whole huge pages included.
+
+    What stays at `source` is the mapping, empty: it reads as zeros until it is hidden or moved to.
+    A range that is several mappings to the kernel may be refused with EFAULT (mremap(2)).
+    """
+    if _mremap(source, size, size, _MREMAP, target) == _MAP_FAILED:
+        _fail(f"mremap of {size} bytes")
+
+
+def protect(address: int, size: int, *, writable: bool) -> None:
+    """Let readable memory be written, or only read."""
+    if _mprotect(address, size, _READ_WRITE if writable else mmap.PROT_READ) != 0:
+        _fail(f"mprotect of {size} bytes")
+
+
+def empty(address: int, size: int) -> None:
+    """Give private anonymous pages back to the kernel; the range reads as zeros from now on."""
+    if _madvise(address, size, _MADV_DONTNEED) != 0:
+        _fail(f"madvise(DONTNEED) of {size} bytes")
+
+
+def store(address: int, size: int, fd: int, offset: int) -> None:
+    """Copy memory into a file. Raises OSError, with some of it written, where there is no room."""
+    while size:
+        written = _pwrite(fd, address, size, offset)
+        if written <= 0:
+            _fail(f"pwrite of {size} bytes")
+        address, size, offset = address + written, size - written, offset + written
+
+
+def resident(address: int) -> bool:
+    """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
+    found = ctypes.create_string_buffer(1)
+    return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
+
+
 def punch(fd: int, offset: int, size: int) -> None:
     """Give the file's pages back to the kernel; the range reads as zeros from now on."""
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"fallocate(PUNCH_HOLE) of {size} bytes: {os.strerror(code)}")
+        _fail(f"fallocate(PUNCH_HOLE) of {size} bytes")
 
 
 def advise_huge(address: int, size: int) -> None:
     """Ask for huge pages behind a range. Where the kernel has none this does nothing."""
     _madvise(address, size, _MADV_HUGEPAGE)
+
+
+def keep_from_children(address: int, size: int) -> None:
+    """Leave a range out of the processes that this one forks."""
+    if _madvise(address, size, _MADV_DONTFORK) != 0:
+        _fail(f"madvise(DONTFORK) of {size} bytes")
 
 
 class Mapping:
@@ -117,11 +186,20 @@ class Mapping:
     def __init__(self, address: int, size: int) -> None:
         self.address = address
         self.size = size
+        self._whole = (address, size)  # what is unmapped
 
     @classmethod
     def reserve(cls, size: int) -> Mapping:
-        """Reserve address space that nothing can touch: no memory, no commit charge."""
-        return cls._make(size, _PROT_NONE, _HIDDEN, -1, "a window")
+        """Reserve address space that nothing can touch: no memory, no commit charge.
+
+        It begins at a multiple of HUGE, so that huge pages fit into it.
+        """
+        return cls._aligned(size, _PROT_NONE, "a window")
+
+    @classmethod
+    def park(cls, size: int) -> Mapping:
+        """Map zeroed private memory as `anonymous` does, from a multiple of HUGE on."""
+        return cls._aligned(size, _READ_WRITE, "parked pages")
 
     @classmethod
     def anonymous(cls, size: int) -> Mapping:
@@ -134,9 +212,22 @@ class Mapping:
         return cls._make(size, _READ_WRITE, mmap.MAP_SHARED | _MAP_NORESERVE, fd, "the page pool")
 
     @classmethod
-    def _make(cls, size: int, protection: int, flags: int, fd: int, what: str) -> Mapping:
+    def _aligned(cls, size: int, protection: int, what: str) -> Mapping:
+        """Map HUGE more than is wanted. What is too much stays: to unmap it would take two calls
+        more, of which the kernel tells each VM.
+        """
+        whole = cls._make(size, protection, _HIDDEN, -1, what, HUGE)
+        aligned = cls(-(-whole.address // HUGE) * HUGE, size)
+        aligned._whole = (whole.address, whole.size)
+        return aligned
+
+    @classmethod
+    def _make(
+        cls, size: int, protection: int, flags: int, fd: int, what: str, slack: int = 0
+    ) -> Mapping:
+        whole = size + slack
         try:
-            return cls(_map(0, size, protection, flags, fd, 0, what), size)
+            return cls(_map(0, whole, protection, flags, fd, 0, what), whole)
         except OSError as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -156,10 +247,10 @@ class Mapping:
 
     def close(self) -> None:
         """Unmap the range. Further calls do nothing."""
-        size, self.size = self.size, 0
-        if size and _munmap(self.address, size) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"munmap of {size} bytes: {os.strerror(code)}")
+        self.size = 0
+        (address, size), self._whole = self._whole, (0, 0)
+        if size and _munmap(address, size) != 0:
+            _fail(f"munmap of {size} bytes")
 
     def __enter__(self) -> Mapping:
         return self

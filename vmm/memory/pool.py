@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
+
+_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+def _advised() -> bool:
+    """Whether shared memory is to be advised: by the setting of 2 MiB pages, or of all sizes.
+
+    Source: the kernel's admin-guide/mm/transhuge.
+    """
+    for name in ("hugepages-2048kB/shmem_enabled", "shmem_enabled"):
+        try:
+            setting = (_SETTINGS / name).read_text()
+        except OSError:  # of an older kernel, or not mounted
+            continue
+        if "[inherit]" not in setting:
+            return "[advise]" in setting
+    return False
 
 
 class PagePool:
     """`frames` pages of shared memory, populated when touched; frame n lies at offset n *
     PAGE_SIZE of `fd`.
 
+    advised   whether the kernel gives its mappings huge pages if, and only if, asked to
+
     Thread-safety: as the system calls.
     """
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
+        self.advised = _advised()
         self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, frames * PAGE_SIZE)

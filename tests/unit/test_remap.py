@@ -1,0 +1,344 @@
+"""The window that memory is moved to: what the kernel says of it, whatever the host refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kvm.mappings import View, content, mappings, views
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import mapping
+from vmm.memory.mapping import HUGE, Mapping
+from vmm.memory.movers import RemapWindow, remap
+from vmm.memory.movers.remap import Park
+
+FRAMES = 64
+LARGE = 4  # frames that get anonymous memory
+PROT_NONE = "---p"
+
+
+@pytest.fixture
+def park(no_leaks: None) -> Iterator[Park]:
+    park = Park(FRAMES, LARGE)
+    yield park
+    park.close()
+
+
+@pytest.fixture
+def a(park: Park) -> Iterator[RemapWindow]:
+    window = RemapWindow(park, FRAMES * PAGE_SIZE)
+    yield window
+    window.close()
+
+
+@pytest.fixture
+def b(park: Park) -> Iterator[RemapWindow]:
+    window = RemapWindow(park, FRAMES * PAGE_SIZE)
+    yield window
+    window.close()
+
+
+def seen(window: RemapWindow) -> list[View]:
+    return views(window, mappings())
+
+
+def lines(address: int, size: int) -> list[str]:
+    """Return the permissions of the mappings that an address range is made of."""
+    found, end = [], address + size
+    with Path("/proc/self/maps").open() as file:
+        for line in file:
+            bounds, permissions = line.split()[:2]
+            low, high = (int(bound, 16) for bound in bounds.split("-"))
+            if low < end and address < high:
+                assert low <= address
+                found.append(permissions)
+                address = high
+    assert address >= end, "a hole"
+    return found
+
+
+def homes(park: Park) -> list[str]:
+    return lines(park.home(0), FRAMES * PAGE_SIZE)
+
+
+def window_lines(window: RemapWindow) -> list[str]:
+    return lines(window.mapping.address, window.mapping.size)
+
+
+def write(window: RemapWindow, page: int, count: int = 1) -> None:
+    """Write into each page its number."""
+    for i in range(page, page + count):
+        ctypes.memset(window.address(i), i + 1, PAGE_SIZE)
+
+
+def read(window: RemapWindow, page: int, count: int = 1) -> list[int]:
+    return [ctypes.string_at(window.address(i), 1)[0] for i in range(page, page + count)]
+
+
+def test_what_is_hidden_and_shown_elsewhere_is_the_same_and_the_kernel_joins_it_again(
+    park: Park, a: RemapWindow, b: RemapWindow
+) -> None:
+    a.show(8, 0, 16)
+    write(a, 8, 16)
+    a.hide(12, 3)
+    assert seen(a) == [View(8, 4, 0, True), View(15, 9, 7, True)]
+    b.show(40, 4, 3)
+    assert read(b, 40, 3) == [13, 14, 15]
+    assert homes(park) == ["rw-p"]
+    b.hide(40, 3)
+    a.show(12, 4, 3)
+    assert seen(a) == [View(8, 16, 0, True)]
+    assert window_lines(a) == [PROT_NONE, "rw-p", PROT_NONE]
+    assert window_lines(b) == [PROT_NONE]
+    a.hide(0, FRAMES)
+    assert homes(park) == ["rw-p"]
+    assert [content(park, frame, 1)[0] for frame in range(16)] == list(range(9, 25))
+
+
+def test_small_runs_are_the_memfds_and_one_call_hides_both_kinds(
+    park: Park, a: RemapWindow, b: RemapWindow
+) -> None:
+    a.show(0, 0, 2)
+    a.show(8, 8, 8)
+    write(a, 0, 2)
+    write(a, 8, 8)
+    assert os.pread(park.fd, 1, 0) == b"\1"
+    assert [line for line in window_lines(a) if line != PROT_NONE] == ["rw-s", "rw-p"]
+    a.hide(0, FRAMES)
+    assert window_lines(a) == [PROT_NONE]
+    b.show(0, 0, 16)
+    assert read(b, 0, 2) == [1, 2]
+    assert read(b, 8, 8) == list(range(9, 17))
+
+
+def test_what_is_only_to_be_read_cannot_be_written_and_comes_back_as_it_was(
+    park: Park, a: RemapWindow, b: RemapWindow
+) -> None:
+    a.show(0, 0, 8)
+    write(a, 0, 8)
+    a.hide(0, 8)
+    b.show(0, 0, 8, writable=False)
+    assert seen(b) == [View(0, 8, 0, False)]
+    assert homes(park) == ["rw-p"]
+    b.hide(2, 2)
+    assert seen(b) == [View(0, 2, 0, False), View(4, 4, 4, False)]
+    a.show(2, 2, 2)
+    write(a, 2, 2)
+    b.hide(0, 8)
+    a.show(4, 4, 4)
+    assert homes(park) == ["rw-p"]
+    assert window_lines(a) == [PROT_NONE, "rw-p", PROT_NONE]
+
+
+def test_freed_frames_are_zeros_whatever_they_were(park: Park, a: RemapWindow) -> None:
+    for _ in range(2):
+        a.show(0, 0, 2)
+        a.show(8, 8, 8)
+        assert read(a, 0, 2) + read(a, 8, 8) == [0] * 10
+        write(a, 0, 2)
+        write(a, 8, 8)
+        a.hide(0, 16)
+        park.zero([(0, 2), (8, 8)])
+        assert list(park.lodgings) == []
+        assert not any(content(park, frame).strip(b"\0") for frame in range(FRAMES))
+
+
+def test_what_is_shared_is_the_memfds_from_then_on_and_all_see_the_same(
+    park: Park, a: RemapWindow, b: RemapWindow
+) -> None:
+    a.show(0, 0, 16)
+    write(a, 0, 16)
+    a.make_shareable(4, 4)
+    a.make_shareable(4, 4)
+    b.show(20, 4, 4, writable=False)
+    assert read(a, 0, 16) == list(range(1, 17))
+    assert read(b, 20, 4) == [5, 6, 7, 8]
+    ctypes.memset(a.address(5), 99, 1)
+    assert read(b, 21) == [99]
+    assert seen(a) == [View(0, 16, 0, True)]
+    assert park.lodgings.seams == 2
+    b.hide(20, 4)
+    a.hide(0, 16)
+    park.zero([(0, 16)])
+    a.show(0, 0, 16)
+    assert window_lines(a) == ["rw-p", PROT_NONE]
+    assert read(a, 0, 16) == [0] * 16
+
+
+def test_a_window_of_many_pieces_is_not_cut_for_a_share(
+    park: Park, a: RemapWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remap, "PIECES", 1)
+    a.show(0, 0, 16)
+    with pytest.raises(OSError, match="too many pieces"):
+        a.make_shareable(4, 4)
+    monkeypatch.setattr(remap, "PIECES", 2)
+    a.make_shareable(4, 4)
+    monkeypatch.setattr(remap, "PIECES", 1)
+    a.make_shareable(0, 4)  # whole
+    monkeypatch.setattr(remap, "SEAMS", 1)
+    with pytest.raises(OSError, match="too many pieces"):
+        a.make_shareable(9, 1)
+
+
+def test_frames_that_the_dead_still_have_are_taken_from_them(
+    park: Park, a: RemapWindow, b: RemapWindow
+) -> None:
+    a.show(0, 0, 8)
+    a.show(16, 16, 8, writable=False)
+    write(a, 0, 8)
+    b.show(0, 2, 2)
+    b.show(16, 18, 2)
+    assert read(b, 0, 2) == [3, 4]
+    write(b, 16, 2)
+    assert seen(a) == [
+        View(0, 2, 0, True),
+        View(4, 4, 4, True),
+        View(16, 2, 16, False),
+        View(20, 4, 20, False),
+    ]
+    park.zero([(4, 4)])
+    b.show(4, 4, 4)
+    assert read(b, 4, 4) == [0] * 4
+    a.close()
+    b.show(8, 0, 2)
+    assert read(b, 8, 2) == [1, 2]
+
+
+def test_memory_that_is_several_mappings_to_the_kernel_is_moved_by_parts(
+    park: Park, a: RemapWindow
+) -> None:
+    mapping.protect(park.home(3), PAGE_SIZE, writable=False)
+    mapping.protect(park.home(9), PAGE_SIZE, writable=False)
+    a.show(0, 0, 16)
+    for page in (0, 2, 4, 8, 10, 15):
+        write(a, page)
+    a.hide(0, 16)
+    assert [content(park, frame, 1)[0] for frame in (0, 2, 4, 8, 10, 15)] == [1, 3, 5, 9, 11, 16]
+
+
+def test_windows_and_homes_begin_at_multiples_of_2_mib() -> None:
+    for make in (Mapping.reserve, Mapping.park):
+        with make(3 * PAGE_SIZE) as one, make(HUGE) as other:
+            assert one.address % HUGE == other.address % HUGE == 0
+            assert (one.size, other.size) == (3 * PAGE_SIZE, HUGE)
+
+
+# ---- A host that refuses ----
+
+CALLS = ("show", "hide", "move", "protect", "store")
+
+
+class Refusals:
+    """Refuses one call of `mapping`, the `at`th."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.calls = 0
+        self.armed = True
+
+    def wrap(self, call: Callable[..., None]) -> Callable[..., None]:
+        def ask(*args: object, **options: object) -> None:
+            if self.armed:
+                self.calls += 1
+                if self.calls == self.at:
+                    raise OSError(errno.ENOMEM, "refused by the test")
+            call(*args, **options)
+
+        return ask
+
+
+def attempt_all(
+    park: Park, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], look: Callable[[], object]
+) -> int:
+    """Let the host refuse each of the calls in turn; then what can be looked at is as before.
+
+    Return how many there were. In the end it is done.
+    """
+    before = look()
+    for at in range(1, 30):
+        refusals = Refusals(at)
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(mapping, name, refusals.wrap(getattr(mapping, name)))
+            try:
+                act()
+            except OSError:
+                assert look() == before, f"after call {at}"
+                assert refusals.calls >= at
+                continue
+        if refusals.calls < at:
+            return at - 1
+        assert look() != before  # it could do without
+        return at
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_refused_hide_or_show_changes_nothing(
+    park: Park,
+    a: RemapWindow,
+    b: RemapWindow,
+    monkeypatch: pytest.MonkeyPatch,
+    writable: bool,
+) -> None:
+    """Of three runs, one of them the memfd's in between."""
+    for page, frame, count in ((0, 40, 4), (4, 2, 3), (7, 19, 9)):
+        a.show(page, frame, count)
+        write(a, page, count)
+        a.hide(page, count)
+        a.show(page, frame, count, writable=writable)
+
+    def look() -> object:
+        return (
+            seen(a),
+            seen(b),
+            set(a.shown),
+            [content(park, frame, 1) for frame in range(FRAMES)],
+            sorted(part[:5] for part in park.lodgings if part.window is None),
+        )
+
+    assert attempt_all(park, monkeypatch, lambda: a.hide(1, 13), look) >= 3
+    assert seen(a) == [View(0, 1, 40, writable), View(14, 2, 26, writable)]
+
+    def show() -> None:
+        b.show(30, 19, 7, writable=writable)
+
+    assert attempt_all(park, monkeypatch, show, look) >= 1
+    assert read(b, 30, 7) == list(range(8, 15))
+
+
+def test_a_refused_share_leaves_everything_to_be_seen_as_it_was(
+    park: Park, a: RemapWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.show(0, 0, 16)
+    write(a, 0, 16)
+    a.hide(4, 4)
+    a.show(4, 20, 4)
+    write(a, 4, 4)
+
+    def look() -> object:
+        return seen(a), read(a, 0, 16)
+
+    for at in range(1, 20):
+        refusals = Refusals(at)
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(mapping, name, refusals.wrap(getattr(mapping, name)))
+            try:
+                a.make_shareable(2, 8)
+            except OSError:
+                refusals.armed = False
+                assert look() == (
+                    [View(0, 4, 0, True), View(4, 4, 20, True), View(8, 8, 8, True)],
+                    list(range(1, 17)),
+                )
+                continue
+        break
+    assert at > 3
+    assert sum(part.pages for part in park.lodgings if not part.anonymous) == 8

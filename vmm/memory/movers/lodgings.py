@@ -1,0 +1,157 @@
+"""Where the memory of each frame is: in a memfd, or anonymous, at home or in a window. Pure.
+
+Which of the two it is, is decided when the frame is first shown after it was free, and holds until
+it is free again, or shared.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from vmm.ferry.runs import IntervalMap
+
+W = TypeVar("W")
+
+
+class Lodging(NamedTuple, Generic[W]):
+    """Where the memory of `pages` adjacent frames from `frame` is.
+
+    anonymous  at home, or in a window; else in the memfd
+    window     the one that shows it, and from which page on: if it is anonymous, and not at home
+    fresh      whether there is none yet
+    """
+
+    frame: int
+    pages: int
+    anonymous: bool
+    window: W | None = None
+    page: int = 0
+    fresh: bool = False
+
+    @property
+    def start(self) -> int:
+        """The first frame."""
+        return self.frame
+
+    @property
+    def end(self) -> int:
+        """The first frame after these."""
+        return self.frame + self.pages
+
+    def clip(self, start: int, end: int) -> Lodging[W]:
+        """Return the part of it that concerns the frames in start..end."""
+        frame, pages, anonymous, window, page, fresh = self
+        first, last = max(frame, start), min(frame + pages, end)
+        if window is not None:
+            page += first - frame
+        return Lodging(first, last - first, anonymous, window, page, fresh)
+
+    def continues(self, other: Lodging[W]) -> bool:
+        """Whether `other` directly follows, in the same memory."""
+        return (
+            self.end == other.frame
+            and self.anonymous == other.anonymous
+            and self.window is other.window
+            and (self.window is None or self.page + self.pages == other.page)
+        )
+
+    def lengthened(self, pages: int) -> Lodging[W]:
+        """Return it with as many frames more at its end."""
+        return self._replace(pages=self.pages + pages)
+
+
+class Lodgings(Generic[W]):
+    """The lodgings of `frames` frames.
+
+    large  so many frames or more get anonymous memory, if their number and their page's are the
+           same modulo `large`: with 512, huge pages fit
+    limit  of `seams`, beyond which nothing is decided that makes more of them
+    seams  how often anonymous memory and the memfd meet between adjacent frames. What is one run to
+           the ledger is at a seam two mappings to the kernel: wherever the anonymous frame is
+           shown, which is at one place
+    """
+
+    def __init__(self, frames: int, large: int, limit: int) -> None:
+        self._map: IntervalMap[Lodging[W]] = IntervalMap(frames)
+        self._large = large
+        self.limit = limit
+        self.seams = 0
+
+    def __iter__(self) -> Iterator[Lodging[W]]:
+        return iter(self._map)
+
+    def of(self, page: int, frame: int, count: int) -> list[Lodging[W]]:
+        """Return the lodgings of frames that are to be shown from `page` on, all of them, in order;
+        for those that have none, those that they are to have.
+        """
+        known = self._map.within(frame, count)
+        found: list[Lodging[W]] = []
+        end = frame + count
+        for part in (*known, None):
+            start = end if part is None else part.frame
+            if start > frame:
+                anonymous = self._decide(page, frame, start - frame)
+                found.append(Lodging(frame, start - frame, anonymous, fresh=True))
+            if part is not None:
+                found.append(part)
+                start = part.end
+            page, frame = page + start - frame, start
+        return found
+
+    def _decide(self, page: int, frame: int, count: int) -> bool:
+        """Whether frames without a lodging are to have anonymous memory.
+
+        Small ones that follow anonymous memory do too: freed and allocated again one by one, they
+        would else cut it into as many pieces.
+        """
+        near = {part.anonymous for part in self._around(frame, count)}
+        if True in near:
+            return True
+        large = count >= self._large and (page - frame) % self._large == 0
+        return large and (not near or self.seams < self.limit)
+
+    def in_memfd(self, frame: int, count: int) -> bool:
+        """Whether the memory of all these frames is the memfd's."""
+        return self._holds(frame, count, anonymous=False)
+
+    def _holds(self, frame: int, count: int, *, anonymous: bool) -> bool:
+        """Whether one lodging, of this kind, has all these frames. False where it has been moved
+        by parts, too: this is to be quick.
+        """
+        part = self._map.at(frame)
+        return part is not None and part.anonymous is anonymous and part.end >= frame + count
+
+    def within(self, frame: int, count: int) -> list[Lodging[W]]:
+        """Return the lodgings of those of these frames that have one."""
+        return self._map.within(frame, count)
+
+    def settle(self, lodging: Lodging[W]) -> None:
+        """Frames have this lodging now, whatever they had."""
+        frame, pages = lodging.frame, lodging.pages
+        if self._holds(frame, pages, anonymous=lodging.anonymous):
+            self._map.remove(frame, pages)
+            self._map.insert(lodging)
+            return
+        seams = self._count(frame, pages)
+        self._map.remove(frame, pages)
+        self._map.insert(lodging._replace(fresh=False))
+        self.seams += self._count(frame, pages) - seams
+
+    def forget(self, frame: int, count: int) -> None:
+        """Frames have none any more."""
+        seams = self._count(frame, count)
+        self._map.remove(frame, count)
+        self.seams += self._count(frame, count) - seams
+
+    def _around(self, frame: int, count: int) -> list[Lodging[W]]:
+        """Return the lodgings of these frames and of their neighbours."""
+        first = max(frame - 1, 0)
+        return self._map.within(first, frame + count + 1 - first)
+
+    def _count(self, frame: int, count: int) -> int:
+        parts = self._around(frame, count)
+        return sum(
+            a.end == b.frame and a.anonymous != b.anonymous for a, b in itertools.pairwise(parts)
+        )

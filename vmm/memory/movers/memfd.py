@@ -1,0 +1,19 @@
+"""`memfd` keeps memslots over reserved address space, and changes what is behind them.
+
+The pool's pages to show an extent, inaccessible memory to hide it. No memslot changes, and KVM's
+mmu notifier shoots the guest's translations down before the call returns.
+"""
+
+from __future__ import annotations
+
+from vmm.kvm import Vm
+from vmm.memory.movers.windows import MappedWindow, Mover, Window
+
+
+class MemfdMover(Mover):
+    """Memslots that do not change; mappings change behind them."""
+
+    name = "memfd"
+
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        return MappedWindow(self.pool, size, base, vm)

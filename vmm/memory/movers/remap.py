@@ -1,0 +1,266 @@
+"""`remap` does as `memfd` does, and moves large extents with their huge pages.
+
+Stock hosts give huge pages to anonymous memory that asks for them, and none to a memfd; and mremap
+moves page-table entries as they are. So frames that are shown first in a large run get anonymous
+memory: each frame has a home in one mapping, the park, where it lies while no window shows it.
+Small runs are the memfd's, where showing takes one call less.
+
+Anonymous memory is at one address only. Before it is shared it is copied into the memfd, once, and
+is the memfd's until it is freed.
+
+All anonymous pages come from one mapping and keep its offsets (`vm_pgoff`), so that the kernel
+joins what is adjacent again when it comes home: the park stays one mapping, and a run in a window
+is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+from collections.abc import Iterable
+
+from vmm.ferry.frames import LARGE
+from vmm.ferry.runs import IntervalMap, Run
+from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.kvm import Vm
+from vmm.memory import mapping
+from vmm.memory.mapping import HUGE, Mapping
+from vmm.memory.movers.lodgings import Lodging, Lodgings
+from vmm.memory.movers.windows import MappedWindow, Mover, Window
+from vmm.memory.pool import PagePool
+
+SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
+PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
+
+
+class Park(PagePool):
+    """A page pool whose frames have a memfd, and a home in anonymous memory.
+
+    Nobody looks at homes: what a page that has left may have left behind is not cleared away.
+    """
+
+    def __init__(self, frames: int, large: int = LARGE) -> None:
+        self.lodgings: Lodgings[RemapWindow] = Lodgings(frames, large, SEAMS)
+        size = frames * PAGE_SIZE
+        self._homes = Mapping.park(size + PAGE_SIZE)
+        # A page that never leaves: all mappings that are split off share its anon_vma, without
+        # which the kernel would not join them again.
+        ctypes.memset(self._homes.address + size, 1, 1)
+        try:
+            mapping.keep_from_children(self._homes.address, self._homes.size)
+            mapping.advise_huge(self._homes.address, self._homes.size)
+            super().__init__(frames)
+        except BaseException:
+            self._homes.close()
+            raise
+
+    def home(self, frame: int) -> int:
+        """Return the address of a frame's home."""
+        return self._homes.address + frame * PAGE_SIZE
+
+    def memory(self, part: Lodging[RemapWindow]) -> int:
+        """Return where anonymous memory is now."""
+        return self.home(part.frame) if part.window is None else part.window.address(part.page)
+
+    def zero(self, frames: Iterable[tuple[int, int]]) -> None:
+        for first, count in frames:
+            for part in self.lodgings.within(first, count):
+                if part.anonymous:
+                    mapping.empty(self.memory(part), part.pages * PAGE_SIZE)
+                else:
+                    super().zero([(part.frame, part.pages)])
+                if part.window is not None:
+                    part.window.lose(part)
+            self.lodgings.forget(first, count)
+
+    def close(self) -> None:
+        super().close()
+        self._homes.close()
+
+
+class RemapWindow(MappedWindow):
+    """A window to which memory is moved, or where the memfd is mapped.
+
+    It knows what it shows of anonymous memory: OWNED is writable, VIEWED is not.
+    """
+
+    def __init__(
+        self, park: Park, size: int, base: int | None = None, vm: Vm | None = None
+    ) -> None:
+        super().__init__(park, size, base, vm)
+        self._park = park
+        self._shown: IntervalMap[Run] = IntervalMap(self.region.pages)
+
+    @property
+    def shown(self) -> tuple[Run, ...]:
+        """The anonymous memory in it, in order."""
+        return tuple(self._shown)
+
+    # ---- Showing ----
+
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        if self._park.lodgings.in_memfd(frame, count):  # as most small ones are, that have moved
+            super().show(page, frame, count, writable=writable)
+            return
+        self.cover(page, count)
+        done = 0
+        try:
+            for part in self._park.lodgings.of(page, frame, count):
+                self._show(part, page + done, writable)
+                done += part.pages
+        except OSError:
+            if done:
+                self.hide(page, done)
+            raise
+
+    def _show(self, part: Lodging[RemapWindow], page: int, writable: bool) -> None:
+        if not part.anonymous:
+            super().show(page, part.frame, part.pages, writable=writable)
+            if part.fresh:
+                self._park.lodgings.settle(part)
+            return
+        self._fetch(part, page, writable)
+        if part.window is not None:
+            part.window.lose(part)
+        self._park.lodgings.settle(part._replace(window=self, page=page))
+        hold = Hold.OWNED if writable else Hold.VIEWED
+        self._shown.insert(Run(page, part.pages, part.frame, hold))
+
+    def _fetch(self, part: Lodging[RemapWindow], page: int, writable: bool) -> None:
+        """Move memory here. What is only to be read is never writable here, not for a moment."""
+        source, size = self._park.memory(part), part.pages * PAGE_SIZE
+        plain = writable and part.window is None  # a home is writable
+        if not plain:
+            mapping.protect(source, size, writable=writable)
+        try:
+            _move(source, self.address(page), size)
+        finally:
+            if not plain:
+                with contextlib.suppress(OSError):  # an empty home may be a mapping of its own
+                    mapping.protect(source, size, writable=True)
+
+    # ---- Hiding ----
+
+    def hide(self, page: int, count: int) -> None:
+        if not len(self._shown):
+            super().hide(page, count)
+            return
+        runs = self._shown.within(page, count)
+        gone: list[Run] = []
+        try:
+            for run in runs:
+                self._send_home(run)
+                gone.append(run)
+            super().hide(page, count)
+        except OSError:
+            for run in gone:
+                self._fetch_again(run)
+            raise
+        for run in runs:
+            self._settle_home(run)
+
+    def _send_home(self, run: Run) -> None:
+        here, home, size = self.address(run.page), self._park.home(run.frame), run.pages * PAGE_SIZE
+        _move(here, home, size)
+        if run.hold is Hold.VIEWED:
+            try:
+                mapping.protect(home, size, writable=True)
+            except OSError:
+                _move(home, here, size)
+                raise
+
+    def _fetch_again(self, run: Run) -> None:
+        """Undo `_send_home`. If the host refuses that too, the memory stays there, unseen."""
+        try:
+            part = Lodging[RemapWindow](run.frame, run.pages, anonymous=True)
+            self._fetch(part, run.page, run.hold is Hold.OWNED)
+        except OSError:
+            self._settle_home(run)
+
+    def _settle_home(self, run: Run) -> None:
+        self._shown.remove(*run.extent)
+        self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=True))
+
+    def lose(self, part: Lodging[RemapWindow]) -> None:
+        """Follow memory that has been taken from here to where it is wanted.
+
+        That is so if the host has refused to hide it, which is done only to the dead (`bury`).
+        """
+        self._shown.remove(part.page, part.pages)
+        with contextlib.suppress(OSError):
+            super().hide(part.page, part.pages)
+
+    # ---- Sharing ----
+
+    def make_shareable(self, page: int, count: int) -> None:
+        cuts = self._shown.cuts(page, count)
+        if cuts and (len(self._shown) >= PIECES or self._park.lodgings.seams >= SEAMS):
+            raise OSError(errno.ENOMEM, "a window has too many pieces to cut one for a SHARE")
+        for run in self._shown.within(page, count):
+            self._store(run)
+
+    def _store(self, run: Run) -> None:
+        """Copy anonymous memory into the memfd, and show that in its place."""
+        size, offset = run.pages * PAGE_SIZE, run.frame * PAGE_SIZE
+        try:
+            mapping.store(self.address(run.page), size, self._park.fd, offset)
+            super().show(run.page, run.frame, run.pages, writable=run.hold is Hold.OWNED)
+        except OSError:
+            with contextlib.suppress(OSError):
+                mapping.punch(self._park.fd, offset, size)
+            raise
+        self._shown.remove(*run.extent)
+        self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=False))
+
+    def close(self) -> None:
+        """Send home what is here, and unmap it all."""
+        if len(self._shown):
+            with contextlib.suppress(OSError):
+                self.hide(0, self.region.pages)
+        for run in self._shown:  # lost with the mapping
+            self._park.lodgings.forget(run.frame, run.pages)
+        self._shown.clear()
+        super().close()
+
+
+class RemapMover(Mover):
+    """Mappings change behind memslots that do not; large runs move with their huge pages."""
+
+    name = "remap"
+    seams = SEAMS
+    large = LARGE  # frames of a run that gets anonymous memory, and what it is aligned to
+
+    def __init__(self, frames: int) -> None:
+        self._park = Park(frames, self.large)
+        super().__init__(frames)
+
+    def _make_pool(self, frames: int) -> PagePool:
+        return self._park
+
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        return RemapWindow(self._park, size, base, vm)
+
+    def host_window(self, size: int) -> Window:
+        return RemapWindow(self._park, size)
+
+
+def _move(source: int, target: int, size: int) -> None:
+    """Move memory, by halves where it is several mappings to the kernel.
+
+    All of it or, as far as the host does not refuse to undo it, none.
+    """
+    try:
+        mapping.move(source, target, size)
+        return
+    except OSError as error:
+        if error.errno != errno.EFAULT or size == PAGE_SIZE:
+            raise
+    unit = HUGE if size > HUGE else PAGE_SIZE
+    half = -(-size // 2 // unit) * unit
+    _move(source, target, half)
+    try:
+        _move(source + half, target + half, size - half)
+    except OSError:
+        _move(target, source, half)
+        raise

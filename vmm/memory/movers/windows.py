@@ -1,0 +1,126 @@
+"""What every mover has, and what its windows do.
+
+A mover makes windows; a window maps frames of the pool at its pages and hides them again. The
+exchange always hides an extent on the old side before it shows it on the new one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import Vm
+from vmm.memory import mapping
+from vmm.memory.mapping import Mapping
+from vmm.memory.memslots import WindowSlots
+from vmm.memory.pool import PagePool
+from vmm.memory.region import Region
+
+PRIVATE_SLOT = 0  # the memslot of a machine's private memory
+WINDOW_SLOT = 1  # the first memslot of its window
+
+
+class Window(ABC):
+    """The address range in which a peer's transferable pages appear.
+
+    region    where it lies: guest-physical addresses for a machine, host addresses for the host
+              process
+
+    Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
+    only called on hidden pages. Both raise OSError, having changed nothing. Not thread-safe; a
+    machine may be running on the window meanwhile, unless `blinks`.
+    """
+
+    region: Region
+    blinks = False  # whether hiding some pages takes others with them for a moment
+
+    @abstractmethod
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        """Make `count` adjacent frames accessible from `page` on, or only readable."""
+
+    @abstractmethod
+    def hide(self, page: int, count: int) -> None:
+        """Make `count` pages inaccessible; they may span several shown runs, and holes."""
+
+    def make_shareable(self, page: int, count: int) -> None:  # noqa: B027 - most need nothing
+        """Get pages that are shown here, and nowhere else, ready to be shown elsewhere as well.
+
+        Whoever sees them must not be running; what it sees stays the same, also on an OSError.
+        """
+
+    @abstractmethod
+    def address(self, page: int) -> int:
+        """Return the host address behind a page that is shown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Unmap it all. Its machine's descriptors have been closed before."""
+
+
+class Mover(ABC):
+    """A strategy; it owns the page pool. Close its windows first."""
+
+    name: str
+    seams = 0  # mappings that its windows may need beyond two for each run
+
+    def __init__(self, frames: int) -> None:
+        self.pool = self._make_pool(frames)
+
+    def _make_pool(self, frames: int) -> PagePool:
+        return PagePool(frames)
+
+    @abstractmethod
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        """Make an empty window of `size` bytes at the guest-physical address `base`."""
+
+    def host_window(self, size: int) -> Window:
+        """Make an empty window in this process: memory that the host itself reads and writes."""
+        return MappedWindow(self.pool, size)
+
+    def close(self) -> None:
+        """Free the pool's memory."""
+        self.pool.close()
+
+
+class MappedWindow(Window):
+    """A window whose host mapping changes.
+
+    base, vm   its guest-physical address, and the machine that sees it; the host's has neither
+    """
+
+    def __init__(
+        self, pool: PagePool, size: int, base: int | None = None, vm: Vm | None = None
+    ) -> None:
+        self._pool = pool
+        self.mapping = Mapping.reserve(size)
+        address = self.mapping.address
+        self.region = Region(address if base is None else base, size)
+        self._slots: WindowSlots | None = None
+        if vm is not None:
+            self._slots = WindowSlots(vm, WINDOW_SLOT, self.region.base, self.region.pages, address)
+
+    def cover(self, page: int, count: int) -> None:
+        """Let the machine see whatever the host maps at these pages. Raises OSError."""
+        if self._slots is not None:
+            self._slots.cover(page, count)
+
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        self.cover(page, count)
+        mapping.show(
+            self.address(page),
+            count * PAGE_SIZE,
+            self._pool.fd,
+            frame * PAGE_SIZE,
+            writable=writable,
+        )
+        if self._pool.advised:  # always: differently advised neighbours would not be one mapping
+            mapping.advise_huge(self.address(page), count * PAGE_SIZE)
+
+    def hide(self, page: int, count: int) -> None:
+        mapping.hide(self.address(page), count * PAGE_SIZE)
+
+    def address(self, page: int) -> int:
+        return self.mapping.address + page * PAGE_SIZE
+
+    def close(self) -> None:
+        self.mapping.close()
