@@ -123,8 +123,7 @@ class Puppet:
         assert self.machine.fault is None, self.machine.fault
         queue = self.monitor.host.peer.queue
         message = next(m for m in queue if m.sender == self.number and m.tag == tag)
-        queue.remove(message)
-        queue.room += 1
+        queue.withdraw(message)
         return message.payload
 
     def done(self) -> bool:

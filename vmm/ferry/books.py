@@ -37,6 +37,11 @@ class Borrower(NamedTuple):
     writable: bool
 
 
+def _moved(borrowers: tuple[Borrower, ...], by: int) -> tuple[Borrower, ...]:
+    """Return the same borrowers, at places so many pages further."""
+    return tuple([Borrower(peer, page + by, writable) for peer, page, writable in borrowers])
+
+
 class Bond(NamedTuple):
     """`pages` adjacent frames that bind an owner to others.
 
@@ -53,37 +58,34 @@ class Bond(NamedTuple):
     borrowers: tuple[Borrower, ...]
 
     @property
-    def start(self) -> int:
-        """The first frame."""
-        return self.frame
-
-    @property
     def end(self) -> int:
         """The first frame after these."""
         return self.frame + self.pages
 
     def clip(self, start: int, end: int) -> Bond:
         """Return the part of the bond that concerns the frames in start..end."""
-        first, last = max(self.frame, start), min(self.end, end)
-        part = self._moved(first - self.frame) if first > self.frame else self
-        return part if last - first == part.pages else part._replace(pages=last - first)
-
-    def _moved(self, by: int) -> Bond:
-        borrowers = tuple(b._replace(page=b.page + by) for b in self.borrowers)
-        return self._replace(frame=self.frame + by, page=self.page + by, borrowers=borrowers)
+        frame, pages, hold, owner, page, borrowers = self
+        last = min(frame + pages, end)
+        by = start - frame
+        if by > 0:
+            frame, page, borrowers = start, page + by, _moved(borrowers, by)
+        return Bond(frame, last - frame, hold, owner, page, borrowers)
 
     def continues(self, other: Bond) -> bool:
         """Whether `other` directly follows, for the same peers, at the places that follow."""
+        frame, pages, hold, owner, page, borrowers = self
         return (
-            self.frame + self.pages == other.frame
-            and self.hold is other.hold
-            and self.owner == other.owner
-            and self._moved(self.pages)._replace(pages=other.pages) == other
+            frame + pages == other.frame
+            and page + pages == other.page
+            and hold is other.hold
+            and owner == other.owner
+            and _moved(borrowers, pages) == other.borrowers
         )
 
     def lengthened(self, pages: int) -> Bond:
         """Return the bond with as many frames more at its end."""
-        return self._replace(pages=self.pages + pages)
+        frame, own, hold, owner, page, borrowers = self
+        return Bond(frame, own + pages, hold, owner, page, borrowers)
 
     @property
     def place(self) -> Run:

@@ -62,7 +62,12 @@ class Delivery:
 
         None if the host refuses to map them: the message has then gone back to its sender.
         """
-        message, number = self._roster.get_message(peer), peer.number
+        message = self._roster.get_message(peer)
+        return message if self._bring(peer, message) else None
+
+    def _bring(self, peer: Peer, message: Message) -> bool:
+        """Bring a message's pages into a peer's window. False if it has gone back instead."""
+        number = peer.number
         if message.targets:
             runs = self._ledger.arriving(number, message.targets)
             try:
@@ -73,14 +78,44 @@ class Delivery:
                         moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
             except (OSError, Refusal):
                 self.send_back(peer, message, Status.E_NO_MEMORY)
-                return None
+                return False
             self._ledger.arrive(number, runs)
+        self._taken(peer, message)
+        return True
+
+    def _taken(self, peer: Peer, message: Message) -> None:
         peer.received += 1
         if self._trace.on:
             self._tell("deliver", message)
-        return message
+
+    def take_many(self, peer: Peer, count: int) -> list[Message]:
+        """Dequeue `count` messages, with one call for pages that are adjacent, to each other and in
+        the pool, whichever of them brings which.
+
+        Those that the host refuses to map are not among them, and have gone back.
+        """
+        messages, number = [self._roster.get_message(peer) for _ in range(count)], peer.number
+        runs = self._ledger.arriving(number, [t for m in messages for t in m.targets])
+        try:
+            with self._carrier.all_or_nothing() as moves:
+                moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
+        except Refusal:
+            return [message for message in messages if self._bring(peer, message)]
+        self._ledger.arrive(number, runs)
+        for message in messages:
+            self._taken(peer, message)
+        return messages
 
     # ---- Back to the sender ----
+
+    def take_back(self, peer: Peer, message: Message) -> None:
+        """Undo a SEND or LEND that is in the peer's queue: the sender has its pages again.
+
+        If the host refuses to show them there, they are LENT to nobody.
+        """
+        self._roster.withdraw(peer, message)
+        coming = self._runs(peer, message.targets, (Hold.INCOMING,))
+        self._bring_home(self._ledger.let_go(peer.number, coming))
 
     def send_back(self, peer: Peer, message: Message, status: Status) -> None:
         """Give a message that has not been delivered to `peer` back to its sender, with its pages.

@@ -16,14 +16,15 @@ Not thread-safe: the monitor calls it under its lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vmm.ferry.carry import Carrier
+from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
-from vmm.ferry.operations import Operations
+from vmm.ferry.operations import TOGETHER, Operations, Parted
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
@@ -95,10 +96,55 @@ class Exchange:
             indices = control.transmit_indices()
         except Refusal as refusal:
             return refusal.status
+        if len(indices) > 1:
+            self._transmit_many(sender, control, indices)
+            return Status.OK
         for index in indices:
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             control.answer(index, sender.number, answer)
         return Status.OK
+
+    def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
+        """Process several descriptors, in order. What adjacent ones send away is hidden together:
+        before anything else is done with pages, and before anybody can see it elsewhere.
+        """
+        self._start = time.perf_counter_ns()
+        served: list[tuple[Request | None, Answer]] = []
+        refused: set[int] = set()
+        together: list[Parted] = []
+        for index in indices:
+            request: Request | None = None
+            try:
+                request = Request.from_descriptor(control.copy_descriptor(index))
+                if together and request.operation not in TOGETHER:
+                    refused |= self._hide(sender, together)
+                answer = self.operations.serve(sender, request, together)
+            except Refusal as refusal:
+                answer = Answer(refusal.status)
+            served.append((request, answer))
+        refused |= self._hide(sender, together)
+        for index, (request, answer) in zip(indices, served, strict=True):
+            if answer.number and answer.number in refused:
+                answer = Answer(Status.E_NO_MEMORY)
+            sender.refused += answer.status is not Status.OK
+            if self._trace.on:
+                self._tell_answer(sender, request, answer)
+            control.answer(index, sender.number, answer)
+        self._check()
+
+    def _hide(self, sender: Peer, together: list[Parted]) -> set[int]:
+        """Hide what is to be hidden together; return the numbers of the messages that the host
+        refuses, and that are taken back.
+        """
+        refused = set[int]()
+        if not together:
+            return refused
+        for part in self.operations.hide_together(sender, together):
+            self.delivery.take_back(part.receiver, part.message)
+            sender.sent -= 1
+            refused.add(part.message.number)
+        together.clear()
+        return refused
 
     def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer:
         """Do what a peer asks for; `read(*what)` reads and checks it. The answer says if it was
@@ -131,22 +177,27 @@ class Exchange:
         if pending is not None and peer.queue:
             control = peer.control
             assert control is not None
-            for _ in range(min(len(peer.queue), abi.RX_ENTRIES - pending)):
-                message = self.take(peer)
-                if message is not None:
-                    control.deliver(message.descriptor())
-                    peer.untaken.append(message)
-                    pending += 1
+            for message in self._take(peer, min(len(peer.queue), abi.RX_ENTRIES - pending)):
+                control.deliver(message.descriptor())
+                peer.untaken.append(message)
+                pending += 1
         return pending
 
     def take(self, peer: Peer) -> Message | None:
         """Dequeue one message, its pages mapped; see Delivery.take."""
+        return next(iter(self._take(peer, 1)), None)
+
+    def _take(self, peer: Peer, count: int) -> Sequence[Message]:
         if self._trace.on:
             self._start = time.perf_counter_ns()
-        message = self.delivery.take(peer)
+        if count == 1:
+            message = self.delivery.take(peer)
+            taken = [] if message is None else [message]
+        else:
+            taken = self.delivery.take_many(peer, count) if count else []
         if self._audit:
             self.ledger.audit()
-        return message
+        return taken
 
     @staticmethod
     def _forget_taken(peer: Peer) -> int | None:

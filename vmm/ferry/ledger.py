@@ -201,16 +201,17 @@ class Ledger(Books):
         if len(target.window) + len(runs) > target.pieces:
             raise Refusal(Status.E_WINDOW_FULL)
         self._check_host(growth + len(runs))
-        homes, fresh = list(extents), list[Run]()
+        homes, fresh, at = extents, list[Run](), [run.page for run in runs]
         if operation is Operation.EXCHANGE:
             homes, fresh = self._exchanged(sender, extents, growth, len(runs))
+            at = moved(runs, extents, homes)
         return Transfer(
             operation,
             sender,
             receiver,
             writable,
             tuple(runs),
-            tuple(moved(runs, extents, homes)),
+            tuple(at),
             tuple(moved(runs, extents, targets)),
             tuple(homes),
             tuple(targets),

@@ -9,8 +9,9 @@ Not thread-safe: the monitor calls them under its lock.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from vmm.ferry import carry
 from vmm.ferry.carry import Carrier, spans
@@ -18,6 +19,7 @@ from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.places import joined
 from vmm.ferry.plans import Reclaim, Transfer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
@@ -29,6 +31,18 @@ from vmm.memory.pool import PagePool
 _PARTING = frozenset(
     {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}
 )  # by which other pages can come to the same places
+
+
+# What may be taken out of a window together: nothing else is done with its pages meanwhile.
+TOGETHER = frozenset({Operation.SEND, Operation.LEND})
+
+
+class Parted(NamedTuple):
+    """A message in its receiver's queue whose pages are still to be hidden from its sender."""
+
+    receiver: Peer
+    message: Message
+    runs: tuple[Run, ...]
 
 
 class Operations:
@@ -52,16 +66,25 @@ class Operations:
             Operation.QUERY: self._query,
         }
 
-    def serve(self, peer: Peer, request: Request) -> Answer:
-        """Do what a peer asks for. Raises Refusal."""
-        answer = self._served[request.operation](peer, request)
+    def serve(self, peer: Peer, request: Request, together: list[Parted] | None = None) -> Answer:
+        """Do what a peer asks for. Raises Refusal.
+
+        together  gets what a SEND or LEND leaves to be hidden, if it is given; otherwise that has
+                  been done
+        """
+        if together is not None and request.operation in TOGETHER:
+            answer = self.transfer(peer, request, together)
+        else:
+            answer = self._served[request.operation](peer, request)
         if peer.untaken and request.operation in _PARTING:
             peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, request.spans)}
         return answer
 
     # ---- Messages ----
 
-    def transfer(self, sender: Peer, request: Request) -> Answer:
+    def transfer(
+        self, sender: Peer, request: Request, together: list[Parted] | None = None
+    ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
         receiver = sender.receiver(request.receiver)
         if receiver is None:
@@ -72,9 +95,10 @@ class Operations:
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
         operation = request.operation
+        plan: Transfer | None = None
         arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
         if extents:
-            plan = self._part(sender, receiver, request, extents)
+            plan = self._part(sender, receiver, request, extents, hide=together is None)
             arrived = spans(receiver.window, plan.targets), plan.targets, plan.sources
         message = Message(
             next(self._numbers),
@@ -90,10 +114,18 @@ class Operations:
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
+        if plan is not None and together is not None:
+            together.append(Parted(receiver, message, plan.runs))
         return Answer(Status.OK, message.number)
 
     def _part(
-        self, sender: Peer, receiver: Peer, request: Request, extents: Sequence[Extent]
+        self,
+        sender: Peer,
+        receiver: Peer,
+        request: Request,
+        extents: Sequence[Extent],
+        *,
+        hide: bool,
     ) -> Transfer:
         """Take the pages of a message from their owner into flight."""
         plan = self._ledger.transfer(
@@ -103,6 +135,9 @@ class Operations:
             extents,
             writable=request.writable,
         )
+        if not hide:
+            self._ledger.commit_transfer(plan)
+            return plan
         kept: list[Run] = []
 
         def keep(fresh: Run) -> None:
@@ -125,6 +160,23 @@ class Operations:
             raise
         self._ledger.commit_transfer(plan)
         return plan
+
+    def hide_together(self, sender: Peer, parted: Sequence[Parted]) -> Iterator[Parted]:
+        """Hide what messages have left to be hidden, with one call for what is adjacent.
+
+        Yields those of which the host refuses that.
+        """
+        sender.hold_still()
+        try:
+            for extent in joined([run.extent for part in parted for run in part.runs]):
+                sender.window.hide(*extent)
+        except OSError:
+            for part in parted:
+                try:
+                    for run in part.runs:
+                        sender.window.hide(*run.extent)
+                except OSError:
+                    yield part
 
     def _replace(self, plan: Transfer, fresh: Run) -> None:
         """Let a sender keep some of an EXCHANGE's fresh pages, although it is refused.

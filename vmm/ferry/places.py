@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from vmm.ferry.frames import LARGE
 from vmm.ferry.rules import Refusal
@@ -10,19 +10,19 @@ from vmm.ferry.runs import Extent, IntervalMap, Run
 from vmm.guest.abi import Hold, Status
 
 
-def moved(
-    runs: Iterable[Run], extents: Sequence[Extent], targets: Sequence[Extent]
-) -> Iterator[int]:
-    """Yield for each run of the extents its place in the targets."""
+def moved(runs: Iterable[Run], extents: Sequence[Extent], targets: Sequence[Extent]) -> list[int]:
+    """Return for each run of the extents its place in the targets."""
     if len(extents) == 1:
-        yield from [targets[0].page + run.page - extents[0].page for run in runs]
-        return
+        shift = targets[0].page - extents[0].page
+        return [run.page + shift for run in runs]
+    places = []
     pairs = iter(zip(extents, targets, strict=True))
     extent = target = Extent(0, 0)
     for run in runs:
         if not extent.page <= run.page < extent.end:
             extent, target = next(pairs)
-        yield target.page + run.page - extent.page
+        places.append(target.page + run.page - extent.page)
+    return places
 
 
 def joined(extents: Iterable[Extent]) -> list[Extent]:

@@ -48,3 +48,8 @@ class Queue(collections.deque["Message"]):
         room = self.depth - len(self)
         self.room = room if room > 0 else 0
         return message
+
+    def withdraw(self, message: Message) -> None:
+        """Take a message out, wherever in the queue it is. Raises ValueError if it is not."""
+        self.remove(message)
+        self.room = max(0, self.depth - len(self))

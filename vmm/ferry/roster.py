@@ -118,6 +118,11 @@ class Roster:
         self._room_changed(peer)
         return message
 
+    def withdraw(self, peer: Peer, message: Message) -> None:
+        """Take a message out of a queue again that has not been dequeued."""
+        peer.queue.withdraw(message)
+        self._room_changed(peer)
+
     def _room_changed(self, peer: Peer) -> None:
         """Tell all who know a peer that its queue is full, or no longer is.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, SupportsIndex, TypeVar, overload
 
 from vmm.guest.abi import Hold
 
@@ -31,19 +31,15 @@ class Extent(NamedTuple):
 
 
 class Interval(Protocol):
-    """What an interval map holds: `pages` adjacent places from `start`, and what they are."""
+    """What an interval map holds: a named tuple that begins with its first place and its number of
+    places. The map reads the two by their positions, which is what costs least.
+    """
 
-    @property
-    def start(self) -> int:
-        """The first place."""
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> Any: ...
 
-    @property
-    def pages(self) -> int:
-        """How many places."""
-
-    @property
-    def end(self) -> int:
-        """The first place after it."""
+    @overload
+    def __getitem__(self, index: slice, /) -> tuple[Any, ...]: ...
 
     def clip(self, start: int, end: int) -> Self:
         """Return the part of it that lies in start..end."""
@@ -62,11 +58,6 @@ class Run(NamedTuple):
     pages: int
     frame: int
     hold: Hold
-
-    @property
-    def start(self) -> int:
-        """The first page."""
-        return self.page
 
     @property
     def end(self) -> int:
@@ -141,9 +132,8 @@ class IntervalMap(Generic[T]):
         first = bisect_right(self._starts, start) - 1
         if first >= 0 and self._ends[first] >= end:
             item = self._items[first]
-            if self._starts[first] == start and self._ends[first] == end:
-                return [item]
-            return [item.clip(start, end)]
+            whole = self._starts[first] == start and self._ends[first] == end
+            return [item if whole else item.clip(start, end)]
         first, last = self._slice(start, end)
         return [item.clip(start, end) for item in self._items[first:last]]
 
@@ -164,14 +154,38 @@ class IntervalMap(Generic[T]):
     def remove(self, start: int, pages: int) -> list[T]:
         """Cut a range out, splitting what crosses its ends; return what was there, clipped."""
         end = start + pages
+        if start < self._full:
+            self._full = start
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and self._ends[index] >= end:
+            return [self._cut(index, start, end)]
         first, last = self._slice(start, end)
         old = self._items[first:last]
-        keep = self._outside(first, last, start, end)
-        self._put(first, last, keep)
-        self._full = min(self._full, start)
-        if not keep:
-            return old
+        self._put(first, last, self._outside(first, last, start, end))
         return [item.clip(start, end) for item in old]
+
+    def _cut(self, index: int, start: int, end: int) -> T:
+        """Cut a range out of one interval, which it lies in; return what was there."""
+        item, first, last = self._items[index], self._starts[index], self._ends[index]
+        if first == start:
+            if last == end:
+                del self._items[index], self._starts[index], self._ends[index]
+                self._tally.intervals -= 1
+                return item
+            self._items[index] = item.clip(end, last)
+            self._starts[index] = end
+        else:
+            self._items[index] = item.clip(first, start)
+            self._ends[index] = start
+            if last != end:
+                self._add(index + 1, item.clip(end, last), end, last)
+        return item.clip(start, end)
+
+    def _add(self, index: int, item: T, start: int, end: int) -> None:
+        self._items.insert(index, item)
+        self._starts.insert(index, start)
+        self._ends.insert(index, end)
+        self._tally.intervals += 1
 
     def _outside(self, first: int, last: int, start: int, end: int) -> list[T]:
         """Return what is left of some intervals on either side of a range."""
@@ -185,41 +199,53 @@ class IntervalMap(Generic[T]):
 
     def insert(self, item: T) -> None:
         """Add an interval where there is none, joined with the neighbours that it continues."""
-        first = last = bisect_left(self._starts, item.start)
-        self._join(first, last, item)
+        start = item[0]
+        end, index = start + item[1], bisect_left(self._starts, start)
+        ends, items = self._ends, self._items
+        if index and ends[index - 1] == start and items[index - 1].continues(item):
+            index -= 1
+            items[index], ends[index] = items[index].lengthened(item[1]), end
+            self._join_next(index)
+        elif (
+            index < len(items)
+            and self._starts[index] == end
+            and item.continues(right := items[index])
+        ):
+            items[index], self._starts[index] = item.lengthened(right[1]), start
+        else:
+            self._add(index, item, start, end)
+
+    def _join_next(self, index: int) -> None:
+        """Join an interval with the next one, if that continues it."""
+        after = index + 1
+        if after < len(self._items) and self._starts[after] == self._ends[index]:
+            item, right = self._items[index], self._items[after]
+            if item.continues(right):
+                self._items[index] = item.lengthened(right[1])
+                self._ends[index] = self._ends[after]
+                del self._items[after], self._starts[after], self._ends[after]
+                self._tally.intervals -= 1
 
     def replace(self, item: T) -> None:
         """Put an interval in the place of whatever is there, joined with the neighbours."""
-        start, end = item.start, item.end
-        first, last = self._slice(start, end)
-        keep = self._outside(first, last, start, end)
-        if not keep:
-            self._join(first, last, item)
+        start, pages = item[0], item[1]
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and self._starts[index] == start and self._ends[index] == start + pages:
+            self._items[index] = item
+            self._join_next(index)
+            if index and self._ends[index - 1] == start:
+                self._join_next(index - 1)
             return
-        self._put(first, last, keep)
-        first += keep[0].start < start
-        self._join(first, first, item)
-
-    def _join(self, first: int, last: int, item: T) -> None:
-        """Put an interval in the place of those from `first` to `last`, joined with what it
-        continues, and with what continues it.
-        """
-        start, end = item.start, item.end
-        if first and self._ends[first - 1] == start and self._items[first - 1].continues(item):
-            first -= 1
-            item = self._items[first].lengthened(item.pages)
-        if last < len(self._items) and self._starts[last] == end:
-            right = self._items[last]
-            if item.continues(right):
-                item = item.lengthened(right.pages)
-                last += 1
-        self._put(first, last, [item])
+        full = self._full
+        self.remove(start, pages)
+        self._full = full
+        self.insert(item)
 
     def _put(self, first: int, last: int, items: list[T]) -> None:
         self._tally.intervals += len(items) - (last - first)
         self._items[first:last] = items
-        self._starts[first:last] = [item.start for item in items]
-        self._ends[first:last] = [item.end for item in items]
+        self._starts[first:last] = [item[0] for item in items]
+        self._ends[first:last] = [item[0] + item[1] for item in items]
 
     def clear(self) -> None:
         """Remove everything."""

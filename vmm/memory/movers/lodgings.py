@@ -31,11 +31,6 @@ class Lodging(NamedTuple, Generic[W]):
     fresh: bool = False
 
     @property
-    def start(self) -> int:
-        """The first frame."""
-        return self.frame
-
-    @property
     def end(self) -> int:
         """The first frame after these."""
         return self.frame + self.pages
