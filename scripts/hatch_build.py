@@ -36,7 +36,26 @@ class GuestBuildHook(BuildHookInterface[Any]):
         for name in COPIED:
             shutil.rmtree(output / name, ignore_errors=True)
             shutil.copytree(root / "guests" / name, output / name)
-        guest.build.build_bundled(root / "guests", output, guest.compiler.find_compiler())
+        compiler = guest.compiler.find_compiler()
+        guest.build.build_bundled(root / "guests", output, compiler)
+        self._build_floor(root, output, guest, compiler)
+
+    def _build_floor(self, root: Path, output: Path, guest: ModuleType, compiler: Any) -> None:
+        """Take the bench's C program along, built as far as it can be: a freestanding compiler has
+        no C library.
+        """
+        shutil.rmtree(output / "bench", ignore_errors=True)
+        shutil.copytree(root / "scripts" / "bench", output / "bench")
+        source = output / "bench" / "floor.c"
+        try:
+            guest.build.build_program(
+                source,
+                source.with_suffix(""),
+                include_dirs=[output / "include"],
+                compiler=compiler,
+            )
+        except guest.compiler.BuildError as error:
+            self.app.display_warning(f"pageferry bench will have no floor: {error}")
 
 
 def _guest_package(root: Path) -> ModuleType:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from vmm import __version__, host
+from vmm.bench.command import bench
 from vmm.channels import channels, named
 from vmm.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.doctor import examine
@@ -36,6 +37,7 @@ def main() -> None:
     """Virtual machines that talk by moving pages, on Linux /dev/kvm."""
 
 
+main.add_command(bench)
 main.add_command(nested)
 
 

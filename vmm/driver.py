@@ -47,11 +47,11 @@ class Driver:
 
     def prepare(self, machine: Machine) -> None:
         """Deliver what waits for a machine, and answer the wait it was in."""
-        machine.peer.entered = True
-        if machine.peer.queue:
-            self._exchange.deliver(machine.peer)
-        if machine.wait is not None:
-            status = self._holds(machine, machine.wait)
+        peer, wait = machine.peer, machine.wait
+        peer.entered = True
+        pending = self._exchange.deliver(peer) if peer.queue else None
+        if wait is not None:
+            status = self._holds(machine, wait, pending)
             if status is None:  # another was faster, or it has waited long enough
                 status = Status.OK if machine.deadline is None else Status.E_TIMEOUT
             machine.guest.answer(status)
@@ -68,7 +68,7 @@ class Driver:
     def handle(self, machine: Machine, exit_: Exit) -> None:
         """Act on an exit: a doorbell is answered, anything else but a kick stops the machine."""
         bell = machine.guest.bell(exit_)
-        if self._trace:
+        if self._trace.on:
             self._trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
         if machine.ending is not None:
             self.end(machine, machine.ending)
@@ -96,8 +96,9 @@ class Driver:
             case Bell.WAIT:
                 self._wait(machine)
             case Bell.TRANSMIT_WAIT:
+                refused = machine.peer.refused
                 status = self._exchange.transmit(machine.peer)
-                if status is Status.OK:
+                if status is Status.OK and machine.peer.refused == refused:
                     self._wait(machine)
                 else:
                     guest.answer(status)
@@ -119,10 +120,9 @@ class Driver:
         """Answer a wait at once if what it is for holds, or park the machine."""
         guest, peer = machine.guest, machine.peer
         wait = guest.control.wait
-        self._exchange.deliver(peer)
-        timeout_us = guest.control.wait_timeout_us
-        status = self._holds(machine, wait)
-        if status is None and not timeout_us:
+        pending = self._exchange.deliver(peer) if peer.queue or peer.untaken else None
+        status = self._holds(machine, wait, pending)
+        if status is None and not wait.timeout_us:
             status = Status.E_TIMEOUT
         if status is not None:
             guest.answer(status)
@@ -130,26 +130,38 @@ class Driver:
         machine.wait = wait
         if wait.flags & _ROOM:
             peer.table[wait.peer].peer.waiters[peer.number] = peer
+        timeout_us = wait.timeout_us
         self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
 
     def wants(self, machine: Machine) -> bool:
         """Whether a parked machine has what it waits for."""
-        return machine.wait is not None and self._holds(machine, machine.wait) is not None
+        wait, peer = machine.wait, machine.peer
+        if wait is None:
+            return False
+        if peer.queue and (not wait.flags or wait.flags & _MESSAGE):
+            return True
+        if wait.flags & _ROOM and _room(peer, wait.peer) is not None:
+            return True
+        return self._holds(machine, wait) is not None
 
     @staticmethod
-    def _holds(machine: Machine, wait: Wait) -> Status | None:
-        """Return how a wait is to be answered, or None if nothing that it is for holds."""
-        control, peer = machine.guest.control, machine.peer
+    def _holds(machine: Machine, wait: Wait, pending: int | None = None) -> Status | None:
+        """Return how a wait is to be answered, or None if nothing that it is for holds.
+
+        `pending` is how many messages it has in its receive ring, if that is known.
+        """
         flags = wait.flags or _MESSAGE
         if flags & ~_ALL_WAITS:
             return Status.E_BELL
-        try:
-            pending = control.pending()
-        except Refusal as refusal:  # an index that makes no sense would wait for ever
-            return refusal.status
+        if pending is None:
+            try:
+                pending = machine.guest.control.pending()
+            except Refusal as refusal:  # an index that makes no sense would wait for ever
+                return refusal.status
+        peer = machine.peer
         if flags & _MESSAGE and (pending or peer.queue):
             return Status.OK
-        if flags & _NOTICE and control.notice_count != wait.seen:
+        if flags & _NOTICE and machine.guest.control.notice_count != wait.seen:
             return Status.OK
         return _room(peer, wait.peer) if flags & _ROOM else None
 

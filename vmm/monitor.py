@@ -24,7 +24,8 @@ from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
 from vmm.guest import abi
-from vmm.guest.guest import Guest, Shape
+from vmm.guest.blueprint import Blueprints, Shape
+from vmm.guest.guest import Guest
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
@@ -102,13 +103,14 @@ class Monitor:
         self.trace = Trace()
         self.machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
-        self._by_number: dict[int, Machine] = {}
+        self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        self._closers: dict[int, contextlib.ExitStack] = {}  # by number, oldest first
         self._scheduler = Scheduler(self._lock, workers)
         self._closed = False
         with contextlib.ExitStack() as undo:
             self._kvm = undo.enter_context(host.open_kvm(device))
+            self._blueprints = Blueprints(self._kvm)
+            undo.callback(self._blueprints.close)
             self._mover = MOVERS[self.mover](frames)
             undo.callback(self._mover.close)
             mappings = host.mapping_limit() // 2 - self._mover.seams
@@ -170,20 +172,21 @@ class Monitor:
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
         number = next(self._numbers)
-        with contextlib.ExitStack() as undo:
-            # Closed in reverse: the VM with its memslots goes before the memory behind them.
-            windows = undo.enter_context(contextlib.ExitStack())
-            guest = Guest(self._kvm, image, shape, number, name)
-            undo.callback(guest.close)
+        guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
+        try:
             window = self._mover.machine_window(guest.vm, guest.layout.window.base, shape.window)
-            windows.callback(window.close)
-            machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+        except BaseException:
+            guest.close()
+            raise
+        machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+        try:
             if window.blinks:
                 machine.peer.hold_still = partial(self._scheduler.hold, machine)
             self._exchange.join(machine.peer, quota, PIECES)
-            self._exchange.roster.connect(self.host.peer, machine.peer)
-            self._exchange.roster.connect(machine.peer, self.host.peer)
-            self._closers[number] = undo.pop_all()
+            self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
+        except BaseException:
+            _free(machine)
+            raise
         self.machines[name] = self._by_number[number] = machine
         return machine
 
@@ -221,13 +224,12 @@ class Monitor:
         with self._lock:
             if machine.state is State.RUNNING:
                 raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
-            closer = self._closers.pop(machine.number, None)
-            if closer is None:
+            if self._by_number.get(machine.number) is not machine:
                 return
             if machine.state is not State.STOPPED:
                 self._driver.end(machine, Ending("killed", "removed by the host"))
             del self._by_number[machine.number], self.machines[machine.name]
-            closer.close()
+            _free(machine)
 
     # ---- Running ----
 
@@ -305,8 +307,8 @@ class Monitor:
             self._closed = True
         with contextlib.ExitStack() as closers:
             closers.push(self._closer)
-            for closer in self._closers.values():
-                closers.push(closer)
+            for machine in self._by_number.values():
+                closers.callback(_free, machine)
 
     def __enter__(self) -> Monitor:
         return self
@@ -318,6 +320,14 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _free(machine: Machine) -> None:
+    """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    try:
+        machine.guest.close()
+    finally:
+        machine.peer.window.close()
 
 
 def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:

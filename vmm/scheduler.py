@@ -49,7 +49,9 @@ class Scheduler:
     """
 
     def __init__(self, lock: threading.Lock, workers: int) -> None:
+        self._lock = lock
         self._changed = threading.Condition(lock)
+        self._idle = 0  # workers that wait for it
         self._workers = workers
         self._ready: collections.deque[Machine] = collections.deque()
         self._running: dict[
@@ -70,7 +72,8 @@ class Scheduler:
         machine.state = State.READY
         machine.deadline = None
         self._ready.append(machine)
-        self._changed.notify()
+        if self._idle:
+            self._changed.notify()
 
     def park(self, machine: Machine, timeout: float | None) -> None:
         """Let a machine wait until `make_ready`, or until `timeout` seconds have passed."""
@@ -159,37 +162,39 @@ class Scheduler:
         machine: Machine | None = None
         exit_: Exit | None = None
         slice_end = 0.0
+        thread = threading.get_ident()
         try:
             while True:
-                with self._changed:
+                with self._lock:
+                    before = machine
                     if machine is not None and exit_ is not None:
                         machine = self._leave(driver, machine, exit_, slice_end)
                     if machine is None:
+                        before = None
+                        self._running.pop(thread, None)
                         machine = self._next()
                         slice_end = time.monotonic() + SLICE
                     if machine is None:
                         return
-                    self._enter(driver, machine, slice_end)
+                    if machine is not before:
+                        machine.thread = thread
+                        self._running[thread] = (machine, slice_end)
+                    machine.state = State.RUNNING
+                    driver.prepare(machine)
+                    self._inside.add(machine)
                 exit_ = self._execute(driver, machine)
         finally:  # whatever was raised, nobody kicks, or waits for, a thread that is no longer here
             if machine is not None:
                 self._inside.discard(machine)
-            with self._changed:
-                self._running.pop(threading.get_ident(), None)
-
-    def _enter(self, driver: Driver, machine: Machine, slice_end: float) -> None:
-        machine.state = State.RUNNING
-        machine.thread = threading.get_ident()
-        self._running[machine.thread] = (machine, slice_end)
-        driver.prepare(machine)
-        self._inside.add(machine)
+            with self._lock:
+                self._running.pop(thread, None)
 
     def _execute(self, driver: Driver, machine: Machine) -> Exit:
         try:
             exit_ = driver.execute(machine)
         except BaseException:
             self._inside.discard(machine)
-            with self._changed:
+            with self._lock:
                 del self._running[machine.thread]
                 self.make_ready(machine)
             raise
@@ -201,23 +206,21 @@ class Scheduler:
     def _leave(
         self, driver: Driver, machine: Machine, exit_: Exit, slice_end: float
     ) -> Machine | None:
-        """Act on an exit; return the machine to run next, None to choose anew."""
-        del self._running[machine.thread]
-        before = len(self._ready)
+        """Act on an exit; return the machine to run next: the same, or one that was just woken;
+        None to choose anew.
+        """
+        ready = self._ready
+        before = len(ready)
         driver.handle(machine, exit_)
-        return self._after(machine, before, slice_end)
-
-    def _after(self, machine: Machine, before: int, slice_end: float) -> Machine | None:
-        """Choose: go on, hand over to a machine that was just woken, or take the next one."""
         in_slice = time.monotonic() < slice_end and not self._ended
         if machine.state is State.RUNNING:
-            if in_slice or (not self._ready and not self._ended):
+            if in_slice or (not ready and not self._ended):
                 return machine
             machine.state = State.READY
-            self._ready.append(machine)
+            ready.append(machine)
             return None
-        if in_slice and len(self._ready) > before:
-            return self._ready.pop()
+        if in_slice and len(ready) > before:
+            return ready.pop()
         return None
 
     def _next(self) -> Machine | None:
@@ -232,7 +235,11 @@ class Scheduler:
                 self._ended = True
                 self._changed.notify_all()
                 break
-            self._changed.wait(timeout)
+            self._idle += 1
+            try:
+                self._changed.wait(timeout)
+            finally:
+                self._idle -= 1
         return None
 
     def _live_deadline(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MAX = (1 << 63) - 1  # the kernel's sizes and offsets are signed; ctypes would cut a larger one off
 
 
+@functools.lru_cache(maxsize=256, typed=True)
 def parse_size(size: int | str, what: str = "size") -> int:
     """Return a size in bytes from an int or from text such as "64K", "16M", "1.5G" (powers of
     1024).

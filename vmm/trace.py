@@ -35,13 +35,15 @@ class Trace:
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self.on = False
 
     def __bool__(self) -> bool:
-        return bool(self._listeners)
+        return self.on
 
     def listen(self, listener: Listener) -> None:
         """Hand every event from now on to `listener`."""
         self._listeners.append(listener)
+        self.on = True
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Tell every listener. Callers on the hot path ask `if trace:` first."""

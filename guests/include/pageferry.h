@@ -46,7 +46,7 @@ enum pf_doorbell {
 enum pf_bell {
     PF_BELL_TRANSMIT = 1,      /* process the transmit ring up to tx_head */
     PF_BELL_WAIT = 2,          /* park until what wait_for says, or until wait_timeout_us have passed */
-    PF_BELL_TRANSMIT_WAIT = 3, /* both, in one exit */
+    PF_BELL_TRANSMIT_WAIT = 3, /* both, in one exit; no wait if a descriptor is refused */
     PF_BELL_LOG = 4,           /* print log_length bytes at log_gpa */
     PF_BELL_EXIT = 5,          /* stop with exit_code */
     PF_BELL_PANIC = 6,         /* stop with a fault whose message is at log_gpa */

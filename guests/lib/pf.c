@@ -75,17 +75,23 @@ int pf_post(const pf_message *message)
     return PF_OK;
 }
 
-int pf_flush(void)
+/* Rings for what has been posted; returns how many of it were refused, or the doorbell's own status. */
+static int flush(uint32_t bell)
 {
     uint32_t first = PF->tx_tail;
     int refused = 0;
 
-    publish(posted, PF_BELL_TRANSMIT);
+    publish(posted, bell);
     if (PF->bell_status != PF_OK)
         return PF->bell_status;
     for (uint32_t i = first; i != posted; i++)
         refused += ((volatile pf_message *)tx_entry(i))->status != PF_OK;
     return refused;
+}
+
+int pf_flush(void)
+{
+    return flush(PF_BELL_TRANSMIT);
 }
 
 int pf_transmit(pf_message *message)
@@ -259,14 +265,25 @@ int pf_reply(const pf_message *request, const void *payload, size_t bytes)
 
 static uint32_t seen; /* the notice_count that pf_noticed() has told of */
 
-static int wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us)
+static void wait_for_what(uint32_t wait_for, uint32_t peer, uint64_t timeout_us)
 {
     PF->wait_for = wait_for;
     PF->wait_peer = peer;
     PF->notices_seen = seen;
     PF->wait_timeout_us = timeout_us;
+}
+
+static int wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us)
+{
+    wait_for_what(wait_for, peer, timeout_us);
     pf_ring(PF_BELL_WAIT);
     return PF->bell_status;
+}
+
+int pf_flush_wait(uint32_t for_what, uint32_t peer, uint64_t timeout_us)
+{
+    wait_for_what(for_what, peer, timeout_us);
+    return flush(PF_BELL_TRANSMIT_WAIT);
 }
 
 int pf_wait(uint64_t timeout_us)
@@ -315,6 +332,19 @@ int pf_receive(pf_message *message, uint64_t timeout_us)
     memcpy(message, (const void *)&PF->rx[PF->rx_tail % PF_RX_ENTRIES], sizeof *message);
     PF->rx_tail = PF->rx_tail + 1;
     return PF_OK;
+}
+
+int pf_call(pf_message *message, uint64_t timeout_us)
+{
+    uint32_t index = posted;
+    int status = pf_post(message);
+
+    if (status != PF_OK)
+        return status;
+    status = pf_flush_wait(PF_WAIT_MESSAGE, 0, timeout_us);
+    if (status > 0)
+        status = ((volatile pf_message *)tx_entry(index))->status;
+    return status != PF_OK ? status : pf_receive(message, timeout_us);
 }
 
 /* ---- Peers ---- */

@@ -37,6 +37,14 @@ int pf_transmit(pf_message *message);
 int pf_post(const pf_message *message);
 int pf_flush(void);
 
+/* pf_flush(), and a wait as enum pf_wait_for says, in the same exit: half the price of the two one after the other.
+ * Returns the number refused, and has not waited then; 0 when what it waits for holds, or PF_E_TIMEOUT. */
+int pf_flush_wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us);
+
+/* Transmits a message and takes the next one that comes, from whomever, as pf_receive() does, with one exit for both.
+ * If it returns a refusal, or PF_E_RING because the ring is full, nothing has been received. */
+int pf_call(pf_message *message, uint64_t timeout_us);
+
 /* Takes the next message, waiting up to `timeout_us` for it (PF_FOREVER: no limit; 0: only look).
  * PF_E_TIMEOUT if none came. Its extents are mapped and owned when this returns PF_OK. */
 int pf_receive(pf_message *message, uint64_t timeout_us);

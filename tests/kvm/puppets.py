@@ -123,7 +123,8 @@ class Puppet:
         assert self.machine.fault is None, self.machine.fault
         queue = self.monitor.host.peer.queue
         message = next(m for m in queue if m.sender == self.number and m.tag == tag)
-        queue._messages.remove(message)
+        queue.remove(message)
+        queue.room += 1
         return message.payload
 
     def done(self) -> bool:

@@ -21,7 +21,7 @@ from vmm import Machine, Monitor, State
 from vmm.guest.abi import PAGE_SIZE
 
 MACHINES, ROUNDS = int(os.environ.get("PAGEFERRY_MACHINES", sized(1000, 8))), sized(10, 2)
-DESCRIPTORS_EACH = 4  # of the VM, of its vCPU, and one more that Python 3.11 has for a mapping
+DESCRIPTORS_EACH = 2  # of the VM and of its vCPU
 SPARE_DESCRIPTORS = 200
 PATIENCE = 100  # seconds
 SEED, PRIME, MASK = 0x5EED, 0x100000001B3, (1 << 64) - 1

@@ -168,7 +168,8 @@ def test_after_close_everything_is_an_error_and_closing_again_is_none(
 def test_a_removed_machine_frees_what_it_held_and_its_name_and_its_outcome_stays(
     monitor: Monitor, test_guest: Elf
 ) -> None:
-    before = held()
+    monitor.remove(monitor.spawn(test_guest("idle"), window="2M", memory="4M"))
+    before = held()  # the image's template: it stays for the machines to come
     for state in (State.READY, State.PARKED, State.STOPPED):
         machine = monitor.spawn(test_guest("idle"), name="idle", window="2M", memory="4M")
         if state is not State.READY:
@@ -235,6 +236,11 @@ def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     """
     monitor = open_monitor(mover=mover, pool="16M")
     before = held()
+    with pytest.raises(OSError, match="open files"), descriptors_left(0):
+        monitor.spawn(guest_elf("canary"))
+    assert held() == before
+    monitor.remove(monitor.spawn(guest_elf("canary")))
+    before = held()  # the image's template: it stays for the machines to come
     failures = 0
     for spare in range(8):
         try:

@@ -172,13 +172,13 @@ def test_the_longest_answer_ends_where_the_next_entry_begins(sides: Sides) -> No
 def test_messages_are_put_one_after_the_other_until_the_ring_is_full(sides: Sides) -> None:
     assert sides.monitor.room() == abi.RX_ENTRIES
     for tag in range(abi.RX_ENTRIES):
-        sides.monitor.deliver(abi.Descriptor(tag=tag))
+        sides.monitor.deliver(bytes(abi.Descriptor(tag=tag)))
     assert sides.monitor.room() == 0
     assert sides.monitor.pending() == abi.RX_ENTRIES
     assert [entry.tag for entry in sides.guest.rx] == list(range(abi.RX_ENTRIES))
     sides.guest.rx_tail = 2
     assert sides.monitor.room() == 2
-    sides.monitor.deliver(abi.Descriptor(tag=1000))
+    sides.monitor.deliver(bytes(abi.Descriptor(tag=1000)))
     assert (sides.guest.rx[0].tag, sides.guest.rx_head) == (1000, abi.RX_ENTRIES + 1)
 
 
@@ -186,7 +186,7 @@ def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sid
     before = bytes(sides.guest)
     raw = abi.Descriptor(tag=1)
     raw.payload[:] = b"\xaa" * abi.PAYLOAD_MAX
-    sides.monitor.deliver(raw)
+    sides.monitor.deliver(bytes(raw))
     after = bytes(sides.guest)
     start = abi.Control.rx.offset
     head = abi.Control.rx_head.offset
@@ -200,8 +200,8 @@ def test_receive_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
     sides.monitor._rx_head = TOP - 1  # as after four thousand million messages
     sides.guest.rx_tail = TOP - 2
     assert sides.monitor.pending() == 1
-    sides.monitor.deliver(abi.Descriptor(tag=1))
-    sides.monitor.deliver(abi.Descriptor(tag=2))
+    sides.monitor.deliver(bytes(abi.Descriptor(tag=1)))
+    sides.monitor.deliver(bytes(abi.Descriptor(tag=2)))
     assert (sides.guest.rx[63].tag, sides.guest.rx[0].tag) == (1, 2)
     assert sides.guest.rx_head == 1
     assert (sides.monitor.pending(), sides.monitor.room()) == (3, abi.RX_ENTRIES - 3)
@@ -243,7 +243,7 @@ def test_the_guests_words_are_read_as_they_are(sides: Sides) -> None:
     guest, monitor = sides.guest, sides.monitor
     guest.wait_timeout_us, guest.log_gpa, guest.log_length = abi.FOREVER, (1 << 64) - 1, TOP - 1
     guest.exit_code, guest.progress_done, guest.progress_total = -7, 5, 1 << 63
-    assert monitor.wait_timeout_us == abi.FOREVER
+    assert monitor.wait.timeout_us == abi.FOREVER
     assert monitor.log == ((1 << 64) - 1, TOP - 1)
     assert monitor.exit_code == -7
     assert monitor.progress == (5, 1 << 63)
@@ -256,9 +256,9 @@ def test_a_doorbell_is_answered_as_a_whole(sides: Sides) -> None:
 
 def test_what_a_wait_is_for_is_read_as_it_is(sides: Sides) -> None:
     guest = sides.guest
-    assert sides.monitor.wait == Wait(0, 0, 0)
+    assert sides.monitor.wait == Wait(0, 0, 0, 0)
     guest.wait_for, guest.wait_peer, guest.notices_seen = TOP - 1, 7, 1 << 31
-    assert sides.monitor.wait == Wait(TOP - 1, 7, 1 << 31)
+    assert sides.monitor.wait == Wait(0, TOP - 1, 7, 1 << 31)
     guest.wait_for = WaitFor.ROOM | WaitFor.NOTICE
     assert sides.monitor.wait.flags == 6
 

@@ -71,7 +71,7 @@ def check_told(scene: Scene, owner: Peer) -> None:
     own = [
         Extent(run.page, run.pages)
         for run in scene.ledger.window(owner.number)
-        if run.hold is Hold.LENT and not next(scene.ledger.bonds([run])).borrowers
+        if run.hold is Hold.LENT and not scene.ledger.bonds([run])[0].borrowers
     ]
     named = {page for m in back for e in extents_of(m) for page in range(e.page, e.end)}
     assert {page for extent in own for page in range(extent.page, extent.end)} <= named

@@ -2,6 +2,8 @@
 
 import mmap
 from collections.abc import Iterator
+from ctypes import addressof
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -23,7 +25,7 @@ from vmm.kvm.run_page import RunPage
 
 @pytest.fixture
 def page() -> Iterator[RunPage]:
-    made = RunPage(mmap.mmap(-1, 3 * mmap.PAGESIZE))
+    made = RunPage(-1, 3 * mmap.PAGESIZE)
     yield made
     made.close()
 
@@ -101,10 +103,13 @@ def test_exits_of_different_kinds_are_never_equal() -> None:
     assert all(empty)
 
 
-def test_no_view_keeps_the_page_mapped() -> None:
-    mapping = mmap.mmap(-1, 3 * mmap.PAGESIZE)
-    page = RunPage(mapping)
+def test_after_close_the_page_is_unmapped_and_no_view_of_it_is_left() -> None:
+    page = RunPage(-1, 3 * mmap.PAGESIZE)
     page.run.exit_reason = uapi.KVM_EXIT_IO
     page.decode()
+    address = f"{addressof(page.run):x}-"
+    assert address in Path("/proc/self/maps").read_text()
     page.close()
-    assert mapping.closed
+    assert address not in Path("/proc/self/maps").read_text()
+    for name in page.__slots__:
+        assert not hasattr(page, name)

@@ -217,15 +217,20 @@ u64 = st.integers(0, U64)
 spans = st.lists(st.builds(Span, u64, st.integers(0, U32)), max_size=abi.EXTENTS_MAX).map(tuple)
 
 
+def as_read(message: Message) -> abi.Descriptor:
+    """What a receiver finds in its ring."""
+    written = message.descriptor()
+    assert len(written) == ctypes.sizeof(abi.Descriptor)
+    return abi.Descriptor.from_buffer_copy(written)
+
+
 @settings(max_examples=100, deadline=None)
 @given(u64, u64, u64, st.integers(0, U32), spans, st.binary(max_size=abi.PAYLOAD_MAX))
 def test_a_message_reaches_the_receiver_as_it_was_sent(
     number: int, tag: int, length: int, receiver: int, where: tuple[Span, ...], payload: bytes
 ) -> None:
     message = Message(number, Operation.SEND, Status.OK, 3, receiver, tag, length, payload, where)
-    written = bytes(message.descriptor())
-    assert len(written) == ctypes.sizeof(abi.Descriptor)
-    read = abi.Descriptor.from_buffer_copy(written)
+    read = as_read(message)
     assert (read.message, read.sender, read.status) == (number, 3, Status.OK)
     assert Request.from_descriptor(read) == Request(receiver, tag, length, where, payload)
 
@@ -234,7 +239,7 @@ def test_a_message_that_came_back_says_so_and_why() -> None:
     message = Message(
         5, Operation.UNDELIVERED, Status.E_DEAD, 1, 2, 9, 0, b"ask", (Span(page(0), 1),)
     )
-    read = message.descriptor()
+    read = as_read(message)
     assert (read.operation, read.status) == (Operation.UNDELIVERED, Status.E_DEAD)
     assert (read.sender, read.receiver, read.tag) == (1, 2, 9)
 
@@ -243,4 +248,4 @@ def test_a_message_that_came_back_says_so_and_why() -> None:
 def test_a_borrower_is_told_if_it_may_only_read(operation: Operation) -> None:
     for writable in (True, False):
         message = Message(5, operation, Status.OK, 1, 2, writable=writable)
-        assert message.descriptor().flags == (0 if writable else READONLY)
+        assert as_read(message).flags == (0 if writable else READONLY)

@@ -119,9 +119,9 @@ def test_a_queue_that_is_full_or_not_as_before_is_no_reason_to_write(
 ) -> None:
     club.roster.connect(club.a, club.b)
     written = []
-    put = ControlStructure.put_peer
+    put = ControlStructure.put_flags
     monkeypatch.setattr(
-        ControlStructure, "put_peer", lambda *args: written.append(args[1]) or put(*args)
+        ControlStructure, "put_flags", lambda *args: written.append(args[1]) or put(*args)
     )
     for _ in range(3):  # the second makes it full, the third is over its depth
         club.roster.put_back(club.b, message())

@@ -75,6 +75,11 @@ class MapsAgainstPages(RuleBasedStateMachine):
         for page in part(model, extent):
             del model[page]
 
+    @rule(which=maps, extent=extents, distance=st.sampled_from([0, 0, 100]), hold=holds)
+    def replace(self, which: int, extent: Extent, distance: int, hold: Hold) -> None:
+        self.maps[which].replace(Run(extent.page, extent.pages, extent.page + distance, hold))
+        self.models[which] |= {page: (page + distance, hold) for page in pages_of(extent)}
+
     @rule(which=maps)
     def clear(self, which: int) -> None:
         self.maps[which].clear()

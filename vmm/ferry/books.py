@@ -15,7 +15,7 @@ The first two are in the windows' maps alone; the others are bonds as well.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.ferry.frames import FramePool
@@ -64,9 +64,9 @@ class Bond(NamedTuple):
 
     def clip(self, start: int, end: int) -> Bond:
         """Return the part of the bond that concerns the frames in start..end."""
-        first = max(self.frame, start)
-        part = self._moved(first - self.frame)
-        return part._replace(pages=min(self.end, end) - first)
+        first, last = max(self.frame, start), min(self.end, end)
+        part = self._moved(first - self.frame) if first > self.frame else self
+        return part if last - first == part.pages else part._replace(pages=last - first)
 
     def _moved(self, by: int) -> Bond:
         borrowers = tuple(b._replace(page=b.page + by) for b in self.borrowers)
@@ -75,7 +75,10 @@ class Bond(NamedTuple):
     def continues(self, other: Bond) -> bool:
         """Whether `other` directly follows, for the same peers, at the places that follow."""
         return (
-            self.end == other.frame and self._moved(self.pages)._replace(pages=other.pages) == other
+            self.frame + self.pages == other.frame
+            and self.hold is other.hold
+            and self.owner == other.owner
+            and self._moved(self.pages)._replace(pages=other.pages) == other
         )
 
     def lengthened(self, pages: int) -> Bond:
@@ -146,10 +149,11 @@ class Books:
         runs = self.runs(peer, extent)
         return sum(r.pages for r in runs) == extent.pages and all(r.hold in holds for r in runs)
 
-    def bonds(self, runs: Sequence[Run]) -> Iterator[Bond]:
-        """Yield the bonds on the frames of these runs, in order."""
-        for run in runs:
-            yield from self._bonds.within(run.frame, run.pages)
+    def bonds(self, runs: Sequence[Run]) -> list[Bond]:
+        """Return the bonds on the frames of these runs, in order."""
+        if len(runs) == 1:
+            return self._bonds.within(runs[0].frame, runs[0].pages)
+        return [bond for run in runs for bond in self._bonds.within(run.frame, run.pages)]
 
     def describe(self, peer: int, extent: Extent) -> Description:
         """Return what the beginning of an extent is to a peer, and to whom else, as far as it may
@@ -163,7 +167,7 @@ class Books:
             return Description(first.hold, first.pages, peer, ())
         if first.hold in (Hold.REVOKED, Hold.INCOMING):
             return Description(first.hold, first.pages, None, ())
-        bond = next(self.bonds([first]))
+        bond = self.bonds([first])[0]
         everyone = tuple(b.peer for b in bond.borrowers)
         borrowers = everyone if bond.owner == peer else (peer,)
         return Description(first.hold, bond.pages, bond.owner, borrowers)

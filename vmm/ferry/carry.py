@@ -13,6 +13,7 @@ from types import TracebackType
 from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
+from vmm.ferry.peer import Peer
 from vmm.ferry.places import joined
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
@@ -78,11 +79,6 @@ class Moves:
             while left and left[0].page < extent.end and left[0].page >= extent.page:
                 self._undo.append(partial(self._show_again, peer, left.pop(0)))
 
-    def make_shareable(self, peer: int, runs: Sequence[Run]) -> None:
-        """Get runs that stay in their owner's window ready to be in others as well."""
-        for extent in joined(run.extent for run in runs):
-            self._carrier.window(peer).make_shareable(*extent)
-
     def show(self, peer: int, runs: Iterable[Run], keep: Callable[[Run], object]) -> None:
         """Bring runs into a peer's window, writable or not as their hold says.
 
@@ -121,6 +117,30 @@ class Moves:
             raise Refusal(Status.E_NO_MEMORY) from None
 
 
+def hide(peer: Peer, run: Run) -> None:
+    """Take a single run out of a peer's window: nothing else has to be undone.
+
+    Raises Refusal(E_NO_MEMORY).
+    """
+    peer.hold_still()
+    try:
+        peer.window.hide(run.page, run.pages)
+    except OSError:
+        raise Refusal(Status.E_NO_MEMORY) from None
+
+
+def make_shareable(peer: Peer, runs: Sequence[Run]) -> None:
+    """Get runs that stay in their owner's window ready to be in others as well: nobody sees it.
+
+    Raises Refusal(E_NO_MEMORY).
+    """
+    try:
+        for run in runs:
+            peer.window.make_shareable(run.page, run.pages)
+    except OSError:
+        raise Refusal(Status.E_NO_MEMORY) from None
+
+
 def show(window: Window, run: Run) -> None:
     """Bring a run into a window. Raises OSError."""
     window.show(run.page, run.frame, run.pages, writable=run.hold in WRITABLE)
@@ -129,4 +149,4 @@ def show(window: Window, run: Run) -> None:
 def spans(window: Window, extents: Iterable[Extent]) -> tuple[Span, ...]:
     """Return extents of a window by address."""
     base = window.region.base
-    return tuple(Span(base + extent.page * PAGE_SIZE, extent.pages) for extent in extents)
+    return tuple([Span(base + page * PAGE_SIZE, pages) for page, pages in extents])

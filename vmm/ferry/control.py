@@ -20,9 +20,16 @@ from vmm.guest.abi import Status
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 _U64 = struct.Struct("<Q")
-_WAIT = struct.Struct("<III")
+_WAIT = struct.Struct("<Q32xIII")  # wait_timeout_us; wait_for, wait_peer, notices_seen
+_STAMP = struct.Struct("<iI")  # a descriptor's status and sender
+_FLAGS = struct.Struct("<II")  # a peer's flags and room
+# From `magic` to `name`, and `id` to `name` of a peer: one call for all of it, where ctypes takes
+# one for each field. The tests hold both against the ABI's own structures.
+_START = struct.Struct(f"<QHHIIIIIQQQQ{abi.NAME_MAX}s")
+_PEER_ENTRY = struct.Struct(f"<IIII{abi.NAME_MAX}s")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
+_RX_ENTRIES = abi.RX_ENTRIES
 _PEER = ctypes.sizeof(abi.Peer)
 
 
@@ -33,18 +40,18 @@ def _offset(structure: type[ctypes.Structure], field: str) -> int:
 _TX = _offset(abi.Control, "tx")
 _RX = _offset(abi.Control, "rx")
 _PEERS = _offset(abi.Control, "peers")
-_STATUS = _offset(abi.Descriptor, "status")
-_SENDER = _offset(abi.Descriptor, "sender")
+_STATUS = _offset(abi.Descriptor, "status")  # and sender
 _MESSAGE = _offset(abi.Descriptor, "message")
 _EXTENTS = _offset(abi.Descriptor, "extents")
 _PAYLOAD = _offset(abi.Descriptor, "payload")
 _EXTENT = ctypes.sizeof(abi.Extent)
 _ROOM = _offset(abi.Peer, "room")
+_PEER_FLAGS = _offset(abi.Peer, "flags")  # and room
+_PEER_COUNT = _offset(abi.Control, "peer_count")
 _TX_HEAD = _offset(abi.Control, "tx_head")
 _TX_TAIL = _offset(abi.Control, "tx_tail")
 _RX_HEAD = _offset(abi.Control, "rx_head")
 _RX_TAIL = _offset(abi.Control, "rx_tail")
-_WAIT_FOR = _offset(abi.Control, "wait_for")  # and wait_peer, and notices_seen
 _WAIT_TIMEOUT = _offset(abi.Control, "wait_timeout_us")
 _BELL_STATUS = _offset(abi.Control, "bell_status")
 
@@ -74,8 +81,11 @@ class Notice(enum.Enum):
 
 
 class Wait(NamedTuple):
-    """What a guest waits for: WaitFor bits, the peer whose queue is to have room, what it knows."""
+    """What a guest waits for: microseconds at most, or FOREVER; WaitFor bits; the peer whose queue
+    is to have room; the notice_count it knows.
+    """
 
+    timeout_us: int
     flags: int
     peer: int
     seen: int
@@ -96,22 +106,23 @@ class ControlStructure:
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
         self._peers = 0
-        start = abi.Control(
-            magic=abi.MAGIC,
-            abi_major=abi.ABI_MAJOR,
-            abi_minor=abi.ABI_MINOR,
-            size=CONTROL_BYTES,
-            self=identity.machine,
-            privilege=identity.privilege,
-            doorbell=identity.doorbell,
-            window_gpa=identity.window_gpa,
-            window_pages=identity.window_pages,
-            stack_gpa=identity.stack_gpa,
-            stack_bytes=identity.stack_bytes,
-            name=identity.name.encode(),
+        _START.pack_into(
+            memory,
+            0,
+            abi.MAGIC,
+            abi.ABI_MINOR,
+            abi.ABI_MAJOR,
+            CONTROL_BYTES,
+            identity.machine,
+            0,
+            identity.privilege,
+            identity.doorbell,
+            identity.window_gpa,
+            identity.window_pages,
+            identity.stack_gpa,
+            identity.stack_bytes,
+            identity.name.encode(),
         )
-        head = bytes(start)[:_PEERS]
-        memory[: len(head)] = head
 
     def release(self) -> None:
         """Let go of the memory."""
@@ -130,7 +141,7 @@ class ControlStructure:
 
         Raises Refusal(E_RING).
         """
-        head = self._u32(_TX_HEAD)
+        (head,) = _U32.unpack_from(self._memory, _TX_HEAD)
         count = (head - self._tx_tail) & _MASK
         if count > abi.TX_ENTRIES:
             raise Refusal(Status.E_RING)
@@ -145,23 +156,23 @@ class ControlStructure:
 
     def answer(self, index: int, sender: int, answer: Answer) -> None:
         """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
-        entry = _TX + index % abi.TX_ENTRIES * _ENTRY
-        _U32.pack_into(self._memory, entry + _SENDER, sender)
-        _U64.pack_into(self._memory, entry + _MESSAGE, answer.number)
+        entry, memory = _TX + index % abi.TX_ENTRIES * _ENTRY, self._memory
         for place, span in enumerate(answer.spans):
-            _U64.pack_into(self._memory, entry + _EXTENTS + place * _EXTENT, span.gpa)
-        payload = entry + _PAYLOAD
-        self._memory[payload : payload + len(answer.payload)] = answer.payload
-        _I32.pack_into(self._memory, entry + _STATUS, answer.status)
-        self._tx_tail = (index + 1) & _MASK
-        _U32.pack_into(self._memory, _TX_TAIL, self._tx_tail)
+            _U64.pack_into(memory, entry + _EXTENTS + place * _EXTENT, span.gpa)
+        if answer.payload:
+            payload = entry + _PAYLOAD
+            memory[payload : payload + len(answer.payload)] = answer.payload
+        _STAMP.pack_into(memory, entry + _STATUS, answer.status, sender)
+        _U64.pack_into(memory, entry + _MESSAGE, answer.number)
+        self._tx_tail = tail = (index + 1) & _MASK
+        _U32.pack_into(memory, _TX_TAIL, tail)
 
     # ---- Receive ring ----
 
     def pending(self) -> int:
         """Return how many delivered messages the guest has not taken. Raises Refusal(E_RING)."""
-        count = (self._rx_head - self._u32(_RX_TAIL)) & _MASK
-        if count > abi.RX_ENTRIES:
+        count: int = (self._rx_head - _U32.unpack_from(self._memory, _RX_TAIL)[0]) & _MASK
+        if count > _RX_ENTRIES:
             raise Refusal(Status.E_RING)
         return count
 
@@ -172,23 +183,32 @@ class ControlStructure:
         except Refusal:
             return 0
 
-    def deliver(self, descriptor: abi.Descriptor) -> None:
-        """Put a message into the receive ring, which has room, and move rx_head past it."""
-        entry = _RX + self._rx_head % abi.RX_ENTRIES * _ENTRY
-        self._memory[entry : entry + _ENTRY] = bytes(descriptor)
-        self._rx_head = (self._rx_head + 1) & _MASK
-        _U32.pack_into(self._memory, _RX_HEAD, self._rx_head)
+    def deliver(self, descriptor: bytes) -> None:
+        """Put a message, a whole struct pf_descriptor, into the receive ring, which has room, and
+        move rx_head past it.
+        """
+        head = self._rx_head
+        entry = _RX + head % _RX_ENTRIES * _ENTRY
+        self._memory[entry : entry + _ENTRY] = descriptor
+        self._rx_head = head = (head + 1) & _MASK
+        _U32.pack_into(self._memory, _RX_HEAD, head)
 
     # ---- Peers ----
 
-    def put_peer(self, index: int, peer: int, name: str, flags: abi.PeerFlags, room: int) -> None:
-        """Write one entry of the peer table; `index` is at most the number of entries there are."""
-        entry = abi.Peer(id=peer, name=name.encode(), flags=flags, room=room)
-        offset = _PEERS + index * _PEER
-        self._memory[offset : offset + _PEER] = bytes(entry)
+    def put_peer(self, index: int, peer: int, name: str, flags: int, room: int) -> None:
+        """Write one entry of the peer table; `index` is at most the number of entries there are.
+
+        `flags` are PeerFlags.
+        """
+        entry = _PEERS + index * _PEER
+        _PEER_ENTRY.pack_into(self._memory, entry, peer, flags, room, 0, name.encode())
         if index == self._peers:
             self._peers += 1
-            _U32.pack_into(self._memory, _offset(abi.Control, "peer_count"), self._peers)
+            _U32.pack_into(self._memory, _PEER_COUNT, self._peers)
+
+    def put_flags(self, index: int, flags: int, room: int) -> None:
+        """Write the abi.PeerFlags of an entry that is there, and the free places in its queue."""
+        _FLAGS.pack_into(self._memory, _PEERS + index * _PEER + _PEER_FLAGS, flags, room)
 
     def put_room(self, index: int, room: int) -> None:
         """Write the free places in a peer's queue into its entry, and nothing else."""
@@ -197,14 +217,9 @@ class ControlStructure:
     # ---- Doorbell ----
 
     @property
-    def wait_timeout_us(self) -> int:
-        """The guest's time-out for a wait, in microseconds; FOREVER for none."""
-        return self._u64(_WAIT_TIMEOUT)
-
-    @property
     def wait(self) -> Wait:
         """What the guest's wait is for, unchecked."""
-        return Wait(*_WAIT.unpack_from(self._memory, _WAIT_FOR))
+        return Wait(*_WAIT.unpack_from(self._memory, _WAIT_TIMEOUT))
 
     @property
     def log(self) -> tuple[int, int]:

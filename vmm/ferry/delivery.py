@@ -9,7 +9,6 @@ Not thread-safe: the monitor calls it under its lock.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,6 +25,7 @@ from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
+from vmm.trace import Trace
 
 _BORROWED = (Hold.BORROWED, Hold.VIEWED)
 _LOANS = (Operation.LEND, Operation.SHARE)
@@ -36,16 +36,23 @@ Tell = Callable[[str, Message], None]
 class Delivery:
     """Brings messages to their receivers, or back to their senders.
 
-    tell    called with "deliver", "undelivered" or "return" and the message, for the trace
+    tell    called with "deliver", "undelivered" or "return" and the message, if the trace is on
     """
 
     def __init__(
-        self, ledger: Ledger, roster: Roster, carrier: Carrier, pool: PagePool, tell: Tell
+        self,
+        ledger: Ledger,
+        roster: Roster,
+        carrier: Carrier,
+        pool: PagePool,
+        trace: Trace,
+        tell: Tell,
     ) -> None:
         self._ledger = ledger
         self._roster = roster
         self._carrier = carrier
         self._pool = pool
+        self._trace = trace
         self._tell = tell
 
     # ---- To the receiver ----
@@ -59,14 +66,18 @@ class Delivery:
         if message.targets:
             runs = self._ledger.arriving(number, message.targets)
             try:
-                with self._carrier.all_or_nothing() as moves:
-                    moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
-            except Refusal as refusal:
-                self.send_back(peer, message, refusal.status)
+                if len(runs) == 1:
+                    carry.show(peer.window, runs[0])
+                else:
+                    with self._carrier.all_or_nothing() as moves:
+                        moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
+            except (OSError, Refusal):
+                self.send_back(peer, message, Status.E_NO_MEMORY)
                 return None
             self._ledger.arrive(number, runs)
         peer.received += 1
-        self._tell("deliver", message)
+        if self._trace.on:
+            self._tell("deliver", message)
         return message
 
     # ---- Back to the sender ----
@@ -105,15 +116,15 @@ class Delivery:
         sender = self._roster.get(message.sender)
         if sender is None or message.operation in (Operation.UNDELIVERED, Operation.RETURN):
             return
-        back = dataclasses.replace(
-            message,
+        back = message._replace(
             operation=Operation.UNDELIVERED,
             status=status,
             spans=carry.spans(sender.window, message.homes),
             targets=(),
         )
         self._roster.put_back(sender, back)
-        self._tell("undelivered", back)
+        if self._trace.on:
+            self._tell("undelivered", back)
 
     # ---- Deaths ----
 
@@ -124,8 +135,9 @@ class Delivery:
         senders with E_DEAD; what it borrowed goes back to its owners, who get a RETURN with E_DEAD;
         what it owned is zeroed and free, except that its borrowers keep theirs until they let go.
         """
-        with contextlib.suppress(OSError):  # the host's refusal hides nothing from one that is dead
-            peer.window.hide(0, peer.window.region.pages)
+        if self._ledger.window(peer.number):  # to hide nothing from it takes the kernel as long
+            with contextlib.suppress(OSError):  # its refusal hides nothing from one that is dead
+                peer.window.hide(0, peer.window.region.pages)
         for message in peer.untaken:
             self._untake(peer, message)
         while peer.queue:
@@ -136,12 +148,12 @@ class Delivery:
     def _untake(self, peer: Peer, message: Message) -> None:
         """Send a message back that a dead machine had in its receive ring and never took."""
         if message.number in peer.parted:  # what it borrows still is returned with the rest
-            message, home = dataclasses.replace(message, homes=()), Homecoming()
+            message, home = message._replace(homes=()), Homecoming()
         elif message.operation in _LOANS:
             home = self._ledger.let_go(peer.number, self._runs(peer, message.targets, _BORROWED))
         elif message.operation is Operation.SEND and self._roster.get(message.sender) is not None:
             homes, home = self._send_again(peer, message)
-            message = dataclasses.replace(message, homes=homes)
+            message = message._replace(homes=homes)
         else:
             return
         hidden = self._bring_home(home)
@@ -193,7 +205,8 @@ class Delivery:
             spans=carry.spans(owner.window, part),
         )
         self._roster.put_back(owner, message)
-        self._tell("return", message)
+        if self._trace.on:
+            self._tell("return", message)
 
 
 def _batched(extents: Sequence[Extent], count: int) -> Iterator[Sequence[Extent]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from vmm.ferry.carry import Carrier
@@ -29,6 +28,7 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent
+from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.pool import PagePool
 from vmm.trace import Trace
@@ -54,7 +54,7 @@ class Exchange:
         self.roster = Roster(wake)
         carrier = Carrier(ledger, self.roster, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool)
-        self.delivery = Delivery(ledger, self.roster, carrier, pool, self._tell_delivery)
+        self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
         self._start = 0
@@ -96,62 +96,74 @@ class Exchange:
         except Refusal as refusal:
             return refusal.status
         for index in indices:
-            descriptor = control.copy_descriptor(index)
-            answer = self.serve(sender, partial(Request.from_descriptor, descriptor))
+            answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             control.answer(index, sender.number, answer)
         return Status.OK
 
-    def serve(self, peer: Peer, read: Callable[[], Request]) -> Answer:
-        """Do what a peer asks for; `read` reads and checks it. The answer says if it was done."""
-        self._start = time.perf_counter_ns()
+    def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer:
+        """Do what a peer asks for; `read(*what)` reads and checks it. The answer says if it was
+        done.
+        """
+        if self._trace.on:
+            self._start = time.perf_counter_ns()
         request: Request | None = None
         try:
-            request = read()
+            request = read(*what)
             answer = self.operations.serve(peer, request)
         except Refusal as refusal:
             answer = Answer(refusal.status)
-        if self._trace:
+            peer.refused += 1
+        if self._trace.on:
             self._tell_answer(peer, request, answer)
-        self._check()
+        if self._audit:
+            self.ledger.audit()
         return answer
 
     # ---- Delivering ----
 
-    def deliver(self, peer: Peer) -> int:
+    def deliver(self, peer: Peer) -> int | None:
         """Dequeue into a machine's control structure as much as its receive ring takes.
 
-        Returns how many messages it now has to take, those of before included.
+        Returns how many messages it now has to take, those of before included; None if its index
+        makes no sense.
         """
-        control = peer.control
-        assert control is not None
-        for _ in range(min(len(peer.queue), control.room())):
-            message = self.take(peer)
-            if message is not None:
-                control.deliver(message.descriptor())
-                peer.untaken.append(message)
-        return self._forget_taken(peer)
+        pending = self._forget_taken(peer)
+        if pending is not None and peer.queue:
+            control = peer.control
+            assert control is not None
+            for _ in range(min(len(peer.queue), abi.RX_ENTRIES - pending)):
+                message = self.take(peer)
+                if message is not None:
+                    control.deliver(message.descriptor())
+                    peer.untaken.append(message)
+                    pending += 1
+        return pending
 
     def take(self, peer: Peer) -> Message | None:
         """Dequeue one message, its pages mapped; see Delivery.take."""
-        self._start = time.perf_counter_ns()
+        if self._trace.on:
+            self._start = time.perf_counter_ns()
         message = self.delivery.take(peer)
-        self._check()
+        if self._audit:
+            self.ledger.audit()
         return message
 
     @staticmethod
-    def _forget_taken(peer: Peer) -> int:
+    def _forget_taken(peer: Peer) -> int | None:
         """Drop the messages that a machine has taken from its receive ring.
 
-        Return how many are left.
+        Return how many are left; None if its index makes no sense: it has nothing to take, and gets
+        nothing, until it does.
         """
         if peer.control is None:
             return 0
         try:
             pending = peer.control.pending()
-        except Refusal:  # its index makes no sense: it has nothing to take until it does
-            return 0
-        while len(peer.untaken) > pending:
-            peer.parted.discard(peer.untaken.popleft().number)
+        except Refusal:
+            return None
+        untaken = peer.untaken
+        while len(untaken) > pending:
+            peer.parted.discard(untaken.popleft().number)
         return pending
 
     # ---- The trace ----
@@ -175,18 +187,17 @@ class Exchange:
         )
 
     def _tell_delivery(self, kind: str, message: Message) -> None:
-        if self._trace:
-            self._emit(
-                kind,
-                message=message.number,
-                op=message.operation.name.lower(),
-                sender=self.roster.name(message.sender),
-                receiver=self.roster.name(message.receiver),
-                tag=message.tag,
-                bytes=message.length or len(message.payload),
-                extents=message.spans,
-                status=message.status.name,
-            )
+        self._emit(
+            kind,
+            message=message.number,
+            op=message.operation.name.lower(),
+            sender=self.roster.name(message.sender),
+            receiver=self.roster.name(message.receiver),
+            tag=message.tag,
+            bytes=message.length or len(message.payload),
+            extents=message.spans,
+            status=message.status.name,
+        )
 
     def _emit(self, kind: str, *, extents: Iterable[Span], **fields: Any) -> None:
         took_us = (time.perf_counter_ns() - self._start) / 1000

@@ -70,15 +70,16 @@ class Ledger(Books):
     def allowed(self, operation: Operation, peer: int, extents: Sequence[Extent]) -> list[Run]:
         """Return what is in the extents, in their order. Refused as the rules say."""
         found = []
-        for extent in extents:
-            page = extent.page
-            for run in self.runs(peer, extent):
+        window = self._accounts[peer].window
+        for page, pages in extents:
+            end = page + pages
+            for run in window.within(page, pages):
                 if run.page != page:
                     break
                 self._check_rule(operation, run.hold)
                 found.append(run)
-                page = run.end
-            if page != extent.end:
+                page += run.pages
+            if page != end:
                 self._check_rule(operation, Hold.NONE)
         return found
 
@@ -95,7 +96,7 @@ class Ledger(Books):
         refused.
         """
         account = self._accounts[peer]
-        growth = sum(account.window.cuts(*extent) for extent in extents)
+        growth = sum([account.window.cuts(*extent) for extent in extents])
         if growth and len(account.window) + growth > account.pieces:
             raise Refusal(Status.E_QUOTA)
         return growth
@@ -235,27 +236,31 @@ class Ledger(Books):
     def commit_transfer(self, plan: Transfer) -> None:
         """The pages are on their way: no longer the sender's to use, unless they are shared."""
         source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
-        for run in plan.runs:
-            source.window.remove(*run.extent)
-        for run, home, place in zip(plan.runs, plan.homes, plan.places, strict=True):
-            hold = _PARTED.get(plan.operation, Hold.SHARED)
-            source.window.insert(Run(home, run.pages, run.frame, hold))
-            target.window.insert(Run(place, run.pages, run.frame, Hold.INCOMING))
+        hold = _PARTED.get(plan.operation, Hold.SHARED)
+        if plan.fresh:  # which come where the others were
+            for run in plan.runs:
+                source.window.remove(run.page, run.pages)
+        for (_, pages, frame, was), home, place in zip(
+            plan.runs, plan.homes, plan.places, strict=True
+        ):
+            if was is not hold or plan.fresh:
+                source.window.replace(Run(home, pages, frame, hold))
+            target.window.insert(Run(place, pages, frame, Hold.INCOMING))
             borrower = Borrower(plan.receiver, place, plan.writable)
-            self._bind(plan.sender, run._replace(page=home), hold, borrower)
+            if was is Hold.SHARED:
+                self._bind(frame, pages, borrower)
+            else:
+                self._bonds.insert(Bond(frame, pages, hold, plan.sender, home, (borrower,)))
         for run in plan.fresh:
             source.window.insert(run)
             source.charged += run.pages
         if plan.operation in _GIVEN:
-            target.charged += sum(run.pages for run in plan.runs)
+            target.charged += sum([run.pages for run in plan.runs])
 
-    def _bind(self, owner: int, run: Run, hold: Hold, borrower: Borrower) -> None:
-        """Bind a run of its owner's to one more borrower; what is shared already is bound more."""
-        bound = self._bonds.remove(run.frame, run.pages) or [
-            Bond(run.frame, run.pages, hold, owner, run.page, ())
-        ]
-        for bond in bound:
-            own = borrower._replace(page=borrower.page + bond.frame - run.frame)
+    def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
+        """Bind frames that are shared already to one more borrower."""
+        for bond in self._bonds.remove(frame, pages):
+            own = borrower._replace(page=borrower.page + bond.frame - frame)
             self._bonds.insert(bond._replace(borrowers=(*bond.borrowers, own)))
 
     def arriving(self, peer: int, targets: Sequence[Extent]) -> list[Run]:
@@ -264,14 +269,13 @@ class Ledger(Books):
         What its owner has reclaimed meanwhile is not among it.
         """
         found: list[Run] = []
-        for target in targets:
-            for place in self.runs(peer, target):
+        window = self._accounts[peer].window
+        for page, pages in targets:
+            for place in window.within(page, pages):
                 if place.hold is not Hold.INCOMING:
                     continue
-                for bond in self.bonds([place]):
-                    run = Run(
-                        bond.borrower(peer).page, bond.pages, bond.frame, _arrived(bond, peer)
-                    )
+                for bond in self._bonds.within(place.frame, place.pages):
+                    run = _arrived(bond, peer)
                     if found and found[-1].continues(run):
                         run = found.pop().lengthened(run.pages)
                     found.append(run)
@@ -279,20 +283,15 @@ class Ledger(Books):
 
     def arrive(self, peer: int, runs: Sequence[Run]) -> None:
         """Commit a delivery of what is `arriving`: it is the peer's, or borrowed by it."""
-        account = self._accounts[peer]
+        window = self._accounts[peer].window
         for run in runs:
-            account.window.remove(*run.extent)
-            account.window.insert(run)
+            window.replace(run)
             if run.hold is Hold.OWNED:
                 for bond in self._bonds.remove(run.frame, run.pages):
-                    self._part(bond)
-
-    def _part(self, bond: Bond) -> None:
-        """Let a sender forget what has been delivered."""
-        sender = self._accounts.get(bond.owner)
-        if sender is not None:
-            sender.window.remove(*bond.place.extent)
-            sender.charged -= bond.pages
+                    sender = self._accounts.get(bond.owner)
+                    if sender is not None:  # it forgets what has been delivered
+                        sender.window.remove(bond.page, bond.pages)
+                        sender.charged -= bond.pages
 
     # ---- The way back ----
 
@@ -342,8 +341,7 @@ class Ledger(Books):
         robbed: set[int] = set()
         window = self._accounts[plan.owner].window
         for run in plan.runs:
-            window.remove(*run.extent)
-            window.insert(run._replace(hold=Hold.OWNED))
+            window.replace(run._replace(hold=Hold.OWNED))
             for bond in self._bonds.remove(run.frame, run.pages):
                 for peer, page, _ in bond.borrowers:
                     self._revoke(peer, Extent(page, bond.pages))
@@ -353,8 +351,7 @@ class Ledger(Books):
     def _revoke(self, peer: int, place: Extent) -> None:
         """Keep a borrower's place for nothing, until it lets go: nothing else appears there."""
         window = self._accounts[peer].window
-        window.remove(*place)
-        window.insert(Run(place.page, place.pages, place.page, Hold.REVOKED))
+        window.replace(Run(place.page, place.pages, place.page, Hold.REVOKED))
 
     def let_go(self, peer: int, runs: Iterable[Run], revoked: bool = False) -> Homecoming:
         """Commit: the peer no longer has, or waits for, what is not its own. Never refused.
@@ -396,8 +393,7 @@ class Ledger(Books):
         """Commit: what is LENT to nobody is its owner's, who sees it again."""
         window = self._accounts[owner].window
         for run in runs:
-            window.remove(*run.extent)
-            window.insert(run._replace(hold=Hold.OWNED))
+            window.replace(run._replace(hold=Hold.OWNED))
             self._bonds.remove(run.frame, run.pages)
 
     def withhold(self, peer: int, run: Run) -> list[Frames]:
@@ -410,13 +406,15 @@ class Ledger(Books):
         if run.hold is not Hold.OWNED:
             return self.let_go(peer, [run], revoked=True).freed
         window = self._accounts[peer].window
-        window.remove(*run.extent)
-        window.insert(run._replace(hold=Hold.LENT))
+        window.replace(run._replace(hold=Hold.LENT))
         self._bonds.insert(Bond(run.frame, run.pages, Hold.LENT, peer, run.page, ()))
         return []
 
 
-def _arrived(bond: Bond, peer: int) -> Hold:
+def _arrived(bond: Bond, peer: int) -> Run:
+    """Return what one of its borrowers has of a bond when it has been delivered."""
+    borrower = bond.borrowers[0] if len(bond.borrowers) == 1 else bond.borrower(peer)
+    hold = Hold.BORROWED if borrower.writable else Hold.VIEWED
     if bond.hold is Hold.SENT:
-        return Hold.OWNED
-    return Hold.BORROWED if bond.borrower(peer).writable else Hold.VIEWED
+        hold = Hold.OWNED
+    return Run(borrower.page, bond.pages, bond.frame, hold)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import itertools
+import struct
 from typing import NamedTuple
 
 from vmm.ferry.rules import Refusal
@@ -32,10 +32,20 @@ _TO_A_PEER = frozenset(
     {Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE, Operation.RETURN}
 )
 _NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answered in
+_REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
+_READONLY = int(abi.Flags.READONLY)
+
+# A descriptor's fields before its extents, in one go: one by one they cost ctypes as much as all
+# the rest that is done for a message.
+_HEAD = struct.Struct("<HHiIIQQQHHIQQ")
+_EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
+_DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
+_PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
+_NOT_RESERVED = (0, 0, 0)
+_NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What a peer asks for, checked for shape but not yet against any state.
 
     receiver  a peer's id; for RETURN the owner's; RECLAIM, ALLOC, RELEASE and QUERY have none
@@ -60,24 +70,23 @@ class Request:
 
         The sender's identity is not read: it is the monitor's to say. Raises Refusal.
         """
-        operation = _operation(descriptor.operation)
-        count, payload_length = descriptor.extent_count, descriptor.payload_length
+        number, flags, _, _, receiver, tag, length, _, count, payload_length, *reserved = (
+            _HEAD.unpack_from(descriptor)
+        )
+        operation = _operation(number)
         if count > abi.EXTENTS_MAX or payload_length > abi.PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
-        raw = descriptor.extents[:count]
-        reserved = (descriptor.reserved0, *descriptor.reserved1)
-        flags = descriptor.flags & ~_FLAGS.get(operation, 0)
-        if flags or any(reserved) or any(extent.attributes for extent in raw):
+        spans: tuple[Span, ...] = ()
+        payload, wrong = b"", any(reserved)
+        if count:
+            raw = _EXTENTS[count].unpack_from(descriptor, _HEAD.size)
+            spans = tuple(map(Span, raw[::3], raw[1::3]))
+            wrong = wrong or any(raw[2::3])
+        if payload_length:
+            payload = bytes(descriptor)[_PAYLOAD : _PAYLOAD + payload_length]
+        if wrong or flags & ~_FLAGS.get(operation, 0):
             raise Refusal(Status.E_RESERVED)
-        return cls(
-            descriptor.receiver,
-            descriptor.tag,
-            descriptor.length,
-            tuple(Span(extent.gpa, extent.pages) for extent in raw),
-            bytes(descriptor.payload[:payload_length]),
-            operation,
-            not descriptor.flags & abi.Flags.READONLY,
-        )
+        return cls(receiver, tag, length, spans, payload, operation, not flags & _READONLY)
 
     @classmethod
     def from_registers(cls, gpa: int, pages: int, attributes: int) -> Request:
@@ -98,6 +107,16 @@ class Request:
         )
 
     @property
+    def more_than_inline(self) -> bool:
+        """Whether it is anything else than the SEND of a payload, whose `extents` need no look."""
+        return bool(
+            self.spans
+            or self.length
+            or self.operation is not Operation.SEND
+            or len(self.payload) > abi.PAYLOAD_MAX
+        )
+
+    @property
     def has_receiver(self) -> bool:
         """Whether `receiver` means somebody."""
         return self.operation in _TO_A_PEER
@@ -109,11 +128,11 @@ class Request:
         """
         self._check_counts()
         extents = [_extent(span, window) for span in self.spans]
-        ordered = sorted(extents)
-        if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
-            raise Refusal(Status.E_OVERLAP)
-        most = sum(extent.pages for extent in extents) * PAGE_SIZE
-        if self.length > most:
+        if len(extents) > 1:
+            ordered = sorted(extents)
+            if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
+                raise Refusal(Status.E_OVERLAP)
+        if self.length > sum([extent.pages for extent in extents]) * PAGE_SIZE:
             raise Refusal(Status.E_LENGTH)
         return extents
 
@@ -138,11 +157,8 @@ class Request:
 
 def _operation(number: int) -> Operation:
     """Return an operation that may be asked for. Raises Refusal."""
-    try:
-        operation = Operation(number)
-    except ValueError:
-        raise Refusal(Status.E_OPERATION) from None
-    if operation is Operation.UNDELIVERED:
+    operation = _REQUESTS.get(number)
+    if operation is None:
         raise Refusal(Status.E_OPERATION)
     return operation
 
@@ -165,8 +181,7 @@ class Answer(NamedTuple):
     payload: bytes = b""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A message in a queue: both identities travel with it, the sender's as the monitor stamped it.
 
     number    the monitor's name for it, unique within the monitor
@@ -189,21 +204,25 @@ class Message:
     homes: tuple[Extent, ...] = ()
     writable: bool = True
 
-    def descriptor(self) -> abi.Descriptor:
-        """Return the message as the receiver reads it in its receive ring."""
-        descriptor = abi.Descriptor(
-            operation=self.operation,
-            flags=0 if self.writable else abi.Flags.READONLY,
-            status=self.status,
-            sender=self.sender,
-            receiver=self.receiver,
-            tag=self.tag,
-            length=self.length,
-            message=self.number,
-            extent_count=len(self.spans),
-            payload_length=len(self.payload),
+    def descriptor(self) -> bytes:
+        """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
+        head = _HEAD.pack(
+            self.operation,
+            0 if self.writable else _READONLY,
+            self.status,
+            self.sender,
+            self.receiver,
+            self.tag,
+            self.length,
+            self.number,
+            len(self.spans),
+            len(self.payload),
+            *_NOT_RESERVED,
         )
-        for extent, span in zip(descriptor.extents, self.spans, strict=False):
-            extent.gpa, extent.pages = span
-        ctypes.memmove(descriptor.payload, self.payload, len(self.payload))
-        return descriptor
+        extents = _NO_EXTENTS
+        if self.spans:
+            words = [word for span in self.spans for word in (*span, 0)]
+            extents = _EXTENTS[len(self.spans)].pack(*words)
+        return (head + extents.ljust(_PAYLOAD - _HEAD.size, b"\0") + self.payload).ljust(
+            _DESCRIPTOR, b"\0"
+        )

@@ -8,11 +8,11 @@ Not thread-safe: the monitor calls them under its lock.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from vmm.ferry import carry
 from vmm.ferry.carry import Carrier, spans
 from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
@@ -68,24 +68,25 @@ class Operations:
             raise Refusal(Status.E_PEER)
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
-        extents = request.extents(sender.window.region)
+        extents = request.extents(sender.window.region) if request.more_than_inline else ()
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
-        plan = self._part(sender, receiver, request, extents) if extents else None
-        exchanged = request.operation is Operation.EXCHANGE
+        operation = request.operation
+        arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
+        if extents:
+            plan = self._part(sender, receiver, request, extents)
+            arrived = spans(receiver.window, plan.targets), plan.targets, plan.sources
         message = Message(
-            number=next(self._numbers),
-            operation=Operation.SEND if exchanged else request.operation,
-            status=Status.OK,
-            sender=sender.number,  # the monitor's word, as the receiver's is
-            receiver=receiver.number,
-            tag=request.tag,
-            length=request.length,
-            payload=request.payload,
-            spans=spans(receiver.window, plan.targets) if plan else (),
-            targets=plan.targets if plan else (),
-            homes=plan.sources if plan else (),
-            writable=request.writable,
+            next(self._numbers),
+            Operation.SEND if operation is Operation.EXCHANGE else operation,
+            Status.OK,
+            sender.number,  # the monitor's word, as the receiver's is
+            receiver.number,
+            request.tag,
+            request.length,
+            request.payload,
+            *arrived,
+            request.writable,
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
@@ -109,15 +110,17 @@ class Operations:
             self._replace(plan, fresh)
 
         try:
-            with self._carrier.all_or_nothing() as moves:
-                if request.operation is Operation.SHARE:
-                    moves.make_shareable(sender.number, plan.runs)
-                else:
+            if request.operation is Operation.SHARE:
+                carry.make_shareable(sender, plan.runs)
+            elif plan.fresh or len(plan.runs) > 1:
+                with self._carrier.all_or_nothing() as moves:
                     moves.hide(sender.number, plan.runs)
-                moves.show(sender.number, plan.fresh, keep)
+                    moves.show(sender.number, plan.fresh, keep)
+            else:
+                carry.hide(sender, plan.runs[0])
         except Refusal:
             fresh = tuple(run for run in plan.fresh if run not in kept)
-            self._ledger.abandon(dataclasses.replace(plan, fresh=fresh))
+            self._ledger.abandon(plan._replace(fresh=fresh))
             raise
         self._ledger.commit_transfer(plan)
         return plan
@@ -136,8 +139,8 @@ class Operations:
                 runs.append(part)
                 homes.append(home + part.page - run.page)
                 places.append(place + part.page - run.page)
-        part_of = dataclasses.replace(
-            plan, runs=tuple(runs), homes=tuple(homes), places=tuple(places), fresh=(fresh,)
+        part_of = plan._replace(
+            runs=tuple(runs), homes=tuple(homes), places=tuple(places), fresh=(fresh,)
         )
         self._ledger.commit_transfer(part_of)
         coming = [run._replace(page=place) for run, place in zip(runs, places, strict=True)]

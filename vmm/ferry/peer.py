@@ -38,6 +38,8 @@ class Peer:
     parted    numbers of those of them of whose pages it has parted with some: what is in their
               places now is not theirs
     waiters   peers that wait for room in its queue, by id, in the order in which they came
+    sent, received, refused
+              messages so far, and requests
     entered   whether it has run yet: what is so from the beginning is no news to it
     full      whether its queue was full when the tables were last written
     hold_still
@@ -68,6 +70,7 @@ class Peer:
         self.entered = False
         self.sent = 0
         self.received = 0
+        self.refused = 0
 
     def receiver(self, number: int) -> Peer | None:
         """Return the peer of this id, if a channel leads there: the only permission there is."""

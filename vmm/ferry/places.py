@@ -14,6 +14,9 @@ def moved(
     runs: Iterable[Run], extents: Sequence[Extent], targets: Sequence[Extent]
 ) -> Iterator[int]:
     """Yield for each run of the extents its place in the targets."""
+    if len(extents) == 1:
+        yield from [targets[0].page + run.page - extents[0].page for run in runs]
+        return
     pairs = iter(zip(extents, targets, strict=True))
     extent = target = Extent(0, 0)
     for run in runs:
@@ -47,6 +50,11 @@ def _place(window: IntervalMap[Run], count: int) -> int | None:
 
 def reserve(window: IntervalMap[Run], counts: Sequence[int]) -> list[Extent]:
     """Choose disjoint places for as many extents, without taking them. Refused: E_WINDOW_FULL."""
+    if len(counts) == 1:
+        page = _place(window, counts[0])
+        if page is None:
+            raise Refusal(Status.E_WINDOW_FULL)
+        return [Extent(page, counts[0])]
     places: list[Extent] = []
     try:
         for count in counts:
@@ -54,10 +62,8 @@ def reserve(window: IntervalMap[Run], counts: Sequence[int]) -> list[Extent]:
             if page is None:
                 raise Refusal(Status.E_WINDOW_FULL)
             places.append(Extent(page, count))
-            if len(counts) > 1:
-                window.insert(Run(page, count, page, Hold.REVOKED))
+            window.insert(Run(page, count, page, Hold.REVOKED))
     finally:
-        if len(counts) > 1:
-            for place in places:
-                window.remove(*place)
+        for place in places:
+            window.remove(*place)
     return places

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from vmm.ferry.frames import Frames
 from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Operation
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """A SEND, LEND, SHARE or EXCHANGE that may be.
 
     runs      what is in the extents, in their order
@@ -33,8 +33,7 @@ class Transfer:
     fresh: tuple[Run, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Return:
+class Return(NamedTuple):
     """A RETURN that may be.
 
     runs     what the borrower gives back, in the order of its extents
@@ -49,8 +48,7 @@ class Return:
     spans: tuple[Extent, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reclaim:
+class Reclaim(NamedTuple):
     """A RECLAIM that may be.
 
     runs     what is in the extents

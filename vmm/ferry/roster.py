@@ -13,6 +13,9 @@ from vmm.ferry.message import Message
 from vmm.ferry.peer import Entry, Peer
 from vmm.guest.abi import PEERS_MAX, PeerFlags
 
+# Plain numbers: the operators of enum.IntFlag cost more than all else that writing an entry does.
+_ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
+
 
 class Roster:
     """Peers, and the channels between them. Not thread-safe: used under the monitor's lock.
@@ -52,10 +55,13 @@ class Roster:
                 self._news(other)
         self._wake_waiters(peer)
 
-    def connect(self, sender: Peer, receiver: Peer) -> None:
-        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other."""
+    def connect(self, sender: Peer, receiver: Peer, *, both: bool = False) -> None:
+        """Open a channel: from now on `sender` may send to `receiver`, and each sees the other.
+
+        both      whether `receiver` may send to `sender`, too
+        """
         self._list(sender, receiver, may_send=True)
-        self._list(receiver, sender, may_send=False)
+        self._list(receiver, sender, may_send=both)
 
     def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
         entry = peer.table.get(other.number)
@@ -83,11 +89,10 @@ class Roster:
     @staticmethod
     def _write(peer: Peer, entry: Entry) -> None:
         """Write one entry of a peer's table."""
-        other, room = entry.peer, entry.peer.queue.room
         if peer.control is not None:
-            flags = PeerFlags.ALIVE * other.alive | PeerFlags.SEND * entry.may_send
-            flags |= PeerFlags.ROOM * (other.alive and room > 0)
-            peer.control.put_peer(entry.index, other.number, other.name, PeerFlags(flags), room)
+            other = entry.peer
+            flags, room = _flags(entry), other.queue.room
+            peer.control.put_peer(entry.index, other.number, other.name, flags, room)
 
     # ---- Queues ----
 
@@ -95,9 +100,10 @@ class Roster:
         """Put a message into a queue that has room, and let the sender see what is left."""
         receiver.queue.put(message)
         self._room_changed(receiver)
-        entry = sender.table.get(receiver.number)
-        if entry is not None and sender.control is not None:
-            sender.control.put_room(entry.index, receiver.queue.room)
+        if sender.control is not None:
+            entry = sender.table.get(receiver.number)
+            if entry is not None:
+                sender.control.put_room(entry.index, receiver.queue.room)
         self._wake(receiver)
 
     def put_back(self, receiver: Peer, message: Message) -> None:
@@ -122,14 +128,19 @@ class Roster:
         if full == peer.full:
             return
         peer.full = full
-        for entry in peer.table.values():
-            if entry.peer.alive:
-                self._write(entry.peer, entry.peer.table[peer.number])
+        room = peer.queue.room
+        for known in peer.table.values():
+            other = known.peer
+            if other.control is not None and other.alive:
+                entry = other.table[peer.number]
+                other.control.put_flags(entry.index, _flags(entry), room)
         if not full:
             self._wake_waiters(peer)
 
     def _wake_waiters(self, peer: Peer) -> None:
         """Wake all who wait for room, oldest first: who finds none left waits on, behind them."""
+        if not peer.waiters:
+            return
         waiters, peer.waiters = peer.waiters, {}
         for waiter in waiters.values():
             self._wake(waiter)
@@ -146,3 +157,11 @@ class Roster:
         if peer.control is not None:
             peer.control.notice(kind, bits)
             self._wake(peer)
+
+
+def _flags(entry: Entry) -> int:
+    """Return the PeerFlags of an entry of a peer table."""
+    flags = _SEND if entry.may_send else 0
+    if entry.peer.alive:
+        flags |= _ALIVE | _ROOM if entry.peer.queue.room else _ALIVE
+    return flags

@@ -6,8 +6,8 @@ so the cost of an operation follows the number of runs it touches, never the num
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -80,20 +80,21 @@ class Run(NamedTuple):
 
     def clip(self, start: int, end: int) -> Run:
         """Return the part of the run that lies in start..end."""
-        first = max(self.page, start)
-        return Run(first, min(self.end, end) - first, self.frame + first - self.page, self.hold)
+        page, pages, frame, hold = self
+        last = page + pages
+        if start > page:
+            frame += start - page
+            page = start
+        return Run(page, (end if end < last else last) - page, frame, hold)
 
     def continues(self, other: Run) -> bool:
         """Whether `other` directly follows, in pages and in frames, with the same hold."""
-        return (
-            self.end == other.page
-            and self.frame + self.pages == other.frame
-            and self.hold is other.hold
-        )
+        page, pages, frame, hold = self
+        return page + pages == other.page and frame + pages == other.frame and hold is other.hold
 
     def lengthened(self, pages: int) -> Run:
         """Return the run with as many pages more at its end."""
-        return self._replace(pages=self.pages + pages)
+        return Run(self.page, self.pages + pages, self.frame, self.hold)
 
 
 @dataclasses.dataclass(slots=True)
@@ -107,13 +108,19 @@ T = TypeVar("T", bound=Interval)
 
 
 class IntervalMap(Generic[T]):
-    """Disjoint intervals among `pages` places, in order; those that belong together are joined."""
+    """Disjoint intervals among `pages` places, in order; those that belong together are joined.
+
+    Most changes concern one interval, or a part of one: what they cost is a search and a copy of
+    the tail of three lists.
+    """
 
     def __init__(self, pages: int, tally: Tally | None = None) -> None:
         self.pages = pages
         self._tally = tally or Tally()
         self._starts: list[int] = []
+        self._ends: list[int] = []
         self._items: list[T] = []
+        self._full = 0  # below it is no hole
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._items)
@@ -123,21 +130,27 @@ class IntervalMap(Generic[T]):
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
         """Return the range of indices of the intervals that overlap start..end."""
-        first = bisect.bisect_right(self._starts, start) - 1
-        if first < 0 or self._items[first].end <= start:
+        first = bisect_right(self._starts, start) - 1
+        if first < 0 or self._ends[first] <= start:
             first += 1
-        return first, bisect.bisect_left(self._starts, end, first)
+        return first, bisect_left(self._starts, end, first)
 
     def within(self, start: int, pages: int) -> list[T]:
         """Return the intervals that overlap `pages` places from `start`, clipped to them."""
         end = start + pages
+        first = bisect_right(self._starts, start) - 1
+        if first >= 0 and self._ends[first] >= end:
+            item = self._items[first]
+            if self._starts[first] == start and self._ends[first] == end:
+                return [item]
+            return [item.clip(start, end)]
         first, last = self._slice(start, end)
         return [item.clip(start, end) for item in self._items[first:last]]
 
     def at(self, place: int) -> T | None:
         """Return the interval that holds a place, whole."""
-        index = bisect.bisect_right(self._starts, place) - 1
-        return self._items[index] if index >= 0 and self._items[index].end > place else None
+        index = bisect_right(self._starts, place) - 1
+        return self._items[index] if index >= 0 and self._ends[index] > place else None
 
     def cuts(self, start: int, pages: int) -> int:
         """Return how many intervals would be cut in two at the ends of this range: 0, 1 or 2."""
@@ -145,64 +158,98 @@ class IntervalMap(Generic[T]):
 
     def _inside(self, place: int) -> bool:
         """Whether an interval begins before `place` and goes on beyond it."""
-        index = bisect.bisect_left(self._starts, place) - 1
-        return index >= 0 and self._items[index].end > place
+        index = bisect_left(self._starts, place) - 1
+        return index >= 0 and self._ends[index] > place
 
     def remove(self, start: int, pages: int) -> list[T]:
         """Cut a range out, splitting what crosses its ends; return what was there, clipped."""
         end = start + pages
         first, last = self._slice(start, end)
         old = self._items[first:last]
-        keep: list[T] = []
-        if old and old[0].start < start:
-            keep.append(old[0].clip(old[0].start, start))
-        if old and old[-1].end > end:
-            keep.append(old[-1].clip(end, old[-1].end))
-        self._replace(first, last, keep)
+        keep = self._outside(first, last, start, end)
+        self._put(first, last, keep)
+        self._full = min(self._full, start)
+        if not keep:
+            return old
         return [item.clip(start, end) for item in old]
+
+    def _outside(self, first: int, last: int, start: int, end: int) -> list[T]:
+        """Return what is left of some intervals on either side of a range."""
+        keep: list[T] = []
+        if first < last:
+            if self._starts[first] < start:
+                keep.append(self._items[first].clip(self._starts[first], start))
+            if self._ends[last - 1] > end:
+                keep.append(self._items[last - 1].clip(end, self._ends[last - 1]))
+        return keep
 
     def insert(self, item: T) -> None:
         """Add an interval where there is none, joined with the neighbours that it continues."""
-        first = last = bisect.bisect_left(self._starts, item.start)
-        if first and self._items[first - 1].continues(item):
+        first = last = bisect_left(self._starts, item.start)
+        self._join(first, last, item)
+
+    def replace(self, item: T) -> None:
+        """Put an interval in the place of whatever is there, joined with the neighbours."""
+        start, end = item.start, item.end
+        first, last = self._slice(start, end)
+        keep = self._outside(first, last, start, end)
+        if not keep:
+            self._join(first, last, item)
+            return
+        self._put(first, last, keep)
+        first += keep[0].start < start
+        self._join(first, first, item)
+
+    def _join(self, first: int, last: int, item: T) -> None:
+        """Put an interval in the place of those from `first` to `last`, joined with what it
+        continues, and with what continues it.
+        """
+        start, end = item.start, item.end
+        if first and self._ends[first - 1] == start and self._items[first - 1].continues(item):
             first -= 1
             item = self._items[first].lengthened(item.pages)
-        if last < len(self._items) and item.continues(self._items[last]):
-            item = item.lengthened(self._items[last].pages)
-            last += 1
-        self._replace(first, last, [item])
+        if last < len(self._items) and self._starts[last] == end:
+            right = self._items[last]
+            if item.continues(right):
+                item = item.lengthened(right.pages)
+                last += 1
+        self._put(first, last, [item])
 
-    def _replace(self, first: int, last: int, items: list[T]) -> None:
+    def _put(self, first: int, last: int, items: list[T]) -> None:
         self._tally.intervals += len(items) - (last - first)
         self._items[first:last] = items
         self._starts[first:last] = [item.start for item in items]
+        self._ends[first:last] = [item.end for item in items]
 
     def clear(self) -> None:
         """Remove everything."""
-        self._replace(0, len(self._items), [])
-
-    def _gaps(self) -> Iterator[Extent]:
-        """Yield the holes between the intervals, lowest first."""
-        place = 0
-        for item in self._items:
-            if item.start > place:
-                yield Extent(place, item.start - place)
-            place = item.end
-        if place < self.pages:
-            yield Extent(place, self.pages - place)
+        self._put(0, len(self._items), [])
+        self._full = 0
 
     def gap(self, count: int, align: int = 1) -> int | None:
         """Return the lowest place, a multiple of `align`, from which `count` hold nothing."""
-        for hole in self._gaps():
-            place = -(-hole.page // align) * align
-            if place + count <= hole.end:
+        starts, ends = self._starts, self._ends
+        index = bisect_left(starts, self._full)
+        hole = max(self._full, ends[index - 1]) if index else self._full
+        while index < len(starts) and starts[index] == hole:
+            hole = ends[index]
+            index += 1
+        self._full = hole
+        for after in range(index, len(starts)):
+            place = -(-hole // align) * align
+            if place + count <= starts[after]:
                 return place
-        return None
+            hole = ends[after]
+        place = -(-hole // align) * align
+        return place if place + count <= self.pages else None
 
     def gap_from_top(self, count: int, align: int = 1) -> int | None:
         """Return the highest such place."""
-        for hole in reversed(list(self._gaps())):
-            place = (hole.end - count) // align * align
-            if place >= hole.page:
+        hole_end = self.pages
+        for index in range(len(self._starts) - 1, -1, -1):
+            place = (hole_end - count) // align * align
+            if place >= self._ends[index]:
                 return place
-        return None
+            hole_end = self._starts[index]
+        place = (hole_end - count) // align * align
+        return place if place >= 0 else None

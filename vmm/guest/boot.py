@@ -1,19 +1,19 @@
 """A machine's first state.
 
-Image, tables and registers, so that KVM enters long mode at the entry point.
+Image, tables and registers, so that KVM enters long mode at the entry point. Pure: what they are,
+not where they go.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from vmm.errors import GuestImageError
 from vmm.guest import abi, x86
 from vmm.guest.image import Image
 from vmm.guest.x86 import PAGE, PageTables, Range
-from vmm.kvm import Kvm, Vcpu
-from vmm.kvm.structs import kvm_segment
-from vmm.memory.private import PrivateMemory
+from vmm.kvm import kvm_regs, kvm_segment, kvm_sregs
 from vmm.memory.region import Region
 from vmm.sizes import format_size
 
@@ -73,38 +73,43 @@ def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Lay
     return Layout(Region(0, private), stack_region, window_region, tables)
 
 
-def load(memory: PrivateMemory, image: Image, layout: Layout) -> None:
-    """Write the tables and the image into fresh private memory."""
-    for gpa, data in x86.system_area():
-        memory.write(gpa, data)
-    memory.write(x86.PAGE_TABLES, layout.tables.data)
+def contents(image: Image, layout: Layout) -> Iterator[tuple[int, bytes]]:
+    """Yield what is in private memory at first, as (guest-physical address, bytes): the tables and
+    the image. The rest is zeros.
+    """
+    yield from x86.system_area()
+    yield x86.PAGE_TABLES, layout.tables.data
     for segment in image.segments:
-        memory.write(segment.gpa, segment.data)
+        yield segment.gpa, segment.data
 
 
-def enter(kvm: Kvm, vcpu: Vcpu, image: Image, layout: Layout, user: bool) -> None:
-    """Set a fresh vCPU's registers to the image's entry point, in ring 3 if `user`, else ring 0."""
-    vcpu.set_cpuid(kvm.supported_cpuid())
-    sregs = vcpu.get_sregs()
-    code = _segment(sregs.cs, x86.CODE3 if user else x86.CODE0, 0xB, user)
+def sregs(reset: kvm_sregs, layout: Layout, user: bool) -> kvm_sregs:
+    """Return the system registers to enter with, in ring 3 if `user`, else in ring 0.
+
+    reset     those of a vCPU that has just been made
+    """
+    made = kvm_sregs.from_buffer_copy(reset)
+    code = _segment(made.cs, x86.CODE3 if user else x86.CODE0, 0xB, user)
     code.l, code.db = 1, 0
     data = x86.DATA3 if user else x86.DATA0
-    for segment in (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
+    for segment in (made.ss, made.ds, made.es, made.fs, made.gs):
         _segment(segment, data, 0x3, user)
-    task = sregs.tr
+    task = made.tr
     task.base, task.limit, task.selector = x86.TSS, 0x67, x86.TASK
     task.type, task.s, task.present, task.dpl, task.g, task.unusable = 0xB, 0, 1, 0, 0, 0
-    sregs.gdt.base, sregs.gdt.limit = x86.GDT, 7 * 8 - 1
-    sregs.idt.base, sregs.idt.limit = x86.IDT, x86.VECTORS * 16 - 1
-    sregs.cr0, sregs.cr4, sregs.efer, sregs.cr3 = _CR0, _CR4, _EFER, layout.tables.root
-    vcpu.set_sregs(sregs)
+    made.gdt.base, made.gdt.limit = x86.GDT, 7 * 8 - 1
+    made.idt.base, made.idt.limit = x86.IDT, x86.VECTORS * 16 - 1
+    made.cr0, made.cr4, made.efer, made.cr3 = _CR0, _CR4, _EFER, layout.tables.root
+    return made
 
-    regs = vcpu.get_regs()
+
+def regs(image: Image, layout: Layout, user: bool) -> kvm_regs:
+    """Return the general registers to enter with: zeros but for three."""
     # As if called: the ABI wants the stack pointer 8 below a multiple of 16 at a function's first
     # instruction.
-    regs.rip, regs.rsp = image.entry, layout.stack.end - 8
-    regs.rflags = _RFLAGS | (_IOPL3 if user else 0)
-    vcpu.set_regs(regs)
+    return kvm_regs(
+        rip=image.entry, rsp=layout.stack.end - 8, rflags=_RFLAGS | (_IOPL3 if user else 0)
+    )
 
 
 def _segment(segment: kvm_segment, selector: int, kind: int, user: bool) -> kvm_segment:

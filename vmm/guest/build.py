@@ -17,12 +17,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TypeVar
 
-from .compiler import COMPILE_FLAGS, FAMILY_FLAGS, LINK_FLAGS, Compiler, run, work_directory
+from .compiler import (
+    COMPILE_FLAGS,
+    FAMILY_FLAGS,
+    LINK_FLAGS,
+    PROGRAM_FLAGS,
+    BuildError,
+    Compiler,
+    run,
+    work_directory,
+)
 
 _T = TypeVar("_T")
 _Target = tuple[Sequence[Path], Path]  # sources, output
@@ -90,6 +100,32 @@ def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> lis
     for stale in set(binaries.rglob("*.elf")) - set(outputs):
         stale.unlink()
     return outputs
+
+
+def build_program(
+    source: Path, output: Path, *, include_dirs: Iterable[Path], compiler: Compiler
+) -> Path:
+    """Build a program for Linux from one C file, static if this system has what that takes.
+
+    Raises BuildError with the compiler's own message.
+    """
+    includes = [f"-I{path.resolve()}" for path in include_dirs]
+    with work_directory("pageferry-build-") as work:
+        partial = work / output.name
+        command = [*compiler.for_linux, *PROGRAM_FLAGS, *includes, str(source.resolve())]
+        failure = f"cannot build {source}"
+        try:
+            run([*command, "-static", "-o", str(partial)], failure, cwd=work)
+        except BuildError:
+            run([*command, "-o", str(partial)], failure, cwd=work)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = output.with_name(f".{output.name}.{os.getpid()}")
+        try:
+            shutil.copy(partial, beside)
+            beside.replace(output)
+        finally:
+            beside.unlink(missing_ok=True)
+    return output
 
 
 class _Build:

@@ -32,6 +32,8 @@ LINK_FLAGS = (
     *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
     *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
 )
+# For programs of this system, not guests.
+PROGRAM_FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror")
 FAMILY_FLAGS: dict[str, tuple[str, ...]] = {
     # Even freestanding, gcc turns a loop that copies into a call of memcpy, and so the loop
     # inside a guest's own memcpy into a call of itself. clang does not when freestanding.
@@ -40,6 +42,9 @@ FAMILY_FLAGS: dict[str, tuple[str, ...]] = {
     # zig's driver turns the undefined-behaviour sanitizer on, which wants a run-time library.
     "zig": ("-fno-sanitize=all",),
 }
+
+
+_ZIG_BARE, _ZIG_LINUX = "x86_64-freestanding-none", "x86_64-linux-musl"
 
 
 class BuildError(Exception):
@@ -53,6 +58,11 @@ class Compiler:
     command: tuple[str, ...]
     family: str
     version: str
+
+    @property
+    def for_linux(self) -> tuple[str, ...]:
+        """The command that builds programs for Linux, with a C library."""
+        return tuple(_ZIG_LINUX if word == _ZIG_BARE else word for word in self.command)
 
     @cached_property
     def system_directory(self) -> str:
@@ -113,7 +123,7 @@ def _system_compiler() -> Compiler | None:
 def _zig_compiler() -> Compiler | None:
     if importlib.util.find_spec("ziglang") is None:
         return None
-    return _identify((sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-freestanding-none"))
+    return _identify((sys.executable, "-m", "ziglang", "cc", "-target", _ZIG_BARE))
 
 
 def _identify(command: tuple[str, ...]) -> Compiler | None:

@@ -6,7 +6,6 @@ Descriptors, private memory and first state, made together and closed together.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 
@@ -14,13 +13,14 @@ from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
-from vmm.guest import abi, boot
+from vmm.guest import abi
 from vmm.guest.abi import Status
+from vmm.guest.blueprint import Blueprint
 from vmm.guest.boot import Layout
 from vmm.guest.image import Image
 from vmm.guest.trap import Diagnosis
 from vmm.kick import deadline, masked_while_running
-from vmm.kvm import Exit, Hypercall, Intr, IoOut, Kvm, MmioWrite, Vcpu, Vm
+from vmm.kvm import Exit, Hypercall, Intr, IoOut, Kvm, MmioWrite
 from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT
 from vmm.memory.private import PrivateMemory
@@ -30,83 +30,76 @@ HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
 _MASK64 = (1 << 64) - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shape:
-    """How a guest is made.
-
-    privilege     the ring it runs in, 0 or 3
-    doorbell      how it rings
-    private, stack, window    sizes in bytes
-    """
-
-    privilege: int
-    doorbell: abi.Doorbell
-    private: int
-    stack: int
-    window: int
-
-
 class Guest:
-    """A VM with one vCPU, loaded with an image and ready to be entered. Its window is not its
+    """A VM with one vCPU, made after a blueprint and ready to be entered. Its window is not its
     business.
 
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """
 
-    _hypercall: Hypercall | None = None  # the last exit, if it was one
+    __slots__ = ("_blueprint", "_hypercall", "control", "memory", "name", "vcpu", "vm")
 
-    vm: Vm
-    vcpu: Vcpu
-    memory: PrivateMemory
-    control: ControlStructure
-
-    def __init__(self, kvm: Kvm, image: Image, shape: Shape, number: int, name: str) -> None:
-        user = shape.privilege == 3
+    def __init__(self, kvm: Kvm, blueprint: Blueprint, number: int, name: str) -> None:
         self.name = name
-        self.image = image
-        self.layout: Layout = boot.plan(image, shape.private, shape.stack, shape.window, user)
+        self._blueprint = blueprint
+        self._hypercall: Hypercall | None = None  # the last exit, if it was one
         with contextlib.ExitStack() as undo:
-            self.memory = PrivateMemory(shape.private)
+            self.memory = PrivateMemory(blueprint.layout.private, blueprint.template)
             undo.callback(self.memory.close)
-            boot.load(self.memory, image, self.layout)
             view = self.memory.view(abi.CONTROL_GPA, CONTROL_BYTES)
-            self.control = ControlStructure(view, self._identity(shape, number))
+            self.control = ControlStructure(view, self._identity(number))
             undo.callback(self.control.release)
             self.vm = undo.enter_context(kvm.create_vm())
-            self.vm.set_user_memory_region(PRIVATE_SLOT, 0, shape.private, self.memory.address)
+            private = blueprint.layout.private
+            self.vm.set_user_memory_region(PRIVATE_SLOT, 0, private.size, self.memory.address)
+            if blueprint.shape.doorbell in HYPERCALLS:
+                self.vm.enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << abi.HYPERCALL)
             self.vcpu = undo.enter_context(self.vm.create_vcpu())
             self.vcpu.set_signal_mask(masked_while_running())
-            if shape.doorbell in HYPERCALLS:
-                self.vm.enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << abi.HYPERCALL)
-            boot.enter(kvm, self.vcpu, image, self.layout, user)
-            self._closer = undo.pop_all()
-        self.diagnosis = Diagnosis(name, self.vcpu, self.memory, self.layout, image.symbols)
+            blueprint.enter(self.vcpu)
+            undo.pop_all()
 
-    def _identity(self, shape: Shape, number: int) -> Identity:
-        stack, window = self.layout.stack, self.layout.window
+    def _identity(self, number: int) -> Identity:
+        shape, layout = self._blueprint.shape, self.layout
         return Identity(
             machine=number,
             name=self.name,
             privilege=shape.privilege,
             doorbell=shape.doorbell,
-            window_gpa=window.base,
-            window_pages=window.pages,
-            stack_gpa=stack.base,
-            stack_bytes=stack.size,
+            window_gpa=layout.window.base,
+            window_pages=layout.window.pages,
+            stack_gpa=layout.stack.base,
+            stack_bytes=layout.stack.size,
         )
+
+    @property
+    def image(self) -> Image:
+        """The program that it runs."""
+        return self._blueprint.image
+
+    @property
+    def layout(self) -> Layout:
+        """Where things lie in it."""
+        return self._blueprint.layout
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What tells why it has stopped."""
+        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, self.image.symbols)
 
     def bell(self, exit_: Exit) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
         self._hypercall = None
-        match exit_:
-            case MmioWrite(gpa=abi.DOORBELL_GPA, data=data) if len(data) == 4:
-                return int.from_bytes(data, "little")
-            case IoOut(port=abi.DOORBELL_PORT, size=4, count=1, data=data):
-                return int.from_bytes(data, "little")
-            case Hypercall(nr=abi.HYPERCALL):
-                self._hypercall = exit_
-                value = exit_.args[2]
-                return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
+        if type(exit_) is MmioWrite:
+            if exit_.gpa == abi.DOORBELL_GPA and len(exit_.data) == 4:
+                return int.from_bytes(exit_.data, "little")
+        elif type(exit_) is IoOut:
+            if (exit_.port, exit_.size, exit_.count) == (abi.DOORBELL_PORT, 4, 1):
+                return int.from_bytes(exit_.data, "little")
+        elif type(exit_) is Hypercall and exit_.nr == abi.HYPERCALL:
+            self._hypercall = exit_
+            value = exit_.args[2]
+            return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
         return None
 
     def direct_request(self) -> Request:
@@ -153,4 +146,11 @@ class Guest:
 
     def close(self) -> None:
         """Close the vCPU, the VM and the memory, in that order. Further calls do nothing."""
-        self._closer.close()
+        try:
+            self.vcpu.close()
+        finally:
+            try:
+                self.vm.close()
+            finally:
+                self.control.release()
+                self.memory.close()

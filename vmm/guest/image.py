@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import io
 import itertools
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,9 @@ class Segment:
         return -(-(self.gpa + self.size) // PAGE) * PAGE
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A guest program, checked: it can be loaded as it is."""
+    """A guest program, checked: it can be loaded as it is. Equal to itself only."""
 
     name: str
     entry: int
@@ -62,14 +64,12 @@ def load_image(path: str | Path) -> Image:
 
     Raises GuestImageError, naming the file and what to do about it.
     """
-    path = Path(path)
-    if "\0" in str(path):
-        raise GuestImageError(
-            f"{str(path)!r}: no file has such a name: give the path of a guest ELF"
-        )
+    path = os.fspath(path)
+    if "\0" in path:
+        raise GuestImageError(f"{path!r}: no file has such a name: give the path of a guest ELF")
     try:
-        status = path.stat()
-        if not path.is_file():
+        status = os.stat(path)  # noqa: PTH116 (a Path takes three times as long to make)
+        if not stat.S_ISREG(status.st_mode):
             raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
         if status.st_size > _MAX_BYTES:
             raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
@@ -80,7 +80,7 @@ def load_image(path: str | Path) -> Image:
             status.st_mtime_ns,
             status.st_ctime_ns,
         )
-        return _load(str(path), identity)
+        return _load(path, identity)
     except OSError as error:
         raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -13,6 +13,8 @@ from elftools.elf.sections import SymbolTableSection
 
 from vmm.errors import Place
 
+_MOST_PLACES = 256
+
 
 class Symbols:
     """An image's symbol table and line program, read at the first question: faults are rare."""
@@ -20,9 +22,18 @@ class Symbols:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._read: dict[int, list[tuple[int, int, str, int]]] = {}
+        self._places: dict[int, Place] = {}
 
     def place(self, rip: int) -> Place:
         """Return where `rip` lies. What the image does not say, or says wrongly, stays None."""
+        found = self._places.get(rip)
+        if found is None:
+            if len(self._places) >= _MOST_PLACES:  # guests can be anywhere
+                self._places.clear()
+            found = self._places[rip] = self._find(rip)
+        return found
+
+    def _find(self, rip: int) -> Place:
         try:
             symbol, offset = self._symbol(rip)
             file, line = self._line(rip)
@@ -54,8 +65,7 @@ class Symbols:
         """Return the compilation units that `rip` may lie in: one, if the image has an index."""
         if self._dwarf is None:
             return ()
-        index = self._dwarf.get_aranges()
-        offset = None if index is None else index.cu_offset_at_addr(rip)
+        offset = None if self._index is None else self._index.cu_offset_at_addr(rip)
         return self._dwarf.iter_CUs() if offset is None else (self._dwarf.get_CU_at(offset),)
 
     def _elf(self) -> Any:
@@ -70,6 +80,10 @@ class Symbols:
             for symbol in table.iter_symbols()
             if symbol["st_info"]["type"] == "STT_FUNC"
         ]
+
+    @functools.cached_property
+    def _index(self) -> Any:
+        return self._dwarf.get_aranges()
 
     @functools.cached_property
     def _dwarf(self) -> Any:

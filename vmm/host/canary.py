@@ -8,14 +8,16 @@ source is guests/canary.c.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 import time
 from typing import NamedTuple
 
 from vmm.guest.abi import Bell, Doorbell, Status
+from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.bundled import bundled_guest
-from vmm.guest.guest import Guest, Shape
+from vmm.guest.guest import Guest
 from vmm.guest.image import Image, load_image
 from vmm.kick import deadline
 from vmm.kvm import Exit, InternalError, Intr, Kvm
@@ -59,12 +61,14 @@ def sing(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
 
 
 def _sing_once(kvm: Kvm, ring: int, doorbell: Doorbell, seconds: float) -> Song:
-    guest = Guest(kvm, _canary(), Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20), 1, "canary")
-    try:
+    shape = Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20)
+    with contextlib.ExitStack() as opened:
+        blueprints = Blueprints(kvm)
+        opened.callback(blueprints.close)
+        guest = Guest(kvm, blueprints.get(_canary(), shape), 1, "canary")
+        opened.callback(guest.close)
         with deadline(seconds):
             return _listen(guest)
-    finally:
-        guest.close()
 
 
 @functools.cache

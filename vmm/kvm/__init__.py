@@ -14,7 +14,7 @@ of its name, which the kernel's Documentation/virt/kvm/api.rst ("KVM API") descr
 """
 
 from . import structs, uapi
-from .cpuid import CpuidEntry
+from .cpuid import CpuidEntry, CpuidTable
 from .descriptor import ClosedDescriptorError, Descriptor
 from .exits import (
     Debug,
@@ -48,6 +48,7 @@ __all__ = [
     "MEM_READONLY",
     "ClosedDescriptorError",
     "CpuidEntry",
+    "CpuidTable",
     "Debug",
     "Descriptor",
     "Exit",

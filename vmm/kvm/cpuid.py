@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from .structs import flexible, kvm_cpuid2
 
@@ -24,6 +24,18 @@ class CpuidEntry:
     ebx: int
     ecx: int
     edx: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidTable:
+    """Entries in the kernel's own form: made once, they can be set in any number of vCPUs."""
+
+    structure: Any  # a kvm_cpuid2, with its entries; never changed
+
+    @classmethod
+    def of(cls, entries: Sequence[CpuidEntry]) -> Self:
+        """Return a table of ``entries``."""
+        return cls(pack(entries))
 
 
 def pack(entries: Sequence[CpuidEntry]) -> Any:

@@ -4,7 +4,9 @@ The only place where the kernel's union is decoded. Source: KVM API, section 5, 
 structure".
 """
 
+import ctypes
 import mmap
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +30,25 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
-from .structs import kvm_run
+from .structs import _anon_run_mmio, kvm_run
+
+# Called through ctypes: before Python 3.13 the mmap module keeps a duplicate of the descriptor for
+# each mapping, which two more system calls make and close.
+_libc: Any = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 INTR = Intr()
 _HLT = Hlt()
@@ -39,31 +59,49 @@ _IRQ_WINDOW_OPEN = IrqWindowOpen()
 class RunPage:
     """The mapping a vCPU shares with its monitor, and views of it made once.
 
-    Private to this package: a view that outlives ``close()`` would keep the mapping alive, and
-    mmap refuses to close under one (BufferError).
+    Private to this package: a view that outlived ``close()`` would read memory that is no longer
+    there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
-    __slots__ = ("exit", "hypercall", "io", "map", "mmio", "run", "sync")
+    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync")
 
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self.map = mapping
-        self.run = kvm_run.from_buffer(mapping)
+    def __init__(self, fd: int, size: int) -> None:
+        """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
+
+        With -1 for ``fd`` it is zeroed memory. Raises OSError.
+        """
+        flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+        address = _mmap(None, size, _READ_WRITE, flags, fd, 0)
+        if address == _FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, f"mmap of vcpu fd {fd}: {os.strerror(code)}")
+        self.map = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+        self.run = kvm_run.from_address(address)
         self.exit = self.run.exit
         self.io = self.exit.io
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
+        # Stores by what the page said of them: to a device they are few, and much the same.
+        self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
         """Drop the views, then unmap."""
-        mapping = self.map
+        address, size = ctypes.addressof(self.run), self.map.nbytes
+        self.map.release()
         for name in self.__slots__:
             delattr(self, name)
-        mapping.close()
+        if _munmap(address, size) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"munmap of a run page: {os.strerror(code)}")
 
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""
         reason: int = self.run.exit_reason
+        if reason == uapi.KVM_EXIT_MMIO:
+            known = self.known.get(bytes(self.map[_MMIO]))
+            if known is not None:
+                return known
         decoder = _DECODERS.get(reason)
         return Unknown(reason) if decoder is None else decoder(self)
 
@@ -119,14 +157,22 @@ def _io(page: RunPage) -> Exit:
     if io.direction == uapi.KVM_EXIT_IO_IN:
         return IoIn(io.port, size, count)
     start = io.data_offset
-    return IoOut(io.port, size, count, page.map[start : start + size * count])
+    return IoOut(io.port, size, count, bytes(page.map[start : start + size * count]))
+
+
+_MMIO = slice(kvm_run.exit.offset, kvm_run.exit.offset + ctypes.sizeof(_anon_run_mmio))
+_MOST_KNOWN = 64
 
 
 def _mmio(page: RunPage) -> Exit:
-    mmio = page.mmio
-    if mmio.is_write:
-        return MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
-    return MmioRead(mmio.phys_addr, mmio.len)
+    raw = bytes(page.map[_MMIO])
+    mmio = _anon_run_mmio.from_buffer_copy(raw)
+    if not mmio.is_write:
+        return MmioRead(mmio.phys_addr, mmio.len)
+    if len(page.known) >= _MOST_KNOWN:
+        page.known.clear()
+    write = page.known[raw] = MmioWrite(mmio.phys_addr, bytes(mmio.data)[: mmio.len])
+    return write
 
 
 def _hypercall(page: RunPage) -> Exit:

@@ -21,6 +21,8 @@ class Kvm(Descriptor):
 
     kind = "kvm"
 
+    _mmap_size = 0  # of a vCPU, once it has been asked for
+
     @classmethod
     def open(cls, path: str | os.PathLike[str] = "/dev/kvm") -> Self:
         """Open ``path`` for reading and writing. Raises OSError: no such file, no permission.
@@ -87,5 +89,6 @@ class Kvm(Descriptor):
 
         ``type`` is the machine type, 0 for an ordinary one.
         """
-        mmap_size = self.vcpu_mmap_size()
-        return Vm(self._ioctl(SystemIoctl.KVM_CREATE_VM, type), mmap_size)
+        if not self._mmap_size:
+            self._mmap_size = self.vcpu_mmap_size()
+        return Vm(self._ioctl(SystemIoctl.KVM_CREATE_VM, type), self._mmap_size)

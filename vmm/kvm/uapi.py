@@ -126,6 +126,7 @@ KVM_CAP_DEBUGREGS = 50
 KVM_CAP_ENABLE_CAP = 54
 KVM_CAP_XCRS = 56
 KVM_CAP_MAX_VCPUS = 66
+KVM_CAP_GET_TSC_KHZ = 61
 KVM_CAP_SYNC_REGS = 74
 KVM_CAP_READONLY_MEM = 81
 KVM_CAP_IRQFD_RESAMPLE = 82
@@ -243,6 +244,7 @@ class VcpuIoctl:
     KVM_SET_CPUID2 = _iow(0x90, structs.kvm_cpuid2, KVM_CAP_EXT_CPUID)
     KVM_GET_CPUID2 = _iowr(0x91, structs.kvm_cpuid2, KVM_CAP_EXT_CPUID)
     KVM_GET_MP_STATE = _ior(0x98, structs.kvm_mp_state, KVM_CAP_MP_STATE)
+    KVM_GET_TSC_KHZ = _io(0xA3, KVM_CAP_GET_TSC_KHZ)
     KVM_SET_MP_STATE = _iow(0x99, structs.kvm_mp_state, KVM_CAP_MP_STATE)
     KVM_NMI = _io(0x9A, KVM_CAP_USER_NMI)
     KVM_SET_GUEST_DEBUG = _iow(0x9B, structs.kvm_guest_debug, KVM_CAP_SET_GUEST_DEBUG)

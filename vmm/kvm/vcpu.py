@@ -2,8 +2,7 @@
 
 import ctypes
 import errno
-import mmap
-import sys
+import functools
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -33,7 +32,7 @@ class Vcpu(VcpuState):
         """Take ownership of ``fd`` and map ``mmap_size`` bytes of it."""
         super().__init__(fd)
         try:
-            self._page: RunPage | None = RunPage(_map(fd, mmap_size))
+            self._page: RunPage | None = RunPage(fd, mmap_size)
         except BaseException:
             super().close()
             raise
@@ -126,9 +125,7 @@ class Vcpu(VcpuState):
         bits = 0
         for number in signals:
             bits |= 1 << number - 1
-        mask = flexible(kvm_signal_mask, _SIGSET_BYTES)(len=_SIGSET_BYTES)
-        mask.sigset[:] = list(bits.to_bytes(_SIGSET_BYTES, "little"))
-        self._ioctl(VcpuIoctl.KVM_SET_SIGNAL_MASK, ctypes.byref(mask))
+        self._ioctl(VcpuIoctl.KVM_SET_SIGNAL_MASK, ctypes.byref(_signal_mask(bits)))
 
     # ---- registers of the last exit, without a system call ----
 
@@ -179,7 +176,9 @@ class Vcpu(VcpuState):
         self._shared().put_msr(result)
 
 
-def _map(fd: int, size: int) -> mmap.mmap:
-    if sys.version_info >= (3, 13):
-        return mmap.mmap(fd, size, trackfd=False)
-    return mmap.mmap(fd, size)  # holds a duplicate of fd until it is closed
+@functools.lru_cache(maxsize=16)
+def _signal_mask(bits: int) -> Any:
+    """Return the kernel's structure for a set of signals; it is never changed."""
+    mask = flexible(kvm_signal_mask, _SIGSET_BYTES)(len=_SIGSET_BYTES)
+    mask.sigset[:] = list(bits.to_bytes(_SIGSET_BYTES, "little"))
+    return mask

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from . import cpuid
-from .cpuid import CpuidEntry
+from .cpuid import CpuidEntry, CpuidTable
 from .descriptor import Descriptor
 from .structs import (
     Struct,
@@ -63,6 +63,10 @@ class VcpuState(Descriptor):
     """
 
     kind = "vcpu"
+
+    def get_tsc_khz(self) -> int:
+        """Return how many thousand ticks the guest's time-stamp counter makes in a second."""
+        return self._ioctl(VcpuIoctl.KVM_GET_TSC_KHZ)
 
     def get_regs(self) -> kvm_regs:
         """Return the general registers."""
@@ -140,9 +144,10 @@ class VcpuState(Descriptor):
         self._ioctl(VcpuIoctl.KVM_GET_CPUID2, ctypes.byref(table))
         return cpuid.unpack(table)
 
-    def set_cpuid(self, entries: Sequence[CpuidEntry]) -> None:
+    def set_cpuid(self, entries: Sequence[CpuidEntry] | CpuidTable) -> None:
         """Set what CPUID answers; once, before the first run."""
-        self._ioctl(VcpuIoctl.KVM_SET_CPUID2, ctypes.byref(cpuid.pack(entries)))
+        table = entries if isinstance(entries, CpuidTable) else CpuidTable.of(entries)
+        self._ioctl(VcpuIoctl.KVM_SET_CPUID2, ctypes.byref(table.structure))
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """Return model-specific registers by number.

@@ -61,6 +61,7 @@ _MAP_NORESERVE = 0x4000
 _MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
+_MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -138,6 +139,24 @@ def resident(address: int) -> bool:
     """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
     found = ctypes.create_string_buffer(1)
     return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
+
+
+def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
+    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
+    it.
+
+    What is there is replaced; or, without `replace`, nothing is done and False returned.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
+    try:
+        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
+    except OSError as error:
+        if replace or error.errno != errno.EEXIST:
+            raise
+        return False
+    if placed != address:  # before Linux 4.17 the address is no more than a wish
+        Mapping(placed, size).close()
+    return placed == address
 
 
 def punch(fd: int, offset: int, size: int) -> None:

@@ -5,20 +5,26 @@ It is never transferred.
 
 from __future__ import annotations
 
-from vmm.memory.mapping import Mapping
 from vmm.memory.region import Region
+from vmm.memory.template import Template
 
 
 class PrivateMemory:
-    """Zeroed anonymous memory at guest-physical address 0, read and written with bounds checked.
+    """Memory at guest-physical address 0, read and written with bounds checked.
+
+    It begins as a copy of a template, made page by page where it is written, and with zeros after
+    that.
 
     Thread-safety: reads and writes are plain memory copies; the guest may be running on the same
     bytes.
     """
 
-    def __init__(self, size: int) -> None:
-        self.region = Region(0, size)
-        self._mapping = Mapping.anonymous(size)
+    __slots__ = ("_bytes", "_mapping", "region")
+
+    def __init__(self, region: Region, template: Template) -> None:
+        """Map the memory. `region` starts at 0 and is larger than the template."""
+        self.region = region
+        self._mapping = template.map(region.size)
         self._bytes = self._mapping.view()
 
     @property

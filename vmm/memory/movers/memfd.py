@@ -7,25 +7,28 @@ mmu notifier shoots the guest's translations down before the call returns.
 from __future__ import annotations
 
 from vmm.kvm import Vm
+from vmm.memory.memslots import WindowSlots
 from vmm.memory.movers.windows import WINDOW_SLOT, MappedWindow, Mover, Window
+from vmm.memory.pool import PagePool
+
+
+class MachineWindow(MappedWindow):
+    """One that a machine sees, by memslots that are made once."""
+
+    def __init__(self, pool: PagePool, vm: Vm, base: int, size: int) -> None:
+        super().__init__(pool, size, base)
+        address = self.mapping.address
+        self._slots = WindowSlots(vm, WINDOW_SLOT, base, self.region.pages, address)
+
+    def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        self._slots.cover(page, count)
+        super().show(page, frame, count, writable=writable)
 
 
 class MemfdMover(Mover):
-    """One memslot per window, made once; mappings change behind it."""
+    """Memslots that do not change; mappings change behind them."""
 
     name = "memfd"
 
-    def _window(self, size: int, base: int | None = None) -> MappedWindow:
-        return MappedWindow(self.pool, size, base)
-
     def machine_window(self, vm: Vm, base: int, size: int) -> Window:
-        window = self._window(size, base)
-        try:
-            vm.set_user_memory_region(WINDOW_SLOT, base, size, window.mapping.address)
-        except OSError:
-            window.close()
-            raise
-        return window
-
-    def host_window(self, size: int) -> Window:
-        return self._window(size)
+        return MachineWindow(self.pool, vm, base, size)

@@ -23,11 +23,12 @@ from collections.abc import Iterable
 from vmm.ferry.frames import LARGE
 from vmm.ferry.runs import IntervalMap, Run
 from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers.lodgings import Lodging, Lodgings
-from vmm.memory.movers.memfd import MemfdMover
-from vmm.memory.movers.windows import MappedWindow
+from vmm.memory.movers.memfd import MachineWindow, MemfdMover
+from vmm.memory.movers.windows import MappedWindow, Window
 from vmm.memory.pool import PagePool
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
@@ -221,6 +222,10 @@ class RemapWindow(MappedWindow):
         super().close()
 
 
+class RemapMachineWindow(MachineWindow, RemapWindow):
+    """One that a machine sees."""
+
+
 class RemapMover(MemfdMover):
     """Mappings change behind one memslot per window; large runs move with their huge pages."""
 
@@ -235,8 +240,11 @@ class RemapMover(MemfdMover):
     def _make_pool(self, frames: int) -> PagePool:
         return self._park
 
-    def _window(self, size: int, base: int | None = None) -> MappedWindow:
-        return RemapWindow(self._park, size, base)
+    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        return RemapMachineWindow(self._park, vm, base, size)
+
+    def host_window(self, size: int) -> Window:
+        return RemapWindow(self._park, size)
 
 
 def _move(source: int, target: int, size: int) -> None:

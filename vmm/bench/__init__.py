@@ -1,0 +1,10 @@
+"""`pageferry bench`: what a message costs here, and what it costs in the ways that there were.
+
+samples, results    percentiles; the table of what was measured, and its JSON (pure)
+plan                which rows there are, and the rounds that measure one
+ours                the columns of our own: machines that move pages, that copy, and the C floor
+ends, elsewhere     the columns of others: pipe, socket and shared memory between two processes
+describe            the host that it was measured on
+table, breakeven, chart, check    what is made of the results: text, a picture, a verdict
+output, command     the files and the command line
+"""

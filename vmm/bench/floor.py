@@ -1,0 +1,101 @@
+"""The floor: a C program that does the same system calls in the same order, and nothing else.
+
+Its source is scripts/bench/floor.c. It is built on the spot where there is a C compiler; where
+there is none, the one is taken that was built with the package.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmm.bench.plan import Unavailable
+from vmm.guest.build import build_program
+from vmm.guest.bundled import ROOT
+from vmm.guest.compiler import BuildError, find_compiler
+
+_SOURCE = ROOT / "bench" / "floor.c"
+_PATIENCE = 5.0  # seconds, for it to end when nothing more is asked of it
+
+
+class Floor:
+    """The program, running, with the machines of a scene (vmm.bench.scene). Close it.
+
+    Raises Unavailable, with the reason, if it cannot be built or does not answer.
+    """
+
+    def __init__(self, scene: bytes) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="pageferry-floor-")
+        try:
+            work = Path(self._directory.name)
+            program = _program(work)
+            (work / "scene").write_bytes(scene)
+            self._process = subprocess.Popen(
+                [program, work / "scene"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        except BaseException:
+            self._directory.cleanup()
+            raise
+        try:
+            self._line()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, command: str) -> Sequence[float]:
+        """Give a command (scripts/bench/floor.c); return its samples, in microseconds."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failed() from None
+        return [int(word) / 1000 for word in self._line().split()]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._failed()
+        return line
+
+    def _failed(self) -> Unavailable:
+        assert self._process.stderr is not None
+        said = self._process.stderr.read().strip() or f"status {self._process.wait()}"
+        return Unavailable(f"the floor has ended: {said.splitlines()[-1]}")
+
+    def close(self) -> None:
+        """End the program, and remove what it was built in. Further calls do nothing."""
+        process = self._process
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            if not pipe.closed:
+                pipe.close()
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._directory.cleanup()
+
+
+def _program(work: Path) -> Path:
+    """Return the program, built in `work` if it can be."""
+    built = _SOURCE.with_suffix("")
+    if not _SOURCE.is_file():
+        raise Unavailable("the floor's source is not installed: install the package again")
+    try:
+        include = [ROOT / "include"]
+        return build_program(
+            _SOURCE, work / "floor", include_dirs=include, compiler=find_compiler()
+        )
+    except BuildError as error:
+        if built.is_file():
+            return built
+        raise Unavailable(f"no floor: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,181 @@
+"""Which rows a bench has, how much is measured for each, and the rounds that measure one.
+
+The columns of a row take turns, round by round, so that a host that becomes slower, or busier,
+becomes so for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from vmm.bench.results import COLUMNS, RATE, ROW_NAMES, ROW_UNITS, Row
+from vmm.bench.samples import merge, unstable
+from vmm.guest.abi import PAGE_SIZE
+from vmm.host import memory_available
+from vmm.sizes import format_size
+
+Column = Callable[[], Sequence[float]]  # one round's numbers, in the row's unit
+
+EXTENTS = ("extent_untouched", "extent_touched")
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_QUICK_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB, 128 * _MIB)
+_FULL_SIZES = (
+    *(4 * _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB),
+    *(1 * _MIB, 2 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 128 * _MIB, 256 * _MIB),
+    1 * _GIB,
+)
+_BYTES = {"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0}
+
+# Who measures has the message, who receives it has one, and what is between them another; some
+# ways take memory anew while the former is still there.
+_COPIES = 5
+_SPARE = 256 * _MIB
+
+
+class Unavailable(Exception):
+    """A column that cannot be measured here. The text says why, in a few words."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured.
+
+    rounds   of each column
+    budget   the bytes that a column may send in a round, as long as that is `least` messages
+    most     messages in a round
+    seconds  of a round of a rate
+    """
+
+    rounds: int
+    budget: int
+    least: int
+    most: int
+    seconds: float
+    sizes: tuple[int, ...]
+
+    def samples(self, size: int) -> int:
+        """Return how many messages of a size are measured in a round."""
+        return max(self.least, min(self.most, self.budget // max(1, size)))
+
+
+QUICK = Effort(3, 256 * _MIB, 3, 300, 0.2, _QUICK_SIZES)
+FULL = Effort(5, 512 * _MIB, 3, 1000, 0.5, _FULL_SIZES)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """What a row measures: its name, a message's bytes, and how much of it in a round."""
+
+    name: str
+    bytes: int
+    samples: int
+    seconds: float
+
+    @property
+    def unit(self) -> str:
+        """The unit of the row's numbers."""
+        return ROW_UNITS[self.name]
+
+    @property
+    def label(self) -> str:
+        """The row in a few words."""
+        return f"{self.name} {format_size(self.bytes)}" if self.name in EXTENTS else self.name
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory that must be available for it."""
+        return self.bytes * _COPIES + _SPARE if self.name in EXTENTS else 0
+
+
+class Bench(Protocol):
+    """One row, ready to be measured.
+
+    columns()  by their names, some of COLUMNS: each call of one is a round; it may raise
+               Unavailable
+    close()    ends what measuring has begun, whether it has or not
+    """
+
+    @property
+    def case(self) -> Case: ...
+
+    def columns(self) -> Mapping[str, Column]: ...
+
+    def close(self) -> None: ...
+
+
+# Who can measure some columns of a row. What has to be ended after the row goes on the stack.
+Source = Callable[[Case, contextlib.ExitStack], Mapping[str, Column]]
+
+
+class Composed:
+    """A row whose columns come from several sources."""
+
+    def __init__(self, case: Case, sources: Iterable[Source]) -> None:
+        self.case = case
+        self._sources = tuple(sources)
+        self._stack = contextlib.ExitStack()
+
+    def columns(self) -> Mapping[str, Column]:
+        found: dict[str, Column] = {}
+        for source in self._sources:
+            found.update(source(self.case, self._stack))
+        return {name: found[name] for name in COLUMNS if name in found}
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
+    """Give the cases of the rows with these names, in the order of ROW_NAMES."""
+    wanted = set(names)
+    for name in ROW_NAMES:
+        if name not in wanted:
+            continue
+        sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
+        for size in sizes:
+            seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
+            yield Case(name, size, effort.samples(size), seconds)
+
+
+def measure(
+    bench: Bench,
+    rounds: int,
+    tell: Callable[[], None] = lambda: None,
+    available: Callable[[], int] = memory_available,
+) -> Row:
+    """Measure a row and close it. `tell` is called before every column of every round."""
+    case = bench.case
+    kept: dict[str, list[Sequence[float]]] = {}
+    missing: dict[str, str] = {}
+    try:
+        if (free := available()) < case.memory:
+            needed = f"{format_size(case.memory)} of memory needed, {format_size(free)} available"
+            return Row(case.name, case.bytes, case.unit, note=f"left out: {needed}")
+        columns = dict(bench.columns())
+        for _ in range(rounds):
+            for name in [name for name in columns if name not in missing]:
+                tell()
+                try:
+                    kept.setdefault(name, []).append(columns[name]())
+                except Unavailable as why:
+                    missing[name] = str(why)
+    finally:
+        bench.close()
+    return _row(case, {name: kept[name] for name in kept if name not in missing}, missing)
+
+
+def _row(case: Case, kept: Mapping[str, list[Sequence[float]]], missing: Mapping[str, str]) -> Row:
+    by_reason: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        by_reason.setdefault(why, []).append(name)
+    return Row(
+        case.name,
+        case.bytes,
+        case.unit,
+        **{name: merge(numbers) for name, numbers in kept.items()},
+        unstable=tuple(name for name in COLUMNS if name in kept and unstable(kept[name])),
+        note="; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()),
+    )

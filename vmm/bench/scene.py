@@ -1,0 +1,55 @@
+"""The scene: what the floor (scripts/bench/floor.c) starts from, the same machines as ours.
+
+A snapshot of machines that have been spawned and have not run: their private memory, registers and
+windows, as they are when KVM enters them first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Sequence
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import cpuid
+from vmm.kvm.cpuid import CpuidEntry
+from vmm.kvm.structs import kvm_cpuid2
+from vmm.machine import Machine
+
+_MAGIC = b"PFSCENE1"
+_HEAD = struct.Struct("<8s4I")
+_IMAGE = struct.Struct("<4Q")
+_CHUNK = struct.Struct("<2Q")
+_MOVERS = {"memfd": 0, "slots": 1, "remap": 2}
+_ZERO = bytes(PAGE_SIZE)
+
+
+def scene(
+    machines: Sequence[Machine], leaves: Sequence[CpuidEntry], doorbell: int, mover: str
+) -> bytes:
+    """Return the scene of fresh machines: of the sender, the receiver, and one that exits."""
+    parts = [_HEAD.pack(_MAGIC, doorbell, _MOVERS[mover], len(leaves), 0)]
+    parts.append(bytes(cpuid.pack(leaves))[ctypes.sizeof(kvm_cpuid2) :])
+    for machine in machines:
+        parts += _image(machine)
+    return b"".join(parts)
+
+
+def _image(machine: Machine) -> Iterator[bytes]:
+    """Yield one machine: sizes, registers, and the pages of its memory that are not zero."""
+    guest = machine.guest
+    size, window = guest.memory.region.size, machine.window
+    chunks = list(_chunks(guest.memory.read(0, size)))
+    yield _IMAGE.pack(size, window.base, window.size, len(chunks))
+    yield bytes(guest.vcpu.get_sregs())
+    yield bytes(guest.vcpu.get_regs())
+    for address, data in chunks:
+        yield _CHUNK.pack(address, len(data))
+        yield data
+
+
+def _chunks(memory: bytes) -> Iterator[tuple[int, bytes]]:
+    for address in range(0, len(memory), PAGE_SIZE):
+        page = memory[address : address + PAGE_SIZE]
+        if page != _ZERO[: len(page)]:
+            yield address, page

@@ -1,0 +1,86 @@
+"""What many machines' private memories begin with: laid out once, shared until it is written.
+
+A sealed memfd. Each machine maps it copy-on-write, so that a page takes memory of the machine's own
+only when the machine, or the monitor for it, writes to it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import mapping
+from vmm.memory.mapping import Mapping
+
+# Nothing changes it any more, not its size either: what is cut off a file under a mapping is a
+# SIGBUS there (memfd_create(2), fcntl(2) "File Sealing").
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class Template:
+    """Bytes from guest-physical address 0 on, which nobody can change once they are made.
+
+    fd      the memfd
+    size    its length in bytes, whole pages
+
+    Thread-safety: as the system calls. Mappings of it outlive `close`.
+    """
+
+    def __init__(self, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Lay out parts, given as (guest-physical address, bytes); zeros between them.
+
+        Raises OSError.
+        """
+        self.fd = os.memfd_create("pageferry-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            self.size = self._fill(parts)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self, parts: Iterable[tuple[int, bytes]]) -> int:
+        end = 0
+        for gpa, data in parts:
+            left = memoryview(data)
+            while left:
+                written = os.pwrite(self.fd, left, gpa)
+                left, gpa = left[written:], gpa + written
+                end = max(end, gpa)
+        size = -(-end // PAGE_SIZE) * PAGE_SIZE
+        os.ftruncate(self.fd, size)
+        return size
+
+    def map(self, size: int) -> Mapping:
+        """Map a copy of it, made page by page where it is written, and zeros after that.
+
+        size    of it all, more than the template's
+
+        Raises OSError, ResourceError.
+        """
+        # To replace a mapping takes the kernel the longer the more VMs this process has: each is
+        # told. And below what was mapped last there is nothing, as a rule.
+        rest = Mapping.anonymous(size - self.size)
+        start = rest.address - self.size
+        try:
+            if mapping.copy(start, self.size, self.fd, replace=False):
+                return Mapping(start, size)
+        except BaseException:
+            rest.close()
+            raise
+        rest.close()
+        whole = Mapping.anonymous(size)
+        try:
+            mapping.copy(whole.address, self.size, self.fd, replace=True)
+        except BaseException:
+            whole.close()
+            raise
+        return whole
+
+    def close(self) -> None:
+        """Close the memfd. Further calls do nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
