@@ -30,7 +30,7 @@ from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.machine import Ending, Machine, State
-from vmm.memory.movers import MOVERS
+from vmm.memory.movers import MOVERS, Mover
 from vmm.scheduler import Scheduler
 from vmm.sizes import format_size, parse_size
 from vmm.trace import Trace
@@ -58,7 +58,8 @@ class Monitor:
 
     ring      0 or 3; by default whichever this host runs natively
     doorbell  "hypercall", "pio" or "mmio"; by default the best that works
-    mover     one of `vmm.memory.movers`; by default the one for this host (`vmm.host.choice`)
+    mover     one of `vmm.memory.movers`, by its name, or a Mover class of one's own; by default
+              the one for this host (`vmm.host.choice`)
     pool      memory for all messages together, populated as it is used; by default all of the
               machine's
     workers   threads that run machines; the caller's of `run` is the first
@@ -76,7 +77,7 @@ class Monitor:
         *,
         ring: int | None = None,
         doorbell: str | None = None,
-        mover: str | None = None,
+        mover: str | type[Mover] | None = None,
         pool: int | str | None = None,
         workers: int = 1,
         console: Console = print_line,
@@ -89,7 +90,9 @@ class Monitor:
         if doorbell is not None:
             _choice("doorbell", doorbell, DOORBELLS)
         self.doorbell = facts.doorbell(self.ring, doorbell)
-        self.mover = _choice("mover", mover or facts.mover, tuple(MOVERS))
+        if not isinstance(mover, type):
+            mover = MOVERS[_choice("mover", mover or facts.mover, tuple(MOVERS))]
+        self.mover = mover.name
         if workers < 1:
             raise ConfigError(f"workers {workers} is not a positive number")
         frames = (
@@ -111,7 +114,7 @@ class Monitor:
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._blueprints = Blueprints(self._kvm)
             undo.callback(self._blueprints.close)
-            self._mover = MOVERS[self.mover](frames)
+            self._mover = mover(frames)
             undo.callback(self._mover.close)
             mappings = host.mapping_limit() // 2 - self._mover.seams
             ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH)

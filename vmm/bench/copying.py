@@ -14,9 +14,9 @@ from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
+from vmm.memory.memslots import WindowSlots
 from vmm.memory.movers import Mover, Window
 from vmm.memory.movers.windows import WINDOW_SLOT
-from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
 
@@ -42,9 +42,10 @@ class _CopyWindow(Window):
         self._memory = Mapping.park(size)
         mapping.advise_huge(self._memory.address, size)
         address = self._memory.address
-        self.region = Region(base or address, size)
-        pages = self.region.pages
-        self._slots = vm and WindowSlots(vm, WINDOW_SLOT, base, pages, address)
+        self.region = Region(address if vm is None else base, size)
+        self._slots: WindowSlots | None = None
+        if vm is not None:
+            self._slots = WindowSlots(vm, WINDOW_SLOT, base, self.region.pages, address)
 
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
         if self._slots is not None:

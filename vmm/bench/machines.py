@@ -16,7 +16,6 @@ from vmm.bench.plan import Unavailable
 from vmm.errors import PageferryError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
-from vmm.machine import Machine
 from vmm.monitor import Monitor
 
 PATIENCE = 600.0  # seconds, for a command

@@ -133,7 +133,7 @@ def _floor(stack: ExitStack, command: Command) -> Floor:
         pair = Pair(monitor, command)
         leaver = monitor.spawn(bundled_guest("bench_exit"))
         machines = (pair.sender, pair.receiver, leaver)
-        data = scene(machines, monitor.supported_cpuid(), monitor.doorbell, monitor.mover)
+        data = scene(machines, monitor.doorbell, monitor.mover)
     with on_one_processor():
         return _closed_by(stack, Floor(data))
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import cpuid
-from vmm.kvm.cpuid import CpuidEntry
 from vmm.kvm.structs import kvm_cpuid2
 from vmm.machine import Machine
 
@@ -24,10 +23,9 @@ _MOVERS = {"memfd": 0, "slots": 1, "remap": 2}
 _ZERO = bytes(PAGE_SIZE)
 
 
-def scene(
-    machines: Sequence[Machine], leaves: Sequence[CpuidEntry], doorbell: int, mover: str
-) -> bytes:
+def scene(machines: Sequence[Machine], doorbell: int, mover: str) -> bytes:
     """Return the scene of fresh machines: of the sender, the receiver, and one that exits."""
+    leaves = machines[0].guest.vcpu.get_cpuid()
     parts = [_HEAD.pack(_MAGIC, doorbell, _MOVERS[mover], len(leaves), 0)]
     parts.append(bytes(cpuid.pack(leaves))[ctypes.sizeof(kvm_cpuid2) :])
     for machine in machines:

@@ -79,6 +79,11 @@ class Moves:
             while left and left[0].page < extent.end and left[0].page >= extent.page:
                 self._undo.append(partial(self._show_again, peer, left.pop(0)))
 
+    def make_shareable(self, peer: int, runs: Sequence[Run]) -> None:
+        """Get runs that stay in their owner's window ready to be in others as well."""
+        for extent in joined(run.extent for run in runs):
+            self._carrier.window(peer).make_shareable(*extent)
+
     def show(self, peer: int, runs: Iterable[Run], keep: Callable[[Run], object]) -> None:
         """Bring runs into a peer's window, writable or not as their hold says.
 
@@ -125,18 +130,6 @@ def hide(peer: Peer, run: Run) -> None:
     peer.hold_still()
     try:
         peer.window.hide(run.page, run.pages)
-    except OSError:
-        raise Refusal(Status.E_NO_MEMORY) from None
-
-
-def make_shareable(peer: Peer, runs: Sequence[Run]) -> None:
-    """Get runs that stay in their owner's window ready to be in others as well: nobody sees it.
-
-    Raises Refusal(E_NO_MEMORY).
-    """
-    try:
-        for run in runs:
-            peer.window.make_shareable(run.page, run.pages)
     except OSError:
         raise Refusal(Status.E_NO_MEMORY) from None
 

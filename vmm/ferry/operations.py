@@ -110,11 +110,12 @@ class Operations:
             self._replace(plan, fresh)
 
         try:
-            if request.operation is Operation.SHARE:
-                carry.make_shareable(sender, plan.runs)
-            elif plan.fresh or len(plan.runs) > 1:
+            if plan.fresh or len(plan.runs) > 1 or request.operation is Operation.SHARE:
                 with self._carrier.all_or_nothing() as moves:
-                    moves.hide(sender.number, plan.runs)
+                    if request.operation is Operation.SHARE:
+                        moves.make_shareable(sender.number, plan.runs)
+                    else:
+                        moves.hide(sender.number, plan.runs)
                     moves.show(sender.number, plan.fresh, keep)
             else:
                 carry.hide(sender, plan.runs[0])

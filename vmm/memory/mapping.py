@@ -58,10 +58,10 @@ _pwrite.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_lon
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
-_MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -103,6 +103,24 @@ def hide(address: int, size: int) -> None:
     _map(address, size, _PROT_NONE, _HIDDEN | _MAP_FIXED, -1, 0, "a window's hole")
 
 
+def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
+    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
+    it.
+
+    What is there is replaced; or, without `replace`, nothing is done and False returned.
+    """
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
+    try:
+        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
+    except OSError as error:
+        if replace or error.errno != errno.EEXIST:
+            raise
+        return False
+    if placed != address:  # before Linux 4.17 the address is no more than a wish
+        Mapping(placed, size).close()
+    return placed == address
+
+
 def move(source: int, target: int, size: int) -> None:
     """Move private anonymous memory over whatever is at `target`, its page-table entries as they
     are, whole huge pages included.
@@ -139,24 +157,6 @@ def resident(address: int) -> bool:
     """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
     found = ctypes.create_string_buffer(1)
     return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
-
-
-def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
-    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
-    it.
-
-    What is there is replaced; or, without `replace`, nothing is done and False returned.
-    """
-    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
-    try:
-        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
-    except OSError as error:
-        if replace or error.errno != errno.EEXIST:
-            raise
-        return False
-    if placed != address:  # before Linux 4.17 the address is no more than a wish
-        Mapping(placed, size).close()
-    return placed == address
 
 
 def punch(fd: int, offset: int, size: int) -> None:

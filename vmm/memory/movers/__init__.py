@@ -1,6 +1,6 @@
 """Movers: how an extent changes address space. One small interface (windows), three strategies.
 
-`memfd`   replaces the mapping behind a window, which is one memslot
+`memfd`   replaces the mapping behind a window
 `slots`   rewrites the KVM memslots
 `remap`   does as `memfd` does, and moves large extents with their huge pages
 """

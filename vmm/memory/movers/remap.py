@@ -27,8 +27,7 @@ from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers.lodgings import Lodging, Lodgings
-from vmm.memory.movers.memfd import MachineWindow, MemfdMover
-from vmm.memory.movers.windows import MappedWindow, Window
+from vmm.memory.movers.windows import MappedWindow, Mover, Window
 from vmm.memory.pool import PagePool
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
@@ -86,8 +85,10 @@ class RemapWindow(MappedWindow):
     It knows what it shows of anonymous memory: OWNED is writable, VIEWED is not.
     """
 
-    def __init__(self, park: Park, size: int, base: int | None = None) -> None:
-        super().__init__(park, size, base)
+    def __init__(
+        self, park: Park, size: int, base: int | None = None, vm: Vm | None = None
+    ) -> None:
+        super().__init__(park, size, base, vm)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages)
 
@@ -102,6 +103,7 @@ class RemapWindow(MappedWindow):
         if self._park.lodgings.in_memfd(frame, count):  # as most small ones are, that have moved
             super().show(page, frame, count, writable=writable)
             return
+        self.cover(page, count)
         done = 0
         try:
             for part in self._park.lodgings.of(page, frame, count):
@@ -222,12 +224,8 @@ class RemapWindow(MappedWindow):
         super().close()
 
 
-class RemapMachineWindow(MachineWindow, RemapWindow):
-    """One that a machine sees."""
-
-
-class RemapMover(MemfdMover):
-    """Mappings change behind one memslot per window; large runs move with their huge pages."""
+class RemapMover(Mover):
+    """Mappings change behind memslots that do not; large runs move with their huge pages."""
 
     name = "remap"
     seams = SEAMS
@@ -241,7 +239,7 @@ class RemapMover(MemfdMover):
         return self._park
 
     def machine_window(self, vm: Vm, base: int, size: int) -> Window:
-        return RemapMachineWindow(self._park, vm, base, size)
+        return RemapWindow(self._park, size, base, vm)
 
     def host_window(self, size: int) -> Window:
         return RemapWindow(self._park, size)

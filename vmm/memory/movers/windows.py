@@ -12,6 +12,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
+from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
 
@@ -82,14 +83,29 @@ class Mover(ABC):
 
 
 class MappedWindow(Window):
-    """A window whose host mapping changes. `base` is its guest-physical address, if it has one."""
+    """A window whose host mapping changes.
 
-    def __init__(self, pool: PagePool, size: int, base: int | None = None) -> None:
+    base, vm   its guest-physical address, and the machine that sees it; the host's has neither
+    """
+
+    def __init__(
+        self, pool: PagePool, size: int, base: int | None = None, vm: Vm | None = None
+    ) -> None:
         self._pool = pool
         self.mapping = Mapping.reserve(size)
-        self.region = Region(self.mapping.address if base is None else base, size)
+        address = self.mapping.address
+        self.region = Region(address if base is None else base, size)
+        self._slots: WindowSlots | None = None
+        if vm is not None:
+            self._slots = WindowSlots(vm, WINDOW_SLOT, self.region.base, self.region.pages, address)
+
+    def cover(self, page: int, count: int) -> None:
+        """Let the machine see whatever the host maps at these pages. Raises OSError."""
+        if self._slots is not None:
+            self._slots.cover(page, count)
 
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
+        self.cover(page, count)
         mapping.show(
             self.address(page),
             count * PAGE_SIZE,
