@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import pool as pool_module
 from vmm.memory.mapping import Mapping
 from vmm.memory.pool import PagePool
 
@@ -76,3 +78,29 @@ def test_a_pool_beyond_what_a_file_can_be_leaks_nothing() -> None:
     with pytest.raises((OSError, OverflowError)):
         PagePool(1 << 51)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("files", "advised"),
+    [
+        ({}, False),
+        ({"shmem_enabled": "always within_size [advise] never deny force"}, True),
+        ({"shmem_enabled": "[always] within_size advise never deny force"}, False),
+        ({"hugepages-2048kB/shmem_enabled": "always [inherit] advise never",
+          "shmem_enabled": "always [advise] never"}, True),
+        ({"hugepages-2048kB/shmem_enabled": "always inherit [advise] never",
+          "shmem_enabled": "always advise [never]"}, True),
+        ({"hugepages-2048kB/shmem_enabled": "always inherit advise [never]",
+          "shmem_enabled": "always [advise] never"}, False),
+    ],
+)  # fmt: skip
+def test_mappings_are_advised_where_that_makes_the_difference(
+    files: dict[str, str], advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, setting in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(setting + "\n")
+    monkeypatch.setattr(pool_module, "_SETTINGS", tmp_path)
+    pool = PagePool(1)
+    assert pool.advised is advised
+    pool.close()

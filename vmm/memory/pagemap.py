@@ -16,7 +16,8 @@ def frame_number(address: int) -> int | None:
     """Return the physical frame behind a readable address of this process, or None without the
     privilege.
 
-    The page is touched first, so that it is present. Source: the kernel's admin-guide/mm/pagemap,
+    The page is touched first, so that it is present. Anonymous memory that nobody has written to is
+    the kernel's one page of zeros, wherever it is. Source: the kernel's admin-guide/mm/pagemap,
     which shows frame numbers as zero to callers without CAP_SYS_ADMIN.
     """
     ctypes.string_at(address, 1)

@@ -126,12 +126,10 @@ class Lodgings(Generic[W]):
         """Frames have this lodging now, whatever they had."""
         frame, pages = lodging.frame, lodging.pages
         if self._holds(frame, pages, anonymous=lodging.anonymous):
-            self._map.remove(frame, pages)
-            self._map.insert(lodging)
+            self._map.replace(lodging)
             return
         seams = self._count(frame, pages)
-        self._map.remove(frame, pages)
-        self._map.insert(lodging._replace(fresh=False))
+        self._map.replace(lodging._replace(fresh=False))
         self.seams += self._count(frame, pages) - seams
 
     def forget(self, frame: int, count: int) -> None:
