@@ -33,6 +33,7 @@ SINCE = {
     "KVM_CAP_MEMORY_ATTRIBUTES": (6, 8),
     "KVM_CAP_GUEST_MEMFD": (6, 8),
     "KVM_CAP_PRE_FAULT_MEMORY": (6, 11),
+    "KVM_X86_QUIRK_SLOT_ZAP_ALL": (6, 12),
 }
 
 # Members of structures that older headers lack -> a macro that came with them.
