@@ -65,3 +65,33 @@ def test_a_queue_of_no_depth_takes_nothing_but_what_comes_back() -> None:
         queue.put(message(1))
     queue.put_back(message(1))
     assert numbers(queue) == [1]
+
+
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_a_message_is_withdrawn_from_wherever_it_is(gone: int) -> None:
+    queue = Queue(3)
+    for number in (1, 2, 3):
+        queue.put(message(number))
+    queue.withdraw(message(gone))
+    assert numbers(queue) == [number for number in (1, 2, 3) if number != gone]
+    assert queue.room == 1
+
+
+def test_what_is_not_there_cannot_be_withdrawn() -> None:
+    queue = Queue(2)
+    queue.put(message(1))
+    with pytest.raises(ValueError, match="not in deque"):
+        queue.withdraw(message(2))
+    assert (numbers(queue), queue.room) == ([1], 1)
+
+
+def test_a_queue_beyond_its_depth_has_no_room_after_a_withdrawal_either() -> None:
+    queue = Queue(1)
+    queue.put(message(1))
+    queue.put_back(message(2))
+    queue.put_back(message(3))
+    queue.withdraw(message(2))
+    assert (numbers(queue), queue.room) == ([1, 3], 0)
+    queue.withdraw(message(1))
+    queue.withdraw(message(3))
+    assert queue.room == 1

@@ -162,6 +162,21 @@ def test_who_waits_on_after_it_was_woken_is_kept(club: Club) -> None:
     assert list(club.b.waiters.values()) == [club.c, club.a]
 
 
+def test_a_withdrawn_message_leaves_room_and_who_waits_for_that_is_told(club: Club) -> None:
+    for sender in (club.a, club.c):
+        club.roster.connect(sender, club.b)
+    first, second = message(1), message(2)
+    for one in (first, second):
+        club.roster.put(club.a, club.b, one)
+    assert club.table(club.c) == [("b", ALIVE | SEND, 0)]
+    club.b.waiters = {club.c.number: club.c}
+    club.woken.clear()
+    club.roster.withdraw(club.b, first)
+    assert list(club.b.queue) == [second]
+    assert club.table(club.a) == club.table(club.c) == [("b", ALIVE | SEND | ROOM, 1)]
+    assert (club.woken, club.b.waiters, club.b.full) == (["c"], {}, False)
+
+
 def test_who_gets_a_message_is_woken(club: Club) -> None:
     club.roster.connect(club.a, club.b)
     club.woken.clear()
