@@ -108,14 +108,19 @@ class Delivery:
 
     # ---- Back to the sender ----
 
-    def take_back(self, peer: Peer, message: Message) -> None:
+    def take_back(self, peer: Peer, message: Message, seen: Sequence[Run]) -> None:
         """Undo a SEND or LEND that is in the peer's queue: the sender has its pages again.
 
-        If the host refuses to show them there, they are LENT to nobody.
+        seen    those of them that it still sees
+
+        If the host refuses to show the others there, they are LENT to nobody.
         """
         self._roster.withdraw(peer, message)
         coming = self._runs(peer, message.targets, (Hold.INCOMING,))
-        self._bring_home(self._ledger.let_go(peer.number, coming))
+        home = self._ledger.let_go(peer.number, coming)
+        self._ledger.restore(message.sender, seen)
+        back = [(owner, part) for owner, run in home.back for part in _without(run, seen)]
+        self._bring_home(Homecoming(back, home.freed))
 
     def send_back(self, peer: Peer, message: Message, status: Status) -> None:
         """Give a message that has not been delivered to `peer` back to its sender, with its pages.
@@ -242,6 +247,19 @@ class Delivery:
         self._roster.put_back(owner, message)
         if self._trace.on:
             self._tell("return", message)
+
+
+def _without(run: Run, seen: Sequence[Run]) -> list[Run]:
+    """Return what is left of a run without the pages of others."""
+    left = [run]
+    for page, pages, _, _ in seen:
+        left = [
+            part
+            for whole in left
+            for part in (whole.clip(0, page), whole.clip(page + pages, whole.end))
+            if part.pages > 0
+        ]
+    return left
 
 
 def _batched(extents: Sequence[Extent], count: int) -> Iterator[Sequence[Extent]]:

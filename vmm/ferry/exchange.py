@@ -139,8 +139,8 @@ class Exchange:
         refused = set[int]()
         if not together:
             return refused
-        for part in self.operations.hide_together(sender, together):
-            self.delivery.take_back(part.receiver, part.message)
+        for part, seen in self.operations.hide_together(sender, together):
+            self.delivery.take_back(part.receiver, part.message, seen)
             sender.sent -= 1
             refused.add(part.message.number)
         together.clear()

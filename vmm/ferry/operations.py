@@ -161,22 +161,28 @@ class Operations:
         self._ledger.commit_transfer(plan)
         return plan
 
-    def hide_together(self, sender: Peer, parted: Sequence[Parted]) -> Iterator[Parted]:
+    def hide_together(
+        self, sender: Peer, parted: Sequence[Parted]
+    ) -> Iterator[tuple[Parted, list[Run]]]:
         """Hide what messages have left to be hidden, with one call for what is adjacent.
 
-        Yields those of which the host refuses that.
+        Yields those of which the host refuses that, and what their sender still sees of each.
         """
         sender.hold_still()
+        hidden: list[Extent] = []
         try:
             for extent in joined([run.extent for part in parted for run in part.runs]):
                 sender.window.hide(*extent)
+                hidden.append(extent)
         except OSError:
             for part in parted:
+                seen = [run for run in part.runs if not any(map(run.extent.overlaps, hidden))]
                 try:
-                    for run in part.runs:
-                        sender.window.hide(*run.extent)
+                    while seen:
+                        sender.window.hide(*seen[0].extent)
+                        del seen[0]
                 except OSError:
-                    yield part
+                    yield part, seen
 
     def _replace(self, plan: Transfer, fresh: Run) -> None:
         """Let a sender keep some of an EXCHANGE's fresh pages, although it is refused.
