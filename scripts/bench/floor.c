@@ -29,7 +29,7 @@
 #include "bench.h"
 #include "pageferry.h"
 
-enum mover { MEMFD, SLOTS, REMAP };
+enum mover { MEMFD, REMAP };
 enum { SENDER, RECEIVER, LEAVER, IMAGES };
 
 #define PAGE ((size_t)PF_PAGE_SIZE)
@@ -87,7 +87,7 @@ static struct image images[IMAGES];
 static struct kvm_cpuid2 *cpuid;
 static enum mover mover;
 static int kvm, pool_fd;
-static char *pool, *home; /* the memfd mapped once, for slots; where anonymous frames are when nobody has them */
+static char *home; /* where anonymous frames are when nobody has them */
 static uint32_t next_frame, next_large_frame;
 static struct machine pair[2];
 
@@ -98,7 +98,9 @@ static void die(const char *format, ...)
     va_start(arguments, format);
     fprintf(stderr, "floor: ");
     vfprintf(stderr, format, arguments);
-    fprintf(stderr, ": %s\n", strerror(errno));
+    if (errno)
+        fprintf(stderr, ": %s", strerror(errno));
+    fprintf(stderr, "\n");
     exit(1);
 }
 
@@ -160,9 +162,7 @@ static void show(const struct machine *m, const struct extent *e, int protection
 {
     size_t bytes = e->pages * PAGE;
 
-    if (mover == SLOTS)
-        set_slot(m, WINDOW_SLOT + e->page, m->image->at.window_gpa + e->page * PAGE, bytes, pool + e->frame * PAGE);
-    else if (anonymous(e))
+    if (anonymous(e))
         remap(home + e->frame * PAGE, at_page(m, e->page), bytes);
     else
         map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED, pool_fd, (off_t)(e->frame * PAGE));
@@ -172,10 +172,6 @@ static void hide(const struct machine *m, const struct extent *e)
 {
     size_t bytes = e->pages * PAGE;
 
-    if (mover == SLOTS) {
-        set_slot(m, WINDOW_SLOT + e->page, m->image->at.window_gpa + e->page * PAGE, 0, pool + e->frame * PAGE);
-        return;
-    }
     if (anonymous(e))
         remap(at_page(m, e->page), home + e->frame * PAGE, bytes);
     map(at_page(m, e->page), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -213,8 +209,7 @@ static void make(struct machine *m, const struct image *image)
         die("KVM_SET_REGS");
     if (at->window_bytes) {
         m->window = reserve(at->window_bytes);
-        if (mover != SLOTS)
-            set_slot(m, WINDOW_SLOT, at->window_gpa, at->window_bytes, m->window);
+        set_slot(m, WINDOW_SLOT, at->window_gpa, at->window_bytes, m->window);
     }
 }
 
@@ -330,11 +325,8 @@ static uint32_t gone_count;
 static void hide_later(const struct extent *e)
 {
     struct extent *last = gone_count ? &gone[gone_count - 1] : NULL;
-    int follows = last && last->page + last->pages == e->page;
 
-    if (follows && mover == SLOTS)
-        follows = 0;
-    if (follows)
+    if (last && last->page + last->pages == e->page)
         last->pages += e->pages;
     else
         gone[gone_count++] = *e;
@@ -442,32 +434,64 @@ static void tell_room(struct machine *m, int room)
     }
 }
 
-static void transmit(struct machine *from)
+static struct machine *other(const struct machine *m)
 {
-    struct machine *to = from == &pair[SENDER] ? &pair[RECEIVER] : &pair[SENDER];
+    return m == &pair[SENDER] ? &pair[RECEIVER] : &pair[SENDER];
+}
 
-    for (uint32_t head = from->control->tx_head; from->tx_tail != head; from->tx_tail++) {
-        struct pf_descriptor *d = (void *)&from->control->tx[from->tx_tail % PF_TX_ENTRIES];
+static void serve(struct machine *from, struct pf_descriptor *d)
+{
+    struct machine *to = other(from);
 
-        d->status = PF_OK;
-        if (d->operation == PF_OP_ALLOC)
-            serve_alloc(from, d);
-        else if (d->operation == PF_OP_RELEASE)
-            serve_release(from, d);
-        else if (d->receiver == PF_PEER_HOST) {
-            memcpy(&answer, d->payload, sizeof answer);
-            answered = 1;
-        } else if (to->queued >= to->depth)
-            d->status = PF_E_QUEUE_FULL;
-        else if (d->operation == PF_OP_RETURN)
-            serve_return(from, to, d);
-        else
-            serve_send(from, to, d);
-    }
-    if (to->queued >= to->depth)
+    d->status = PF_OK;
+    if (d->operation == PF_OP_ALLOC)
+        serve_alloc(from, d);
+    else if (d->operation == PF_OP_RELEASE)
+        serve_release(from, d);
+    else if (d->receiver == PF_PEER_HOST) {
+        memcpy(&answer, d->payload, sizeof answer);
+        answered = 1;
+    } else if (to->queued >= to->depth)
+        d->status = PF_E_QUEUE_FULL;
+    else if (d->operation == PF_OP_RETURN)
+        serve_return(from, to, d);
+    else
+        serve_send(from, to, d);
+}
+
+static void after_serving(struct machine *from)
+{
+    if (other(from)->queued >= other(from)->depth)
         tell_room(from, 0);
     flush_hidden(from);
+}
+
+static void transmit(struct machine *from)
+{
+    for (uint32_t head = from->control->tx_head; from->tx_tail != head; from->tx_tail++)
+        serve(from, (void *)&from->control->tx[from->tx_tail % PF_TX_ENTRIES]);
+    after_serving(from);
     from->control->tx_tail = from->tx_tail;
+}
+
+/* One operation, all of it in the registers of a hypercall: guests/include/pageferry.h. */
+static void transmit_direct(struct machine *from)
+{
+    uint64_t gpa = from->run->hypercall.args[0], pages = from->run->hypercall.args[1];
+    uint64_t attributes = from->run->hypercall.args[2];
+    struct pf_descriptor d = {
+        .operation = attributes >> 8 & 0x3f,
+        .flags = attributes & PF_DIRECT_READONLY ? PF_FLAG_READONLY : 0,
+        .receiver = attributes >> 16 & PF_DIRECT_PEER_MAX,
+        .tag = attributes >> 32,
+        .length = pages * PAGE,
+        .extent_count = 1,
+        .extents = {{.gpa = gpa, .pages = (uint32_t)pages}},
+    };
+
+    serve(from, &d);
+    after_serving(from);
+    from->run->hypercall.ret = (uint64_t)(int64_t)d.status;
 }
 
 /* Shows what a machine has been sent, one call for what is adjacent, and puts the messages into its ring. */
@@ -489,7 +513,7 @@ static void deliver(struct machine *m)
                 const struct extent *e = &scratch[j];
                 int follows = next.page + next.pages == e->page && next.frame + next.pages == e->frame;
 
-                if (next.pages && follows && mover != SLOTS) {
+                if (next.pages && follows) {
                     next.pages += e->pages;
                     continue;
                 }
@@ -503,7 +527,7 @@ static void deliver(struct machine *m)
     if (next.pages)
         show(m, &next, protection);
     if (m->queued >= m->depth)
-        tell_room(m == &pair[SENDER] ? &pair[RECEIVER] : &pair[SENDER], 1);
+        tell_room(other(m), 1);
     m->queued = 0;
     m->control->rx_head = m->rx_head;
 }
@@ -513,10 +537,8 @@ static void deliver(struct machine *m)
 /* Whether what a machine waits for holds. */
 static int holds(const struct machine *m)
 {
-    const struct machine *other = m == &pair[SENDER] ? &pair[RECEIVER] : &pair[SENDER];
-
     if (m->control->wait_for & PF_WAIT_ROOM)
-        return other->queued < other->depth;
+        return other(m)->queued < other(m)->depth;
     return m->queued || m->control->rx_head != m->control->rx_tail;
 }
 
@@ -540,13 +562,16 @@ static void command(const struct bench_command *what)
 
         if (bell == PF_BELL_TRANSMIT || bell == PF_BELL_TRANSMIT_WAIT)
             transmit(m);
-        else if (bell != PF_BELL_WAIT) {
+        else if ((bell & 0xff) == PF_BELL_DIRECT) {
+            transmit_direct(m);
+            continue;
+        } else if (bell != PF_BELL_WAIT) {
             errno = 0;
             die("machine %u rang %u: \"%.60s\"", m->control->self, bell, m->memory + m->control->log_gpa);
         }
         if (bell == PF_BELL_TRANSMIT || holds(m))
             continue;
-        m = m == &pair[SENDER] ? &pair[RECEIVER] : &pair[SENDER];
+        m = other(m);
         if (!holds(m))
             return; /* both wait for ever */
     }
@@ -610,8 +635,10 @@ static void spawn_command(int count, int closing)
 
 static void get(FILE *file, void *into, size_t bytes)
 {
-    if (fread(into, 1, bytes, file) != bytes)
+    if (fread(into, 1, bytes, file) != bytes) {
+        errno = ferror(file) ? errno : 0;
         die("the scene is too short");
+    }
 }
 
 static void read_image(FILE *file, struct image *image)
@@ -665,8 +692,6 @@ int main(int argc, char **argv)
     pool_fd = memfd_create("floor-pool", MFD_CLOEXEC);
     if (pool_fd < 0 || ftruncate(pool_fd, POOL_BYTES) < 0)
         die("memfd");
-    if (mover == SLOTS)
-        pool = map(NULL, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, pool_fd, 0);
     home = reserve(POOL_BYTES);
     map(home, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     madvise(home, POOL_BYTES, MADV_HUGEPAGE);
@@ -682,6 +707,7 @@ int main(int argc, char **argv)
     printf("ready\n");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
+        line[strcspn(line, "\n")] = '\0';
         if (!strncmp(line, "spawn ", 6) || !strncmp(line, "close ", 6))
             spawn_command(atoi(line + 6), line[0] == 'c');
         else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vmm.bench import chart, ours
 from vmm.bench.check import check
-from vmm.bench.describe import describe
+from vmm.bench.describe import LANE, describe
 from vmm.bench.output import Output, output
-from vmm.bench.plan import FULL, QUICK, Composed, Effort, cases, measure
+from vmm.bench.plan import FULL, QUICK, QUICK_IN_LANE, Composed, Effort, cases, measure
 from vmm.bench.results import COLUMNS, ROW_NAMES, Results, load
 from vmm.bench.table import show_results
 from vmm.errors import ConfigError
@@ -95,7 +96,7 @@ def bench(
     kind = "" if plot is None else chart.check_format(plot)
     with contextlib.ExitStack() as stack:
         to_json, to_plot = _outputs(stack, json_file, plot, source)
-        results = load(source) if source else _measured(QUICK if quick else FULL, rows)
+        results = load(source) if source else _measured(_effort(quick=quick), rows)
         if to_json is not None:
             to_json.write((json.dumps(results.as_json(), indent=1) + "\n").encode())
         if to_plot is not None:
@@ -120,6 +121,12 @@ def _outputs(
         None if path is None else stack.enter_context(output(path, inputs)) for path in paths
     )
     return to_json, to_plot
+
+
+def _effort(*, quick: bool) -> Effort:
+    if quick:
+        return QUICK_IN_LANE if LANE in os.environ else QUICK
+    return FULL
 
 
 def _measured(effort: Effort, rows: tuple[str, ...]) -> Results:

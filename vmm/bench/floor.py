@@ -6,15 +6,15 @@ there is none, the one is taken that was built with the package.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from vmm.bench.plan import Unavailable
 from vmm.guest.build import build_program
 from vmm.guest.bundled import ROOT
-from vmm.guest.compiler import BuildError, find_compiler
+from vmm.guest.compiler import BuildError, find_compiler, work_directory
 
 _SOURCE = ROOT / "bench" / "floor.c"
 _PATIENCE = 5.0  # seconds, for it to end when nothing more is asked of it
@@ -27,26 +27,14 @@ class Floor:
     """
 
     def __init__(self, scene: bytes) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="pageferry-floor-")
-        try:
-            work = Path(self._directory.name)
+        with contextlib.ExitStack() as stack:
+            work = stack.enter_context(work_directory("pageferry-floor-"))
             program = _program(work)
             (work / "scene").write_bytes(scene)
-            self._process = subprocess.Popen(
-                [program, work / "scene"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        except BaseException:
-            self._directory.cleanup()
-            raise
-        try:
+            self._process = _start(program, work / "scene")
+            stack.callback(_end, self._process)
             self._line()
-        except BaseException:
-            self.close()
-            raise
+            self._stack = stack.pop_all()
 
     def ask(self, command: str) -> Sequence[float]:
         """Give a command (scripts/bench/floor.c); return its samples, in microseconds."""
@@ -68,21 +56,34 @@ class Floor:
     def _failed(self) -> Unavailable:
         assert self._process.stderr is not None
         said = self._process.stderr.read().strip() or f"status {self._process.wait()}"
-        return Unavailable(f"the floor has ended: {said.splitlines()[-1]}")
+        return Unavailable(f"the floor has ended: {said.splitlines()[-1].removeprefix('floor: ')}")
 
     def close(self) -> None:
         """End the program, and remove what it was built in. Further calls do nothing."""
-        process = self._process
+        self._stack.close()
+
+
+def _start(program: Path, scene: Path) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    try:
+        return subprocess.Popen([program, scene], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    except OSError as error:  # a folder for temporary files from which nothing may be run
+        raise Unavailable(f"no floor: {program}: {error.strerror}") from error
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the program: it reads to the end of its input."""
+    try:
         for pipe in (process.stdin, process.stdout, process.stderr):
             assert pipe is not None
-            if not pipe.closed:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and not read everything
                 pipe.close()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._directory.cleanup()
+        process.wait(_PATIENCE)
+    except BaseException as error:
+        process.kill()
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
 
 
 def _program(work: Path) -> Path:

@@ -11,7 +11,7 @@ from vmm.bench.copying import CopyMover
 from vmm.bench.floor import Floor
 from vmm.bench.machines import Command, Kind, Pair, allow_machines
 from vmm.bench.plan import Case, Column, Unavailable
-from vmm.bench.scene import scene
+from vmm.bench.scene import MOVERS, scene
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
 from vmm.memory.movers import Mover
@@ -130,6 +130,8 @@ def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) 
 def _floor(stack: ExitStack, command: Command) -> Floor:
     """Start the floor with a pair as ours is, that has not run, and a machine that exits."""
     with Monitor() as monitor:
+        if monitor.mover not in MOVERS:
+            raise Unavailable(f"the floor knows no {monitor.mover}")
         pair = Pair(monitor, command)
         leaver = monitor.spawn(bundled_guest("bench_exit"))
         machines = (pair.sender, pair.receiver, leaver)

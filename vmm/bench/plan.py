@@ -22,6 +22,7 @@ Column = Callable[[], Sequence[float]]  # one round's numbers, in the row's unit
 EXTENTS = ("extent_untouched", "extent_touched")
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB, 128 * _MIB)
+_LANE_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB)
 _FULL_SIZES = (
     *(4 * _KIB, 16 * _KIB, 64 * _KIB, 256 * _KIB),
     *(1 * _MIB, 2 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 128 * _MIB, 256 * _MIB),
@@ -62,6 +63,7 @@ class Effort:
 
 
 QUICK = Effort(3, 256 * _MIB, 3, 300, 0.2, _QUICK_SIZES)
+QUICK_IN_LANE = Effort(3, 8 * _MIB, 3, 30, 0.2, _LANE_SIZES)  # which has little memory, and time
 FULL = Effort(5, 512 * _MIB, 3, 1000, 0.5, _FULL_SIZES)
 
 

@@ -19,14 +19,14 @@ _MAGIC = b"PFSCENE1"
 _HEAD = struct.Struct("<8s4I")
 _IMAGE = struct.Struct("<4Q")
 _CHUNK = struct.Struct("<2Q")
-_MOVERS = {"memfd": 0, "slots": 1, "remap": 2}
+MOVERS = {"memfd": 0, "remap": 1}  # those that the floor knows
 _ZERO = bytes(PAGE_SIZE)
 
 
 def scene(machines: Sequence[Machine], doorbell: int, mover: str) -> bytes:
     """Return the scene of fresh machines: of the sender, the receiver, and one that exits."""
     leaves = machines[0].guest.vcpu.get_cpuid()
-    parts = [_HEAD.pack(_MAGIC, doorbell, _MOVERS[mover], len(leaves), 0)]
+    parts = [_HEAD.pack(_MAGIC, doorbell, MOVERS[mover], len(leaves), 0)]
     parts.append(bytes(cpuid.pack(leaves))[ctypes.sizeof(kvm_cpuid2) :])
     for machine in machines:
         parts += _image(machine)
