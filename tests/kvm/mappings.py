@@ -13,7 +13,7 @@ from vmm import Monitor
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.guest.abi import PAGE_SIZE
-from vmm.memory.movers import MappedWindow, RemapWindow, SlotsWindow, Window
+from vmm.memory.movers import MOVERS, MappedWindow, RemapWindow, SlotsWindow, Window
 from vmm.memory.movers.remap import Park
 from vmm.memory.pool import PagePool
 
@@ -133,6 +133,8 @@ def check(monitor: Monitor, *, pools: bool = False) -> dict[int, list[View]]:
     `pools`: nothing else of a page pool, that is. Return what it reaches, by peer.
     """
     monitor._exchange.ledger.audit()
+    if monitor.mover not in MOVERS:  # one that copies
+        return {}
     lines = mappings(pools=pools)
     seen = {}
     for peer in (monitor.host.peer, *(m.peer for m in monitor.machines.values())):

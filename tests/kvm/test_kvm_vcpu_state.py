@@ -1,11 +1,12 @@
 """One vCPU's registers and other state, on a real KVM."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
-from kvm.guest_code import NO_RAM, SPIN, Machine, machine, user_mode
+from kvm.guest_code import NO_RAM, SPIN, Machine, machine, real_mode, user_mode
 
-from vmm.kvm import CpuidEntry, MsrRefusedError, uapi
+from vmm.kvm import CpuidEntry, Hlt, MsrRefusedError, uapi
 from vmm.kvm.structs import kvm_regs
 
 MSR_TSC = 0x10
@@ -144,3 +145,18 @@ def test_translation_follows_the_guests_page_tables(made: Machine) -> None:
     found = made.vcpu.translate(NO_RAM + 0x123)
     assert (found.physical_address, found.valid) == (NO_RAM + 0x123, True)
     assert not made.vcpu.translate(0x40000000).valid
+
+
+def test_the_time_stamp_counter_makes_so_many_thousand_ticks_in_a_second(made: Machine) -> None:
+    khz = made.vcpu.get_tsc_khz()
+    real_mode(made, b"\x0f\x31\xf4\x0f\x31\xf4")  # rdtsc; hlt; rdtsc; hlt
+    ticks = []
+    for _ in range(2):
+        before = time.monotonic()
+        assert made.vcpu.run() == Hlt()
+        regs = made.vcpu.get_regs()
+        ticks.append((regs.rdx << 32 | regs.rax & 0xFFFFFFFF, before, time.monotonic()))
+        time.sleep(0.05)
+    (first, began, begun), (second, ends, ended) = ticks
+    least, most = ends - begun, ended - began
+    assert least * 0.99 <= (second - first) / (khz * 1e3) <= most * 1.01

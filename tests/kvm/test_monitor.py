@@ -25,6 +25,8 @@ from vmm import (
 from vmm.ferry import roster
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import Vm, uapi
+from vmm.memory.movers import MOVERS, Window
 
 Elf = Callable[[str], Path]
 
@@ -67,6 +69,67 @@ def test_wrong_options_are_refused_by_name() -> None:
     ):
         with pytest.raises(ConfigError, match=word):
             Monitor(**options)
+
+
+def test_a_mover_of_ones_own_makes_the_windows_and_the_pool(
+    open_monitor: Callable[..., Monitor], test_guest: Elf
+) -> None:
+    made: list[int] = []
+
+    class Own(MOVERS["memfd"]):  # type: ignore[misc]
+        name = "remap"  # as it says, so it is called: it is not looked up
+
+        def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+            made.append(size)
+            return super().machine_window(vm, base, size)
+
+        def close(self) -> None:
+            made.append(0)
+            super().close()
+
+    with open_monitor(mover=Own, pool="16M") as monitor:
+        assert monitor.mover == "remap"
+        assert type(monitor._mover) is Own
+        machine = monitor.spawn(test_guest("idle"), window="2M")
+        monitor.host.send(machine, monitor.host.alloc(1), tag=3)
+        monitor.run(10)
+        assert machine.exit_code == 3
+    assert made == [2 << 20, 0]
+
+
+def test_slots_keep_the_translations_of_other_pages_where_the_kernel_can(
+    open_monitor: Callable[..., Monitor],
+    test_guest: Elf,
+    mover: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    enable = Vm.enable_cap
+    monkeypatch.setattr(
+        Vm, "enable_cap", lambda vm, *args: (asked.append(args), enable(vm, *args))[1]
+    )
+    monitor = open_monitor(mover=mover, pool="16M")
+    machine = monitor.spawn(test_guest("idle"), window="2M")
+    quirk = uapi.KVM_X86_QUIRK_SLOT_ZAP_ALL
+    able = machine.guest.vm.check_extension(uapi.KVM_CAP_DISABLE_QUIRKS2) & quirk
+    wanted = [(uapi.KVM_CAP_DISABLE_QUIRKS2, quirk)] if able and mover == "slots" else []
+    assert [args for args in asked if args[0] == uapi.KVM_CAP_DISABLE_QUIRKS2] == wanted
+
+
+def test_slots_do_without_where_the_kernel_cannot(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Vm.check_extension
+    monkeypatch.setattr(
+        Vm,
+        "check_extension",
+        lambda vm, cap: 0 if cap == uapi.KVM_CAP_DISABLE_QUIRKS2 else check(vm, cap),
+    )
+    monitor = open_monitor(mover="slots", pool="16M")
+    machine = monitor.spawn(test_guest("idle"), window="2M")
+    monitor.host.send(machine, monitor.host.alloc(1), tag=4)
+    monitor.run(10)
+    assert machine.exit_code == 4
 
 
 @pytest.mark.parametrize("depth", [0, -3])
