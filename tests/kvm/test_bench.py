@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import math
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from vmm.bench.scene import scene
 from vmm.failure import EXIT_INTERRUPTED
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.compiler import BuildError
+from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 
 Open = Callable[..., Monitor]
 
@@ -233,16 +236,30 @@ def test_the_floor_is_built_on_the_spot(
     floor.close()
 
 
-def test_a_scene_of_a_machine_is_what_it_begins_with(open_monitor: Open, prebuilt: None) -> None:
-    """The same scene twice, and another where anything differs."""
+def test_a_scene_read_again_has_the_memory_and_the_registers_of_its_machines(
+    open_monitor: Open,
+) -> None:
     monitor = open_monitor(pool="16M")
-    one, two = (monitor.spawn(bundled_guest("bench_exit"), name=name, window="2M") for name in "ab")
-    data = scene((one, one, one), monitor.doorbell, monitor.mover)
-    assert data == scene((one, one, one), monitor.doorbell, monitor.mover)
-    assert data != scene((two, one, one), monitor.doorbell, monitor.mover)  # its number, its name
-    assert data.startswith(b"PFSCENE1")
-    assert bytes(one.guest.vcpu.get_regs()) in data
-    assert bytes(one.guest.vcpu.get_sregs()) in data
+    machines = [
+        monitor.spawn(bundled_guest(name), window="2M")
+        for name in ("bench_sender", "bench_receiver", "bench_exit")
+    ]
+    stream = io.BytesIO(scene(machines, monitor.doorbell, "memfd"))
+    magic, doorbell, mover, leaves, _ = struct.unpack("<8s4I", stream.read(24))
+    assert (magic, doorbell, mover) == (b"PFSCENE1", monitor.doorbell, 0)
+    stream.read(leaves * ctypes.sizeof(kvm_cpuid_entry2))
+    for machine in machines:
+        guest, window = machine.guest, machine.window
+        size, *placed, chunks = struct.unpack("<4Q", stream.read(32))
+        assert (size, placed) == (guest.memory.region.size, [window.base, window.size])
+        assert stream.read(ctypes.sizeof(kvm_sregs)) == bytes(guest.vcpu.get_sregs())
+        assert stream.read(ctypes.sizeof(kvm_regs)) == bytes(guest.vcpu.get_regs())
+        memory = bytearray(size)
+        for _ in range(chunks):
+            address, length = struct.unpack("<2Q", stream.read(16))
+            memory[address : address + length] = stream.read(length)
+        assert memory == guest.memory.read(0, size)
+    assert stream.read() == b""
 
 
 @pytest.mark.usefixtures("prebuilt")
@@ -344,6 +361,7 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
 NO_FLOOR = """from pathlib import Path
 from vmm.bench import floor
 from vmm.guest.compiler import BuildError
+from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 def none():
     raise BuildError("no C compiler found: install one")
 floor.find_compiler = none

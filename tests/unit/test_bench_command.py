@@ -1,4 +1,6 @@
-"""`pageferry bench`, as a user runs it. The host is made up: no KVM is needed."""
+"""`pageferry bench`, as a user runs it. The host is made up, and what machines cost is left out: no
+KVM is needed.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from command import TIMEOUT, Ended, one_line, pageferry, start
 from unit.bench_scene import HOST, results, row
 
 from vmm.bench import describe
+from vmm.bench.plan import QUICK, QUICK_IN_LANE
 from vmm.bench.results import Results, load
 from vmm.failure import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 CODE = f"""from vmm.bench import command
 command.describe = lambda: {HOST!r}
+command.ours.columns = lambda case, stack: {{}}
 from vmm.cli import main
 main(prog_name='pageferry')"""
 WITHOUT_MATPLOTLIB = f"import sys; sys.modules['matplotlib'] = None\n{CODE}"
@@ -53,6 +57,21 @@ def test_rows_are_measured_shown_and_written(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+
+def test_less_is_measured_in_a_lane(tmp_path: Path) -> None:
+    counts = []
+    for lane in ({}, {describe.LANE: "npt"}):
+        file = tmp_path / "new.json"
+        with start(
+            "bench", "--quick", "--rows", "inline_64B", "--json", file, code=CODE, env=lane
+        ) as process:
+            _, err = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, err) == (0, "")
+        (one,) = load(file).rows
+        assert one.pipe is not None
+        counts.append(one.pipe.n)
+    assert counts == [3 * QUICK.most, 3 * QUICK_IN_LANE.most]
 
 
 def test_json_on_standard_output_is_all_that_is_there(measured: Path) -> None:

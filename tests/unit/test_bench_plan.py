@@ -8,7 +8,17 @@ from contextlib import ExitStack
 
 import pytest
 
-from vmm.bench.plan import FULL, QUICK, Case, Column, Composed, Unavailable, cases, measure
+from vmm.bench.plan import (
+    FULL,
+    QUICK,
+    QUICK_IN_LANE,
+    Case,
+    Column,
+    Composed,
+    Unavailable,
+    cases,
+    measure,
+)
 from vmm.bench.results import ROW_NAMES
 from vmm.bench.samples import Samples
 
@@ -138,6 +148,14 @@ def test_the_quick_bench_has_fewer_sizes_and_messages_but_all_rows() -> None:
     most = {(case.name, case.bytes): case.samples for case in full}
     assert all(case.samples <= most[case.name, case.bytes] for case in quick)
     assert all(case.samples >= 2 for case in quick)
+
+
+def test_a_quick_bench_in_a_lane_has_all_rows_and_no_large_extents() -> None:
+    quick, lane = list(cases(QUICK)), list(cases(QUICK_IN_LANE))
+    assert {case.name for case in lane} == {case.name for case in quick}
+    assert max(case.bytes for case in lane) == 16 << 20
+    most = {(case.name, case.bytes): case.samples for case in quick}
+    assert all(case.samples <= most[case.name, case.bytes] / 5 for case in lane if case.samples > 3)
 
 
 def test_rows_are_chosen_by_their_names_and_keep_their_order() -> None:
