@@ -354,6 +354,30 @@ def test_who_is_refused_by_the_host_is_refused_before_what_is_asked_next(scene: 
     scene.check()
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_came_and_could_not_be_sent_on_goes_back_from_the_dead(
+    scene: Scene, refused: bool
+) -> None:
+    """A message that is still in the ring of one who dies; its page has gone on, or it has not."""
+    (own,) = scene.alloc(scene.b, 1)
+    scene.done(scene.b, SEND, own, to=scene.a)
+    assert scene.exchange.deliver(scene.a) == 1
+    entries = [
+        scene.put(scene.a, SEND, *scene.a.untaken[0].targets, to=scene.c),
+        scene.put(scene.a, SEND, to=scene.c),
+    ]
+    scene.host.plan, scene.host.armed = (refused, refused), True
+    statuses = transmit(scene, *entries)
+    scene.host.armed = False
+    assert statuses == [Status.E_NO_MEMORY if refused else Status.OK, Status.OK]
+    scene.exchange.leave(scene.a)
+    assert told(scene.b) == [(Operation.UNDELIVERED, Status.E_DEAD)]
+    (back,) = scene.b.queue
+    assert extents_of(back) == ([own] if refused else [])
+    assert scene.holds(scene.b, own) == [Hold.OWNED if refused else Hold.NONE]
+    scene.check()
+
+
 def test_room_that_a_refusal_makes_again_is_told(scene: Scene) -> None:
     own = pages(scene, scene.b.queue.depth)
     entries = [scene.put(scene.a, SEND, page, to=scene.b) for page in own]

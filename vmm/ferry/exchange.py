@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from vmm.ferry import carry
 from vmm.ferry.carry import Carrier
 from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
@@ -143,6 +144,10 @@ class Exchange:
             self.delivery.take_back(part.receiver, part.message, seen)
             sender.sent -= 1
             refused.add(part.message.number)
+        for _, message, _ in together:
+            if sender.untaken and message.number not in refused:
+                homes = carry.spans(sender.window, message.homes)
+                self.operations.part(sender, message.operation, homes)
         together.clear()
         return refused
 

@@ -69,16 +69,20 @@ class Operations:
     def serve(self, peer: Peer, request: Request, together: list[Parted] | None = None) -> Answer:
         """Do what a peer asks for. Raises Refusal.
 
-        together  gets what a SEND or LEND leaves to be hidden, if it is given; otherwise that has
-                  been done
+        together  gets what a SEND or LEND leaves to be hidden, and noted by `part`, if it is given;
+                  otherwise that has been done
         """
         if together is not None and request.operation in TOGETHER:
-            answer = self.transfer(peer, request, together)
-        else:
-            answer = self._served[request.operation](peer, request)
-        if peer.untaken and request.operation in _PARTING:
-            peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, request.spans)}
+            return self.transfer(peer, request, together)
+        answer = self._served[request.operation](peer, request)
+        self.part(peer, request.operation, request.spans)
         return answer
+
+    @staticmethod
+    def part(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
+        """Note which messages in a machine's receive ring have brought what it has parted with."""
+        if peer.untaken and operation in _PARTING:
+            peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, there)}
 
     # ---- Messages ----
 
