@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from command import TIMEOUT, pageferry, started
 from kvm.puppets import Stage
-from tests_support import IN_LANE
+from tests_support import IN_LANE, sized
 
 from vmm import Monitor, host
 from vmm.bench import floor as floor_module
@@ -37,8 +37,9 @@ from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 Open = Callable[..., Monitor]
 
 KIB, MIB = 1 << 10, 1 << 20
-ROUNDS = 2
-TINY = Effort(ROUNDS, MIB, 3, 10, 0.01, (4 * KIB, 2 * MIB))
+ROUNDS, MOST = sized((2, 10), (1, 3))
+TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 2 * MIB))
+SMALLER = pytest.mark.smaller_in_lanes("a round instead of two, with a third of the messages")
 BUILT = ROOT / "bench" / "floor"
 ALL, NO_COPY = ("ours", "floor", "copy"), ("ours", "floor")
 
@@ -56,20 +57,21 @@ def no_compiler() -> None:
 # ---- Rows ----
 
 # Their columns, and how many samples there are of each in a round.
+EACH, PAIRS = max(5, MOST), MOST // 2
 ROWS = {
-    "inline_64B": (NO_COPY, 10),
-    "page": (ALL, 10),
-    "pingpong_page": (ALL, 10),
+    "inline_64B": (NO_COPY, EACH),
+    "page": (ALL, EACH),
+    "pingpong_page": (ALL, EACH),
     "batch64_scattered": (ALL, 5),
     "batch64_adjacent": (ALL, 5),
-    "extent_untouched": (ALL, 5),
-    "extent_touched": (ALL, 5),
-    "lend_return": (NO_COPY, 10),
-    "share": (NO_COPY, 10),
-    "spawn_cold": (NO_COPY, 10),
-    "close": (NO_COPY, 10),
-    "alive_2": (ALL, 10),
-    "alive_10": (("ours",), 10),
+    "extent_untouched": (ALL, PAIRS),
+    "extent_touched": (ALL, PAIRS),
+    "lend_return": (NO_COPY, EACH),
+    "share": (NO_COPY, EACH),
+    "spawn_cold": (NO_COPY, MOST),
+    "close": (NO_COPY, MOST),
+    "alive_2": (ALL, EACH),
+    "alive_10": (("ours",), EACH),
     "rate_1_worker": (NO_COPY, 1),
     "rate_2_workers": (("ours",), 1),
 }
@@ -89,6 +91,7 @@ def check(row: Row, columns: tuple[str, ...], samples: int) -> None:
             assert math.isfinite(column.p99)
 
 
+@SMALLER
 @pytest.mark.usefixtures("prebuilt")
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_has_the_columns_that_it_can_have(name: str) -> None:
@@ -102,6 +105,7 @@ def test_a_row_has_the_columns_that_it_can_have(name: str) -> None:
     assert bool(row.note) == (name in missing)
 
 
+@SMALLER
 @pytest.mark.usefixtures("prebuilt")
 @pytest.mark.parametrize("name", ["extent_untouched", "extent_touched"])
 def test_an_extent_of_huge_pages_has_them_too(name: str) -> None:
@@ -204,8 +208,9 @@ KINDS = [
 ]
 
 
+@pytest.mark.smaller_in_lanes("once instead of twice")
 def test_the_floor_does_whatever_it_is_asked_for_one_after_the_other(any_floor: Floor) -> None:
-    for command in KINDS * 2:
+    for command in KINDS * sized(2, 1):
         samples = any_floor.ask(command.line())
         assert len(samples) == (1 if command.kind is Kind.STREAM else command.rounds), command
         assert all(0 < sample < 60e6 for sample in samples), command
@@ -335,6 +340,7 @@ def test_a_floor_that_may_not_be_run_is_none(
 # ---- The command ----
 
 
+@pytest.mark.smaller_in_lanes("--quick is quicker there: a tenth of the messages")
 def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "new.json"
     with started(tmp_path, "bench", "--quick", "--rows", "inline_64B,page", "--json", file) as one:
@@ -370,6 +376,7 @@ from vmm.cli import main
 main(prog_name='pageferry')"""
 
 
+@pytest.mark.not_in_ept("a lane has no compiler, but its package's floor: npt says it, too")
 def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Path) -> None:
     source = tmp_path / "floor.c"
     source.touch()
@@ -384,30 +391,33 @@ def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Pat
     assert row.note in " ".join(ended.out.split())
 
 
-@pytest.mark.not_in_ept("it is the same there, and Python starts slowly")
+@pytest.mark.not_in_ept("what is interrupted is the same, and starts slowly there")
 @pytest.mark.parametrize("moment", [0.5, 1.0, 1.5, 2.0, 2.5])
 def test_ctrl_c_leaves_no_floor_and_no_files(tmp_path: Path, moment: float) -> None:
-    before = floors()
     with started(tmp_path, "bench", "--rows", "page,inline_64B,lend_return") as process:
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, err) == (EXIT_INTERRUPTED, "pageferry: interrupted\n")
     assert list(tmp_path.iterdir()) == []
-    assert floors() == before
+    assert group(process.pid) == []
 
 
-def floors() -> set[str]:
-    """Return the processes that are floors."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"/floor"):
-            found.add(entry.name)
+def group(leader: int) -> list[str]:
+    """Return the commands of the processes of a group, once those that end anyway have."""
+    until = time.monotonic() + 5
+    while found := list(members(leader)):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
     return found
+
+
+def members(leader: int) -> Iterator[str]:
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(entry.name)) == leader:
+                yield (entry / "cmdline").read_text()
 
 
 def test_the_packages_own_floor_runs_here() -> None:
