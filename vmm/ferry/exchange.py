@@ -34,6 +34,8 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.pool import PagePool
 from vmm.trace import Trace
 
+_RX_ENTRIES = abi.RX_ENTRIES
+
 
 class Exchange:
     """Peers and the messages between them.
@@ -177,7 +179,9 @@ class Exchange:
         if pending is not None and peer.queue:
             control = peer.control
             assert control is not None
-            for message in self._take(peer, min(len(peer.queue), abi.RX_ENTRIES - pending)):
+            waiting = len(peer.queue)
+            room = _RX_ENTRIES - pending
+            for message in self._take(peer, waiting if waiting < room else room):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
                 pending += 1

@@ -42,6 +42,8 @@ _EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MA
 _DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
 _PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
 _NOT_RESERVED = (0, 0, 0)
+_EXTENT = ctypes.sizeof(abi.Extent)
+_NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
 _NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
 
 
@@ -104,16 +106,6 @@ class Request(NamedTuple):
             spans=(Span(gpa, pages),),
             operation=operation,
             writable=not readonly,
-        )
-
-    @property
-    def more_than_inline(self) -> bool:
-        """Whether it is anything else than the SEND of a payload, whose `extents` need no look."""
-        return bool(
-            self.spans
-            or self.length
-            or self.operation is not Operation.SEND
-            or len(self.payload) > abi.PAYLOAD_MAX
         )
 
     @property
@@ -222,7 +214,7 @@ class Message(NamedTuple):
         extents = _NO_EXTENTS
         if self.spans:
             words = [word for span in self.spans for word in (*span, 0)]
-            extents = _EXTENTS[len(self.spans)].pack(*words)
-        return (head + extents.ljust(_PAYLOAD - _HEAD.size, b"\0") + self.payload).ljust(
-            _DESCRIPTOR, b"\0"
-        )
+            extents = (
+                _EXTENTS[len(self.spans)].pack(*words) + _NO_EXTENTS[len(words) // 3 * _EXTENT :]
+            )
+        return head + extents + self.payload + _NO_PAYLOAD[len(self.payload) :]

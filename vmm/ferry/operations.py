@@ -86,15 +86,17 @@ class Operations:
         self, sender: Peer, request: Request, together: list[Parted] | None = None
     ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
-        receiver = sender.receiver(request.receiver)
+        number, tag, length, spans_, payload, operation, writable = request
+        receiver = sender.receiver(number)
         if receiver is None:
             raise Refusal(Status.E_PEER)
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
-        extents = request.extents(sender.window.region) if request.more_than_inline else ()
+        extents: Sequence[Extent] = ()
+        if spans_ or length or operation is not Operation.SEND or len(payload) > abi.PAYLOAD_MAX:
+            extents = request.extents(sender.window.region)
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
-        operation = request.operation
         plan: Transfer | None = None
         arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
         if extents:
@@ -106,11 +108,11 @@ class Operations:
             Status.OK,
             sender.number,  # the monitor's word, as the receiver's is
             receiver.number,
-            request.tag,
-            request.length,
-            request.payload,
+            tag,
+            length,
+            payload,
             *arrived,
-            request.writable,
+            writable,
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
