@@ -11,7 +11,7 @@ from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
-from vmm.memory.region import OutOfBounds, Region
+from vmm.memory.region import Region
 
 
 class Span(NamedTuple):
@@ -156,12 +156,13 @@ def _operation(number: int) -> Operation:
 
 
 def _extent(span: Span, window: Region) -> Extent:
-    if span.gpa % PAGE_SIZE:
+    gpa, pages = span
+    if gpa % PAGE_SIZE:
         raise Refusal(Status.E_ALIGNMENT)
-    try:
-        return Extent(window.page(span.gpa, span.pages), span.pages)
-    except OutOfBounds:
-        raise Refusal(Status.E_RANGE) from None
+    page = (gpa - window.base) // PAGE_SIZE
+    if page < 0 or pages < 1 or (page + pages) * PAGE_SIZE > window.size:  # nothing wraps
+        raise Refusal(Status.E_RANGE)
+    return Extent(page, pages)
 
 
 class Answer(NamedTuple):
