@@ -174,12 +174,28 @@ class Scheduler:
         exit_: Exit | None = None
         slice_end = 0.0
         thread = threading.get_ident()
+        ready, inside = self._ready, self._inside
         try:
             while True:
                 with self._lock:
                     before = machine
                     if machine is not None and exit_ is not None:
-                        machine = self._leave(driver, machine, exit_, slice_end)
+                        waiting = len(ready)
+                        driver.handle(machine, exit_)
+                        now = time.monotonic()
+                        in_slice = now < slice_end and not self._ended
+                        if machine.state is not State.RUNNING:
+                            machine = None
+                            if in_slice and len(ready) > waiting:  # one that was just woken
+                                machine = ready.pop()
+                            elif ready and not self._ended:
+                                machine, slice_end = ready.popleft(), now + SLICE
+                            if machine is not None and machine.state is State.STOPPED:
+                                machine = None
+                        elif not in_slice and (ready or self._ended):
+                            machine.state = State.READY
+                            ready.append(machine)
+                            machine = None
                     if machine is None:
                         before = None
                         self._running.pop(thread, None)
@@ -192,47 +208,27 @@ class Scheduler:
                         self._running[thread] = (machine, slice_end)
                     machine.state = State.RUNNING
                     driver.prepare(machine)
-                    self._inside.add(machine)
-                exit_ = self._execute(driver, machine)
+                    inside.add(machine)
+                try:
+                    exit_ = driver.execute(machine)
+                except BaseException:
+                    self._give_back(machine)
+                    raise
+                inside.discard(machine)  # without the lock, which who waits for it has
+                if isinstance(exit_, Intr):
+                    drain()
         finally:  # whatever was raised, nobody kicks, or waits for, a thread that is no longer here
             if machine is not None:
-                self._inside.discard(machine)
+                inside.discard(machine)
             with self._lock:
                 self._running.pop(thread, None)
 
-    def _execute(self, driver: Driver, machine: Machine) -> Exit:
-        try:
-            exit_ = driver.execute(machine)
-        except BaseException:
-            self._inside.discard(machine)
-            with self._lock:
-                del self._running[machine.thread]
-                self.make_ready(machine)
-            raise
-        self._inside.discard(machine)  # without the lock, which who waits for it has
-        if isinstance(exit_, Intr):
-            drain()
-        return exit_
-
-    def _leave(
-        self, driver: Driver, machine: Machine, exit_: Exit, slice_end: float
-    ) -> Machine | None:
-        """Act on an exit; return the machine to run next: the same, or one that was just woken;
-        None to choose anew.
-        """
-        ready = self._ready
-        before = len(ready)
-        driver.handle(machine, exit_)
-        in_slice = time.monotonic() < slice_end and not self._ended
-        if machine.state is State.RUNNING:
-            if in_slice or (not ready and not self._ended):
-                return machine
-            machine.state = State.READY
-            ready.append(machine)
-            return None
-        if in_slice and len(ready) > before:
-            return ready.pop()
-        return None
+    def _give_back(self, machine: Machine) -> None:
+        """Let another worker, or another run, have a machine whose execution raised something."""
+        self._inside.discard(machine)
+        with self._lock:
+            del self._running[machine.thread]
+            self.make_ready(machine)
 
     def _next(self) -> Machine | None:
         """Take the next ready machine, waiting for one; None when the run is over."""

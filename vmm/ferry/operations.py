@@ -125,6 +125,16 @@ class Operations:
             together.append(Parted(receiver, (message,), plan.runs))
         return Answer(Status.OK, message.number)
 
+    def post(self, sender: Peer, receiver: Peer, tag: int, payload: bytes) -> int:
+        """SEND a payload and nothing else, which its caller has checked; return its number."""
+        number = next(self._numbers)
+        sender.sent += 1
+        message = Message(
+            number, Operation.SEND, Status.OK, sender.number, receiver.number, tag, 0, payload
+        )
+        self._roster.put(sender, receiver, message)
+        return number
+
     def transfer_run(
         self, sender: Peer, requests: Sequence[Request], together: list[Parted]
     ) -> list[Answer] | None:
