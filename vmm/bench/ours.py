@@ -20,6 +20,7 @@ from vmm.trace import Event
 
 _BATCH = 64
 _LEAST_ROUNDS = 5
+_LEAST_EXTENTS = 10  # the first of a round finds caches full of what the other columns did
 _SPAWNS = 100  # a round
 _STREAM_EACH = 20_000  # messages a second that a stream is thought to have, to choose its length
 _WARM = 3  # rounds before the first that counts
@@ -58,7 +59,8 @@ def _command(case: Case) -> tuple[Command, int]:
             return Command(Kind.BATCH, rounds, gap, _BATCH, True), _BATCH
         case "extent_untouched" | "extent_touched":
             touch = case.name == "extent_touched"
-            return Command(Kind.PINGPONG, max(1, case.samples // 2), pages, touch=touch), 2
+            rounds = max(_LEAST_EXTENTS, case.samples // 2)
+            return Command(Kind.PINGPONG, rounds, pages, touch=touch), 2
         case "lend_return":
             return Command(Kind.LEND, rounds, touch=True), 1
         case "share":
