@@ -1,0 +1,169 @@
+"""What it costs to exchange pages by moving them, and by copying: measured, once for a host.
+
+Moved, they take three mapping calls, and a fault on either side at least. Copied, they take one
+call to map the copy, a pass over the bytes to make it, and one to clear what was copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm import __version__
+from vmm.guest.abi import PAGE_SIZE
+from vmm.host.system import read_text
+from vmm.memory import mapping
+from vmm.memory.mapping import HUGE, Mapping
+from vmm.nested.cache import cache_root, content_key
+
+SIZES = tuple(PAGE_SIZE << power for power in range(10))  # 4 KiB to 2 MiB
+_BUDGET_NS = 25_000_000  # for all sizes
+_ROUNDS = 15  # of each size, of which the median counts
+_ENOUGH = 5  # that there are at least, if the time is up
+
+
+class Cost(NamedTuple):
+    """What an exchange of `size` bytes takes, in microseconds."""
+
+    size: int
+    moved: float
+    copied: float
+
+
+def costs() -> tuple[Cost, ...]:
+    """Return what is cheaper, for sizes in order, up to the first that is not cheaper copied.
+
+    From the user's cache, if this host has been measured before; else it takes at most 30 ms. None
+    if the host refuses.
+    """
+    return _costs(cache_root())
+
+
+@functools.lru_cache(maxsize=4)
+def _costs(root: Path) -> tuple[Cost, ...]:
+    path = root / f"exchange-{_key()}.json"
+    found = _load(path)
+    if not found:
+        try:
+            found = measure()
+        except OSError:
+            return ()
+        _save(path, found)
+    return found
+
+
+# ---- The cache ----
+
+
+def _key() -> str:
+    """Name all that the costs depend on."""
+    lines = (read_text("/proc/cpuinfo") or "").splitlines()
+    model = next((line for line in lines if line.startswith("model name")), "")
+    return content_key(os.uname().release, model, str(os.cpu_count()), __version__)
+
+
+def _load(path: Path) -> tuple[Cost, ...]:
+    """Return what has been saved; nothing, if it is not what would be."""
+    try:
+        found = tuple(
+            Cost(int(size), float(moved), float(copied))
+            for size, moved, copied in json.loads(path.read_text())
+        )
+    except (OSError, ValueError, TypeError):
+        return ()
+    return found if tuple(cost.size for cost in found) == SIZES[: len(found)] else ()
+
+
+def _save(path: Path, found: Sequence[Cost]) -> None:
+    """Save costs for the next process, in one step; they are measured again where that fails."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(found, file)
+        Path(file.name).replace(path)
+
+
+# ---- Measuring ----
+
+
+def measure() -> tuple[Cost, ...]:
+    """Measure exchanges of each size, up to the first that is not cheaper copied.
+
+    Raises OSError.
+    """
+    deadline = time.perf_counter_ns() + _BUDGET_NS
+    found: list[Cost] = []
+    with _Bench() as bench:
+        for size in SIZES:
+            times: list[tuple[float, float]] = []
+            while len(times) < _ROUNDS:  # by turns: what disturbs one disturbs the other
+                if time.perf_counter_ns() > deadline and len(times) >= _ENOUGH:
+                    break
+                times.append((bench.move(size), bench.copy(size)))
+            moved, copied = (round(statistics.median(side), 2) for side in zip(*times, strict=True))
+            found.append(Cost(size, moved, copied))
+            if copied >= moved or time.perf_counter_ns() > deadline:
+                break
+    return tuple(found)
+
+
+class _Bench:
+    """A sender's window, a receiver's, and a memfd with pages for one message, and fresh ones."""
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as undo:
+            self._fd = os.memfd_create("pageferry-probe", os.MFD_CLOEXEC)
+            undo.callback(os.close, self._fd)
+            os.ftruncate(self._fd, 2 * HUGE)
+            self._sender = undo.enter_context(Mapping.reserve(HUGE)).address
+            self._receiver = undo.enter_context(Mapping.reserve(HUGE)).address
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._undo.close()
+
+    def move(self, size: int) -> float:
+        """Return the microseconds of an exchange that is moved."""
+        self._prepare(size)
+        start = time.perf_counter_ns()
+        mapping.hide(self._sender, size)
+        mapping.show(self._sender, size, self._fd, HUGE)
+        mapping.show(self._receiver, size, self._fd, 0)
+        ctypes.memset(self._sender, 1, 1)
+        ctypes.memset(self._receiver, 1, 1)
+        return self._ended(size, start)
+
+    def copy(self, size: int) -> float:
+        """Return the microseconds of one that is copied."""
+        self._prepare(size)
+        start = time.perf_counter_ns()
+        mapping.store(self._sender, size, self._fd, HUGE)
+        mapping.clear(self._sender, size)
+        mapping.show(self._receiver, size, self._fd, HUGE)
+        ctypes.memset(self._sender, 1, 1)
+        ctypes.memset(self._receiver, 1, 1)
+        return self._ended(size, start)
+
+    def _prepare(self, size: int) -> None:
+        """Let the sender have written its pages."""
+        mapping.show(self._sender, size, self._fd, 0)
+        ctypes.memset(self._sender, 1, size)
+
+    def _ended(self, size: int, start: int) -> float:
+        took = (time.perf_counter_ns() - start) / 1000
+        mapping.hide(self._sender, size)
+        mapping.hide(self._receiver, size)
+        mapping.punch(self._fd, HUGE, size)
+        return took
