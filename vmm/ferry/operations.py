@@ -65,7 +65,7 @@ class Operations:
         self._roster = roster
         self._carrier = carrier
         self._pool = pool
-        self._copy_below = copy_below
+        self.copy_below = copy_below
         self._numbers = itertools.count(1)
         self._served: dict[Operation, Callable[[Peer, Request], Answer]] = {
             Operation.SEND: self.transfer,
@@ -180,7 +180,7 @@ class Operations:
 
     def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
         size = sum([extent.pages for extent in extents]) * PAGE_SIZE
-        return size < self._copy_below and self._pool.fillable
+        return size < self.copy_below and self._pool.fillable
 
     def _copy(self, sender: Peer, plan: Transfer) -> None:
         """Let an EXCHANGE's fresh frames have the bytes of the sender's pages, and those be zeros.

@@ -182,6 +182,6 @@ def copy_below(costs: Sequence[Cost]) -> Choice[int]:
 
 def _compared(cost: Cost) -> str:
     return (
-        f"an exchange of {format_size(cost.size)} costs the kernel {cost.copied:.0f} µs copied "
-        f"and {cost.moved:.0f} µs moved"
+        f"to exchange {format_size(cost.size)} and fill the pages again takes {cost.copied:.0f} µs "
+        f"copied, {cost.moved:.0f} µs moved"
     )

@@ -1,7 +1,9 @@
 """What it costs to exchange pages by moving them, and by copying: measured, once for a host.
 
-Moved, they take three mapping calls, and a fault on either side at least. Copied, they take one
-call to map the copy, a pass over the bytes to make it, and one to clear what was copied.
+Moved, they take three mapping calls, and a fault for each page that is filled again, as pages are
+that are exchanged for fresh ones. Copied, they take one call to map the copy, a pass over the bytes
+to make it, and one to clear what was copied, which is there to be filled again. Guests' faults cost
+more than this process's, which are what is measured here.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -26,9 +29,9 @@ from vmm.memory.mapping import HUGE, Mapping
 from vmm.nested.cache import cache_root, content_key
 
 SIZES = tuple(PAGE_SIZE << power for power in range(10))  # 4 KiB to 2 MiB
-_BUDGET_NS = 25_000_000  # for all sizes
-_ROUNDS = 15  # of each size, of which the median counts
-_ENOUGH = 5  # that there are at least, if the time is up
+_ROUNDS = 9  # of each size, of which the median counts
+_HURRY_NS, _FEWER = 6_000_000, 3  # rounds that have to do, after this time
+_END_NS = 20_000_000  # after which no larger size is begun
 
 
 class Cost(NamedTuple):
@@ -40,24 +43,29 @@ class Cost(NamedTuple):
 
 
 def costs() -> tuple[Cost, ...]:
-    """Return what is cheaper, for sizes in order, up to the first that is not cheaper copied.
+    """Return what exchanges cost, of each size up to the first that is not cheaper copied.
 
-    From the user's cache, if this host has been measured before; else it takes at most 30 ms. None
-    if the host refuses.
+    From the user's cache, if this host has been measured before; else it takes up to 30 ms. None if
+    the host refuses.
     """
-    return _costs(cache_root())
+    try:
+        root = cache_root()
+    except RuntimeError:  # the user has no home
+        root = None
+    return _costs(root)
 
 
 @functools.lru_cache(maxsize=4)
-def _costs(root: Path) -> tuple[Cost, ...]:
-    path = root / f"exchange-{_key()}.json"
-    found = _load(path)
+def _costs(root: Path | None) -> tuple[Cost, ...]:
+    path = None if root is None else root / f"exchange-{_key()}.json"
+    found = () if path is None else _load(path)
     if not found:
         try:
             found = measure()
         except OSError:
             return ()
-        _save(path, found)
+        if path is not None:
+            _save(path, found)
     return found
 
 
@@ -78,18 +86,20 @@ def _load(path: Path) -> tuple[Cost, ...]:
             Cost(int(size), float(moved), float(copied))
             for size, moved, copied in json.loads(path.read_text())
         )
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return ()
-    return found if tuple(cost.size for cost in found) == SIZES[: len(found)] else ()
+    sound = all(0 < time < math.inf for cost in found for time in (cost.moved, cost.copied))
+    return found if sound and tuple(cost.size for cost in found) == SIZES[: len(found)] else ()
 
 
 def _save(path: Path, found: Sequence[Cost]) -> None:
     """Save costs for the next process, in one step; they are measured again where that fails."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(found, file)
-        Path(file.name).replace(path)
+        with tempfile.TemporaryDirectory(prefix=".exchange-", dir=path.parent) as folder:
+            new = Path(folder) / path.name
+            new.write_text(json.dumps(found))
+            new.replace(path)
 
 
 # ---- Measuring ----
@@ -100,18 +110,16 @@ def measure() -> tuple[Cost, ...]:
 
     Raises OSError.
     """
-    deadline = time.perf_counter_ns() + _BUDGET_NS
+    start = time.perf_counter_ns()
     found: list[Cost] = []
     with _Bench() as bench:
         for size in SIZES:
             times: list[tuple[float, float]] = []
-            while len(times) < _ROUNDS:  # by turns: what disturbs one disturbs the other
-                if time.perf_counter_ns() > deadline and len(times) >= _ENOUGH:
-                    break
-                times.append((bench.move(size), bench.copy(size)))
+            while len(times) < (_ROUNDS if time.perf_counter_ns() - start < _HURRY_NS else _FEWER):
+                times.append((bench.move(size), bench.copy(size)))  # what disturbs one, does both
             moved, copied = (round(statistics.median(side), 2) for side in zip(*times, strict=True))
             found.append(Cost(size, moved, copied))
-            if copied >= moved or time.perf_counter_ns() > deadline:
+            if copied >= moved or time.perf_counter_ns() - start > _END_NS:
                 break
     return tuple(found)
 
@@ -141,8 +149,6 @@ class _Bench:
         mapping.hide(self._sender, size)
         mapping.show(self._sender, size, self._fd, HUGE)
         mapping.show(self._receiver, size, self._fd, 0)
-        ctypes.memset(self._sender, 1, 1)
-        ctypes.memset(self._receiver, 1, 1)
         return self._ended(size, start)
 
     def copy(self, size: int) -> float:
@@ -152,8 +158,6 @@ class _Bench:
         mapping.store(self._sender, size, self._fd, HUGE)
         mapping.clear(self._sender, size)
         mapping.show(self._receiver, size, self._fd, HUGE)
-        ctypes.memset(self._sender, 1, 1)
-        ctypes.memset(self._receiver, 1, 1)
         return self._ended(size, start)
 
     def _prepare(self, size: int) -> None:
@@ -162,6 +166,9 @@ class _Bench:
         ctypes.memset(self._sender, 1, size)
 
     def _ended(self, size: int, start: int) -> float:
+        """Let the sender fill its pages again, and return what that and all before it took."""
+        ctypes.memset(self._sender, 1, size)
+        ctypes.memset(self._receiver, 1, 1)
         took = (time.perf_counter_ns() - start) / 1000
         mapping.hide(self._sender, size)
         mapping.hide(self._receiver, size)
