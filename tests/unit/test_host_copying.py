@@ -95,6 +95,8 @@ def test_another_host_is_measured_again(
         "null",
         '{"a": 1}',
         "[[4096, 1]]",
+        "[[4096, 2, 1]]",
+        "[[4096, 1, 2], [8192, 2, 1], [16384, 1, 2]]",
         "[[8192, 1, 1]]",
         "[[4096, NaN, 1]]",
         "[[4096, 1, Infinity]]",
@@ -147,6 +149,18 @@ def test_a_host_that_refuses_to_be_measured_copies_nothing(
     assert saved(tmp_path) == []
     assert choice.copy_below(()).value == 0
     assert not measured
+
+
+def test_what_a_busy_host_was_not_measured_for_is_measured_again(
+    measured: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert measured == []
+    monkeypatch.setattr(copying, "measure", lambda: FOUND[:2])
+    assert next_process() == FOUND[:2]
+    assert saved(tmp_path) == []
+    monkeypatch.setattr(copying, "measure", lambda: FOUND)
+    assert next_process() == FOUND
+    assert len(saved(tmp_path)) == 1
 
 
 # ---- The choice ----

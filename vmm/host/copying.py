@@ -31,7 +31,7 @@ from vmm.nested.cache import cache_root, content_key
 SIZES = tuple(PAGE_SIZE << power for power in range(10))  # 4 KiB to 2 MiB
 _ROUNDS = 9  # of each size, of which the median counts
 _HURRY_NS, _FEWER = 6_000_000, 3  # rounds that have to do, after this time
-_END_NS = 20_000_000  # after which no larger size is begun
+_END_NS = 25_000_000  # after which no larger size is begun
 
 
 class Cost(NamedTuple):
@@ -45,8 +45,9 @@ class Cost(NamedTuple):
 def costs() -> tuple[Cost, ...]:
     """Return what exchanges cost, of each size up to the first that is not cheaper copied.
 
-    From the user's cache, if this host has been measured before; else it takes up to 30 ms. None if
-    the host refuses.
+    From the user's cache, if this host has been measured before; else it takes up to 30 ms, after
+    which a host that is too busy has not been measured for all sizes, and is again by the next
+    process. None if the host refuses.
     """
     try:
         root = cache_root()
@@ -64,7 +65,7 @@ def _costs(root: Path | None) -> tuple[Cost, ...]:
             found = measure()
         except OSError:
             return ()
-        if path is not None:
+        if path is not None and _whole(found):
             _save(path, found)
     return found
 
@@ -88,8 +89,17 @@ def _load(path: Path) -> tuple[Cost, ...]:
         )
     except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return ()
-    sound = all(0 < time < math.inf for cost in found for time in (cost.moved, cost.copied))
-    return found if sound and tuple(cost.size for cost in found) == SIZES[: len(found)] else ()
+    return found if _whole(found) else ()
+
+
+def _whole(found: Sequence[Cost]) -> bool:
+    """Whether each size has been measured, up to the first that is not cheaper copied."""
+    if not all(0 < time < math.inf for cost in found for time in (cost.moved, cost.copied)):
+        return False
+    cheaper = [cost.copied < cost.moved for cost in found]
+    if tuple(cost.size for cost in found) != SIZES[: len(found)] or not all(cheaper[:-1]):
+        return False
+    return len(found) == len(SIZES) or (bool(found) and not cheaper[-1])
 
 
 def _save(path: Path, found: Sequence[Cost]) -> None:
@@ -114,9 +124,10 @@ def measure() -> tuple[Cost, ...]:
     found: list[Cost] = []
     with _Bench() as bench:
         for size in SIZES:
+            bench.begin(size)
             times: list[tuple[float, float]] = []
             while len(times) < (_ROUNDS if time.perf_counter_ns() - start < _HURRY_NS else _FEWER):
-                times.append((bench.move(size), bench.copy(size)))  # what disturbs one, does both
+                times.append((bench.move(), bench.copy()))  # what disturbs one, does both
             moved, copied = (round(statistics.median(side), 2) for side in zip(*times, strict=True))
             found.append(Cost(size, moved, copied))
             if copied >= moved or time.perf_counter_ns() - start > _END_NS:
@@ -135,6 +146,7 @@ class _Bench:
             self._sender = undo.enter_context(Mapping.reserve(HUGE)).address
             self._receiver = undo.enter_context(Mapping.reserve(HUGE)).address
             self._undo = undo.pop_all()
+        self._size = self._at = 0  # bytes, and where they are in the file
 
     def __enter__(self) -> _Bench:
         return self
@@ -142,35 +154,37 @@ class _Bench:
     def __exit__(self, *exception: object) -> None:
         self._undo.close()
 
-    def move(self, size: int) -> float:
-        """Return the microseconds of an exchange that is moved."""
-        self._prepare(size)
-        start = time.perf_counter_ns()
-        mapping.hide(self._sender, size)
-        mapping.show(self._sender, size, self._fd, HUGE)
-        mapping.show(self._receiver, size, self._fd, 0)
-        return self._ended(size, start)
+    def begin(self, size: int) -> None:
+        """Let the sender have filled `size` bytes of pages."""
+        self._size = size
+        mapping.show(self._sender, size, self._fd, self._at)
+        ctypes.memset(self._sender, 1, size)
 
-    def copy(self, size: int) -> float:
+    def move(self) -> float:
+        """Return the microseconds of an exchange that is moved; the sender has other pages then."""
+        gone, fresh = self._at, HUGE - self._at
+        start = time.perf_counter_ns()
+        mapping.hide(self._sender, self._size)
+        mapping.show(self._sender, self._size, self._fd, fresh)
+        self._at = fresh
+        return self._ended(start, gone)
+
+    def copy(self) -> float:
         """Return the microseconds of one that is copied."""
-        self._prepare(size)
+        fresh = HUGE - self._at
         start = time.perf_counter_ns()
-        mapping.store(self._sender, size, self._fd, HUGE)
-        mapping.clear(self._sender, size)
-        mapping.show(self._receiver, size, self._fd, HUGE)
-        return self._ended(size, start)
+        mapping.store(self._sender, self._size, self._fd, fresh)
+        mapping.clear(self._sender, self._size)
+        return self._ended(start, fresh)
 
-    def _prepare(self, size: int) -> None:
-        """Let the sender have written its pages."""
-        mapping.show(self._sender, size, self._fd, 0)
-        ctypes.memset(self._sender, 1, size)
-
-    def _ended(self, size: int, start: int) -> float:
-        """Let the sender fill its pages again, and return what that and all before it took."""
-        ctypes.memset(self._sender, 1, size)
+    def _ended(self, start: int, gone: int) -> float:
+        """Let the receiver have its pages, and the sender fill its own again; return what that and
+        all before it took. The receiver's are free then.
+        """
+        mapping.show(self._receiver, self._size, self._fd, gone)
+        ctypes.memset(self._sender, 1, self._size)
         ctypes.memset(self._receiver, 1, 1)
         took = (time.perf_counter_ns() - start) / 1000
-        mapping.hide(self._sender, size)
-        mapping.hide(self._receiver, size)
-        mapping.punch(self._fd, HUGE, size)
+        mapping.hide(self._receiver, self._size)
+        mapping.punch(self._fd, gone, self._size)
         return took
