@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vmm.errors import ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import choice, copying
 from vmm.host.copying import SIZES, Cost
@@ -138,11 +139,12 @@ def test_without_a_place_for_it_every_process_measures_and_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("error", [OSError(12, "no memory"), ResourceError("no address space")])
 def test_a_host_that_refuses_to_be_measured_copies_nothing(
-    measured: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    measured: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     def refuse() -> tuple[Cost, ...]:
-        raise OSError(12, "Cannot allocate memory")
+        raise error
 
     monkeypatch.setattr(copying, "measure", refuse)
     assert next_process() == ()

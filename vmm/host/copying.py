@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm import __version__
+from vmm.errors import ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host.system import read_text
 from vmm.memory import mapping
@@ -63,7 +64,7 @@ def _costs(root: Path | None) -> tuple[Cost, ...]:
     if not found:
         try:
             found = measure()
-        except OSError:
+        except (OSError, ResourceError):
             return ()
         if path is not None and _whole(found):
             _save(path, found)
@@ -118,7 +119,7 @@ def _save(path: Path, found: Sequence[Cost]) -> None:
 def measure() -> tuple[Cost, ...]:
     """Measure exchanges of each size, up to the first that is not cheaper copied.
 
-    Raises OSError.
+    Raises OSError, ResourceError.
     """
     start = time.perf_counter_ns()
     found: list[Cost] = []
