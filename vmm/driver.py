@@ -22,7 +22,10 @@ from vmm.trace import Trace
 
 Console = Callable[[str, str], None]
 
-# Plain numbers: the operators of enum.IntFlag cost more than all else that a wait does.
+# Plain numbers: what enums are asked for costs more than all else that is done for a bell.
+_TRANSMIT, _WAIT, _TRANSMIT_WAIT, _DIRECT = (
+    int(bell) for bell in (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT, Bell.DIRECT)
+)
 _MESSAGE, _ROOM, _NOTICE = (int(flag) for flag in WaitFor)
 _ALL_WAITS = _MESSAGE | _ROOM | _NOTICE
 
@@ -88,31 +91,30 @@ class Driver:
 
     def _answer(self, machine: Machine, bell: int) -> None:
         guest = machine.guest
-        match bell:
-            case Bell.TRANSMIT:
-                guest.answer(self._exchange.transmit(machine.peer))
-            case Bell.DIRECT:
-                guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
-            case Bell.WAIT:
+        if bell == _TRANSMIT_WAIT:
+            refused = machine.peer.refused
+            status = self._exchange.transmit(machine.peer)
+            if status is Status.OK and machine.peer.refused == refused:
                 self._wait(machine)
-            case Bell.TRANSMIT_WAIT:
-                refused = machine.peer.refused
-                status = self._exchange.transmit(machine.peer)
-                if status is Status.OK and machine.peer.refused == refused:
-                    self._wait(machine)
-                else:
-                    guest.answer(status)
-            case Bell.LOG:
-                guest.answer(self._log(machine))
-            case Bell.EXIT:
-                machine.exit_code = guest.control.exit_code
-                self._stop(machine, None)
-            case Bell.PANIC:
-                text = (guest.text() or b"").decode(errors="replace")
-                reason = "panic: " + " ".join(_printable(text).split())
-                self._stop(machine, guest.diagnosis.fault("panic", reason))
-            case _:
-                guest.answer(Status.E_BELL)
+            else:
+                guest.answer(status)
+        elif bell == _TRANSMIT:
+            guest.answer(self._exchange.transmit(machine.peer))
+        elif bell == _WAIT:
+            self._wait(machine)
+        elif bell == _DIRECT:
+            guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
+        elif bell == Bell.LOG:
+            guest.answer(self._log(machine))
+        elif bell == Bell.EXIT:
+            machine.exit_code = guest.control.exit_code
+            self._stop(machine, None)
+        elif bell == Bell.PANIC:
+            text = (guest.text() or b"").decode(errors="replace")
+            reason = "panic: " + " ".join(_printable(text).split())
+            self._stop(machine, guest.diagnosis.fault("panic", reason))
+        else:
+            guest.answer(Status.E_BELL)
 
     # ---- Waiting ----
 

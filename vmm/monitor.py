@@ -117,6 +117,7 @@ class Monitor:
         self._scheduler = Scheduler(self._lock, workers)
         self._closed = False
         with contextlib.ExitStack() as undo:
+            undo.callback(self._scheduler.close)
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._blueprints = Blueprints(self._kvm)
             undo.callback(self._blueprints.close)

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Protocol
 
+from vmm.clock import Clock
 from vmm.kick import drain, kick, kickable
 from vmm.kvm import Exit, Intr
 from vmm.machine import Machine, State
@@ -62,7 +63,9 @@ class Scheduler:
         self._order = itertools.count()
         self._ended = True
         self._expired = False
-        self._stop_clock = threading.Event()
+        self._limit: float | None = None  # when the run ends, whatever the machines do
+        self._clock = Clock(self._tick)
+        self._ticking = False
         self._failure: BaseException | None = None
 
     # ---- Machines ----
@@ -108,21 +111,23 @@ class Scheduler:
     def run(self, driver: Driver, timeout: float | None) -> bool:
         """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
 
-        Raises what a worker raised. Threads started here have ended when it returns, however it
-        does.
+        Raises what a worker raised. Workers started here have ended when it returns, however it
+        does; the clock sleeps until the next run.
         """
-        self._ended, self._expired, self._failure = False, False, None
-        self._stop_clock.clear()
-        limit = None if timeout is None else time.monotonic() + timeout
         threads = [
             threading.Thread(target=self._guarded, args=(driver,), name=f"pageferry-worker-{index}")
             for index in range(1, self._workers)
         ]
-        clock = threading.Thread(target=self._clock, args=(limit,), name="pageferry-clock")
+        with self._lock:
+            self._ended, self._expired, self._failure = False, False, None
+            self._limit = None if timeout is None else time.monotonic() + timeout
+            asleep = not self._ticking
         started: list[threading.Thread] = []
         with kickable():  # also while the others, who may kick this thread, come to their end
             try:
-                for thread in (*threads, clock):
+                if asleep or timeout is not None:
+                    self._clock.begin()
+                for thread in threads:
                     thread.start()
                     started.append(thread)
                 self._work(driver)
@@ -136,12 +141,18 @@ class Scheduler:
 
     def _end(self) -> None:
         """Let every worker come back, whatever it is doing."""
-        with self._changed:
-            self._ended = True
-            for thread in self._running:
-                kick(thread)
-            self._changed.notify_all()
-        self._stop_clock.set()
+        with self._lock:
+            self._end_now()
+
+    def _end_now(self) -> None:
+        self._ended = True
+        for thread in self._running:
+            kick(thread)
+        self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the clock. No thread may be in `run`; called without the lock."""
+        self._clock.close()
 
     def _guarded(self, driver: Driver) -> None:
         """Be a worker; hand what goes wrong to the thread in run()."""
@@ -264,19 +275,21 @@ class Scheduler:
 
     # ---- The clock ----
 
-    def _clock(self, limit: float | None) -> None:
-        """Wake whose wait is over, kick whose slice is over, end the run at its limit."""
-        while True:
-            now = time.monotonic()
-            if limit is not None and now >= limit:
+    def _tick(self) -> float | None:
+        """Wake whose wait is over, kick whose slice is over, end the run at its limit; return in
+        how many seconds to look again, None if the run has ended.
+        """
+        now = time.monotonic()
+        with self._lock:
+            limit = self._limit
+            if not self._ended and limit is not None and now >= limit:
                 self._expired = True
-                self._end()
-                return
-            with self._changed:
-                if self._ended:
-                    return
-                self._wake_expired()
-                for thread, (machine, slice_end) in self._running.items():
-                    if now >= slice_end and (self._ready or machine.peer.queue):
-                        kick(thread)
-            self._stop_clock.wait(SLICE / 2 if limit is None else min(SLICE / 2, limit - now))
+                self._end_now()
+            self._ticking = not self._ended
+            if self._ended:
+                return None
+            self._wake_expired()
+            for thread, (machine, slice_end) in self._running.items():
+                if now >= slice_end and (self._ready or machine.peer.queue):
+                    kick(thread)
+        return SLICE / 2 if limit is None else min(SLICE / 2, limit - now)

@@ -63,23 +63,25 @@ class Delivery:
         None if the host refuses to map them: the message has then gone back to its sender.
         """
         message = self._roster.get_message(peer)
-        return message if self._bring(peer, message) else None
+        if message.targets:
+            return message if self._bring(peer, message) else None
+        self._taken(peer, message)
+        return message
 
     def _bring(self, peer: Peer, message: Message) -> bool:
         """Bring a message's pages into a peer's window. False if it has gone back instead."""
         number = peer.number
-        if message.targets:
-            runs = self._ledger.arriving(number, message.targets)
-            try:
-                if len(runs) == 1:
-                    carry.show(peer.window, runs[0])
-                else:
-                    with self._carrier.all_or_nothing() as moves:
-                        moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
-            except (OSError, Refusal):
-                self.send_back(peer, message, Status.E_NO_MEMORY)
-                return False
-            self._ledger.arrive(number, runs)
+        runs = self._ledger.arriving(number, message.targets)
+        try:
+            if len(runs) == 1:
+                carry.show(peer.window, runs[0])
+            else:
+                with self._carrier.all_or_nothing() as moves:
+                    moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
+        except (OSError, Refusal):
+            self.send_back(peer, message, Status.E_NO_MEMORY)
+            return False
+        self._ledger.arrive(number, runs)
         self._taken(peer, message)
         return True
 

@@ -24,7 +24,7 @@ from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
-from vmm.ferry.operations import TOGETHER, Operations, Parted
+from vmm.ferry.operations import TOGETHER, Operations, Parted, adjacent
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
@@ -33,6 +33,8 @@ from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.pool import PagePool
 from vmm.trace import Trace
+
+_RX_ENTRIES = abi.RX_ENTRIES
 
 
 class Exchange:
@@ -107,32 +109,48 @@ class Exchange:
         return Status.OK
 
     def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
-        """Process several descriptors, in order. What adjacent ones send away is hidden together:
-        before anything else is done with pages, and before anybody can see it elsewhere.
+        """Process several descriptors, in order. What adjacent ones send away is one run to the
+        ledger, and hidden together: before anything else is done with pages, and before anybody can
+        see it elsewhere.
         """
         self._start = time.perf_counter_ns()
-        served: list[tuple[Request | None, Answer]] = []
+        requests = [self._read(control, index) for index in indices]
+        answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
-        for index in indices:
-            request: Request | None = None
-            try:
-                request = Request.from_descriptor(control.copy_descriptor(index))
-                if together and request.operation not in TOGETHER:
-                    refused |= self._hide(sender, together)
-                answer = self.operations.serve(sender, request, together)
-            except Refusal as refusal:
-                answer = Answer(refusal.status)
-            served.append((request, answer))
+        while len(answers) < len(requests):
+            request = requests[len(answers)]
+            if isinstance(request, Status):
+                answers.append(Answer(request))
+                continue
+            if together and request.operation not in TOGETHER:
+                refused |= self._hide(sender, together)
+            run = _run(requests, len(answers))
+            served = self.operations.transfer_run(sender, run, together) if len(run) > 1 else None
+            answers += served or [self._ask(sender, each, together) for each in run]
         refused |= self._hide(sender, together)
-        for index, (request, answer) in zip(indices, served, strict=True):
-            if answer.number and answer.number in refused:
+        for index, asked, answer in zip(indices, requests, answers, strict=True):
+            if answer.number in refused:
                 answer = Answer(Status.E_NO_MEMORY)
             sender.refused += answer.status is not Status.OK
             if self._trace.on:
-                self._tell_answer(sender, request, answer)
+                self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
             control.answer(index, sender.number, answer)
         self._check()
+
+    @staticmethod
+    def _read(control: ControlStructure, index: int) -> Request | Status:
+        """Return what a descriptor asks for, or why it is none."""
+        try:
+            return Request.from_descriptor(control.copy_descriptor(index))
+        except Refusal as refusal:
+            return refusal.status
+
+    def _ask(self, peer: Peer, request: Request, together: list[Parted]) -> Answer:
+        try:
+            return self.operations.serve(peer, request, together)
+        except Refusal as refusal:
+            return Answer(refusal.status)
 
     def _hide(self, sender: Peer, together: list[Parted]) -> set[int]:
         """Hide what is to be hidden together; return the numbers of the messages that the host
@@ -142,9 +160,10 @@ class Exchange:
         if not together:
             return refused
         for part in self.operations.hide_together(sender, together):
-            self.delivery.take_back(part.receiver, part.message)
-            sender.sent -= 1
-            refused.add(part.message.number)
+            for message in part.messages:
+                self.delivery.take_back(part.receiver, message)
+                refused.add(message.number)
+            sender.sent -= len(part.messages)
         together.clear()
         return refused
 
@@ -179,7 +198,9 @@ class Exchange:
         if pending is not None and peer.queue:
             control = peer.control
             assert control is not None
-            for message in self._take(peer, min(len(peer.queue), abi.RX_ENTRIES - pending)):
+            waiting = len(peer.queue)
+            room = _RX_ENTRIES - pending
+            for message in self._take(peer, waiting if waiting < room else room):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
                 pending += 1
@@ -256,3 +277,15 @@ class Exchange:
         took_us = (time.perf_counter_ns() - self._start) / 1000
         runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
+
+
+def _run(requests: Sequence[Request | Status], first: int) -> list[Request]:
+    """Return the requests from `first` on that are adjacent, each to the one before."""
+    request = requests[first]
+    assert not isinstance(request, Status)
+    run = [request]
+    for following in requests[first + 1 :]:
+        if isinstance(following, Status) or not adjacent(run[-1], following):
+            break
+        run.append(following)
+    return run

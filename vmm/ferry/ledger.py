@@ -190,15 +190,19 @@ class Ledger(Books):
         Refused, copied or not, as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL,
         E_NO_MEMORY. A plan for EXCHANGE holds frames: commit or `abandon` it.
         """
-        runs = self.allowed(operation, sender, extents)
+        source, target = self._accounts[sender].window, self._accounts[receiver]
+        one = source.part(*extents[0]) if len(extents) == 1 else None
+        runs = self.allowed(operation, sender, extents) if one is None else [one[0]]
+        if one is not None:  # as most are
+            self._check_rule(operation, one[0].hold)
         if operation is Operation.SHARE and any(
             b.peer == receiver
             for bond in self.bonds([run for run in runs if run.hold is Hold.SHARED])
             for b in bond.borrowers
         ):
             raise Refusal(Status.E_REPEATED)
-        growth = self._check_pieces(sender, extents)
-        target, counts = self._accounts[receiver], [extent.pages for extent in extents]
+        growth = self._check_pieces(sender, extents) if one is None or one[1] else 0
+        counts = [extent.pages for extent in extents]
         targets = reserve(target.window, counts)
         if operation in _GIVEN and target.charged + sum(counts) > target.quota:
             raise Refusal(Status.E_QUOTA)

@@ -39,10 +39,10 @@ TOGETHER = frozenset({Operation.SEND, Operation.LEND})
 
 
 class Parted(NamedTuple):
-    """A message in its receiver's queue whose pages are still to be hidden from its sender."""
+    """Messages in their receiver's queue whose pages are still to be hidden from their sender."""
 
     receiver: Peer
-    message: Message
+    messages: Sequence[Message]
     runs: tuple[Run, ...]
 
 
@@ -89,9 +89,14 @@ class Operations:
             answer = self.transfer(peer, request, together)
         else:
             answer = self._served[request.operation](peer, request)
+        self._note_parted(peer, request)
+        return answer
+
+    @staticmethod
+    def _note_parted(peer: Peer, request: Request) -> None:
+        """Remember which messages a peer has not taken, and has parted with pages of."""
         if peer.untaken and request.operation in _PARTING:
             peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, request.spans)}
-        return answer
 
     # ---- Messages ----
 
@@ -99,15 +104,17 @@ class Operations:
         self, sender: Peer, request: Request, together: list[Parted] | None = None
     ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
-        receiver = sender.receiver(request.receiver)
+        number, tag, length, spans_, payload, operation, writable = request
+        receiver = sender.receiver(number)
         if receiver is None:
             raise Refusal(Status.E_PEER)
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
-        extents = request.extents(sender.window.region) if request.more_than_inline else ()
+        extents: Sequence[Extent] = ()
+        if spans_ or length or operation is not Operation.SEND or len(payload) > abi.PAYLOAD_MAX:
+            extents = request.extents(sender.window.region)
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
-        operation = request.operation
         plan: Transfer | None = None
         arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
         if extents:
@@ -119,17 +126,69 @@ class Operations:
             Status.OK,
             sender.number,  # the monitor's word, as the receiver's is
             receiver.number,
-            request.tag,
-            request.length,
-            request.payload,
+            tag,
+            length,
+            payload,
             *arrived,
-            request.writable,
+            writable,
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
         if plan is not None and together is not None:
-            together.append(Parted(receiver, message, plan.runs))
+            together.append(Parted(receiver, (message,), plan.runs))
         return Answer(Status.OK, message.number)
+
+    def transfer_run(
+        self, sender: Peer, requests: Sequence[Request], together: list[Parted]
+    ) -> list[Answer] | None:
+        """SEND or LEND several `adjacent` requests' pages as the one run that they are: the ledger
+        is asked once, whatever their number.
+
+        Returns None, with nothing done, if they cannot go together: one by one, each will get the
+        status that it should.
+        """
+        first = requests[0]
+        receiver = sender.receiver(first.receiver)
+        if receiver is None or not receiver.alive or receiver.queue.room < len(requests):
+            return None
+        counts = [request.spans[0].pages for request in requests]
+        if not all(counts) or any(
+            request.length > count * PAGE_SIZE
+            for request, count in zip(requests, counts, strict=True)
+        ):
+            return None
+        whole = first._replace(spans=(Span(first.spans[0].gpa, sum(counts)),), length=0)
+        try:
+            extents = whole.extents(sender.window.region)
+            plan = self._part(sender, receiver, whole, extents, hide=False)
+        except Refusal:
+            return None
+        target, home = plan.targets[0].page, plan.sources[0].page
+        base, numbers = receiver.window.region.base, self._numbers
+        messages = []
+        for _, tag, length, ((_, count),), payload, operation, writable in requests:
+            messages.append(
+                Message(
+                    next(numbers),
+                    operation,
+                    Status.OK,
+                    sender.number,
+                    receiver.number,
+                    tag,
+                    length,
+                    payload,
+                    (Span(base + target * PAGE_SIZE, count),),
+                    (Extent(target, count),),
+                    (Extent(home, count),),
+                    writable,
+                )
+            )
+            target, home = target + count, home + count
+        sender.sent += len(messages)
+        self._roster.put(sender, receiver, *messages)
+        together.append(Parted(receiver, messages, plan.runs))
+        self._note_parted(sender, whole)
+        return [Answer(Status.OK, message.number) for message in messages]
 
     def _part(
         self,
@@ -358,6 +417,21 @@ class Operations:
             for index, borrower in enumerate(about.borrowers[: abi.ANSWER_BORROWERS]):
                 answer.borrowers[index] = borrower
         return Answer(Status.OK, payload=bytes(answer))
+
+
+def adjacent(one: Request, other: Request) -> bool:
+    """Whether two requests are SENDs, or LENDs, to one peer, of an extent each, one after the
+    other.
+    """
+    return (
+        other.operation is one.operation
+        and one.operation in TOGETHER
+        and other.receiver == one.receiver
+        and other.writable is one.writable
+        and len(one.spans) == 1
+        and len(other.spans) == 1
+        and one.spans[0].end == other.spans[0].gpa
+    )
 
 
 def _awaits(peer: Peer, run: Run) -> bool:
