@@ -42,6 +42,7 @@ class Exchange:
 
     wake    called with a peer for which something has changed: it may be waiting for that
     audit   whether the ledger is audited after every operation, delivery and death
+    copy_below   bytes: see Operations
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Exchange:
         wake: Callable[[Peer], None],
         *,
         audit: bool = False,
+        copy_below: int = 0,
     ) -> None:
         self.ledger = ledger
         self.roster = Roster(wake)
         carrier = Carrier(ledger, self.roster, pool)
-        self.operations = Operations(ledger, self.roster, carrier, pool)
+        self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit

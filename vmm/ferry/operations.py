@@ -26,6 +26,7 @@ from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory import mapping
 from vmm.memory.pool import PagePool
 
 _PARTING = frozenset(
@@ -46,13 +47,25 @@ class Parted(NamedTuple):
 
 
 class Operations:
-    """What peers may ask for. `serve` does it; the others are for those who know what they ask."""
+    """What peers may ask for. `serve` does it; the others are for those who know what they ask.
 
-    def __init__(self, ledger: Ledger, roster: Roster, carrier: Carrier, pool: PagePool) -> None:
+    copy_below   an EXCHANGE of fewer bytes is copied: to move it takes three calls and the faults
+                 after them
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        roster: Roster,
+        carrier: Carrier,
+        pool: PagePool,
+        copy_below: int = 0,
+    ) -> None:
         self._ledger = ledger
         self._roster = roster
         self._carrier = carrier
         self._pool = pool
+        self.copy_below = copy_below
         self._numbers = itertools.count(1)
         self._served: dict[Operation, Callable[[Peer, Request], Answer]] = {
             Operation.SEND: self.transfer,
@@ -203,7 +216,11 @@ class Operations:
             receiver.number,
             extents,
             writable=request.writable,
+            copied=request.operation is Operation.EXCHANGE and self._to_be_copied(extents),
         )
+        if plan.copied:
+            self._copy(sender, plan)
+            return plan
         if not hide:
             self._ledger.commit_transfer(plan)
             return plan
@@ -229,6 +246,29 @@ class Operations:
             raise
         self._ledger.commit_transfer(plan)
         return plan
+
+    def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
+        size = sum([extent.pages for extent in extents]) * PAGE_SIZE
+        return size < self.copy_below and self._pool.fillable
+
+    def _copy(self, sender: Peer, plan: Transfer) -> None:
+        """Let an EXCHANGE's fresh frames have the bytes of the sender's pages, and those be zeros.
+
+        Nobody writes to these meanwhile: they are nobody else's to see, and the sender is in its
+        doorbell, or, if it is the host, under the monitor's lock. Raises Refusal(E_NO_MEMORY).
+        """
+        window, cleared = sender.window, list[tuple[int, int]]()
+        try:
+            for (page, pages, _, _), (_, _, frame, _) in plan.copies():
+                address, size = window.address(page), pages * PAGE_SIZE
+                self._pool.fill(frame, address, size)
+                cleared.append((address, size))
+        except OSError:
+            self._pool.zero(self._ledger.abandon(plan))
+            raise Refusal(Status.E_NO_MEMORY) from None
+        self._ledger.commit_transfer(plan)
+        for address, size in cleared:
+            mapping.clear(address, size)
 
     def hide_together(self, sender: Peer, parted: Sequence[Parted]) -> Iterator[Parted]:
         """Hide what messages have left to be hidden, with one call for what is adjacent.
