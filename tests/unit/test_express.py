@@ -54,6 +54,12 @@ def outcome(descriptor: abi.Descriptor, full: bool, dead: bool, plain: bool) -> 
 @given(changes, reserved, st.binary(min_size=192, max_size=192), st.booleans(), st.booleans())
 @example({}, (0, 0), bytes(192), False, False)
 @example({"payload_length": 192}, (0, 0), b"\xff" * 192, False, False)
+@example({"length": 1}, (0, 0), bytes(192), False, False)
+@example({"flags": 1}, (0, 0), bytes(192), False, False)
+@example({"receiver": 3}, (0, 0), bytes(192), False, False)
+@example({"receiver": 4}, (0, 0), bytes(192), False, False)
+@example({}, (0, 0), bytes(192), True, False)
+@example({}, (0, 0), bytes(192), False, True)
 def test_any_descriptor_does_the_same_by_either_way(
     changed: dict[str, int], words: tuple[int, int], payload: bytes, full: bool, dead: bool
 ) -> None:
