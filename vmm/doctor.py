@@ -163,11 +163,12 @@ class Examination:
     def _choices(self) -> dict[str, Any]:
         host = self.host
         if host is None:
-            return {"ring": None, "doorbell": None, "mover": None, "why": {}}
+            return {**dict.fromkeys(("ring", "doorbell", "mover", "copy_below")), "why": {}}
         return {
             "ring": host.ring,
             "doorbell": doorbell_name(host.doorbell(host.ring)),
             "mover": host.mover,
+            "copy_below": host.copy_below,
             "why": host.why(),
         }
 

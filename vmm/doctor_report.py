@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,7 @@ from vmm.host.advice import ELSEWHERE
 from vmm.host.canary import Song
 from vmm.host.choice import doorbell_name
 from vmm.host.module import Backend
+from vmm.sizes import format_size
 
 _SUMMARIES = {
     "ok": "machines run as they should",
@@ -106,8 +108,13 @@ def _show_choices(console: Console, found: Examination) -> None:
     _say(console, "[bold]what will be used, and why[/]")
     chosen = found.as_json()
     for name, why in chosen["why"].items():
-        value = f"ring {chosen[name]}" if name == "ring" else f"{chosen[name]} {name}"
-        _say(console, f"  {value}: {escape(why)}")
+        _say(console, f"  {_choice(name, chosen[name])}: {escape(why)}")
+
+
+def _choice(name: str, value: Any) -> str:
+    if name == "copy_below":
+        return f"exchanges below {format_size(value)} copied" if value else "no exchange copied"
+    return f"ring {value}" if name == "ring" else f"{value} {name}"
 
 
 def _show_known(console: Console, found: Examination) -> None:

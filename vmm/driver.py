@@ -22,7 +22,8 @@ from vmm.trace import Trace
 
 Console = Callable[[str, str], None]
 
-# Plain numbers: the operators of enum.IntFlag cost more than all else that a wait does.
+# Plain numbers: what enums are asked for costs more than all else that is done for a bell.
+_TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
 _MESSAGE, _ROOM, _NOTICE = (int(flag) for flag in WaitFor)
 _ALL_WAITS = _MESSAGE | _ROOM | _NOTICE
 
@@ -51,7 +52,11 @@ class Driver:
         peer.entered = True
         pending = self._exchange.deliver(peer) if peer.queue else None
         if wait is not None:
-            status = self._holds(machine, wait, pending)
+            status: Status | None
+            if pending and (not wait.flags or wait.flags == _MESSAGE):
+                status = Status.OK
+            else:
+                status = self._holds(machine, wait, pending)
             if status is None:  # another was faster, or it has waited long enough
                 status = Status.OK if machine.deadline is None else Status.E_TIMEOUT
             machine.guest.answer(status)
@@ -67,11 +72,23 @@ class Driver:
 
     def handle(self, machine: Machine, exit_: Exit) -> None:
         """Act on an exit: a doorbell is answered, anything else but a kick stops the machine."""
-        bell = machine.guest.bell(exit_)
+        guest = machine.guest
+        bell = guest.bell(exit_)
         if self._trace.on:
             self._trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
         if machine.ending is not None:
             self.end(machine, machine.ending)
+        elif bell == _TRANSMIT_WAIT:
+            refused = machine.peer.refused
+            status = self._exchange.transmit(machine.peer)
+            if status is Status.OK and machine.peer.refused == refused:
+                self._wait(machine)
+            else:
+                guest.answer(status)
+        elif bell == _TRANSMIT:
+            guest.answer(self._exchange.transmit(machine.peer))
+        elif bell == _WAIT:
+            self._wait(machine)
         elif bell is not None:
             self._answer(machine, bell)
         elif isinstance(exit_, Intr):
@@ -87,32 +104,21 @@ class Driver:
         self._stop(machine, fault)
 
     def _answer(self, machine: Machine, bell: int) -> None:
+        """Answer one of the bells that are not rung all the time."""
         guest = machine.guest
-        match bell:
-            case Bell.TRANSMIT:
-                guest.answer(self._exchange.transmit(machine.peer))
-            case Bell.DIRECT:
-                guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
-            case Bell.WAIT:
-                self._wait(machine)
-            case Bell.TRANSMIT_WAIT:
-                refused = machine.peer.refused
-                status = self._exchange.transmit(machine.peer)
-                if status is Status.OK and machine.peer.refused == refused:
-                    self._wait(machine)
-                else:
-                    guest.answer(status)
-            case Bell.LOG:
-                guest.answer(self._log(machine))
-            case Bell.EXIT:
-                machine.exit_code = guest.control.exit_code
-                self._stop(machine, None)
-            case Bell.PANIC:
-                text = (guest.text() or b"").decode(errors="replace")
-                reason = "panic: " + " ".join(_printable(text).split())
-                self._stop(machine, guest.diagnosis.fault("panic", reason))
-            case _:
-                guest.answer(Status.E_BELL)
+        if bell == Bell.DIRECT:
+            guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
+        elif bell == Bell.LOG:
+            guest.answer(self._log(machine))
+        elif bell == Bell.EXIT:
+            machine.exit_code = guest.control.exit_code
+            self._stop(machine, None)
+        elif bell == Bell.PANIC:
+            text = (guest.text() or b"").decode(errors="replace")
+            reason = "panic: " + " ".join(_printable(text).split())
+            self._stop(machine, guest.diagnosis.fault("panic", reason))
+        else:
+            guest.answer(Status.E_BELL)
 
     # ---- Waiting ----
 

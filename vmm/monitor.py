@@ -32,7 +32,7 @@ from vmm.host.choice import DOORBELLS
 from vmm.machine import Ending, Machine, State
 from vmm.memory.movers import MOVERS, Mover
 from vmm.scheduler import Scheduler
-from vmm.sizes import format_size, parse_size
+from vmm.sizes import format_size, parse_limit, parse_size
 from vmm.trace import Trace
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
@@ -63,6 +63,8 @@ class Monitor:
     pool      memory for all messages together, populated as it is used; by default all of the
               machine's
     workers   threads that run machines; the caller's of `run` is the first
+    copy_below  bytes: an EXCHANGE of fewer is copied, not moved; 0 for none. By default measured on
+              this host, once, and cached
     console   called with a machine's name and a line that it logged
     audit     check the ledger after every operation, delivery and death, not only when asked to;
               what it finds ends `run` with a LedgerError
@@ -80,6 +82,7 @@ class Monitor:
         mover: str | type[Mover] | None = None,
         pool: int | str | None = None,
         workers: int = 1,
+        copy_below: int | str | None = None,
         console: Console = print_line,
         audit: bool = False,
         device: str = host.DEVICE,
@@ -93,6 +96,9 @@ class Monitor:
         if not isinstance(mover, type):
             mover = MOVERS[_choice("mover", mover or facts.mover, tuple(MOVERS))]
         self.mover = mover.name
+        self.copy_below = (
+            facts.copy_below if copy_below is None else parse_limit(copy_below, "copy_below")
+        )
         if workers < 1:
             raise ConfigError(f"workers {workers} is not a positive number")
         frames = (
@@ -111,6 +117,7 @@ class Monitor:
         self._scheduler = Scheduler(self._lock, workers)
         self._closed = False
         with contextlib.ExitStack() as undo:
+            undo.callback(self._scheduler.close)
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._blueprints = Blueprints(self._kvm)
             undo.callback(self._blueprints.close)
@@ -118,7 +125,14 @@ class Monitor:
             undo.callback(self._mover.close)
             mappings = host.mapping_limit() // 2 - self._mover.seams
             ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH)
-            self._exchange = Exchange(ledger, self._mover.pool, self.trace, self._wake, audit=audit)
+            self._exchange = Exchange(
+                ledger,
+                self._mover.pool,
+                self.trace,
+                self._wake,
+                audit=audit,
+                copy_below=self.copy_below,
+            )
             self._driver = Driver(self._exchange, self._scheduler, self.trace, console)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)
             undo.callback(window.close)

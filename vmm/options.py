@@ -15,7 +15,7 @@ from vmm.errors import ConfigError
 from vmm.host.choice import DOORBELLS
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
-from vmm.sizes import parse_size
+from vmm.sizes import parse_limit, parse_size
 from vmm.trace import TraceFile
 
 _STANDARD_ERROR = Path("-")
@@ -24,13 +24,16 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
-    """A size as people write them, in bytes: "64K" is 65536."""
+    """A size as people write them, in bytes: "64K" is 65536; 0 only for a `limit`."""
 
     name = "size"
 
+    def __init__(self, *, limit: bool = False) -> None:
+        self._parse = parse_limit if limit else parse_size
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return parse_size(value)
+            return self._parse(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
@@ -64,6 +67,11 @@ def machine_options(function: _F) -> _F:
         ),
         click.option(
             "--window", type=Size(), default="1G", show_default=True, help="Each machine's window."
+        ),
+        click.option(
+            "--copy-below",
+            type=Size(limit=True),
+            help="Copy exchanges of less, 0 for none [this host's].",
         ),
         click.option(
             "--timeout",
@@ -109,6 +117,7 @@ def open_monitor(
                 mover=options["mover"],
                 pool=pool,
                 workers=options["workers"],
+                copy_below=options["copy_below"],
                 console=console,
                 audit=audit,
             )

@@ -15,6 +15,7 @@ import threading
 import time
 from typing import Protocol
 
+from vmm.clock import Clock
 from vmm.kick import drain, kick, kickable
 from vmm.kvm import Exit, Intr
 from vmm.machine import Machine, State
@@ -62,7 +63,9 @@ class Scheduler:
         self._order = itertools.count()
         self._ended = True
         self._expired = False
-        self._stop_clock = threading.Event()
+        self._limit: float | None = None  # when the run ends, whatever the machines do
+        self._clock = Clock(self._tick)
+        self._ticking = False
         self._failure: BaseException | None = None
 
     # ---- Machines ----
@@ -108,21 +111,23 @@ class Scheduler:
     def run(self, driver: Driver, timeout: float | None) -> bool:
         """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
 
-        Raises what a worker raised. Threads started here have ended when it returns, however it
-        does.
+        Raises what a worker raised. Workers started here have ended when it returns, however it
+        does; the clock sleeps until the next run.
         """
-        self._ended, self._expired, self._failure = False, False, None
-        self._stop_clock.clear()
-        limit = None if timeout is None else time.monotonic() + timeout
         threads = [
             threading.Thread(target=self._guarded, args=(driver,), name=f"pageferry-worker-{index}")
             for index in range(1, self._workers)
         ]
-        clock = threading.Thread(target=self._clock, args=(limit,), name="pageferry-clock")
+        with self._lock:
+            self._ended, self._expired, self._failure = False, False, None
+            self._limit = None if timeout is None else time.monotonic() + timeout
+            asleep = not self._ticking
         started: list[threading.Thread] = []
         with kickable():  # also while the others, who may kick this thread, come to their end
             try:
-                for thread in (*threads, clock):
+                if asleep or timeout is not None:
+                    self._clock.begin()
+                for thread in threads:
                     thread.start()
                     started.append(thread)
                 self._work(driver)
@@ -136,12 +141,18 @@ class Scheduler:
 
     def _end(self) -> None:
         """Let every worker come back, whatever it is doing."""
-        with self._changed:
-            self._ended = True
-            for thread in self._running:
-                kick(thread)
-            self._changed.notify_all()
-        self._stop_clock.set()
+        with self._lock:
+            self._end_now()
+
+    def _end_now(self) -> None:
+        self._ended = True
+        for thread in self._running:
+            kick(thread)
+        self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the clock. No thread may be in `run`; called without the lock."""
+        self._clock.close()
 
     def _guarded(self, driver: Driver) -> None:
         """Be a worker; hand what goes wrong to the thread in run()."""
@@ -163,12 +174,28 @@ class Scheduler:
         exit_: Exit | None = None
         slice_end = 0.0
         thread = threading.get_ident()
+        ready, inside = self._ready, self._inside
         try:
             while True:
                 with self._lock:
                     before = machine
                     if machine is not None and exit_ is not None:
-                        machine = self._leave(driver, machine, exit_, slice_end)
+                        waiting = len(ready)
+                        driver.handle(machine, exit_)
+                        now = time.monotonic()
+                        in_slice = now < slice_end and not self._ended
+                        if machine.state is not State.RUNNING:
+                            machine = None
+                            if in_slice and len(ready) > waiting:  # one that was just woken
+                                machine = ready.pop()
+                            elif ready and not self._ended:
+                                machine, slice_end = ready.popleft(), now + SLICE
+                            if machine is not None and machine.state is State.STOPPED:
+                                machine = None
+                        elif not in_slice and (ready or self._ended):
+                            machine.state = State.READY
+                            ready.append(machine)
+                            machine = None
                     if machine is None:
                         before = None
                         self._running.pop(thread, None)
@@ -181,47 +208,27 @@ class Scheduler:
                         self._running[thread] = (machine, slice_end)
                     machine.state = State.RUNNING
                     driver.prepare(machine)
-                    self._inside.add(machine)
-                exit_ = self._execute(driver, machine)
+                    inside.add(machine)
+                try:
+                    exit_ = driver.execute(machine)
+                except BaseException:
+                    self._give_back(machine)
+                    raise
+                inside.discard(machine)  # without the lock, which who waits for it has
+                if isinstance(exit_, Intr):
+                    drain()
         finally:  # whatever was raised, nobody kicks, or waits for, a thread that is no longer here
             if machine is not None:
-                self._inside.discard(machine)
+                inside.discard(machine)
             with self._lock:
                 self._running.pop(thread, None)
 
-    def _execute(self, driver: Driver, machine: Machine) -> Exit:
-        try:
-            exit_ = driver.execute(machine)
-        except BaseException:
-            self._inside.discard(machine)
-            with self._lock:
-                del self._running[machine.thread]
-                self.make_ready(machine)
-            raise
-        self._inside.discard(machine)  # without the lock, which who waits for it has
-        if isinstance(exit_, Intr):
-            drain()
-        return exit_
-
-    def _leave(
-        self, driver: Driver, machine: Machine, exit_: Exit, slice_end: float
-    ) -> Machine | None:
-        """Act on an exit; return the machine to run next: the same, or one that was just woken;
-        None to choose anew.
-        """
-        ready = self._ready
-        before = len(ready)
-        driver.handle(machine, exit_)
-        in_slice = time.monotonic() < slice_end and not self._ended
-        if machine.state is State.RUNNING:
-            if in_slice or (not ready and not self._ended):
-                return machine
-            machine.state = State.READY
-            ready.append(machine)
-            return None
-        if in_slice and len(ready) > before:
-            return ready.pop()
-        return None
+    def _give_back(self, machine: Machine) -> None:
+        """Let another worker, or another run, have a machine whose execution raised something."""
+        self._inside.discard(machine)
+        with self._lock:
+            del self._running[machine.thread]
+            self.make_ready(machine)
 
     def _next(self) -> Machine | None:
         """Take the next ready machine, waiting for one; None when the run is over."""
@@ -264,19 +271,21 @@ class Scheduler:
 
     # ---- The clock ----
 
-    def _clock(self, limit: float | None) -> None:
-        """Wake whose wait is over, kick whose slice is over, end the run at its limit."""
-        while True:
-            now = time.monotonic()
-            if limit is not None and now >= limit:
+    def _tick(self) -> float | None:
+        """Wake whose wait is over, kick whose slice is over, end the run at its limit; return in
+        how many seconds to look again, None if the run has ended.
+        """
+        now = time.monotonic()
+        with self._lock:
+            limit = self._limit
+            if not self._ended and limit is not None and now >= limit:
                 self._expired = True
-                self._end()
-                return
-            with self._changed:
-                if self._ended:
-                    return
-                self._wake_expired()
-                for thread, (machine, slice_end) in self._running.items():
-                    if now >= slice_end and (self._ready or machine.peer.queue):
-                        kick(thread)
-            self._stop_clock.wait(SLICE / 2 if limit is None else min(SLICE / 2, limit - now))
+                self._end_now()
+            self._ticking = not self._ended
+            if self._ended:
+                return None
+            self._wake_expired()
+            for thread, (machine, slice_end) in self._running.items():
+                if now >= slice_end and (self._ready or machine.peer.queue):
+                    kick(thread)
+        return SLICE / 2 if limit is None else min(SLICE / 2, limit - now)

@@ -38,6 +38,11 @@ def parse_size(size: int | str, what: str = "size") -> int:
     return int(value)
 
 
+def parse_limit(size: int | str, what: str = "size") -> int:
+    """Return a size as `parse_size` does, or 0. Raises ConfigError."""
+    return 0 if size in (0, "0") and not isinstance(size, bool) else parse_size(size, what)
+
+
 def format_size(size: int) -> str:
     """Return a size in bytes for people: "4096 B", "64 KiB", "1.5 GiB"."""
     if size < 10 << 10:

@@ -11,6 +11,7 @@
  *     run KIND ROUNDS PAGES BATCH TOUCH DEPTH     guests/include/bench.h, and the depth of the receiver's queue
  *     spawn N                                     N machines made and run to their first exit
  *     close N                                     the same, and the time is that of closing
+ *     others N                                    N machines more that never run; answers an empty line
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -631,6 +632,17 @@ static void spawn_command(int count, int closing)
     printf("\n");
 }
 
+static void others_command(int count)
+{
+    struct machine *others = calloc((size_t)count, sizeof *others);
+
+    for (int i = 0; i < count; i++) {
+        others[i].run_bytes = pair[SENDER].run_bytes;
+        make(&others[i], &images[LEAVER]);
+    }
+    printf("\n");
+}
+
 /* ---- The scene ---- */
 
 static void get(FILE *file, void *into, size_t bytes)
@@ -710,6 +722,8 @@ int main(int argc, char **argv)
         line[strcspn(line, "\n")] = '\0';
         if (!strncmp(line, "spawn ", 6) || !strncmp(line, "close ", 6))
             spawn_command(atoi(line + 6), line[0] == 'c');
+        else if (!strncmp(line, "others ", 7))
+            others_command(atoi(line + 7));
         else
             run_command(line);
         fflush(stdout);

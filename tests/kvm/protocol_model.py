@@ -69,19 +69,31 @@ class Model(Refusals):
         assert frame not in self.pages
         self.pages[frame] = member.places[place] = Page(frame, member.number, place)
 
+    def _copy(self, page: Page, frame: int, home: int) -> Page:
+        """Return a fresh page with what is in another one, which is cleared."""
+        assert frame not in self.pages
+        copy = self.pages[frame] = Page(frame, page.owner, home, page.word)
+        page.word = 0
+        return copy
+
     def _transfer(self, sender: Member, receiver: Member, wish: Wish, chosen: Chosen) -> None:
         operation, exchanged = Operation(wish.operation), wish.operation == Operation.EXCHANGE
         message = _message(sender, receiver, wish, chosen.number, chosen.spans, chosen.homes)
         targets = _claim(receiver, chosen.spans, wish.counts)
         homes = _claim(sender, chosen.homes, wish.counts) if exchanged else wish.places
         assert places_in(chosen.homes) == homes
-        for place, target, home in zip(wish.places, targets, homes, strict=True):
+        for i, (place, target, home) in enumerate(zip(wish.places, targets, homes, strict=True)):
             page = sender.places[place]
+            copied = exchanged and chosen.frames[place] == page.frame
+            if copied:
+                page = self._copy(page, chosen.gone[i], home)
             page.loans[receiver.number] = Loan(target, wish.writable, message)
             page.hold = _PARTED[operation]
             receiver.places[target] = page
             if exchanged:
                 page.place, sender.places[home] = home, page
+                assert page.frame == chosen.gone[i]
+            if exchanged and not copied:
                 self._fresh(sender, place, chosen.frames[place])
         receiver.queue.append(message)
 

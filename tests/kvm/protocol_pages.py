@@ -44,12 +44,15 @@ class Wish(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What the ledger chose: a message's number, places, places to come back to, fresh frames."""
+    """What the ledger chose: a message's number, places, places to come back to, the frames that
+    are in the sender's places then, and those that went.
+    """
 
     number: int
     spans: Spans
     homes: Spans
     frames: dict[int, int]
+    gone: list[int]
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,11 +23,13 @@ class Scene:
     count   called with what has been done
     """
 
-    def __init__(self, mover: str, frames: int, count: Callable[[str], object]) -> None:
+    def __init__(
+        self, mover: str, frames: int, copy_below: int, count: Callable[[str], object]
+    ) -> None:
         self.count = count
         self.words = itertools.count(1)  # to write: none of them twice
         self.concerned: set[int] = set()  # peers that are to look, after this step
-        self.world, self.model = World(mover, frames), Model(frames)
+        self.world, self.model = World(mover, frames, copy_below), Model(frames)
         self.model.members[HOST] = Member(HOST, frames, frames, 1 << 30)
         self.roles = [Role(quota, depth) for quota, depth in ROLES]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from kvm.protocol_hand import Hand, descriptor_of, told
-from kvm.protocol_pages import Chosen, Message, Spans, Wish
+from kvm.protocol_pages import Chosen, Message, Spans, Wish, places_in
 from kvm.puppets import spans_of
 
 from vmm import Monitor
@@ -38,9 +38,13 @@ class Answer:
 class World:
     """A monitor, its machines by number, dead and removed ones too, and the host's buffers."""
 
-    def __init__(self, mover: str, frames: int) -> None:
+    def __init__(self, mover: str, frames: int, copy_below: int) -> None:
         self.monitor = Monitor(
-            mover=mover, pool=frames * PAGE_SIZE, audit=True, console=lambda name, line: None
+            mover=mover,
+            pool=frames * PAGE_SIZE,
+            copy_below=copy_below,
+            audit=True,
+            console=lambda name, line: None,
         )
         self.frames = frames
         self.ledger = self.monitor._exchange.ledger
@@ -131,15 +135,18 @@ class World:
 
     def chosen(self, number: int, wish: Wish, answer: Answer) -> Chosen:
         """Return what the ledger chose for a wish that has been done."""
-        spans, homes, fresh = answer.spans, [], answer.spans
+        spans, homes, fresh, gone = answer.spans, [], answer.spans, []
         if wish.operation in (Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE):
             message = self.message(wish.receiver, answer.number)
             spans = self.places_of(wish.receiver, message.spans)
             homes = [tuple(home) for home in message.homes]
             fresh = wish.extents if wish.operation == Operation.EXCHANGE else []
+            if fresh:
+                there = self.window(wish.receiver)
+                gone = [there[place][0] for place in places_in(spans)]
         window = self.window(number) if fresh else {}
         frames = {p: window[p][0] for first, n in fresh for p in range(first, first + n)}
-        return Chosen(answer.number, spans, homes, frames)
+        return Chosen(answer.number, spans, homes, frames, gone)
 
     def message(self, receiver: int, number: int, operation: int | None = None) -> RealMessage:
         """Return a message that a peer has not taken yet."""

@@ -24,11 +24,12 @@ def test_it_says_what_the_monitor_will_use() -> None:
         assert found["backend"] == monitor.backend
         assert found["ring"] == monitor.ring
         assert found["mover"] == monitor.mover
+        assert found["copy_below"] == monitor.copy_below
     assert found["doorbells"][found["doorbell"]]
     assert found["ring0"] == ("native" if found["ring"] == 0 else "emulated")
     assert found["ring0_evidence"]
     assert set(found["doorbells"]) == set(DOORBELLS)
-    assert set(found["why"]) == {"ring", "doorbell", "mover"}
+    assert set(found["why"]) == {"ring", "doorbell", "mover", "copy_below"}
     assert all(found["why"].values())
     assert found["exit_us"][f"ring {found['ring']} {found['doorbell']}"] > 0
     assert found["api_version"] == 12
@@ -61,6 +62,7 @@ def test_a_host_without_a_usable_device_is_unusable_and_says_why(
     found = examine(str(path)).as_json()
     assert found["verdict"] == "unusable"
     assert (found["backend"], found["ring0"], found["mover"]) == (None, "absent", None)
+    assert (found["copy_below"], found["why"]) == (None, {})
     (problem,) = found["problems"]
     assert what in problem["what"]
     assert problem["fix"]
@@ -140,6 +142,7 @@ def test_the_command_exits_with_0_where_the_demo_runs_and_prints_the_same_as_jso
         assert problem["fix"] in shown.out
     for name in ("ring", "mover", "doorbell"):
         assert str(found[name]) in shown.out
+    assert "copied: to exchange " in shown.out  # how much may differ, of a host that is busy
 
 
 def unusable(ended: Ended, *words: str) -> None:

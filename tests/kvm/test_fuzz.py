@@ -34,6 +34,7 @@ LOOK_EVERY = 25  # batches: at the mappings themselves
 
 FUZZERS = 2
 QUOTA = 96 * PAGE_SIZE
+COPIED = 3 * PAGE_SIZE  # exchanges below it: some are, some are moved
 ROUNDS = 2  # of the innocent, for each batch
 PATIENCE = 60  # seconds for a batch
 
@@ -397,7 +398,7 @@ class Scene:
 def test_nonsense_upsets_no_books_and_nobody_else(
     open_monitor: Callable[..., Monitor], test_guest: Callable[[str], Path], mover: str
 ) -> None:
-    monitor = open_monitor(mover=mover, pool="2M")
+    monitor = open_monitor(mover=mover, pool="2M", copy_below=COPIED)
     scene = Scene(monitor, test_guest, SEED)
     batches, count = 0, COUNT * SHARE[mover]
     while scene.answered < count:

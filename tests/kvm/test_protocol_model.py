@@ -30,6 +30,7 @@ STEPS = int(os.environ.get("PAGEFERRY_STEPS", "400"))
 STEPS_IN_A_WORLD = 50
 FULL_CHECK = 10  # every so many steps
 POOLS = [40, 100, 700]
+COPY_BELOW = [0, 3 * PAGE_SIZE, 1 << 30]  # bytes: none, some and all that is exchanged
 STEPS_IN_A_LANE = 16
 BALLAST = 480  # pages of the only large extent, so that a window of 512 is soon full
 
@@ -49,12 +50,16 @@ class Protocol(RuleBasedStateMachine):
     steps = 0
     done: Counter[str]
 
-    @initialize(frames=st.sampled_from(POOLS), ballast=st.sampled_from([0, 3]))
-    def begin(self, frames: int, ballast: int) -> None:
+    @initialize(
+        frames=st.sampled_from(POOLS),
+        ballast=st.sampled_from([0, 3]),
+        copy_below=st.sampled_from(COPY_BELOW),
+    )
+    def begin(self, frames: int, ballast: int, copy_below: int) -> None:
         self.sound = False
         self.own_steps = -1  # the first check is of no step
         self.seeds: Counter[int] = Counter()
-        self.scene = Scene(self.mover, frames, self.count)
+        self.scene = Scene(self.mover, frames, copy_below, self.count)
         for role in self.scene.roles:
             self.scene.join(role)
         if frames > BALLAST:
@@ -176,7 +181,7 @@ def run_without_hypothesis(protocol: type[Protocol]) -> None:
     rng = random.Random(protocol.mover)
     world = protocol()
     try:
-        world.begin(frames=POOLS[0], ballast=0)
+        world.begin(frames=POOLS[0], ballast=0, copy_below=COPY_BELOW[1])
         world.all_is_as_the_model_says()
         for seed in range(STEPS_IN_A_LANE):
             world.step(what=rng.choice(WEIGHTED), seed=seed)

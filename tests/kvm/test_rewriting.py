@@ -7,16 +7,22 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from kvm.puppets import GATHER, Desk, Puppet, Stage, descriptor, spans_of
 
 from vmm import Monitor
+from vmm.ferry.control import ControlStructure
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 
 ENTRIES = abi.TX_ENTRIES - 1  # the last one is for what the puppet itself has to say
 # What lies between these is rewritten in one piece: counts, the reserved fields, one extent.
 _FROM, _TO = abi.Descriptor.extent_count.offset, abi.Descriptor.extents.offset + 16
+COPYING = {
+    function.__code__
+    for function in (ControlStructure.copy_descriptor, ControlStructure.copy_letter)
+}
 REFUSED = {Status.E_RESERVED, Status.E_LENGTH}
 
 
@@ -35,16 +41,20 @@ def versions(index: int, base: int, receiver: int = 0) -> list[abi.Descriptor]:
 
 @contextmanager
 def rewritten(puppet: Puppet) -> Iterator[None]:
-    """Rewrite the entry of the transmit ring that is read next, whenever this thread calls
+    """Rewrite the entry of the transmit ring that is being read, whenever this thread calls
     anything, or returns from it: no thread beside it would come in between as often.
     """
     memory, choice = puppet.machine.guest.memory, random.Random(1)
-    tail, ring = (abi.CONTROL_GPA + f.offset for f in (abi.Control.tx_tail, abi.Control.tx))
+    ring = abi.CONTROL_GPA + abi.Control.tx.offset
     first, size = puppet.control().tx_tail, len(bytes(abi.Descriptor()))
     parts = [[bytes(v)[_FROM:_TO] for v in versions(i, puppet.base)] for i in range(ENTRIES)]
 
-    def rewrite(*_: object) -> None:
-        now = int.from_bytes(memory.read(tail, 4), "little")
+    now = first
+
+    def rewrite(frame: FrameType, event: str, _: object) -> None:
+        nonlocal now
+        if event == "call" and frame.f_code in COPYING:
+            now = frame.f_locals["index"]
         if now - first < ENTRIES:
             entry = ring + now % abi.TX_ENTRIES * size
             memory.write(entry + _FROM, choice.choice(parts[now - first]))

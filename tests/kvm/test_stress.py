@@ -264,6 +264,7 @@ def test_machines_that_do_everything_at_random_and_die_upset_nobody(
         mover=mover,
         pool=POOL,
         workers=2,
+        copy_below=3 * PAGE_SIZE,  # exchanges below it: some are, some are moved
         audit=True,
         console=lambda name, line: lines.append(f"{name}: {line}"),
     )

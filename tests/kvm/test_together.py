@@ -79,14 +79,17 @@ def test_a_doorbell_with_many_messages_hides_once_and_delivers_all(
 def test_what_the_host_refuses_together_is_hidden_one_by_one(
     stage: Stage, refuse: Callable[..., Hides]
 ) -> None:
-    a, b, _ = stage.puppets
+    a, b, c = stage.puppets
     own = pages(a, 3)
     seen = refuse(0)
-    answers = a.ask(*(descriptor(SEND, b.number, page) for page in own))
+    answers = a.ask(
+        *(descriptor(SEND, to.number, at) for to, at in zip((b, c, b), own, strict=True))
+    )
     assert [answer.status for answer in answers] == [Status.OK] * 3
     first = index(a, own[0])
     assert seen == [(first, 3), (first, 1), (first + 1, 1), (first + 2, 1)]
-    assert [b.read(*spans_of(m)[0]) for m in b.inbox()] == [[100], [101], [102]]
+    assert [b.read(*spans_of(m)[0]) for m in b.inbox()] == [[100], [102]]
+    assert c.read(*spans_of(c.one())[0]) == [101]
 
 
 @pytest.mark.parametrize("operation", [SEND, LEND])
@@ -97,7 +100,8 @@ def test_who_is_refused_still_has_its_page_and_the_others_go(
     own = pages(a, 3)
     sent, refused = a.machine.peer.sent, a.machine.peer.refused
     refuse(0, 2)  # together, and then the second
-    answers = a.ask(*(descriptor(operation, b.number, page) for page in own))
+    receivers = zip((b, c, b), own, strict=True)
+    answers = a.ask(*(descriptor(operation, to.number, page) for to, page in receivers))
     assert [answer.status for answer in answers] == [Status.OK, Status.E_NO_MEMORY, Status.OK]
     assert answers[1].message == 0
     assert a.machine.peer.refused == refused + 1
@@ -107,7 +111,23 @@ def test_who_is_refused_still_has_its_page_and_the_others_go(
     assert a.read(own[1].gpa) == [101]
     a.write(own[1].gpa, 7)
     assert [b.read(*spans_of(m)[0]) for m in b.inbox()] == [[100], [102]]
+    assert c.inbox() == []
     assert a.send(c, own[1]) is Status.OK
     assert c.read(*spans_of(c.one())[0]) == [7]
     if operation is LEND:
         assert a.reclaim(own[0], own[2]) is Status.OK
+
+
+def test_messages_in_a_row_to_the_same_go_together_or_not_at_all(
+    stage: Stage, refuse: Callable[..., Hides]
+) -> None:
+    a, b, c = stage.puppets
+    own = pages(a, 5)
+    refuse(0, 1)  # all together, and then those to b
+    receivers = zip((b, b, b, c, c), own, strict=True)
+    answers = a.ask(*(descriptor(SEND, to.number, page) for to, page in receivers))
+    assert [answer.status for answer in answers] == [Status.E_NO_MEMORY] * 3 + [Status.OK] * 2
+    mappings.check(stage.monitor)
+    assert a.read(own[0].gpa, 3) == [100, 101, 102]
+    assert b.inbox() == []
+    assert [c.read(*spans_of(m)[0]) for m in c.inbox()] == [[103], [104]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 from kvm.mappings import content, mappings, views
-from unit.refusing_host import RefusingHost, fragile_window
+from unit.refusing_host import RefusingHost, fragile_window, make_fragile
 
 from vmm.ferry.books import Bond
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
@@ -61,6 +61,7 @@ class Scene:
         self._stack = contextlib.ExitStack()
         self.pool = self.make_pool(FRAMES)
         self._stack.callback(self.pool.close)
+        make_fragile(self.pool, self.host)
         self.ledger = Ledger(FRAMES)
         self.trace = Trace()
         self.exchange = Exchange(

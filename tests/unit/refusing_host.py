@@ -44,6 +44,18 @@ def every_way(attempt: Callable[[tuple[bool, ...]], Sequence[bool]]) -> int:
     return len(plans)
 
 
+def make_fragile(pool: PagePool, host: RefusingHost) -> None:
+    """Let a pool ask the host when half of the pages are filled."""
+    fill = pool.fill
+
+    def fill_half(frame: int, address: int, size: int) -> None:
+        fill(frame, address, -(-size // PAGE_SIZE // 2) * PAGE_SIZE)
+        host.call()
+        fill(frame, address, size)
+
+    pool.fill = fill_half  # type: ignore[method-assign]
+
+
 class Fragile(MappedWindow):
     """A window that asks the host first."""
 

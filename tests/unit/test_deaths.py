@@ -170,12 +170,36 @@ def test_what_the_dead_borrowed_returns_in_as_many_messages_as_it_takes(scene: S
     assert set(scene.holds(scene.a, *many)) == {Hold.OWNED}
 
 
+@pytest.mark.parametrize("delivered", [False, True])
+def test_what_was_copied_for_the_dead_comes_back_beside_what_was_kept(
+    scene: Scene, delivered: bool
+) -> None:
+    scene.exchange.operations.copy_below = 1 << 20
+    (own,) = scene.alloc(scene.a, 2)
+    scene.done(scene.a, Operation.EXCHANGE, own, to=scene.b)
+    scene.write(scene.a, own.page, b"new")
+    if delivered:
+        scene.exchange.deliver(scene.b)
+    scene.exchange.leave(scene.b)
+    assert told(scene.a) == [(Operation.UNDELIVERED, Status.E_DEAD)]
+    (place,) = extents_of(queued(scene.a))
+    assert not place.overlaps(own)
+    assert [scene.read(scene.a, place.page + index) for index in (0, 1)] == [b"a 0", b"a 1"]
+    assert scene.read(scene.a, own.page) == b"new"
+    scene.check()
+
+
 # ---- What the dead had given to others ----
 
 
-def test_what_the_dead_had_sent_is_still_delivered(scene: Scene) -> None:
+@pytest.mark.parametrize("operation", [Operation.SEND, Operation.EXCHANGE])
+@pytest.mark.parametrize("copy_below", [0, 1 << 20])
+def test_what_the_dead_had_sent_is_still_delivered(
+    scene: Scene, operation: Operation, copy_below: int
+) -> None:
+    scene.exchange.operations.copy_below = copy_below
     (own,) = scene.alloc(scene.a, 1)
-    scene.done(scene.a, Operation.SEND, own, to=scene.b)
+    scene.done(scene.a, operation, own, to=scene.b)
     scene.exchange.leave(scene.a)
     (place,) = scene.take(scene.b)
     assert scene.read(scene.b, place.page) == b"a 0"
@@ -195,7 +219,9 @@ def test_a_borrower_keeps_what_is_the_deads_until_it_lets_go(scene: Scene) -> No
     scene.check()
 
 
-def test_when_both_ends_have_died_everything_is_free(scene: Scene) -> None:
+@pytest.mark.parametrize("copy_below", [0, 1 << 20])
+def test_when_both_ends_have_died_everything_is_free(scene: Scene, copy_below: int) -> None:
+    scene.exchange.operations.copy_below = copy_below
     for operation in (Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE):
         scene.done(scene.a, operation, *scene.alloc(scene.a, 1), to=scene.b)
     scene.end()

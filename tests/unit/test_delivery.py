@@ -60,8 +60,11 @@ def test_what_was_reclaimed_meanwhile_is_not_brought(scene: Scene) -> None:
 # ---- A host that refuses to bring them ----
 
 
-def loaded(operation: Operation, *, writable: bool = True, reclaimed: bool = False) -> Prepare:
+def loaded(
+    operation: Operation, *, writable: bool = True, reclaimed: bool = False, copied: bool = False
+) -> Prepare:
     def prepare(scene: Scene) -> Act:
+        scene.exchange.operations.copy_below = 1 << 20 if copied else 0
         first, second, third = scene.alloc(scene.a, 3, 2, 1)
         extents = (third, Extent(first.page + 1, 1), second)
         scene.done(scene.a, operation, *extents, to=scene.b, writable=writable, payload=b"hello")
@@ -75,6 +78,7 @@ def loaded(operation: Operation, *, writable: bool = True, reclaimed: bool = Fal
 LOADED = {
     "send": loaded(Operation.SEND),
     "exchange": loaded(Operation.EXCHANGE),
+    "exchange, copied": loaded(Operation.EXCHANGE, copied=True),
     "lend": loaded(Operation.LEND),
     "share": loaded(Operation.SHARE, writable=False),
     "lend, in part reclaimed": loaded(Operation.LEND, reclaimed=True),

@@ -226,8 +226,15 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     # ---- Messages with pages ----
 
     @precondition(lambda self: len(self.model.members) > 1 and self.somebody_has(Hold.OWNED))
-    @rule(data=st.data(), operation=st.sampled_from(TRANSFERS), writable=st.booleans())
-    def transfer(self, data: st.DataObject, operation: Operation, writable: bool) -> None:
+    @rule(
+        data=st.data(),
+        operation=st.sampled_from(TRANSFERS),
+        writable=st.booleans(),
+        copied=st.booleans(),
+    )
+    def transfer(
+        self, data: st.DataObject, operation: Operation, writable: bool, copied: bool = False
+    ) -> None:
         sender = self.a_peer(data, Hold.OWNED)
         receiver = data.draw(st.sampled_from(sorted(self.model.members.keys() - {sender})))
         fitting = self.pages_with(sender, {Hold.OWNED})
@@ -238,15 +245,28 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         plan = self.attempt(
             operation.name,
             self.model.transfer_refused(operation, sender, receiver, extents),
-            lambda: self.ledger.transfer(operation, sender, receiver, extents, writable=writable),
+            lambda: self.ledger.transfer(
+                operation, sender, receiver, extents, writable=writable, copied=copied
+            ),
         )
         if plan is None:
             return
         if self.seldom(data):  # the host has refused
             self.ledger.abandon(plan)
             assert self.snapshot() == before
-            self.withhold(data, ((sender, run) for run in plan.runs if run.hold is Hold.OWNED))
+            hidden = () if plan.copied else plan.runs
+            self.withhold(data, ((sender, run) for run in hidden if run.hold is Hold.OWNED))
             return
+        if plan.copied:
+            assert (operation, copied) == (Operation.EXCHANGE, True)
+            self.check_copies(plan, extents)
+            self.ledger.commit_transfer(plan)
+            self.fill(sender, pages_of(plan.sources), plan.runs, free)
+            self.part(plan)
+            self.messages.append(Message(receiver, plan.targets))
+            return
+        if copied and operation is Operation.EXCHANGE:
+            assert len(plan.fresh) > len(plan.runs)
         self.check_places(plan, extents)
         self.ledger.commit_transfer(plan)
         self.part(plan)
@@ -273,6 +293,28 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             return
         assert len(set(homes)) == len(homes)
         assert not source.keys() & set(homes)
+
+    def check_copies(self, plan: Transfer, extents: list[Extent]) -> None:
+        """The same of the pages that are copied: they stay, and free frames go."""
+        source, target = self.model.window(plan.sender), self.model.window(plan.receiver)
+        pages, homes, targets = map(pages_of, (extents, plan.sources, plan.targets))
+        assert len(set(targets)) == len(set(homes)) == len(pages)
+        assert not target.keys() & set(targets)
+        assert not source.keys() & set(homes)
+        assert pages_in(plan.copied) == {page: source[page] for page in pages}
+        by_page = list(self.moves(plan))
+        assert [(page, home) for page, _, home, _ in by_page] == list(
+            zip(homes, homes, strict=True)
+        )
+        assert [place for _, _, _, place in by_page] == targets
+        pieces = list(plan.copies())
+        assert [run.pages for run, _ in pieces] == [run.pages for _, run in pieces]
+        assert [n for run, _ in pieces for n in numbers([Frames(run.frame, run.pages)])] == [
+            source[page][0] for page in pages
+        ]
+        assert [n for _, run in pieces for n in numbers([Frames(run.frame, run.pages)])] == [
+            frame for _, frame, _, _ in by_page
+        ]
 
     @staticmethod
     def moves(plan: Transfer) -> Iterator[tuple[int, int, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from unit.ledger_scene import (
     EXCHANGE,
@@ -13,10 +15,13 @@ from unit.ledger_scene import (
     C,
     a_has,
     bounce,
+    bury,
     deliver,
     delivered,
     give_back,
+    refused,
     refused_transfer,
+    release,
     snapshot,
     states,
     three_peers,
@@ -24,11 +29,12 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description
+from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.plans import Homecoming, Return
+from vmm.ferry.plans import Homecoming, Return, Transfer
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.ferry.runs import Extent, Run
-from vmm.guest.abi import Hold, Status
+from vmm.guest.abi import Hold, Operation, Status
 
 # ---- SEND ----
 
@@ -280,4 +286,86 @@ def test_an_exchange_needs_quota_place_and_memory_for_the_fresh_pages(
     ledger.admit(B, 16)
     ledger.grant(A, [4])
     assert refused_transfer(ledger, EXCHANGE, A, B, Extent(0, 3)) is status
+    copy = partial(ledger.transfer, EXCHANGE, A, B, [Extent(0, 3)], copied=True)
+    assert refused(ledger, copy) is status
     transfer(ledger, EXCHANGE, A, B, Extent(0, 2))
+
+
+# ---- EXCHANGE, copied ----
+
+
+def copied(ledger: Ledger, *extents: Extent) -> Transfer:
+    """A's pages are on their way to B, as copies."""
+    plan = ledger.transfer(EXCHANGE, A, B, extents, copied=True)
+    assert plan.copied
+    ledger.commit_transfer(plan)
+    ledger.audit()
+    return plan
+
+
+def test_copied_pages_stay_and_free_frames_go_from_a_place_of_their_own() -> None:
+    ledger = a_has(4)
+    plan = copied(ledger, Extent(1, 2))
+    assert (plan.runs, plan.fresh) == ((Run(4, 2, 4, Hold.OWNED),), ())
+    assert plan.copied == (Run(1, 2, 1, Hold.OWNED),)
+    assert (plan.homes, plan.sources) == ((4,), (Extent(4, 2),))
+    assert ledger.window(A) == (Run(0, 4, 0, Hold.OWNED), Run(4, 2, 4, Hold.SENT))
+    assert (ledger.account(A).charged, ledger.account(B).charged) == (6, 2)
+    deliver(ledger, B, Extent(0, 2))
+    assert ledger.window(B) == (Run(0, 2, 4, Hold.OWNED),)
+    assert ledger.window(A) == (Run(0, 4, 0, Hold.OWNED),)
+    assert (ledger.account(A).charged, states(ledger)) == (4, {"owned": 6})
+
+
+def test_copies_that_are_not_delivered_come_back_to_where_those_moved_do() -> None:
+    ledger = a_has(4)
+    home = bounce(ledger, B, *copied(ledger, Extent(1, 2)).targets)
+    assert home.back == [(A, Run(4, 2, 4, Hold.LENT))]
+    ledger.restore(A, [run for _, run in home.back])
+    assert ledger.window(A) == (Run(0, 6, 0, Hold.OWNED),)
+
+
+def test_copies_are_delivered_after_their_senders_death_and_free_after_both() -> None:
+    ledger = a_has(4)
+    targets = copied(ledger, Extent(0, 1), Extent(3, 1)).targets
+    bury(ledger, A)
+    assert states(ledger) == {"in_flight": 2}
+    deliver(ledger, B, *targets)
+    assert states(ledger) == {"owned": 2}
+    bury(ledger, B)
+    assert states(ledger) == {}
+
+
+def test_a_copy_holds_its_frames_until_it_is_committed_or_abandoned() -> None:
+    ledger = a_has(4)
+    before = snapshot(ledger)
+    plan = ledger.transfer(EXCHANGE, A, B, [Extent(0, 4)], copied=True)
+    assert ledger.pool.free == 56
+    assert ledger.abandon(plan) == [Frames(4, 4)]
+    assert snapshot(ledger) == before
+
+
+def test_what_is_in_pieces_is_copied_piece_by_piece() -> None:
+    ledger = a_has(3, cut=True)
+    plan = copied(ledger, Extent(0, 3))
+    frames = [(source.frame, target.frame, source.pages) for source, target in plan.copies()]
+    assert frames == [(0, 5, 1), (2, 6, 1), (4, 7, 1)]
+    assert [target.page for _, target in plan.copies()] == [3, 4, 5]
+
+
+def test_what_would_come_in_more_pieces_than_it_is_in_is_moved() -> None:
+    ledger = three_peers(8)
+    ledger.grant(A, [4])
+    ledger.grant(C, [4])
+    release(ledger, C, Extent(1, 1))
+    release(ledger, C, Extent(3, 1))
+    plan = ledger.transfer(EXCHANGE, A, B, [Extent(0, 2)], copied=True)
+    assert (len(plan.fresh), plan.copied) == (2, ())
+    ledger.abandon(plan)
+    assert ledger.transfer(EXCHANGE, A, B, [Extent(0, 1), Extent(2, 1)], copied=True).copied
+
+
+@pytest.mark.parametrize("operation", [SEND, LEND, SHARE])
+def test_nothing_else_is_copied(operation: Operation) -> None:
+    plan = a_has(4).transfer(operation, A, B, [Extent(0, 2)], copied=True)
+    assert (plan.copied, plan.fresh) == ((), ())

@@ -16,6 +16,8 @@ from vmm.guest.abi import Hold, Operation, Status
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 
+COPIED = 1 << 20  # bytes: more than anybody exchanges here
+
 Act = Callable[[], Answer]
 Prepare = Callable[[Scene], Act]
 
@@ -27,8 +29,9 @@ def notices(scene: Scene, peer: Peer) -> int:
 # ---- A host that refuses: extents in disorder, of several runs each; parts of what was lent ----
 
 
-def transfer(operation: Operation) -> Prepare:
+def transfer(operation: Operation, *, copied: bool = False) -> Prepare:
     def prepare(scene: Scene) -> Act:
+        scene.exchange.operations.copy_below = COPIED if copied else 0
         first, second, third = scene.alloc(scene.a, 3, 2, 1)
         middle = Extent(first.page + 1, 1)
         return lambda: scene.ask(scene.a, operation, third, middle, second, to=scene.b, tag=7)
@@ -71,6 +74,7 @@ OPERATIONS: dict[str, tuple[Prepare, int]] = {
     "lend": (transfer(Operation.LEND), 3),
     "share": (transfer(Operation.SHARE), 0),
     "exchange": (transfer(Operation.EXCHANGE), 7),
+    "exchange, copied": (transfer(Operation.EXCHANGE, copied=True), 4),
     "return": (give_back, 6),
     "reclaim": (reclaim, 9),
     "alloc": (alloc, 5),
@@ -135,6 +139,41 @@ def test_an_exchange_sends_what_was_there_and_leaves_zeros_in_its_place(scene: S
     assert [scene.mapped()["b"][there.page + index][0] for index in (0, 1)] == frames
     assert scene.read(scene.b, there.page) == b"a 0"
     assert scene.a.sent == scene.b.received == 1
+
+
+def test_a_small_exchange_is_copied_and_looks_the_same(scene: Scene) -> None:
+    own, other = scene.alloc(scene.a, 3, 1)
+    scene.exchange.operations.copy_below = 4 * abi.PAGE_SIZE
+    before = scene.mapped()["a"]
+    middle = Extent(own.page + 1, 1)
+    there = scene.pass_on(scene.a, Operation.EXCHANGE, other, middle, to=scene.b)
+    assert scene.mapped()["a"] == before
+    assert not {f for f, _ in scene.mapped()["b"].values()} & {f for f, _ in before.values()}
+    assert [scene.read(scene.b, place.page) for place in there] == [b"a 3", b"a 1"]
+    assert [scene.read(scene.a, page) for page in range(4)] == [b"a 0", b"", b"a 2", b""]
+    assert scene.holds(scene.a, own, other) == [Hold.OWNED] * 4
+    scene.write(scene.a, middle.page, b"new")
+    assert scene.read(scene.b, there[1].page) == b"a 1"
+    scene.check()
+    scene.done(scene.b, Operation.RELEASE, *there)
+    scene.check()
+    scene.end()
+
+
+def test_an_exchange_of_as_much_as_the_limit_is_moved(scene: Scene) -> None:
+    one, two = scene.alloc(scene.a, 2, 2)
+    scene.exchange.operations.copy_below = 4 * abi.PAGE_SIZE
+    before = scene.mapped()["a"]
+    scene.done(scene.a, Operation.EXCHANGE, one, two, to=scene.b)
+    assert not set(scene.mapped()["a"].values()) & set(before.values())
+
+
+def test_pages_that_were_never_touched_are_exchanged_too(scene: Scene) -> None:
+    scene.exchange.operations.copy_below = COPIED
+    (own,) = scene.exchange.operations.grant(scene.a, [2])
+    (there,) = scene.pass_on(scene.a, Operation.EXCHANGE, own, to=scene.b)
+    assert [scene.read(scene.b, there.page), scene.read(scene.a, own.page)] == [b"", b""]
+    scene.check()
 
 
 @pytest.mark.parametrize("operation", [Operation.SEND, Operation.LEND, Operation.SHARE])

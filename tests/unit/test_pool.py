@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 from collections.abc import Iterator
@@ -104,3 +105,13 @@ def test_mappings_are_advised_where_that_makes_the_difference(
     pool = PagePool(1)
     assert pool.advised is advised
     pool.close()
+
+
+def test_what_fills_frames_is_what_they_hold_and_nothing_else_is_touched(pool: PagePool) -> None:
+    with Mapping.anonymous(2 * PAGE_SIZE) as memory:
+        ctypes.memset(memory.address, 7, PAGE_SIZE)
+        ctypes.memset(memory.address + PAGE_SIZE, 8, PAGE_SIZE)
+        pool.fill(3, memory.address, 2 * PAGE_SIZE)
+    expected = bytes(3 * PAGE_SIZE) + b"\7" * PAGE_SIZE + b"\10" * PAGE_SIZE + bytes(3 * PAGE_SIZE)
+    assert os.pread(pool.fd, FRAMES * PAGE_SIZE, 0) == expected
+    assert populated(pool) == 2

@@ -342,3 +342,63 @@ def test_a_refused_share_leaves_everything_to_be_seen_as_it_was(
         break
     assert at > 3
     assert sum(part.pages for part in park.lodgings if not part.anonymous) == 8
+
+
+# ---- Frames that are filled ----
+
+
+@pytest.fixture
+def bytes_of_three() -> Iterator[int]:
+    """The address of three pages, of which each byte is the page's number, from 101 on."""
+    with Mapping.anonymous(3 * PAGE_SIZE) as memory:
+        for index in range(3):
+            ctypes.memset(memory.address + index * PAGE_SIZE, 101 + index, PAGE_SIZE)
+        yield memory.address
+
+
+def test_what_fills_frames_is_shown_whatever_their_neighbours_are(
+    park: Park, a: RemapWindow, b: RemapWindow, bytes_of_three: int
+) -> None:
+    a.show(0, 0, 8)
+    write(a, 0, 8)
+    park.fill(8, bytes_of_three, 3 * PAGE_SIZE)
+    assert park.lodgings.in_memfd(8, 3)
+    b.show(20, 8, 3)
+    assert read(b, 20, 3) == [101, 102, 103]
+    b.hide(21, 1)
+    a.show(9, 9, 1)
+    assert read(a, 9) == [102]
+    assert read(a, 0, 8) == list(range(1, 9))
+
+
+def test_filled_frames_are_zeros_to_their_next_owner(
+    park: Park, a: RemapWindow, bytes_of_three: int
+) -> None:
+    a.show(0, 0, 4)
+    park.fill(4, bytes_of_three, 3 * PAGE_SIZE)
+    park.zero([(4, 3)])
+    assert not os.pread(park.fd, 8 * PAGE_SIZE, 0).strip(b"\0")
+    a.show(4, 4, 3)
+    assert read(a, 4, 3) == [0] * 3
+
+
+def test_frames_that_could_only_be_filled_in_part_are_zeros_to_their_next_owner(
+    park: Park, a: RemapWindow, bytes_of_three: int
+) -> None:
+    mapping.hide(bytes_of_three + 2 * PAGE_SIZE, PAGE_SIZE)
+    with pytest.raises(OSError, match="pwrite"):
+        park.fill(4, bytes_of_three, 3 * PAGE_SIZE)
+    park.zero([(4, 3)])
+    a.show(0, 0, 8)
+    assert read(a, 0, 8) == [0] * 8
+    assert not os.pread(park.fd, 8 * PAGE_SIZE, 0).strip(b"\0")
+
+
+def test_frames_are_not_filled_where_there_are_too_many_seams(
+    park: Park, monkeypatch: pytest.MonkeyPatch, a: RemapWindow, bytes_of_three: int
+) -> None:
+    a.show(0, 0, 8)
+    assert park.fillable
+    monkeypatch.setattr(remap, "SEAMS", 1)
+    park.fill(8, bytes_of_three, PAGE_SIZE)
+    assert not park.fillable

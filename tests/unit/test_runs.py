@@ -91,6 +91,13 @@ class MapsAgainstPages(RuleBasedStateMachine):
         assert self.maps[which].within(*extent) == expected
 
     @rule(which=maps, extent=extents)
+    def part(self, which: int, extent: Extent) -> None:
+        runs = longest_runs(part(self.models[which], extent))
+        whole = len(runs) == 1 and runs[0].pages == extent.pages
+        expected = (runs[0], self.maps[which].cuts(*extent)) if whole else None
+        assert self.maps[which].part(*extent) == expected
+
+    @rule(which=maps, extent=extents)
     def cuts(self, which: int, extent: Extent) -> None:
         model = self.models[which]
         expected = in_one_run(model, extent.page) + in_one_run(model, extent.end)

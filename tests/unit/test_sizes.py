@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 
 from vmm.errors import ConfigError
 from vmm.guest.abi import PAGE_SIZE
-from vmm.sizes import format_size, pages_for, parse_size
+from vmm.sizes import format_size, pages_for, parse_limit, parse_size
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MOST = (1 << 63) - 1
@@ -100,3 +100,11 @@ def test_sizes_are_shown_in_four_digits(size: int, text: str) -> None:
 
 def test_bytes_need_as_many_pages_as_hold_them() -> None:
     assert [pages_for(size) for size in (0, 1, PAGE_SIZE, PAGE_SIZE + 1)] == [0, 1, 1, 2]
+
+
+def test_a_limit_may_also_be_0() -> None:
+    assert parse_limit(0) == parse_limit("0") == 0
+    assert parse_limit("256K") == parse_limit(256 << 10) == 256 << 10
+    for wrong in (-1, False, "", "-1", "0.5", "much"):
+        with pytest.raises(ConfigError, match="copies"):
+            parse_limit(wrong, "copies")

@@ -310,7 +310,14 @@ def several_runs(scene: Scene) -> list[abi.Descriptor]:
     ]
 
 
-@pytest.mark.parametrize("put", [adjacent, scattered, several_runs])
+def in_a_row(scene: Scene) -> list[abi.Descriptor]:
+    """A run of three messages to one, and one of two to another."""
+    own = pages(scene, 5)
+    receivers = [scene.b] * 3 + [scene.c] * 2
+    return [scene.put(scene.a, SEND, page, to=to) for page, to in zip(own, receivers, strict=True)]
+
+
+@pytest.mark.parametrize("put", [adjacent, scattered, several_runs, in_a_row])
 def test_what_the_host_refuses_to_hide_its_sender_has_again(put: Put) -> None:
     undisturbed: list[Snapshot] = []
 
@@ -379,9 +386,9 @@ def test_what_came_and_could_not_be_sent_on_goes_back_from_the_dead(
 
 
 def test_room_that_a_refusal_makes_again_is_told(scene: Scene) -> None:
-    own = pages(scene, scene.b.queue.depth)
+    own = pages(scene, scene.b.queue.depth)[::-1]  # in disorder: none goes with another
     entries = [scene.put(scene.a, SEND, page, to=scene.b) for page in own]
-    scene.host.plan, scene.host.armed = (True, True), True  # together, and the first
+    scene.host.plan, scene.host.armed = (True, True), True  # the first, twice
     scene.woken.clear()
     statuses = transmit(scene, *entries)
     assert statuses == [Status.E_NO_MEMORY] + [Status.OK] * (len(own) - 1)

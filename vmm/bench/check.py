@@ -38,15 +38,21 @@ class Limit:
 
 _MIB = 1 << 20
 
-# Generous: what is beyond these has gone wrong, and is not noise.
+# Twice what was seen, or more: what is beyond these has gone wrong, and is not noise.
 LIMITS = (
-    Limit("inline_64B", "ours", "floor", at_most=20),
-    Limit("page", "ours", "floor", at_most=20),
-    Limit("pingpong_page", "ours", "floor", at_most=20),
-    Limit("extent_untouched", "ours", "floor", at_most=20),
-    Limit("extent_touched", "ours", "floor", at_most=10),
-    Limit("extent_untouched", "copy", "ours", at_least=2, smallest=16 * _MIB),
-    Limit("extent_untouched", "pipe", "ours", at_least=5, smallest=16 * _MIB),
+    Limit("inline_64B", "ours", "floor", at_most=2.5),
+    Limit("page", "ours", "floor", at_most=3.5),
+    Limit("pingpong_page", "ours", "floor", at_most=3.5),
+    Limit("batch64_scattered", "ours", "floor", at_most=5),
+    Limit("batch64_adjacent", "ours", "floor", at_most=9),
+    Limit("lend_return", "ours", "floor", at_most=4),
+    Limit("share", "ours", "floor", at_most=4),
+    Limit("extent_untouched", "ours", "floor", at_most=6),
+    Limit("extent_touched", "ours", "floor", at_most=5),
+    Limit("spawn_cold", "ours", "floor", at_most=3),
+    Limit("close", "ours", "floor", at_most=4),
+    Limit("extent_untouched", "copy", "ours", at_least=5, smallest=128 * _MIB),
+    Limit("extent_untouched", "pipe", "ours", at_least=8, smallest=16 * _MIB),
 )
 
 

@@ -42,7 +42,7 @@ class _Rows(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Fewer sizes and fewer messages: a minute.")
+@click.option("--quick", is_flag=True, help="Fewer sizes and fewer messages: two minutes.")
 @click.option(
     "--rows",
     type=_Rows(),

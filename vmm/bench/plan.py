@@ -28,6 +28,7 @@ _FULL_SIZES = (
     *(1 * _MIB, 2 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 128 * _MIB, 256 * _MIB),
     1 * _GIB,
 )
+_ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")  # an inline message, and a page
 _BYTES = {"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0}
 
 # Who measures has the message, who receives it has one, and what is between them another; some
@@ -84,7 +85,8 @@ class Case:
     @property
     def label(self) -> str:
         """The row in a few words."""
-        return f"{self.name} {format_size(self.bytes)}" if self.name in EXTENTS else self.name
+        several = self.name in (*EXTENTS, *_ALIVE)
+        return f"{self.name} {format_size(self.bytes)}" if several else self.name
 
     @property
     def memory(self) -> int:
@@ -137,6 +139,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
         if name not in wanted:
             continue
         sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
+        if name in _ALIVE:
+            sizes = (64, PAGE_SIZE)
         for size in sizes:
             seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
             yield Case(name, size, effort.samples(size), seconds)

@@ -21,6 +21,10 @@ _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 _U64 = struct.Struct("<Q")
 _WAIT = struct.Struct("<Q32xIII")  # wait_timeout_us; wait_for, wait_peer, notices_seen
+# A descriptor's fields before its extents: operation and flags; status and sender, which count for
+# nothing; receiver, tag, length, message; both counts; reserved.
+_LETTER = struct.Struct("<IqIQQQIIQQ")
+_SEND = int(abi.Operation.SEND)  # with no flags
 _STAMP = struct.Struct("<iI")  # a descriptor's status and sender
 _FLAGS = struct.Struct("<II")  # a peer's flags and room
 # From `magic` to `name`, and `id` to `name` of a peer: one call for all of it, where ctypes takes
@@ -154,6 +158,29 @@ class ControlStructure:
         """
         return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % abi.TX_ENTRIES * _ENTRY)
 
+    def copy_letter(self, index: int) -> tuple[int, int, bytes] | None:
+        """Copy a transmit descriptor that does no more than send a payload: receiver, tag, payload.
+
+        None for any other; what has been read of it is forgotten then. Each byte is read once.
+        """
+        entry = _TX + index % abi.TX_ENTRIES * _ENTRY
+        kind, _, receiver, tag, length, _, counts, *reserved = _LETTER.unpack_from(
+            self._memory, entry
+        )
+        size = counts >> 16
+        if kind != _SEND or length or counts & 0xFFFF or size > abi.PAYLOAD_MAX or any(reserved):
+            return None
+        entry += _PAYLOAD
+        return receiver, tag, bytes(self._memory[entry : entry + size])
+
+    def stamp(self, index: int, sender: int, number: int) -> None:
+        """Answer a descriptor with OK, and nothing but the message's number."""
+        entry, memory = _TX + index % abi.TX_ENTRIES * _ENTRY, self._memory
+        _STAMP.pack_into(memory, entry + _STATUS, 0, sender)
+        _U64.pack_into(memory, entry + _MESSAGE, number)
+        self._tx_tail = tail = (index + 1) & _MASK
+        _U32.pack_into(memory, _TX_TAIL, tail)
+
     def answer(self, index: int, sender: int, answer: Answer) -> None:
         """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
         entry, memory = _TX + index % abi.TX_ENTRIES * _ENTRY, self._memory
@@ -162,10 +189,8 @@ class ControlStructure:
         if answer.payload:
             payload = entry + _PAYLOAD
             memory[payload : payload + len(answer.payload)] = answer.payload
-        _STAMP.pack_into(memory, entry + _STATUS, answer.status, sender)
-        _U64.pack_into(memory, entry + _MESSAGE, answer.number)
-        self._tx_tail = tail = (index + 1) & _MASK
-        _U32.pack_into(memory, _TX_TAIL, tail)
+        self.stamp(index, sender, answer.number)
+        _I32.pack_into(memory, entry + _STATUS, answer.status)
 
     # ---- Receive ring ----
 

@@ -63,23 +63,27 @@ class Delivery:
         None if the host refuses to map them: the message has then gone back to its sender.
         """
         message = self._roster.get_message(peer)
-        return message if self._bring(peer, message) else None
+        if message.targets:
+            return message if self._bring(peer, message) else None
+        peer.received += 1
+        if self._trace.on:
+            self._tell("deliver", message)
+        return message
 
     def _bring(self, peer: Peer, message: Message) -> bool:
         """Bring a message's pages into a peer's window. False if it has gone back instead."""
         number = peer.number
-        if message.targets:
-            runs = self._ledger.arriving(number, message.targets)
-            try:
-                if len(runs) == 1:
-                    carry.show(peer.window, runs[0])
-                else:
-                    with self._carrier.all_or_nothing() as moves:
-                        moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
-            except (OSError, Refusal):
-                self.send_back(peer, message, Status.E_NO_MEMORY)
-                return False
-            self._ledger.arrive(number, runs)
+        runs = self._ledger.arriving(number, message.targets)
+        try:
+            if len(runs) == 1:
+                carry.show(peer.window, runs[0])
+            else:
+                with self._carrier.all_or_nothing() as moves:
+                    moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
+        except (OSError, Refusal):
+            self.send_back(peer, message, Status.E_NO_MEMORY)
+            return False
+        self._ledger.arrive(number, runs)
         self._taken(peer, message)
         return True
 
@@ -111,15 +115,19 @@ class Delivery:
     def take_back(self, peer: Peer, message: Message, seen: Sequence[Run]) -> None:
         """Undo a SEND or LEND that is in the peer's queue: the sender has its pages again.
 
-        seen    those of them that it still sees
+        seen    what the sender still sees of this message, or others
 
         If the host refuses to show the others there, they are LENT to nobody.
         """
         self._roster.withdraw(peer, message)
         coming = self._runs(peer, message.targets, (Hold.INCOMING,))
         home = self._ledger.let_go(peer.number, coming)
-        self._ledger.restore(message.sender, seen)
-        back = [(owner, part) for owner, run in home.back for part in _without(run, seen)]
+        back = []
+        for owner, run in home.back:
+            for page, pages, _, _ in seen:
+                if (part := run.clip(page, page + pages)).pages > 0:
+                    self._ledger.restore(owner, [part])
+            back += [(owner, part) for part in _without(run, seen)]
         self._bring_home(Homecoming(back, home.freed))
 
     def send_back(self, peer: Peer, message: Message, status: Status) -> None:

@@ -25,7 +25,7 @@ from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
-from vmm.ferry.operations import TOGETHER, Operations, Parted
+from vmm.ferry.operations import TOGETHER, Operations, Parted, adjacent
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
@@ -35,12 +35,15 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.pool import PagePool
 from vmm.trace import Trace
 
+_RX_ENTRIES = abi.RX_ENTRIES
+
 
 class Exchange:
     """Peers and the messages between them.
 
     wake    called with a peer for which something has changed: it may be waiting for that
     audit   whether the ledger is audited after every operation, delivery and death
+    copy_below   bytes: see Operations
     """
 
     def __init__(
@@ -51,11 +54,12 @@ class Exchange:
         wake: Callable[[Peer], None],
         *,
         audit: bool = False,
+        copy_below: int = 0,
     ) -> None:
         self.ledger = ledger
         self.roster = Roster(wake)
         carrier = Carrier(ledger, self.roster, pool)
-        self.operations = Operations(ledger, self.roster, carrier, pool)
+        self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
@@ -100,38 +104,72 @@ class Exchange:
         if len(indices) > 1:
             self._transmit_many(sender, control, indices)
             return Status.OK
+        plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
         for index in indices:
+            if plain and self._express(sender, control, index):
+                break
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             control.answer(index, sender.number, answer)
         return Status.OK
 
+    def _express(self, sender: Peer, control: ControlStructure, index: int) -> bool:
+        """Do what `serve` does for a payload sent to a peer whose queue has room, at less than half
+        its price. False, with nothing done, if it is anything else, or to be refused.
+        """
+        letter = control.copy_letter(index)
+        if letter is None:
+            return False
+        receiver_number, tag, payload = letter
+        receiver = sender.receiver(receiver_number)
+        if receiver is None or not receiver.alive or not receiver.queue.room:
+            return False
+        number = self.operations.post(sender, receiver, tag, payload)
+        control.stamp(index, sender.number, number)
+        return True
+
     def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
-        """Process several descriptors, in order. What adjacent ones send away is hidden together:
-        before anything else is done with pages, and before anybody can see it elsewhere.
+        """Process several descriptors, in order. What adjacent ones send away is one run to the
+        ledger, and hidden together: before anything else is done with pages, and before anybody can
+        see it elsewhere.
         """
         self._start = time.perf_counter_ns()
-        served: list[tuple[Request | None, Answer]] = []
+        requests = [self._read(control, index) for index in indices]
+        answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
-        for index in indices:
-            request: Request | None = None
-            try:
-                request = Request.from_descriptor(control.copy_descriptor(index))
-                if together and request.operation not in TOGETHER:
-                    refused |= self._hide(sender, together)
-                answer = self.operations.serve(sender, request, together)
-            except Refusal as refusal:
-                answer = Answer(refusal.status)
-            served.append((request, answer))
+        while len(answers) < len(requests):
+            request = requests[len(answers)]
+            if isinstance(request, Status):
+                answers.append(Answer(request))
+                continue
+            if together and request.operation not in TOGETHER:
+                refused |= self._hide(sender, together)
+            run = _run(requests, len(answers))
+            served = self.operations.transfer_run(sender, run, together) if len(run) > 1 else None
+            answers += served or [self._ask(sender, each, together) for each in run]
         refused |= self._hide(sender, together)
-        for index, (request, answer) in zip(indices, served, strict=True):
-            if answer.number and answer.number in refused:
+        for index, asked, answer in zip(indices, requests, answers, strict=True):
+            if answer.number in refused:
                 answer = Answer(Status.E_NO_MEMORY)
             sender.refused += answer.status is not Status.OK
             if self._trace.on:
-                self._tell_answer(sender, request, answer)
+                self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
             control.answer(index, sender.number, answer)
         self._check()
+
+    @staticmethod
+    def _read(control: ControlStructure, index: int) -> Request | Status:
+        """Return what a descriptor asks for, or why it is none."""
+        try:
+            return Request.from_descriptor(control.copy_descriptor(index))
+        except Refusal as refusal:
+            return refusal.status
+
+    def _ask(self, peer: Peer, request: Request, together: list[Parted]) -> Answer:
+        try:
+            return self.operations.serve(peer, request, together)
+        except Refusal as refusal:
+            return Answer(refusal.status)
 
     def _hide(self, sender: Peer, together: list[Parted]) -> set[int]:
         """Hide what is to be hidden together; return the numbers of the messages that the host
@@ -141,15 +179,21 @@ class Exchange:
         if not together:
             return refused
         for part, seen in self.operations.hide_together(sender, together):
-            self.delivery.take_back(part.receiver, part.message, seen)
-            sender.sent -= 1
-            refused.add(part.message.number)
-        for _, message, _ in together:
-            if sender.untaken and message.number not in refused:
-                homes = carry.spans(sender.window, message.homes)
-                self.operations.part(sender, message.operation, homes)
+            for message in part.messages:
+                self.delivery.take_back(part.receiver, message, seen)
+                refused.add(message.number)
+            sender.sent -= len(part.messages)
+        if sender.untaken:
+            self._note_parted(sender, together, refused)
         together.clear()
         return refused
+
+    def _note_parted(self, sender: Peer, together: Sequence[Parted], refused: set[int]) -> None:
+        for part in together:
+            for message in part.messages:
+                if message.number not in refused:
+                    homes = carry.spans(sender.window, message.homes)
+                    self.operations.note_parted(sender, message.operation, homes)
 
     def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer:
         """Do what a peer asks for; `read(*what)` reads and checks it. The answer says if it was
@@ -182,7 +226,9 @@ class Exchange:
         if pending is not None and peer.queue:
             control = peer.control
             assert control is not None
-            for message in self._take(peer, min(len(peer.queue), abi.RX_ENTRIES - pending)):
+            waiting = len(peer.queue)
+            room = _RX_ENTRIES - pending
+            for message in self._take(peer, waiting if waiting < room else room):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
                 pending += 1
@@ -259,3 +305,15 @@ class Exchange:
         took_us = (time.perf_counter_ns() - self._start) / 1000
         runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
+
+
+def _run(requests: Sequence[Request | Status], first: int) -> list[Request]:
+    """Return the requests from `first` on that are adjacent, each to the one before."""
+    request = requests[first]
+    assert not isinstance(request, Status)
+    run = [request]
+    for following in requests[first + 1 :]:
+        if isinstance(following, Status) or not adjacent(run[-1], following):
+            break
+        run.append(following)
+    return run

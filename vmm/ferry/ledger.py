@@ -180,21 +180,29 @@ class Ledger(Books):
         extents: Sequence[Extent],
         *,
         writable: bool = True,
+        copied: bool = False,
     ) -> Transfer:
         """Plan a SEND, LEND, SHARE or EXCHANGE of extents, disjoint and within the window.
 
-        Refused as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY. A plan for
-        EXCHANGE holds frames: commit or `abandon` it.
+        copied   whether an EXCHANGE is rather to be copied: the fresh frames go, and what is in the
+                 extents stays. It is moved all the same where the fresh frames are in more pieces
+
+        Refused, copied or not, as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL,
+        E_NO_MEMORY. A plan for EXCHANGE holds frames: commit or `abandon` it.
         """
-        runs = self.allowed(operation, sender, extents)
+        source, target = self._accounts[sender].window, self._accounts[receiver]
+        one = source.part(*extents[0]) if len(extents) == 1 else None
+        runs = self.allowed(operation, sender, extents) if one is None else [one[0]]
+        if one is not None:  # as most are
+            self._check_rule(operation, one[0].hold)
         if operation is Operation.SHARE and any(
             b.peer == receiver
             for bond in self.bonds([run for run in runs if run.hold is Hold.SHARED])
             for b in bond.borrowers
         ):
             raise Refusal(Status.E_REPEATED)
-        growth = self._check_pieces(sender, extents)
-        target, counts = self._accounts[receiver], [extent.pages for extent in extents]
+        growth = self._check_pieces(sender, extents) if one is None or one[1] else 0
+        counts = [extent.pages for extent in extents]
         targets = reserve(target.window, counts)
         if operation in _GIVEN and target.charged + sum(counts) > target.quota:
             raise Refusal(Status.E_QUOTA)
@@ -205,7 +213,7 @@ class Ledger(Books):
         if operation is Operation.EXCHANGE:
             homes, fresh = self._exchanged(sender, extents, growth, len(runs))
             at = moved(runs, extents, homes)
-        return Transfer(
+        plan = Transfer(
             operation,
             sender,
             receiver,
@@ -217,6 +225,8 @@ class Ledger(Books):
             tuple(targets),
             tuple(fresh),
         )
+        # In no more pieces, for which there would have to be room where they arrive.
+        return _copied(plan, extents) if copied and 0 < len(fresh) <= len(runs) else plan
 
     def _exchanged(
         self, sender: int, extents: Sequence[Extent], growth: int, arriving: int
@@ -230,9 +240,10 @@ class Ledger(Books):
         homes = reserve(account.window, counts)
         return homes, self._fresh(sender, extents, growth, arriving)
 
-    def abandon(self, plan: Transfer) -> None:
-        """Give back what a plan holds."""
-        self._free(Frames(run.frame, run.pages) for run in plan.fresh)
+    def abandon(self, plan: Transfer) -> list[Frames]:
+        """Give back what a plan holds; return that."""
+        held = plan.runs if plan.copied else plan.fresh
+        return self._free(Frames(run.frame, run.pages) for run in held)
 
     def commit_transfer(self, plan: Transfer) -> None:
         """The pages are on their way: no longer the sender's to use, unless they are shared."""
@@ -256,7 +267,10 @@ class Ledger(Books):
             source.window.insert(run)
             source.charged += run.pages
         if plan.operation in _GIVEN:
-            target.charged += sum([run.pages for run in plan.runs])
+            pages = sum([run.pages for run in plan.runs])
+            target.charged += pages
+            if plan.copied:  # what is in flight is the sender's until then, besides what it keeps
+                source.charged += pages
 
     def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
         """Bind frames that are shared already to one more borrower."""
@@ -410,6 +424,19 @@ class Ledger(Books):
         window.replace(run._replace(hold=Hold.LENT))
         self._bonds.insert(Bond(run.frame, run.pages, Hold.LENT, peer, run.page, ()))
         return []
+
+
+def _copied(plan: Transfer, extents: Sequence[Extent]) -> Transfer:
+    """Return an EXCHANGE's plan with the fresh frames going, and not what is in the extents."""
+    homes = moved(plan.fresh, extents, plan.sources)
+    runs = [run._replace(page=home) for run, home in zip(plan.fresh, homes, strict=True)]
+    return plan._replace(
+        runs=tuple(runs),
+        homes=tuple(homes),
+        places=tuple(moved(plan.fresh, extents, plan.targets)),
+        fresh=(),
+        copied=plan.runs,
+    )
 
 
 def _arrived(bond: Bond, peer: int) -> Run:

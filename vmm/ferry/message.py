@@ -11,7 +11,7 @@ from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
-from vmm.memory.region import OutOfBounds, Region
+from vmm.memory.region import Region
 
 
 class Span(NamedTuple):
@@ -42,6 +42,8 @@ _EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MA
 _DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
 _PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
 _NOT_RESERVED = (0, 0, 0)
+_EXTENT = ctypes.sizeof(abi.Extent)
+_NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
 _NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
 
 
@@ -107,16 +109,6 @@ class Request(NamedTuple):
         )
 
     @property
-    def more_than_inline(self) -> bool:
-        """Whether it is anything else than the SEND of a payload, whose `extents` need no look."""
-        return bool(
-            self.spans
-            or self.length
-            or self.operation is not Operation.SEND
-            or len(self.payload) > abi.PAYLOAD_MAX
-        )
-
-    @property
     def has_receiver(self) -> bool:
         """Whether `receiver` means somebody."""
         return self.operation in _TO_A_PEER
@@ -164,12 +156,13 @@ def _operation(number: int) -> Operation:
 
 
 def _extent(span: Span, window: Region) -> Extent:
-    if span.gpa % PAGE_SIZE:
+    gpa, pages = span
+    if gpa % PAGE_SIZE:
         raise Refusal(Status.E_ALIGNMENT)
-    try:
-        return Extent(window.page(span.gpa, span.pages), span.pages)
-    except OutOfBounds:
-        raise Refusal(Status.E_RANGE) from None
+    page = (gpa - window.base) // PAGE_SIZE
+    if page < 0 or pages < 1 or (page + pages) * PAGE_SIZE > window.size:  # nothing wraps
+        raise Refusal(Status.E_RANGE)
+    return Extent(page, pages)
 
 
 class Answer(NamedTuple):
@@ -222,7 +215,7 @@ class Message(NamedTuple):
         extents = _NO_EXTENTS
         if self.spans:
             words = [word for span in self.spans for word in (*span, 0)]
-            extents = _EXTENTS[len(self.spans)].pack(*words)
-        return (head + extents.ljust(_PAYLOAD - _HEAD.size, b"\0") + self.payload).ljust(
-            _DESCRIPTOR, b"\0"
-        )
+            extents = (
+                _EXTENTS[len(self.spans)].pack(*words) + _NO_EXTENTS[len(words) // 3 * _EXTENT :]
+            )
+        return head + extents + self.payload + _NO_PAYLOAD[len(self.payload) :]

@@ -25,7 +25,8 @@ from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
-from vmm.guest.abi import Hold, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory import mapping
 from vmm.memory.pool import PagePool
 
 _PARTING = frozenset(
@@ -38,21 +39,33 @@ TOGETHER = frozenset({Operation.SEND, Operation.LEND})
 
 
 class Parted(NamedTuple):
-    """A message in its receiver's queue whose pages are still to be hidden from its sender."""
+    """Messages in their receiver's queue whose pages are still to be hidden from their sender."""
 
     receiver: Peer
-    message: Message
+    messages: Sequence[Message]
     runs: tuple[Run, ...]
 
 
 class Operations:
-    """What peers may ask for. `serve` does it; the others are for those who know what they ask."""
+    """What peers may ask for. `serve` does it; the others are for those who know what they ask.
 
-    def __init__(self, ledger: Ledger, roster: Roster, carrier: Carrier, pool: PagePool) -> None:
+    copy_below   an EXCHANGE of fewer bytes is copied: to move it takes three calls and the faults
+                 after them
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        roster: Roster,
+        carrier: Carrier,
+        pool: PagePool,
+        copy_below: int = 0,
+    ) -> None:
         self._ledger = ledger
         self._roster = roster
         self._carrier = carrier
         self._pool = pool
+        self.copy_below = copy_below
         self._numbers = itertools.count(1)
         self._served: dict[Operation, Callable[[Peer, Request], Answer]] = {
             Operation.SEND: self.transfer,
@@ -69,18 +82,18 @@ class Operations:
     def serve(self, peer: Peer, request: Request, together: list[Parted] | None = None) -> Answer:
         """Do what a peer asks for. Raises Refusal.
 
-        together  gets what a SEND or LEND leaves to be hidden, and noted by `part`, if it is given;
+        together  gets what a SEND or LEND leaves to be hidden, and noted as parted, if it is given;
                   otherwise that has been done
         """
         if together is not None and request.operation in TOGETHER:
             return self.transfer(peer, request, together)
         answer = self._served[request.operation](peer, request)
-        self.part(peer, request.operation, request.spans)
+        self.note_parted(peer, request.operation, request.spans)
         return answer
 
     @staticmethod
-    def part(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
-        """Note which messages in a machine's receive ring have brought what it has parted with."""
+    def note_parted(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
+        """Remember which messages a peer has not taken, and has parted with pages of."""
         if peer.untaken and operation in _PARTING:
             peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, there)}
 
@@ -90,15 +103,17 @@ class Operations:
         self, sender: Peer, request: Request, together: list[Parted] | None = None
     ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
-        receiver = sender.receiver(request.receiver)
+        number, tag, length, spans_, payload, operation, writable = request
+        receiver = sender.receiver(number)
         if receiver is None:
             raise Refusal(Status.E_PEER)
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
-        extents = request.extents(sender.window.region) if request.more_than_inline else ()
+        extents: Sequence[Extent] = ()
+        if spans_ or length or operation is not Operation.SEND or len(payload) > abi.PAYLOAD_MAX:
+            extents = request.extents(sender.window.region)
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
-        operation = request.operation
         plan: Transfer | None = None
         arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
         if extents:
@@ -110,17 +125,78 @@ class Operations:
             Status.OK,
             sender.number,  # the monitor's word, as the receiver's is
             receiver.number,
-            request.tag,
-            request.length,
-            request.payload,
+            tag,
+            length,
+            payload,
             *arrived,
-            request.writable,
+            writable,
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
         if plan is not None and together is not None:
-            together.append(Parted(receiver, message, plan.runs))
+            together.append(Parted(receiver, (message,), plan.runs))
         return Answer(Status.OK, message.number)
+
+    def post(self, sender: Peer, receiver: Peer, tag: int, payload: bytes) -> int:
+        """SEND a payload and nothing else, which its caller has checked; return its number."""
+        number = next(self._numbers)
+        sender.sent += 1
+        message = Message(
+            number, Operation.SEND, Status.OK, sender.number, receiver.number, tag, 0, payload
+        )
+        self._roster.put(sender, receiver, message)
+        return number
+
+    def transfer_run(
+        self, sender: Peer, requests: Sequence[Request], together: list[Parted]
+    ) -> list[Answer] | None:
+        """SEND or LEND several `adjacent` requests' pages as the one run that they are: the ledger
+        is asked once, whatever their number.
+
+        Returns None, with nothing done, if they cannot go together: one by one, each will get the
+        status that it should.
+        """
+        first = requests[0]
+        receiver = sender.receiver(first.receiver)
+        if receiver is None or not receiver.alive or receiver.queue.room < len(requests):
+            return None
+        counts = [request.spans[0].pages for request in requests]
+        if not all(counts) or any(
+            request.length > count * PAGE_SIZE
+            for request, count in zip(requests, counts, strict=True)
+        ):
+            return None
+        whole = first._replace(spans=(Span(first.spans[0].gpa, sum(counts)),), length=0)
+        try:
+            extents = whole.extents(sender.window.region)
+            plan = self._part(sender, receiver, whole, extents, hide=False)
+        except Refusal:
+            return None
+        target, home = plan.targets[0].page, plan.sources[0].page
+        base, numbers = receiver.window.region.base, self._numbers
+        messages = []
+        for _, tag, length, ((_, count),), payload, operation, writable in requests:
+            messages.append(
+                Message(
+                    next(numbers),
+                    operation,
+                    Status.OK,
+                    sender.number,
+                    receiver.number,
+                    tag,
+                    length,
+                    payload,
+                    (Span(base + target * PAGE_SIZE, count),),
+                    (Extent(target, count),),
+                    (Extent(home, count),),
+                    writable,
+                )
+            )
+            target, home = target + count, home + count
+        sender.sent += len(messages)
+        self._roster.put(sender, receiver, *messages)
+        together.append(Parted(receiver, messages, plan.runs))
+        return [Answer(Status.OK, message.number) for message in messages]
 
     def _part(
         self,
@@ -138,7 +214,11 @@ class Operations:
             receiver.number,
             extents,
             writable=request.writable,
+            copied=request.operation is Operation.EXCHANGE and self._to_be_copied(extents),
         )
+        if plan.copied:
+            self._copy(sender, plan)
+            return plan
         if not hide:
             self._ledger.commit_transfer(plan)
             return plan
@@ -164,6 +244,29 @@ class Operations:
             raise
         self._ledger.commit_transfer(plan)
         return plan
+
+    def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
+        size = sum([extent.pages for extent in extents]) * PAGE_SIZE
+        return size < self.copy_below and self._pool.fillable
+
+    def _copy(self, sender: Peer, plan: Transfer) -> None:
+        """Let an EXCHANGE's fresh frames have the bytes of the sender's pages, and those be zeros.
+
+        Nobody writes to these meanwhile: they are nobody else's to see, and the sender is in its
+        doorbell, or, if it is the host, under the monitor's lock. Raises Refusal(E_NO_MEMORY).
+        """
+        window, cleared = sender.window, list[tuple[int, int]]()
+        try:
+            for (page, pages, _, _), (_, _, frame, _) in plan.copies():
+                address, size = window.address(page), pages * PAGE_SIZE
+                self._pool.fill(frame, address, size)
+                cleared.append((address, size))
+        except OSError:
+            self._pool.zero(self._ledger.abandon(plan))
+            raise Refusal(Status.E_NO_MEMORY) from None
+        self._ledger.commit_transfer(plan)
+        for address, size in cleared:
+            mapping.clear(address, size)
 
     def hide_together(
         self, sender: Peer, parted: Sequence[Parted]
@@ -328,6 +431,21 @@ class Operations:
             for index, borrower in enumerate(about.borrowers[: abi.ANSWER_BORROWERS]):
                 answer.borrowers[index] = borrower
         return Answer(Status.OK, payload=bytes(answer))
+
+
+def adjacent(one: Request, other: Request) -> bool:
+    """Whether two requests are SENDs, or LENDs, to one peer, of an extent each, one after the
+    other.
+    """
+    return (
+        other.operation is one.operation
+        and one.operation in TOGETHER
+        and other.receiver == one.receiver
+        and other.writable is one.writable
+        and len(one.spans) == 1
+        and len(other.spans) == 1
+        and one.spans[0].end == other.spans[0].gpa
+    )
 
 
 def _awaits(peer: Peer, run: Run) -> bool:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from vmm.ferry.frames import Frames
 from vmm.ferry.runs import Extent, Run
-from vmm.guest.abi import Operation
+from vmm.guest.abi import Hold, Operation
 
 
 class Transfer(NamedTuple):
     """A SEND, LEND, SHARE or EXCHANGE that may be.
 
-    runs      what is in the extents, in their order
+    runs      what goes: what is in the extents, in their order; or, for an EXCHANGE that is copied,
+              free frames that are to get the same bytes, as the sender would have them at `homes`
     homes     for each run its place in the sender's window should it come back
     places    for each run its place in the receiver's window
     sources   for each extent its place in the sender's window should it come back
     targets   for each extent its place in the receiver's window
-    fresh     what takes the runs' place, for EXCHANGE
+    fresh     what takes the runs' place, for an EXCHANGE that is moved
+    copied    what is in the extents, in their order, and stays there, for one that is copied
     """
 
     operation: Operation
@@ -31,6 +34,21 @@ class Transfer(NamedTuple):
     sources: tuple[Extent, ...]
     targets: tuple[Extent, ...]
     fresh: tuple[Run, ...] = ()
+    copied: tuple[Run, ...] = ()
+
+    def copies(self) -> Iterator[tuple[Run, Run]]:
+        """Yield what is copied and where to, in pieces of adjacent pages and adjacent frames."""
+        source = target = Run(0, 0, 0, Hold.OWNED)
+        sources, targets = iter(self.copied), iter(self.runs)
+        for _ in range(len(self.copied) + len(self.runs)):
+            source = source if source.pages else next(sources, source)
+            target = target if target.pages else next(targets, target)
+            pages = min(source.pages, target.pages)
+            if not pages:
+                return
+            yield source._replace(pages=pages), target._replace(pages=pages)
+            source = source.clip(source.page + pages, source.end)
+            target = target.clip(target.page + pages, target.end)
 
 
 class Return(NamedTuple):

@@ -96,9 +96,10 @@ class Roster:
 
     # ---- Queues ----
 
-    def put(self, sender: Peer, receiver: Peer, message: Message) -> None:
-        """Put a message into a queue that has room, and let the sender see what is left."""
-        receiver.queue.put(message)
+    def put(self, sender: Peer, receiver: Peer, *messages: Message) -> None:
+        """Put messages into a queue that has room, and let the sender see what is left."""
+        for message in messages:
+            receiver.queue.put(message)
         self._room_changed(receiver)
         if sender.control is not None:
             entry = sender.table.get(receiver.number)

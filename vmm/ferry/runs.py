@@ -142,6 +142,18 @@ class IntervalMap(Generic[T]):
         index = bisect_right(self._starts, place) - 1
         return self._items[index] if index >= 0 and self._ends[index] > place else None
 
+    def part(self, start: int, pages: int) -> tuple[T, int] | None:
+        """Return the part of the one interval that holds all of these places, and in how many
+        pieces more it would be without them, as `cuts` says; None if there is no such interval.
+        """
+        end = start + pages
+        index = bisect_right(self._starts, start) - 1
+        if index < 0 or self._ends[index] < end:
+            return None
+        cuts = (self._starts[index] != start) + (self._ends[index] != end)
+        item = self._items[index]
+        return (item.clip(start, end) if cuts else item), cuts
+
     def cuts(self, start: int, pages: int) -> int:
         """Return how many intervals would be cut in two at the ends of this range: 0, 1 or 2."""
         return self._inside(start) + self._inside(start + pages)
@@ -158,28 +170,28 @@ class IntervalMap(Generic[T]):
             self._full = start
         index = bisect_right(self._starts, start) - 1
         if index >= 0 and self._ends[index] >= end:
-            return [self._cut(index, start, end)]
+            item = self._items[index]
+            self._cut(index, item, start, end)
+            return [item.clip(start, end)]
         first, last = self._slice(start, end)
         old = self._items[first:last]
         self._put(first, last, self._outside(first, last, start, end))
         return [item.clip(start, end) for item in old]
 
-    def _cut(self, index: int, start: int, end: int) -> T:
-        """Cut a range out of one interval, which it lies in; return what was there."""
-        item, first, last = self._items[index], self._starts[index], self._ends[index]
-        if first == start:
-            if last == end:
-                del self._items[index], self._starts[index], self._ends[index]
-                self._tally.intervals -= 1
-                return item
-            self._items[index] = item.clip(end, last)
-            self._starts[index] = end
-        else:
+    def _cut(self, index: int, item: T, start: int, end: int) -> None:
+        """Cut a range out of one interval, which it lies in."""
+        first, last = self._starts[index], self._ends[index]
+        if first != start:
             self._items[index] = item.clip(first, start)
             self._ends[index] = start
             if last != end:
                 self._add(index + 1, item.clip(end, last), end, last)
-        return item.clip(start, end)
+        elif last != end:
+            self._items[index] = item.clip(end, last)
+            self._starts[index] = end
+        else:
+            del self._items[index], self._starts[index], self._ends[index]
+            self._tally.intervals -= 1
 
     def _add(self, index: int, item: T, start: int, end: int) -> None:
         self._items.insert(index, item)
@@ -228,17 +240,20 @@ class IntervalMap(Generic[T]):
 
     def replace(self, item: T) -> None:
         """Put an interval in the place of whatever is there, joined with the neighbours."""
-        start, pages = item[0], item[1]
-        index = bisect_right(self._starts, start) - 1
-        if index >= 0 and self._starts[index] == start and self._ends[index] == start + pages:
-            self._items[index] = item
-            self._join_next(index)
-            if index and self._ends[index - 1] == start:
-                self._join_next(index - 1)
-            return
-        full = self._full
-        self.remove(start, pages)
-        self._full = full
+        start = item[0]
+        end, index = start + item[1], bisect_right(self._starts, start) - 1
+        if index >= 0 and self._ends[index] >= end:
+            if self._starts[index] == start and self._ends[index] == end:
+                self._items[index] = item
+                self._join_next(index)
+                if index and self._ends[index - 1] == start:
+                    self._join_next(index - 1)
+                return
+            self._cut(index, self._items[index], start, end)
+        else:
+            full = self._full
+            self.remove(start, end - start)
+            self._full = full
         self.insert(item)
 
     def _put(self, first: int, last: int, items: list[T]) -> None:

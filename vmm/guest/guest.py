@@ -37,12 +37,17 @@ class Guest:
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """
 
-    __slots__ = ("_blueprint", "_hypercall", "control", "memory", "name", "vcpu", "vm")
+    __slots__ = (
+        *("_blueprint", "_hypercall", "_last", "_last_bell"),
+        *("control", "memory", "name", "vcpu", "vm"),
+    )
 
     def __init__(self, kvm: Kvm, blueprint: Blueprint, number: int, name: str) -> None:
         self.name = name
         self._blueprint = blueprint
         self._hypercall: Hypercall | None = None  # the last exit, if it was one
+        self._last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since
+        self._last_bell = 0
         with contextlib.ExitStack() as undo:
             self.memory = PrivateMemory(blueprint.layout.private, blueprint.template)
             undo.callback(self.memory.close)
@@ -89,15 +94,18 @@ class Guest:
 
     def bell(self, exit_: Exit) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
+        if exit_ is self._last:  # the same object, as long as a guest rings the same bell
+            return self._last_bell
         self._hypercall = None
         if type(exit_) is MmioWrite:
             if exit_.gpa == abi.DOORBELL_GPA and len(exit_.data) == 4:
-                return int.from_bytes(exit_.data, "little")
+                self._last, self._last_bell = exit_, int.from_bytes(exit_.data, "little")
+                return self._last_bell
         elif type(exit_) is IoOut:
             if (exit_.port, exit_.size, exit_.count) == (abi.DOORBELL_PORT, 4, 1):
                 return int.from_bytes(exit_.data, "little")
         elif type(exit_) is Hypercall and exit_.nr == abi.HYPERCALL:
-            self._hypercall = exit_
+            self._hypercall, self._last = exit_, None
             value = exit_.args[2]
             return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
         return None

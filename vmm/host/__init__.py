@@ -7,7 +7,8 @@ Everything that the program decides from a host's nature is decided here, from p
     device          /dev/kvm opened, or an error with that advice
     module          the vendor's module, and the back end
     canary          what a guest could do that was run
-    choice          ring, doorbell and mover from that, and why (pure)
+    copying         what it costs to copy small messages, and to move them: cached
+    choice          ring, doorbell, mover and what is copied from that, and why (pure)
     facts           all of it put together, once per process
     quirks          what some hosts do differently, with the condition and the evidence (pure)
     hugepages, privilege    what was tried besides

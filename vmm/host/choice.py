@@ -1,17 +1,21 @@
-"""What will be used, and why: ring, doorbell and mover, decided from what the canaries did.
+"""What will be used, and why: ring, doorbell and mover, decided from what the canaries did; and
+what is copied, decided from what that costs.
 
 Pure: songs and findings in, choices out. A reason names what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from vmm.errors import HostError
-from vmm.guest.abi import Doorbell
+from vmm.guest.abi import PAGE_SIZE, Doorbell
 from vmm.host.canary import LATE, Song
+from vmm.host.copying import Cost
 from vmm.host.hugepages import HugePages
+from vmm.memory.mapping import HUGE
+from vmm.sizes import format_size
 
 T = TypeVar("T")
 Songs = Mapping[tuple[int, Doorbell], Song]  # by ring and doorbell
@@ -152,3 +156,33 @@ def mover(memslots: int, pages: HugePages, *, strict: bool = False) -> Choice[st
         )
     none = "vm.overcommit_memory is 2" if pages.anonymous else "no memory gets huge pages"
     return Choice("memfd", f"a move is one call per extent, and {none}; {rest}")
+
+
+def copy_below(costs: Sequence[Cost]) -> Choice[int]:
+    """Return of how many bytes an exchange is moved, all smaller ones being copied; 0 for all.
+
+    Never more than of a huge page, which moves as one.
+    """
+    better, worse = None, None
+    for cost in costs:
+        if cost.copied >= cost.moved:
+            worse = cost
+            break
+        better = cost
+    if better is None:
+        return Choice(0, _compared(worse) if worse else "what it costs could not be measured")
+    if worse is None:
+        rest = "" if better.size >= HUGE else "; for larger ones the host took too long"
+        return Choice(min(better.size + PAGE_SIZE, HUGE), f"{_compared(better)}{rest}")
+    # Both costs grow about as the size does: where they meet, between the two.
+    gain, loss = better.moved - better.copied, worse.copied - worse.moved
+    size = better.size + (worse.size - better.size) * gain / (gain + loss)
+    below = max(-(-int(size) // PAGE_SIZE), better.size // PAGE_SIZE + 1) * PAGE_SIZE
+    return Choice(below, f"{_compared(better)}; {_compared(worse)}")
+
+
+def _compared(cost: Cost) -> str:
+    return (
+        f"to exchange {format_size(cost.size)} and fill the pages again takes {cost.copied:.0f} µs "
+        f"copied, {cost.moved:.0f} µs moved"
+    )

@@ -7,7 +7,7 @@ import functools
 import os
 
 from vmm.guest.abi import Doorbell
-from vmm.host import choice
+from vmm.host import choice, copying
 from vmm.host.canary import Song, sing
 from vmm.host.choice import Choice
 from vmm.host.device import DEVICE, open_kvm
@@ -68,12 +68,21 @@ class Host:
             return choice.doorbell(self.songs, ring).value
         return choice.named_doorbell(self.songs, ring, name)
 
+    @property
+    def copy_below(self) -> int:
+        """Of how many bytes an exchange is moved, smaller ones being copied.
+
+        Measured when it is first asked for on a host: 30 ms at most.
+        """
+        return choice.copy_below(copying.costs()).value
+
     def why(self) -> dict[str, str]:
-        """Return the reasons for the "ring", the "doorbell" and the "mover"."""
+        """Return the reasons for the "ring", the "doorbell", the "mover" and "copy_below"."""
         choices: dict[str, Choice[int] | Choice[Doorbell] | Choice[str]] = {
             "ring": choice.ring(self.songs),
             "doorbell": choice.doorbell(self.songs, self.ring),
             "mover": self._mover,
+            "copy_below": choice.copy_below(copying.costs()),
         }
         return {name: chosen.why for name, chosen in choices.items()}
 

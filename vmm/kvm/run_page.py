@@ -50,6 +50,9 @@ _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
+_EXIT_REASON: Any = kvm_run.exit_reason
+EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
+
 INTR = Intr()
 _HLT = Hlt()
 _SHUTDOWN = Shutdown()
@@ -63,7 +66,7 @@ class RunPage:
     there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
-    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync")
+    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync", "words")
 
     def __init__(self, fd: int, size: int) -> None:
         """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
@@ -76,6 +79,7 @@ class RunPage:
             code = ctypes.get_errno()
             raise OSError(code, f"mmap of vcpu fd {fd}: {os.strerror(code)}")
         self.map = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+        self.words = self.map.cast("I")  # of 32 bits: an index costs less than a field of ctypes
         self.run = kvm_run.from_address(address)
         self.exit = self.run.exit
         self.io = self.exit.io
@@ -88,6 +92,7 @@ class RunPage:
     def close(self) -> None:
         """Drop the views, then unmap."""
         address, size = ctypes.addressof(self.run), self.map.nbytes
+        self.words.release()
         self.map.release()
         for name in self.__slots__:
             delattr(self, name)
@@ -97,7 +102,7 @@ class RunPage:
 
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""
-        reason: int = self.run.exit_reason
+        reason = self.words[EXIT_REASON]
         if reason == uapi.KVM_EXIT_MMIO:
             known = self.known.get(bytes(self.map[_MMIO]))
             if known is not None:

@@ -150,8 +150,8 @@ KVM_CAP_MEMORY_ATTRIBUTES = 233
 KVM_CAP_GUEST_MEMFD = 234
 KVM_CAP_PRE_FAULT_MEMORY = 236
 
-# What KVM_CAP_DISABLE_QUIRKS2 turns off: a memslot's deletion takes away all translations of the
-# VM, not only those of the slot.
+# For KVM_CAP_DISABLE_QUIRKS2: a memslot's deletion takes away all translations of the VM, not only
+# those of the slot.
 KVM_X86_QUIRK_SLOT_ZAP_ALL = 1 << 7
 
 # ---- ioctls ----

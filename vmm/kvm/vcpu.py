@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from .exits import Exit
-from .run_page import INTR, RunPage
+from .run_page import EXIT_REASON, INTR, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState
@@ -70,7 +70,7 @@ class Vcpu(VcpuState):
         # Kernels before 6.8 leave it as the last exit wrote it when the run fails. It is an
         # output of the kernel, which never reads it: completing a pending access goes by state
         # of its own.
-        page.run.exit_reason = 0
+        page.words[EXIT_REASON] = 0
         if _ioctl(self._fd, _KVM_RUN, 0) >= 0:
             return page.decode()
         code = ctypes.get_errno()

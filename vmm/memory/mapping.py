@@ -153,6 +153,11 @@ def store(address: int, size: int, fd: int, offset: int) -> None:
         address, size, offset = address + written, size - written, offset + written
 
 
+def clear(address: int, size: int) -> None:
+    """Write zeros over memory that is there, and writable: there is no error to be raised."""
+    ctypes.memset(address, 0, size)
+
+
 def resident(address: int) -> bool:
     """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
     found = ctypes.create_string_buffer(1)

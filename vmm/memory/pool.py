@@ -46,6 +46,18 @@ class PagePool:
             self.close()
             raise
 
+    @property
+    def fillable(self) -> bool:
+        """Whether frames may be filled just now."""
+        return True
+
+    def fill(self, frame: int, address: int, size: int) -> None:
+        """Copy whole pages into frames that are nobody's yet, from this one on.
+
+        Raises OSError: they may hold some of it then, and have to be zeroed.
+        """
+        mapping.store(address, size, self.fd, frame * PAGE_SIZE)
+
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
         """Give runs of frames (first, count) back to the kernel.
 

@@ -63,6 +63,15 @@ class Park(PagePool):
         """Return where anonymous memory is now."""
         return self.home(part.frame) if part.window is None else part.window.address(part.page)
 
+    @property
+    def fillable(self) -> bool:
+        return self.lodgings.seams < SEAMS
+
+    def fill(self, frame: int, address: int, size: int) -> None:
+        # The memfd's, whatever its neighbours are; and before there is anything to be zeroed.
+        self.lodgings.settle(Lodging(frame, size // PAGE_SIZE, anonymous=False))
+        super().fill(frame, address, size)
+
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
         for first, count in frames:
             for part in self.lodgings.within(first, count):

@@ -1,0 +1,51 @@
+"""A thread that ticks while there is something to time, and sleeps for the rest of its life.
+
+Made at the first need of it and kept: to start and join a thread for each short run costs more than
+such a run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Clock:
+    """Calls `tick` again and again, on a thread of its own.
+
+    tick    returns in how many seconds to call it again; None if not before the next `begin`
+
+    `begin` and `close` are for one thread at a time, which does not hold what `tick` locks.
+    """
+
+    def __init__(self, tick: Callable[[], float | None]) -> None:
+        self._tick = tick
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def begin(self) -> None:
+        """Tick now, whatever was agreed. Raises RuntimeError if no thread can be started."""
+        if self._thread is None:
+            # A daemon: a monitor that nobody closes does not keep the process from its end.
+            thread = threading.Thread(target=self._run, name="pageferry-clock", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._wake.set()
+
+    def _run(self) -> None:
+        pause: float | None = None
+        while True:
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._closed:
+                return
+            pause = self._tick()
+
+    def close(self) -> None:
+        """End the thread. Further calls do nothing."""
+        self._closed = True
+        self._wake.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
