@@ -366,6 +366,8 @@ static void serve_release(struct machine *m, const struct pf_descriptor *d)
 
     for (uint32_t i = 0; i < n; i++) {
         hide(m, &scratch[i]);
+        if (scratch[i].pages >= LARGE) /* there is one at a time */
+            next_large_frame = scratch[i].frame;
         if (anonymous(&scratch[i]))
             madvise(home + scratch[i].frame * PAGE, scratch[i].pages * PAGE, MADV_DONTNEED);
         else
