@@ -34,6 +34,8 @@ from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.compiler import BuildError
 from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 
+pytestmark = pytest.mark.not_in_ept("what a bench measures; npt is a lane, too, and quicker")
+
 Open = Callable[..., Monitor]
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -371,7 +373,6 @@ from vmm.cli import main
 main(prog_name='pageferry')"""
 
 
-@pytest.mark.not_in_ept("a lane has no compiler, but its package's floor: npt says it, too")
 def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Path) -> None:
     source = tmp_path / "floor.c"
     source.touch()
@@ -386,7 +387,6 @@ def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Pat
     assert row.note in " ".join(ended.out.split())
 
 
-@pytest.mark.not_in_ept("what is interrupted is the same, and starts slowly there")
 @pytest.mark.parametrize("moment", [0.5, 1.0, 1.5, 2.0, 2.5])
 def test_ctrl_c_leaves_no_floor_and_no_files(tmp_path: Path, moment: float) -> None:
     with started(tmp_path, "bench", "--rows", "page,inline_64B,lend_return") as process:
