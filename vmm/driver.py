@@ -52,11 +52,7 @@ class Driver:
         peer.entered = True
         pending = self._exchange.deliver(peer) if peer.queue else None
         if wait is not None:
-            status: Status | None
-            if pending and (not wait.flags or wait.flags == _MESSAGE):
-                status = Status.OK
-            else:
-                status = self._holds(machine, wait, pending)
+            status = self._holds(machine, wait, pending)
             if status is None:  # another was faster, or it has waited long enough
                 status = Status.OK if machine.deadline is None else Status.E_TIMEOUT
             machine.guest.answer(status)

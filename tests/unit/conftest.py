@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from unit.compilers import no_cc, no_zig
 from unit.exchange_scene import Scene
 
+from vmm.guest.compiler import Compiler, find_compiler
 from vmm.memory.movers.remap import Park
 
 
@@ -22,3 +24,15 @@ def each_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Scenes whose pages are the memfd's, and scenes whose pages are moved, each of them."""
     if request.param == "anonymous":
         monkeypatch.setattr(Scene, "make_pool", lambda self, frames: Park(frames, large=1))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("cc", marks=pytest.mark.skipif(no_cc, reason="no cc")),
+        pytest.param("ziglang", marks=pytest.mark.skipif(no_zig, reason="no ziglang wheel")),
+    ],
+)
+def compiler(request: pytest.FixtureRequest) -> Compiler:
+    """Each C compiler that guests are built with: the system's, and the wheel's."""
+    return find_compiler(request.param)

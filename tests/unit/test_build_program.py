@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from unit.compilers import no_cc
 
 from vmm.guest.build import build_program
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
@@ -19,20 +18,6 @@ HELLO = '#include <stdio.h>\n#include "what.h"\nint main(void) { puts(WHAT); ret
 
 # The first time, ziglang builds a C library.
 pytestmark = pytest.mark.timeout(300)
-
-no_cc = shutil.which("cc") is None
-no_zig = importlib.util.find_spec("ziglang") is None
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("cc", marks=pytest.mark.skipif(no_cc, reason="no cc")),
-        pytest.param("ziglang", marks=pytest.mark.skipif(no_zig, reason="no ziglang wheel")),
-    ],
-)
-def compiler(request: pytest.FixtureRequest) -> Compiler:
-    return find_compiler(request.param)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from unit.compilers import no_cc
 
 from vmm.guest import build
 from vmm.guest.compiler import BuildError, Compiler, find_compiler, needs_ziglang
@@ -23,20 +24,6 @@ from vmm.guest.compiler import BuildError, Compiler, find_compiler, needs_ziglan
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "guests"
 PROBE = '#include "pf.h"\nint main(void) { return pf_log("probe"); }\n'
-
-no_cc = shutil.which("cc") is None
-no_zig = importlib.util.find_spec("ziglang") is None
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param("cc", marks=pytest.mark.skipif(no_cc, reason="no cc")),
-        pytest.param("ziglang", marks=pytest.mark.skipif(no_zig, reason="no ziglang wheel")),
-    ],
-)
-def compiler(request: pytest.FixtureRequest) -> Compiler:
-    return find_compiler(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmm.bench.breakeven import Curve, break_even
-from vmm.bench.plan import EXTENTS
-from vmm.bench.results import Results
+from vmm.bench.results import EXTENTS, Results
 from vmm.errors import ConfigError
 from vmm.sizes import format_size
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vmm.bench.results import Results, Row
-from vmm.sizes import format_size
+from vmm.bench.results import Results, Row, row_label
 
 _ANY = 1 << 62
 
@@ -79,7 +78,7 @@ def check(results: Results, limits: Sequence[Limit] = LIMITS) -> Verdict:
             skipped.append(f"{limit.row}: {limit.over}/{limit.under}: there is no such row")
         for row in rows:
             ratio = row.ratio(limit.over, limit.under)
-            where = _where(row)
+            where = row_label(row.name, row.bytes)
             if ratio is None:
                 skipped.append(f"{where}: {limit.over}/{limit.under}: {_missing(row, limit)}")
                 continue
@@ -91,10 +90,6 @@ def check(results: Results, limits: Sequence[Limit] = LIMITS) -> Verdict:
 
 def _rows(results: Results, limit: Limit) -> Iterator[Row]:
     return (row for row in results.named(limit.row) if limit.smallest <= row.bytes <= limit.largest)
-
-
-def _where(row: Row) -> str:
-    return f"{row.name} {format_size(row.bytes)}" if row.name.startswith("extent_") else row.name
 
 
 def _missing(row: Row, limit: Limit) -> str:

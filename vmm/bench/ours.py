@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from vmm.bench.copying import CopyMover
 from vmm.bench.floor import Floor
@@ -140,12 +140,7 @@ def _floor(stack: ExitStack, command: Command) -> Floor:
         machines = (pair.sender, pair.receiver, leaver)
         data = scene(machines, monitor.doorbell, monitor.mover)
     with on_one_processor():
-        return _closed_by(stack, Floor(data))
-
-
-def _closed_by(stack: ExitStack, floor: Floor) -> Floor:
-    stack.callback(floor.close)
-    return floor
+        return stack.enter_context(closing(Floor(data)))
 
 
 # ---- Messages a second ----
@@ -185,7 +180,7 @@ def _rate(case: Case, stack: ExitStack) -> Mapping[str, Column]:
 def _life(case: Case, stack: ExitStack) -> Mapping[str, Column]:
     """Return the columns of machines made and run to their first exit, or closed after it."""
     count = min(_SPAWNS, case.samples)
-    closing = case.name == "close"
+    ending = case.name == "close"
 
     def make() -> Column:
         monitor = stack.enter_context(Monitor())
@@ -194,14 +189,14 @@ def _life(case: Case, stack: ExitStack) -> Mapping[str, Column]:
 
         def round_() -> Sequence[float]:
             with on_one_processor():
-                return [_one_life(monitor, exits)[closing] for _ in range(count)]
+                return [_one_life(monitor, exits)[ending] for _ in range(count)]
 
         round_()
         return round_
 
     def make_floor() -> Column:
         floor = _floor(stack, Command(Kind.INLINE, 1))
-        return lambda: floor.ask(f"{'close' if closing else 'spawn'} {count}")
+        return lambda: floor.ask(f"{'close' if ending else 'spawn'} {count}")
 
     allow_machines(1)
     return {"ours": _once(make), "floor": _once(make_floor)}
@@ -214,6 +209,6 @@ def _one_life(monitor: Monitor, events: list[Event]) -> tuple[float, float]:
     machine = monitor.spawn(bundled_guest("bench_exit"))
     monitor.run()
     exited = next(event.ns for event in events if event.kind == "exit")
-    closing = time.monotonic_ns()
+    stopped = time.monotonic_ns()
     monitor.remove(machine)
-    return (exited - start) / 1e3, (time.monotonic_ns() - closing) / 1e3
+    return (exited - start) / 1e3, (time.monotonic_ns() - stopped) / 1e3

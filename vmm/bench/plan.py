@@ -11,7 +11,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from vmm.bench.results import COLUMNS, RATE, ROW_NAMES, ROW_UNITS, Row
+from vmm.bench.results import (
+    ALIVE,
+    COLUMNS,
+    EXTENTS,
+    RATE,
+    ROW_NAMES,
+    ROW_UNITS,
+    Row,
+    row_label,
+)
 from vmm.bench.samples import merge, unstable
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import memory_available
@@ -19,7 +28,6 @@ from vmm.sizes import format_size
 
 Column = Callable[[], Sequence[float]]  # one round's numbers, in the row's unit
 
-EXTENTS = ("extent_untouched", "extent_touched")
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 _QUICK_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB, 128 * _MIB)
 _LANE_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB)
@@ -28,7 +36,6 @@ _FULL_SIZES = (
     *(1 * _MIB, 2 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 128 * _MIB, 256 * _MIB),
     1 * _GIB,
 )
-_ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")  # an inline message, and a page
 _BYTES = {"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0}
 
 # Who measures has the message, who receives it has one, and what is between them another; some
@@ -85,8 +92,7 @@ class Case:
     @property
     def label(self) -> str:
         """The row in a few words."""
-        several = self.name in (*EXTENTS, *_ALIVE)
-        return f"{self.name} {format_size(self.bytes)}" if several else self.name
+        return row_label(self.name, self.bytes)
 
     @property
     def memory(self) -> int:
@@ -139,8 +145,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
         if name not in wanted:
             continue
         sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
-        if name in _ALIVE:
-            sizes = (64, PAGE_SIZE)
+        if name in ALIVE:
+            sizes = (64, PAGE_SIZE)  # an inline message, and a page
         for size in sizes:
             seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
             yield Case(name, size, effort.samples(size), seconds)

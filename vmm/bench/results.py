@@ -18,6 +18,7 @@ from typing import Any
 
 from vmm.bench.samples import Samples
 from vmm.errors import ConfigError
+from vmm.sizes import format_size
 
 COLUMNS = ("ours", "floor", "copy", "pipe", "socket", "shared_memory")
 MICROSECONDS = "us"  # per message, or per what the row's name says
@@ -44,6 +45,16 @@ ROW_UNITS = {
     "rate_2_workers": RATE,
 }
 ROW_NAMES = tuple(ROW_UNITS)
+
+# Of these there are several rows each, of one size after the other.
+EXTENTS = ("extent_untouched", "extent_touched")
+ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
+
+
+def row_label(name: str, size: int) -> str:
+    """Return a row in a few words: its name, and its size where that tells it from others."""
+    return f"{name} {format_size(size)}" if name in EXTENTS + ALIVE else name
+
 
 _FIX = "give a file that pageferry bench --json has written"
 _DECIMALS = 3  # nanoseconds of a microsecond

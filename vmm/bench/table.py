@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vmm.bench.results import COLUMNS, RATE, Results, Row
+from vmm.bench.results import COLUMNS, RATE, Results, Row, row_label
 from vmm.bench.samples import Samples
 from vmm.sizes import format_size
 
@@ -94,8 +94,7 @@ def _notes(results: Results) -> Iterator[str]:
     by_note: dict[str, list[str]] = {}
     for row in results.rows:
         if row.note:
-            size = f" {format_size(row.bytes)}" if row.name.startswith("extent_") else ""
-            by_note.setdefault(row.note, []).append(row.name + size)
+            by_note.setdefault(row.note, []).append(row_label(row.name, row.bytes))
     everywhere = len(results.rows) > 1
     for note, rows in by_note.items():
         where = "all" if everywhere and len(rows) == len(results.rows) else ", ".join(rows)

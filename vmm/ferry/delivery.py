@@ -65,9 +65,7 @@ class Delivery:
         message = self._roster.get_message(peer)
         if message.targets:
             return message if self._bring(peer, message) else None
-        peer.received += 1
-        if self._trace.on:
-            self._tell("deliver", message)
+        self._taken(peer, message)
         return message
 
     def _bring(self, peer: Peer, message: Message) -> bool:
