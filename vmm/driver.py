@@ -49,7 +49,7 @@ class Driver:
     def prepare(self, machine: Machine) -> None:
         """Deliver what waits for a machine, and answer the wait it was in."""
         peer, wait = machine.peer, machine.wait
-        peer.entered = True
+        peer.entered, peer.idle = True, False
         pending = self._exchange.deliver(peer) if peer.queue else None
         if wait is not None:
             status = self._holds(machine, wait, pending)
@@ -130,6 +130,7 @@ class Driver:
             guest.answer(status)
             return
         machine.wait = wait
+        peer.idle = not wait.flags or bool(wait.flags & _MESSAGE)
         if wait.flags & _ROOM:
             peer.table[wait.peer].peer.waiters[peer.number] = peer
         timeout_us = wait.timeout_us

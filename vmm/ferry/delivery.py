@@ -63,13 +63,13 @@ class Delivery:
         None if the host refuses to map them: the message has then gone back to its sender.
         """
         message = self._roster.get_message(peer)
-        if message.targets:
-            return message if self._bring(peer, message) else None
-        self._taken(peer, message)
-        return message
+        return message if self._bring(peer, message) else None
 
     def _bring(self, peer: Peer, message: Message) -> bool:
         """Bring a message's pages into a peer's window. False if it has gone back instead."""
+        if message.brought or not message.targets:
+            self._taken(peer, message)
+            return True
         number = peer.number
         runs = self._ledger.arriving(number, message.targets)
         try:
@@ -97,13 +97,15 @@ class Delivery:
         Those that the host refuses to map are not among them, and have gone back.
         """
         messages, number = [self._roster.get_message(peer) for _ in range(count)], peer.number
-        runs = self._ledger.arriving(number, [t for m in messages for t in m.targets])
-        try:
-            with self._carrier.all_or_nothing() as moves:
-                moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
-        except Refusal:
-            return [message for message in messages if self._bring(peer, message)]
-        self._ledger.arrive(number, runs)
+        targets = [t for m in messages if not m.brought for t in m.targets]
+        if targets:
+            runs = self._ledger.arriving(number, targets)
+            try:
+                with self._carrier.all_or_nothing() as moves:
+                    moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
+            except Refusal:
+                return [message for message in messages if self._bring(peer, message)]
+            self._ledger.arrive(number, runs)
         for message in messages:
             self._taken(peer, message)
         return messages
@@ -187,12 +189,16 @@ class Delivery:
         for message in peer.untaken:
             self._untake(peer, message)
         while peer.queue:
-            self.send_back(peer, self._roster.get_message(peer), Status.E_DEAD)
+            message = self._roster.get_message(peer)
+            if message.brought:
+                self._untake(peer, message)
+            else:
+                self.send_back(peer, message, Status.E_DEAD)
         self._return_borrowed(peer)
         self._pool.zero(self._ledger.dismiss(peer.number))
 
     def _untake(self, peer: Peer, message: Message) -> None:
-        """Send a message back that a dead machine had in its receive ring and never took."""
+        """Send a message back that a dead machine never took, although its pages had reached it."""
         if message.number in peer.parted:  # what it borrows still is returned with the rest
             message, home = message._replace(homes=()), Homecoming()
         elif message.operation in _LOANS:

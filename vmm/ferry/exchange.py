@@ -25,7 +25,7 @@ from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
-from vmm.ferry.operations import TOGETHER, Operations, Parted, adjacent
+from vmm.ferry.operations import TOGETHER, Operations, Parted, adjacent, touching
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
@@ -128,9 +128,9 @@ class Exchange:
         return True
 
     def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
-        """Process several descriptors, in order. What adjacent ones send away is one run to the
-        ledger, and hidden together: before anything else is done with pages, and before anybody can
-        see it elsewhere.
+        """Process several descriptors, in order. What adjacent ones send to the same peer is one run
+        to the ledger; what they send to several is hidden together: before anything else is done
+        with these pages, and before anybody can see them elsewhere.
         """
         self._start = time.perf_counter_ns()
         requests = [self._read(control, index) for index in indices]
@@ -145,8 +145,13 @@ class Exchange:
             if together and request.operation not in TOGETHER:
                 refused |= self._hide(sender, together)
             run = _run(requests, len(answers))
-            served = self.operations.transfer_run(sender, run, together) if len(run) > 1 else None
-            answers += served or [self._ask(sender, each, together) for each in run]
+            touched = _touched(requests, len(answers), len(answers) + len(run))
+            if len(run) > 1:
+                joint = together if touched else None
+                served = self.operations.transfer_run(sender, run, joint)
+                answers += served or [self._ask(sender, each, together) for each in run]
+            else:
+                answers.append(self._ask(sender, request, together if touched else None))
         refused |= self._hide(sender, together)
         for index, asked, answer in zip(indices, requests, answers, strict=True):
             if answer.number in refused:
@@ -165,7 +170,7 @@ class Exchange:
         except Refusal as refusal:
             return refusal.status
 
-    def _ask(self, peer: Peer, request: Request, together: list[Parted]) -> Answer:
+    def _ask(self, peer: Peer, request: Request, together: list[Parted] | None) -> Answer:
         try:
             return self.operations.serve(peer, request, together)
         except Refusal as refusal:
@@ -305,6 +310,18 @@ class Exchange:
         took_us = (time.perf_counter_ns() - self._start) / 1000
         runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
+
+
+def _touched(requests: Sequence[Request | Status], first: int, end: int) -> bool:
+    """Whether the requests from `first` to `end` have pages adjacent to those of a neighbour."""
+
+    def touch(index: int) -> bool:
+        one, other = requests[index - 1], requests[index]
+        return (
+            not isinstance(one, Status) and not isinstance(other, Status) and touching(one, other)
+        )
+
+    return (first > 0 and touch(first)) or (end < len(requests) and touch(end))
 
 
 def _run(requests: Sequence[Request | Status], first: int) -> list[Request]:

@@ -272,6 +272,26 @@ class Ledger(Books):
             if plan.copied:  # what is in flight is the sender's until then, besides what it keeps
                 source.charged += pages
 
+    def hand_over(self, plan: Transfer) -> None:
+        """Commit a SEND or LEND whose pages have reached their receiver already: as
+        `commit_transfer` and `arrive` together.
+        """
+        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        given = plan.operation in _GIVEN
+        hold = Hold.OWNED if given else Hold.BORROWED if plan.writable else Hold.VIEWED
+        for (_, pages, frame, _), home, place in zip(
+            plan.runs, plan.homes, plan.places, strict=True
+        ):
+            target.window.insert(Run(place, pages, frame, hold))
+            if given:
+                source.window.remove(home, pages)
+                source.charged -= pages
+                target.charged += pages
+            else:
+                source.window.replace(Run(home, pages, frame, Hold.LENT))
+                borrower = Borrower(plan.receiver, place, plan.writable)
+                self._bonds.insert(Bond(frame, pages, Hold.LENT, plan.sender, home, (borrower,)))
+
     def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
         """Bind frames that are shared already to one more borrower."""
         for bond in self._bonds.remove(frame, pages):

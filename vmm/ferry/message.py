@@ -182,6 +182,7 @@ class Message(NamedTuple):
     spans     where its pages are in the receiver's window, once it is delivered
     targets   the same as extents, of a message that brings its pages with it
     homes     where the pages were, or will be again, in the sender's window
+    brought   whether its pages are at their targets already: see Peer.idle
     """
 
     number: int
@@ -196,6 +197,7 @@ class Message(NamedTuple):
     targets: tuple[Extent, ...] = ()
     homes: tuple[Extent, ...] = ()
     writable: bool = True
+    brought: bool = False
 
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""

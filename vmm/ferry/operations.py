@@ -115,9 +115,10 @@ class Operations:
         if not receiver.queue.room:
             raise Refusal(Status.E_QUEUE_FULL)
         plan: Transfer | None = None
+        brought = False
         arrived: tuple[tuple[Span, ...], tuple[Extent, ...], tuple[Extent, ...]] = (), (), ()
         if extents:
-            plan = self._part(sender, receiver, request, extents, hide=together is None)
+            plan, brought = self._part(sender, receiver, request, extents, hide=together is None)
             arrived = spans(receiver.window, plan.targets), plan.targets, plan.sources
         message = Message(
             next(self._numbers),
@@ -130,6 +131,7 @@ class Operations:
             payload,
             *arrived,
             writable,
+            brought,
         )
         sender.sent += 1
         self._roster.put(sender, receiver, message)
@@ -148,10 +150,10 @@ class Operations:
         return number
 
     def transfer_run(
-        self, sender: Peer, requests: Sequence[Request], together: list[Parted]
+        self, sender: Peer, requests: Sequence[Request], together: list[Parted] | None = None
     ) -> list[Answer] | None:
         """SEND or LEND several `adjacent` requests' pages as the one run that they are: the ledger
-        is asked once, whatever their number.
+        is asked once, whatever their number. `together` is as for `serve`.
 
         Returns None, with nothing done, if they cannot go together: one by one, each will get the
         status that it should.
@@ -169,7 +171,9 @@ class Operations:
         whole = first._replace(spans=(Span(first.spans[0].gpa, sum(counts)),), length=0)
         try:
             extents = whole.extents(sender.window.region)
-            plan = self._part(sender, receiver, whole, extents, hide=False)
+            plan, brought = self._part(
+                sender, receiver, whole, extents, hide=together is None, messages=len(requests)
+            )
         except Refusal:
             return None
         target, home = plan.targets[0].page, plan.sources[0].page
@@ -190,12 +194,16 @@ class Operations:
                     (Extent(target, count),),
                     (Extent(home, count),),
                     writable,
+                    brought,
                 )
             )
             target, home = target + count, home + count
         sender.sent += len(messages)
         self._roster.put(sender, receiver, *messages)
-        together.append(Parted(receiver, messages, plan.runs))
+        if together is None:
+            self.note_parted(sender, whole.operation, whole.spans)
+        else:
+            together.append(Parted(receiver, messages, plan.runs))
         return [Answer(Status.OK, message.number) for message in messages]
 
     def _part(
@@ -206,8 +214,14 @@ class Operations:
         extents: Sequence[Extent],
         *,
         hide: bool,
-    ) -> Transfer:
-        """Take the pages of a message from their owner into flight."""
+        messages: int = 1,
+    ) -> tuple[Transfer, bool]:
+        """Take the pages of so many messages from their owner into flight; return whether they
+        have been brought to their receiver as well.
+
+        hide    whether they are to be hidden now, and not by `hide_together`, which could not bring
+                them anywhere
+        """
         plan = self._ledger.transfer(
             request.operation,
             sender.number,
@@ -218,10 +232,17 @@ class Operations:
         )
         if plan.copied:
             self._copy(sender, plan)
-            return plan
+            return plan, False
         if not hide:
             self._ledger.commit_transfer(plan)
-            return plan
+            return plan, False
+        if (
+            receiver.idle
+            and len(plan.runs) == 1
+            and request.operation in TOGETHER
+            and len(receiver.queue) + messages <= abi.RX_ENTRIES  # as its ring takes at its entry
+        ):
+            return plan, self._pass_on(sender, receiver, plan)
         kept: list[Run] = []
 
         def keep(fresh: Run) -> None:
@@ -243,7 +264,18 @@ class Operations:
             self._ledger.abandon(plan._replace(fresh=fresh))
             raise
         self._ledger.commit_transfer(plan)
-        return plan
+        return plan, False
+
+    def _pass_on(self, sender: Peer, receiver: Peer, plan: Transfer) -> bool:
+        """Bring the pages of a SEND or LEND to an idle receiver at once, while they are at hand;
+        in flight only if the host refuses that. Return whether they have been brought.
+        """
+        brought = carry.pass_on(sender, receiver, plan)
+        if brought:
+            self._ledger.hand_over(plan)
+        else:
+            self._ledger.commit_transfer(plan)
+        return brought
 
     def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
         size = sum([extent.pages for extent in extents]) * PAGE_SIZE
@@ -445,6 +477,18 @@ def adjacent(one: Request, other: Request) -> bool:
         and len(one.spans) == 1
         and len(other.spans) == 1
         and one.spans[0].end == other.spans[0].gpa
+    )
+
+
+def touching(one: Request, other: Request) -> bool:
+    """Whether the pages of two requests can be hidden with one call: the last of the one and the
+    first of the other are adjacent.
+    """
+    return (
+        one.operation in TOGETHER
+        and other.operation in TOGETHER
+        and bool(one.spans and other.spans)
+        and one.spans[-1].end == other.spans[0].gpa
     )
 
 

@@ -41,6 +41,8 @@ class Peer:
     sent, received, refused
               messages so far, and requests
     entered   whether it has run yet: what is so from the beginning is no news to it
+    idle      whether it waits for a message, with its receive ring empty: it does not look before
+              its queue has been dequeued, so pages that are sent to it may be brought at once
     full      whether its queue was full when the tables were last written
     hold_still
               called before pages of it are hidden, if others may vanish with them for a moment (the
@@ -68,6 +70,7 @@ class Peer:
         self.hold_still: Callable[[], object] = _nothing
         self.alive = True
         self.entered = False
+        self.idle = False
         self.sent = 0
         self.received = 0
         self.refused = 0

@@ -200,6 +200,30 @@ class RemapWindow(MappedWindow):
         with contextlib.suppress(OSError):
             super().hide(part.page, part.pages)
 
+    # ---- From window to window ----
+
+    def pass_on(
+        self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
+    ) -> bool:
+        part = self._shown.part(page, count) if len(self._shown) else None
+        if part is None or not writable or not isinstance(other, RemapWindow):
+            return super().pass_on(page, frame, count, other, place, writable=writable)
+        # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
+        here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
+        other.cover(place, count)
+        _move(here, there, size)
+        try:
+            MappedWindow.hide(self, page, count)
+        except OSError:
+            _move(there, here, size)
+            with contextlib.suppress(OSError):
+                MappedWindow.hide(other, place, count)
+            raise
+        self._shown.remove(page, count)
+        other._shown.insert(part[0]._replace(page=place))
+        self._park.lodgings.settle(Lodging(frame, count, True, other, place))
+        return True
+
     # ---- Sharing ----
 
     def make_shareable(self, page: int, count: int) -> None:

@@ -42,6 +42,21 @@ class Window(ABC):
     def hide(self, page: int, count: int) -> None:
         """Make `count` pages inaccessible; they may span several shown runs, and holes."""
 
+    def pass_on(
+        self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
+    ) -> bool:
+        """Hide the one run of frames that is shown from `page` on, and show it in another window,
+        on which nobody runs, from `place` on.
+
+        False if it is hidden here, and the host refuses to show it there.
+        """
+        self.hide(page, count)
+        try:
+            other.show(place, frame, count, writable=writable)
+        except OSError:
+            return False
+        return True
+
     def make_shareable(self, page: int, count: int) -> None:  # noqa: B027 - most need nothing
         """Get pages that are shown here, and nowhere else, ready to be shown elsewhere as well.
 
