@@ -145,13 +145,14 @@ class Exchange:
             if together and request.operation not in TOGETHER:
                 refused |= self._hide(sender, together)
             run = _run(requests, len(answers))
-            touched = _touched(requests, len(answers), len(answers) + len(run))
+            end = len(answers) + len(run)
+            direct = _waits(sender, request) and not _touched(requests, len(answers), end)
             if len(run) > 1:
-                joint = together if touched else None
+                joint = None if direct else together
                 served = self.operations.transfer_run(sender, run, joint)
                 answers += served or [self._ask(sender, each, together) for each in run]
             else:
-                answers.append(self._ask(sender, request, together if touched else None))
+                answers.append(self._ask(sender, request, None if direct else together))
         refused |= self._hide(sender, together)
         for index, asked, answer in zip(indices, requests, answers, strict=True):
             if answer.number in refused:
@@ -310,6 +311,12 @@ class Exchange:
         took_us = (time.perf_counter_ns() - self._start) / 1000
         runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
+
+
+def _waits(sender: Peer, request: Request) -> bool:
+    """Whether a request is to one who waits for a message."""
+    receiver = sender.receiver(request.receiver)
+    return receiver is not None and receiver.idle
 
 
 def _touched(requests: Sequence[Request | Status], first: int, end: int) -> bool:
