@@ -49,14 +49,16 @@ class Driver:
     def prepare(self, machine: Machine) -> None:
         """Deliver what waits for a machine, and answer the wait it was in."""
         peer, wait = machine.peer, machine.wait
-        peer.entered, peer.idle = True, False
         pending = self._exchange.deliver(peer) if peer.queue else None
         if wait is not None:
-            status = self._holds(machine, wait, pending)
+            status: Status | None = Status.OK
+            if not (pending and peer.idle):
+                status = self._holds(machine, wait, pending)
             if status is None:  # another was faster, or it has waited long enough
                 status = Status.OK if machine.deadline is None else Status.E_TIMEOUT
             machine.guest.answer(status)
             machine.wait, machine.deadline = None, None
+        peer.entered, peer.idle = True, False
 
     def execute(self, machine: Machine) -> Exit:
         """Run a machine until it exits. What the kernel refuses ends this machine, and no other."""
@@ -156,7 +158,7 @@ class Driver:
         flags = wait.flags or _MESSAGE
         if flags & ~_ALL_WAITS:
             return Status.E_BELL
-        if pending is None:
+        if pending is None and flags & _MESSAGE:
             try:
                 pending = machine.guest.control.pending()
             except Refusal as refusal:  # an index that makes no sense would wait for ever

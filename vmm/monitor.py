@@ -296,7 +296,11 @@ class Monitor:
 
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
-        if machine is not None and machine.state is State.PARKED and self._driver.wants(machine):
+        if (
+            machine is not None
+            and machine.state is State.PARKED
+            and ((peer.idle and peer.queue) or self._driver.wants(machine))
+        ):
             self._scheduler.make_ready(machine)
 
     def audit(self) -> dict[str, int]:

@@ -15,11 +15,10 @@ from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.places import joined
-from vmm.ferry.plans import Transfer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
 from vmm.ferry.runs import Extent, Run
-from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.movers import Window
 from vmm.memory.pool import PagePool
 
@@ -131,23 +130,6 @@ def hide(peer: Peer, run: Run) -> None:
     peer.hold_still()
     try:
         peer.window.hide(run.page, run.pages)
-    except OSError:
-        raise Refusal(Status.E_NO_MEMORY) from None
-
-
-def pass_on(sender: Peer, receiver: Peer, plan: Transfer) -> bool:
-    """Take the one run of a SEND or LEND out of its sender's window, and bring it into that of an
-    idle receiver. False if the host refuses the latter: it is in flight, as it is without.
-
-    Raises Refusal(E_NO_MEMORY), with nothing done.
-    """
-    ((page, pages, frame, _),) = plan.runs
-    writable = plan.operation is Operation.SEND or plan.writable
-    sender.hold_still()
-    try:
-        return sender.window.pass_on(
-            page, frame, pages, receiver.window, plan.places[0], writable=writable
-        )
     except OSError:
         raise Refusal(Status.E_NO_MEMORY) from None
 

@@ -33,7 +33,7 @@ _START = struct.Struct(f"<QHHIIIIIQQQQ{abi.NAME_MAX}s")
 _PEER_ENTRY = struct.Struct(f"<IIII{abi.NAME_MAX}s")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
-_RX_ENTRIES = abi.RX_ENTRIES
+_TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
 _PEER = ctypes.sizeof(abi.Peer)
 
 
@@ -147,7 +147,7 @@ class ControlStructure:
         """
         (head,) = _U32.unpack_from(self._memory, _TX_HEAD)
         count = (head - self._tx_tail) & _MASK
-        if count > abi.TX_ENTRIES:
+        if count > _TX_ENTRIES:
             raise Refusal(Status.E_RING)
         return range(self._tx_tail, self._tx_tail + count)
 
@@ -156,14 +156,14 @@ class ControlStructure:
 
         Only the copy is ever looked at.
         """
-        return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % abi.TX_ENTRIES * _ENTRY)
+        return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % _TX_ENTRIES * _ENTRY)
 
     def copy_letter(self, index: int) -> tuple[int, int, bytes] | None:
         """Copy a transmit descriptor that does no more than send a payload: receiver, tag, payload.
 
         None for any other; what has been read of it is forgotten then. Each byte is read once.
         """
-        entry = _TX + index % abi.TX_ENTRIES * _ENTRY
+        entry = _TX + index % _TX_ENTRIES * _ENTRY
         kind, _, receiver, tag, length, _, counts, *reserved = _LETTER.unpack_from(
             self._memory, entry
         )
@@ -173,24 +173,24 @@ class ControlStructure:
         entry += _PAYLOAD
         return receiver, tag, bytes(self._memory[entry : entry + size])
 
-    def stamp(self, index: int, sender: int, number: int) -> None:
-        """Answer a descriptor with OK, and nothing but the message's number."""
-        entry, memory = _TX + index % abi.TX_ENTRIES * _ENTRY, self._memory
-        _STAMP.pack_into(memory, entry + _STATUS, 0, sender)
+    def stamp(self, index: int, sender: int, number: int, status: int = 0) -> None:
+        """Answer a descriptor with a status, and nothing but the message's number."""
+        entry, memory = _TX + index % _TX_ENTRIES * _ENTRY, self._memory
+        _STAMP.pack_into(memory, entry + _STATUS, status, sender)
         _U64.pack_into(memory, entry + _MESSAGE, number)
         self._tx_tail = tail = (index + 1) & _MASK
         _U32.pack_into(memory, _TX_TAIL, tail)
 
     def answer(self, index: int, sender: int, answer: Answer) -> None:
         """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
-        entry, memory = _TX + index % abi.TX_ENTRIES * _ENTRY, self._memory
-        for place, span in enumerate(answer.spans):
-            _U64.pack_into(memory, entry + _EXTENTS + place * _EXTENT, span.gpa)
-        if answer.payload:
-            payload = entry + _PAYLOAD
-            memory[payload : payload + len(answer.payload)] = answer.payload
-        self.stamp(index, sender, answer.number)
-        _I32.pack_into(memory, entry + _STATUS, answer.status)
+        status, number, spans, payload = answer
+        if spans or payload:
+            entry, memory = _TX + index % _TX_ENTRIES * _ENTRY, self._memory
+            for place, span in enumerate(spans):
+                _U64.pack_into(memory, entry + _EXTENTS + place * _EXTENT, span.gpa)
+            entry += _PAYLOAD
+            memory[entry : entry + len(payload)] = payload
+        self.stamp(index, sender, number, status)
 
     # ---- Receive ring ----
 
@@ -244,7 +244,7 @@ class ControlStructure:
     @property
     def wait(self) -> Wait:
         """What the guest's wait is for, unchecked."""
-        return Wait(*_WAIT.unpack_from(self._memory, _WAIT_TIMEOUT))
+        return tuple.__new__(Wait, _WAIT.unpack_from(self._memory, _WAIT_TIMEOUT))
 
     @property
     def log(self) -> tuple[int, int]:

@@ -63,7 +63,10 @@ class Delivery:
         None if the host refuses to map them: the message has then gone back to its sender.
         """
         message = self._roster.get_message(peer)
-        return message if self._bring(peer, message) else None
+        if message.targets and not message.brought:
+            return message if self._bring(peer, message) else None
+        self._taken(peer, message)
+        return message
 
     def _bring(self, peer: Peer, message: Message) -> bool:
         """Bring a message's pages into a peer's window. False if it has gone back instead."""

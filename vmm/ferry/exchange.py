@@ -128,9 +128,9 @@ class Exchange:
         return True
 
     def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
-        """Process several descriptors, in order. What adjacent ones send to the same peer is one run
-        to the ledger; what they send to several is hidden together: before anything else is done
-        with these pages, and before anybody can see them elsewhere.
+        """Process several descriptors, in order. What adjacent ones send to one peer is one run to
+        the ledger; what they send to several is hidden together: before anything else is done with
+        these pages, and before anybody can see them elsewhere.
         """
         self._start = time.perf_counter_ns()
         requests = [self._read(control, index) for index in indices]
@@ -228,7 +228,7 @@ class Exchange:
         Returns how many messages it now has to take, those of before included; None if its index
         makes no sense.
         """
-        pending = self._forget_taken(peer)
+        pending = 0 if peer.idle else self._forget_taken(peer)
         if pending is not None and peer.queue:
             control = peer.control
             assert control is not None

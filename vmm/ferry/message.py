@@ -41,10 +41,12 @@ _HEAD = struct.Struct("<HHiIIQQQHHIQQ")
 _EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
 _DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
 _PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
-_NOT_RESERVED = (0, 0, 0)
+_NONE_RESERVED = [0, 0, 0]
+_EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
 _EXTENT = ctypes.sizeof(abi.Extent)
 _NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
 _NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
+_NO_MORE_EXTENTS = _NO_EXTENTS[_EXTENT:]
 
 
 class Request(NamedTuple):
@@ -75,18 +77,22 @@ class Request(NamedTuple):
         number, flags, _, _, receiver, tag, length, _, count, payload_length, *reserved = (
             _HEAD.unpack_from(descriptor)
         )
-        operation = _operation(number)
-        if count > abi.EXTENTS_MAX or payload_length > abi.PAYLOAD_MAX:
+        operation = _REQUESTS.get(number) or _operation(number)
+        if count > _EXTENTS_MAX or payload_length > _PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
         spans: tuple[Span, ...] = ()
-        payload, wrong = b"", any(reserved)
-        if count:
+        payload, wrong = b"", reserved != _NONE_RESERVED
+        if count == 1:  # as most have
+            gpa, pages, attributes = _EXTENTS[1].unpack_from(descriptor, _HEAD.size)
+            spans = (Span(gpa, pages),)
+            wrong = wrong or attributes
+        elif count:
             raw = _EXTENTS[count].unpack_from(descriptor, _HEAD.size)
             spans = tuple(map(Span, raw[::3], raw[1::3]))
             wrong = wrong or any(raw[2::3])
         if payload_length:
             payload = bytes(descriptor)[_PAYLOAD : _PAYLOAD + payload_length]
-        if wrong or flags & ~_FLAGS.get(operation, 0):
+        if wrong or (flags and flags & ~_FLAGS.get(operation, 0)):
             raise Refusal(Status.E_RESERVED)
         return cls(receiver, tag, length, spans, payload, operation, not flags & _READONLY)
 
@@ -119,12 +125,12 @@ class Request(NamedTuple):
         Raises Refusal: E_LENGTH, E_ALIGNMENT, E_RANGE, E_OVERLAP.
         """
         self._check_counts()
-        extents = [_extent(span, window) for span in self.spans]
+        extents = [_extent(gpa, pages, window) for gpa, pages in self.spans]
         if len(extents) > 1:
             ordered = sorted(extents)
             if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
                 raise Refusal(Status.E_OVERLAP)
-        if self.length > sum([extent.pages for extent in extents]) * PAGE_SIZE:
+        if self.length > sum([pages for _, pages in extents]) * PAGE_SIZE:
             raise Refusal(Status.E_LENGTH)
         return extents
 
@@ -155,8 +161,7 @@ def _operation(number: int) -> Operation:
     return operation
 
 
-def _extent(span: Span, window: Region) -> Extent:
-    gpa, pages = span
+def _extent(gpa: int, pages: int, window: Region) -> Extent:
     if gpa % PAGE_SIZE:
         raise Refusal(Status.E_ALIGNMENT)
     page = (gpa - window.base) // PAGE_SIZE
@@ -201,23 +206,27 @@ class Message(NamedTuple):
 
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
+        number, operation, status, sender, receiver, tag, length, payload, spans, *_ = self
+        count = len(spans)
         head = _HEAD.pack(
-            self.operation,
+            operation,
             0 if self.writable else _READONLY,
-            self.status,
-            self.sender,
-            self.receiver,
-            self.tag,
-            self.length,
-            self.number,
-            len(self.spans),
-            len(self.payload),
-            *_NOT_RESERVED,
+            status,
+            sender,
+            receiver,
+            tag,
+            length,
+            number,
+            count,
+            len(payload),
+            0,
+            0,
+            0,
         )
         extents = _NO_EXTENTS
-        if self.spans:
-            words = [word for span in self.spans for word in (*span, 0)]
-            extents = (
-                _EXTENTS[len(self.spans)].pack(*words) + _NO_EXTENTS[len(words) // 3 * _EXTENT :]
-            )
-        return head + extents + self.payload + _NO_PAYLOAD[len(self.payload) :]
+        if count == 1:
+            extents = _EXTENTS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
+        elif count:
+            words = [word for span in spans for word in (*span, 0)]
+            extents = _EXTENTS[count].pack(*words) + _NO_EXTENTS[count * _EXTENT :]
+        return head + extents + payload + _NO_PAYLOAD[len(payload) :]

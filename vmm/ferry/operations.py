@@ -88,7 +88,8 @@ class Operations:
         if together is not None and request.operation in TOGETHER:
             return self.transfer(peer, request, together)
         answer = self._served[request.operation](peer, request)
-        self.note_parted(peer, request.operation, request.spans)
+        if peer.untaken:
+            self.note_parted(peer, request.operation, request.spans)
         return answer
 
     @staticmethod
@@ -104,9 +105,10 @@ class Operations:
     ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
         number, tag, length, spans_, payload, operation, writable = request
-        receiver = sender.receiver(number)
-        if receiver is None:
+        entry = sender.table.get(number)
+        if entry is None or not entry.may_send:
             raise Refusal(Status.E_PEER)
+        receiver = entry.peer
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
         extents: Sequence[Extent] = ()
@@ -270,7 +272,15 @@ class Operations:
         """Bring the pages of a SEND or LEND to an idle receiver at once, while they are at hand;
         in flight only if the host refuses that. Return whether they have been brought.
         """
-        brought = carry.pass_on(sender, receiver, plan)
+        ((page, pages, frame, _),) = plan.runs
+        writable = plan.writable or plan.operation is Operation.SEND
+        sender.hold_still()
+        try:
+            brought = sender.window.pass_on(
+                page, frame, pages, receiver.window, plan.places[0], writable=writable
+            )
+        except OSError:
+            raise Refusal(Status.E_NO_MEMORY) from None
         if brought:
             self._ledger.hand_over(plan)
         else:

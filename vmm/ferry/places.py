@@ -35,35 +35,31 @@ def joined(extents: Iterable[Extent]) -> list[Extent]:
     return found
 
 
-def _place(window: IntervalMap[Run], count: int) -> int | None:
+def place_for(window: IntervalMap[Run], count: int) -> int:
     """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones
-    from below.
+    from below. Refused: E_WINDOW_FULL.
 
     Kept apart, a small extent does not cut a large one's huge pages in two.
     """
-    if count >= LARGE:
-        page = window.gap_from_top(count, LARGE)
-        if page is not None:
-            return page
-    return window.gap(count)
+    page = window.gap_from_top(count, LARGE) if count >= LARGE else None
+    if page is None:
+        page = window.gap(count)
+    if page is None:
+        raise Refusal(Status.E_WINDOW_FULL)
+    return page
 
 
 def reserve(window: IntervalMap[Run], counts: Sequence[int]) -> list[Extent]:
     """Choose disjoint places for as many extents, without taking them. Refused: E_WINDOW_FULL."""
     if len(counts) == 1:
-        page = _place(window, counts[0])
-        if page is None:
-            raise Refusal(Status.E_WINDOW_FULL)
-        return [Extent(page, counts[0])]
+        return [Extent(place_for(window, counts[0]), counts[0])]
     places: list[Extent] = []
     try:
         for count in counts:
-            page = _place(window, count)
-            if page is None:
-                raise Refusal(Status.E_WINDOW_FULL)
+            page = place_for(window, count)
             places.append(Extent(page, count))
             window.insert(Run(page, count, page, Hold.REVOKED))
     finally:
-        for place in places:
-            window.remove(*place)
+        for extent in places:
+            window.discard(*extent)
     return places

@@ -98,13 +98,16 @@ class Roster:
 
     def put(self, sender: Peer, receiver: Peer, *messages: Message) -> None:
         """Put messages into a queue that has room, and let the sender see what is left."""
+        queue = receiver.queue
         for message in messages:
-            receiver.queue.put(message)
-        self._room_changed(receiver)
-        if sender.control is not None:
+            queue.put(message)
+        if receiver.full is bool(queue.room):
+            self._room_changed(receiver)
+        control = sender.control
+        if control is not None:
             entry = sender.table.get(receiver.number)
             if entry is not None:
-                sender.control.put_room(entry.index, receiver.queue.room)
+                control.put_room(entry.index, queue.room)
         self._wake(receiver)
 
     def put_back(self, receiver: Peer, message: Message) -> None:
@@ -116,7 +119,8 @@ class Roster:
     def get_message(self, peer: Peer) -> Message:
         """Take the oldest message out of a queue that has one."""
         message = peer.queue.get()
-        self._room_changed(peer)
+        if peer.full is bool(peer.queue.room):
+            self._room_changed(peer)
         return message
 
     def withdraw(self, peer: Peer, message: Message) -> None:

@@ -101,6 +101,8 @@ T = TypeVar("T", bound=Interval)
 class IntervalMap(Generic[T]):
     """Disjoint intervals among `pages` places, in order; those that belong together are joined.
 
+    items   they, in order: to be read only
+
     Most changes concern one interval, or a part of one: what they cost is a search and a copy of
     the tail of three lists.
     """
@@ -110,14 +112,14 @@ class IntervalMap(Generic[T]):
         self._tally = tally or Tally()
         self._starts: list[int] = []
         self._ends: list[int] = []
-        self._items: list[T] = []
+        self.items: list[T] = []
         self._full = 0  # below it is no hole
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._items)
+        return iter(self.items)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
         """Return the range of indices of the intervals that overlap start..end."""
@@ -131,16 +133,16 @@ class IntervalMap(Generic[T]):
         end = start + pages
         first = bisect_right(self._starts, start) - 1
         if first >= 0 and self._ends[first] >= end:
-            item = self._items[first]
+            item = self.items[first]
             whole = self._starts[first] == start and self._ends[first] == end
             return [item if whole else item.clip(start, end)]
         first, last = self._slice(start, end)
-        return [item.clip(start, end) for item in self._items[first:last]]
+        return [item.clip(start, end) for item in self.items[first:last]]
 
     def at(self, place: int) -> T | None:
         """Return the interval that holds a place, whole."""
         index = bisect_right(self._starts, place) - 1
-        return self._items[index] if index >= 0 and self._ends[index] > place else None
+        return self.items[index] if index >= 0 and self._ends[index] > place else None
 
     def part(self, start: int, pages: int) -> tuple[T, int] | None:
         """Return the part of the one interval that holds all of these places, and in how many
@@ -151,7 +153,7 @@ class IntervalMap(Generic[T]):
         if index < 0 or self._ends[index] < end:
             return None
         cuts = (self._starts[index] != start) + (self._ends[index] != end)
-        item = self._items[index]
+        item = self.items[index]
         return (item.clip(start, end) if cuts else item), cuts
 
     def cuts(self, start: int, pages: int) -> int:
@@ -170,31 +172,42 @@ class IntervalMap(Generic[T]):
             self._full = start
         index = bisect_right(self._starts, start) - 1
         if index >= 0 and self._ends[index] >= end:
-            item = self._items[index]
+            item = self.items[index]
             self._cut(index, item, start, end)
             return [item.clip(start, end)]
         first, last = self._slice(start, end)
-        old = self._items[first:last]
+        old = self.items[first:last]
         self._put(first, last, self._outside(first, last, start, end))
         return [item.clip(start, end) for item in old]
+
+    def discard(self, start: int, pages: int) -> None:
+        """Cut a range out as `remove` does, whatever was there."""
+        end = start + pages
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0 and self._ends[index] >= end:
+            if start < self._full:
+                self._full = start
+            self._cut(index, self.items[index], start, end)
+        else:
+            self.remove(start, pages)
 
     def _cut(self, index: int, item: T, start: int, end: int) -> None:
         """Cut a range out of one interval, which it lies in."""
         first, last = self._starts[index], self._ends[index]
         if first != start:
-            self._items[index] = item.clip(first, start)
+            self.items[index] = item.clip(first, start)
             self._ends[index] = start
             if last != end:
                 self._add(index + 1, item.clip(end, last), end, last)
         elif last != end:
-            self._items[index] = item.clip(end, last)
+            self.items[index] = item.clip(end, last)
             self._starts[index] = end
         else:
-            del self._items[index], self._starts[index], self._ends[index]
+            del self.items[index], self._starts[index], self._ends[index]
             self._tally.intervals -= 1
 
     def _add(self, index: int, item: T, start: int, end: int) -> None:
-        self._items.insert(index, item)
+        self.items.insert(index, item)
         self._starts.insert(index, start)
         self._ends.insert(index, end)
         self._tally.intervals += 1
@@ -204,16 +217,16 @@ class IntervalMap(Generic[T]):
         keep: list[T] = []
         if first < last:
             if self._starts[first] < start:
-                keep.append(self._items[first].clip(self._starts[first], start))
+                keep.append(self.items[first].clip(self._starts[first], start))
             if self._ends[last - 1] > end:
-                keep.append(self._items[last - 1].clip(end, self._ends[last - 1]))
+                keep.append(self.items[last - 1].clip(end, self._ends[last - 1]))
         return keep
 
     def insert(self, item: T) -> None:
         """Add an interval where there is none, joined with the neighbours that it continues."""
         start = item[0]
         end, index = start + item[1], bisect_left(self._starts, start)
-        ends, items = self._ends, self._items
+        ends, items = self._ends, self.items
         if index and ends[index - 1] == start and items[index - 1].continues(item):
             index -= 1
             items[index], ends[index] = items[index].lengthened(item[1]), end
@@ -230,12 +243,12 @@ class IntervalMap(Generic[T]):
     def _join_next(self, index: int) -> None:
         """Join an interval with the next one, if that continues it."""
         after = index + 1
-        if after < len(self._items) and self._starts[after] == self._ends[index]:
-            item, right = self._items[index], self._items[after]
+        if after < len(self.items) and self._starts[after] == self._ends[index]:
+            item, right = self.items[index], self.items[after]
             if item.continues(right):
-                self._items[index] = item.lengthened(right[1])
+                self.items[index] = item.lengthened(right[1])
                 self._ends[index] = self._ends[after]
-                del self._items[after], self._starts[after], self._ends[after]
+                del self.items[after], self._starts[after], self._ends[after]
                 self._tally.intervals -= 1
 
     def replace(self, item: T) -> None:
@@ -244,12 +257,12 @@ class IntervalMap(Generic[T]):
         end, index = start + item[1], bisect_right(self._starts, start) - 1
         if index >= 0 and self._ends[index] >= end:
             if self._starts[index] == start and self._ends[index] == end:
-                self._items[index] = item
+                self.items[index] = item
                 self._join_next(index)
                 if index and self._ends[index - 1] == start:
                     self._join_next(index - 1)
                 return
-            self._cut(index, self._items[index], start, end)
+            self._cut(index, self.items[index], start, end)
         else:
             full = self._full
             self.remove(start, end - start)
@@ -258,13 +271,13 @@ class IntervalMap(Generic[T]):
 
     def _put(self, first: int, last: int, items: list[T]) -> None:
         self._tally.intervals += len(items) - (last - first)
-        self._items[first:last] = items
+        self.items[first:last] = items
         self._starts[first:last] = [item[0] for item in items]
         self._ends[first:last] = [item[0] + item[1] for item in items]
 
     def clear(self) -> None:
         """Remove everything."""
-        self._put(0, len(self._items), [])
+        self._put(0, len(self.items), [])
         self._full = 0
 
     def gap(self, count: int, align: int = 1) -> int | None:

@@ -68,6 +68,7 @@ _FALLOC_FL_PUNCH_HOLE = 0x02
 
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 HUGE = 2 << 20  # bytes in a huge page
@@ -95,12 +96,14 @@ def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True
     the kernel shoots its translations down before mmap returns.
     """
     protection = _READ_WRITE if writable else mmap.PROT_READ
-    _map(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset, "a window")
+    if _mmap(address, size, protection, _SHOWN, fd, offset) == _MAP_FAILED:
+        _fail(f"mmap of {size} bytes for a window")
 
 
 def hide(address: int, size: int) -> None:
     """Replace whatever is at `address` with reserved, inaccessible address space."""
-    _map(address, size, _PROT_NONE, _HIDDEN | _MAP_FIXED, -1, 0, "a window's hole")
+    if _mmap(address, size, _PROT_NONE, _HOLE, -1, 0) == _MAP_FAILED:
+        _fail(f"mmap of {size} bytes for a window's hole")
 
 
 def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:

@@ -152,7 +152,7 @@ class RemapWindow(MappedWindow):
     # ---- Hiding ----
 
     def hide(self, page: int, count: int) -> None:
-        if not len(self._shown):
+        if not self._shown.items:
             super().hide(page, count)
             return
         runs = self._shown.within(page, count)
@@ -205,8 +205,16 @@ class RemapWindow(MappedWindow):
     def pass_on(
         self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
     ) -> bool:
-        part = self._shown.part(page, count) if len(self._shown) else None
-        if part is None or not writable or not isinstance(other, RemapWindow):
+        assert isinstance(other, RemapWindow)
+        if not self._shown.items:  # the memfd's, here and there
+            MappedWindow.hide(self, page, count)
+            try:
+                MappedWindow.show(other, place, frame, count, writable=writable)
+            except OSError:
+                return False
+            return True
+        part = self._shown.part(page, count)
+        if part is None or not writable:
             return super().pass_on(page, frame, count, other, place, writable=writable)
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
@@ -248,7 +256,7 @@ class RemapWindow(MappedWindow):
 
     def close(self) -> None:
         """Send home what is here, and unmap it all."""
-        if len(self._shown):
+        if self._shown.items:
             with contextlib.suppress(OSError):
                 self.hide(0, self.region.pages)
         for run in self._shown:  # lost with the mapping

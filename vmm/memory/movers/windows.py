@@ -120,19 +120,15 @@ class MappedWindow(Window):
             self._slots.cover(page, count)
 
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
-        self.cover(page, count)
-        mapping.show(
-            self.address(page),
-            count * PAGE_SIZE,
-            self._pool.fd,
-            frame * PAGE_SIZE,
-            writable=writable,
-        )
+        if self._slots is not None:
+            self._slots.cover(page, count)
+        address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
+        mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
-            mapping.advise_huge(self.address(page), count * PAGE_SIZE)
+            mapping.advise_huge(address, size)
 
     def hide(self, page: int, count: int) -> None:
-        mapping.hide(self.address(page), count * PAGE_SIZE)
+        mapping.hide(self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE)
 
     def address(self, page: int) -> int:
         return self.mapping.address + page * PAGE_SIZE
