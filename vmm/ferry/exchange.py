@@ -137,22 +137,19 @@ class Exchange:
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
-        while len(answers) < len(requests):
-            request = requests[len(answers)]
-            if isinstance(request, Status):
-                answers.append(Answer(request))
+        for run, touched in _runs(requests):
+            if isinstance(run, Status):
+                answers.append(Answer(run))
                 continue
+            request = run[0]
             if together and request.operation not in TOGETHER:
                 refused |= self._hide(sender, together)
-            run = _run(requests, len(answers))
-            end = len(answers) + len(run)
-            direct = _waits(sender, request) and not _touched(requests, len(answers), end)
-            if len(run) > 1:
-                joint = None if direct else together
-                served = self.operations.transfer_run(sender, run, joint)
-                answers += served or [self._ask(sender, each, together) for each in run]
-            else:
-                answers.append(self._ask(sender, request, None if direct else together))
+            joint = together if touched or not _idle(sender, request) else None
+            if len(run) == 1:
+                answers.append(self._ask(sender, request, joint))
+                continue
+            served = self.operations.transfer_run(sender, run, joint)
+            answers += served or [self._ask(sender, each, together) for each in run]
         refused |= self._hide(sender, together)
         for index, asked, answer in zip(indices, requests, answers, strict=True):
             if answer.number in refused:
@@ -313,31 +310,30 @@ class Exchange:
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
 
 
-def _waits(sender: Peer, request: Request) -> bool:
-    """Whether a request is to one who waits for a message."""
+def _idle(sender: Peer, request: Request) -> bool:
+    """Whether a request is to one whose pages can be brought at once."""
     receiver = sender.receiver(request.receiver)
     return receiver is not None and receiver.idle
 
 
-def _touched(requests: Sequence[Request | Status], first: int, end: int) -> bool:
-    """Whether the requests from `first` to `end` have pages adjacent to those of a neighbour."""
-
-    def touch(index: int) -> bool:
-        one, other = requests[index - 1], requests[index]
-        return (
-            not isinstance(one, Status) and not isinstance(other, Status) and touching(one, other)
-        )
-
-    return (first > 0 and touch(first)) or (end < len(requests) and touch(end))
-
-
-def _run(requests: Sequence[Request | Status], first: int) -> list[Request]:
-    """Return the requests from `first` on that are adjacent, each to the one before."""
-    request = requests[first]
-    assert not isinstance(request, Status)
-    run = [request]
-    for following in requests[first + 1 :]:
-        if isinstance(following, Status) or not adjacent(run[-1], following):
-            break
-        run.append(following)
-    return run
+def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | Status, bool]]:
+    """Return the requests in runs, each adjacent to the one before, and with each run whether its
+    pages touch those of a neighbour. What is no request is a run of its own.
+    """
+    runs: list[tuple[list[Request] | Status, bool]] = []
+    run: list[Request] = []
+    before: Request | Status = Status.OK
+    for request in requests:
+        if isinstance(request, Status):
+            runs.append((request, False))
+        elif isinstance(before, Status) or not touching(before, request):
+            run = [request]
+            runs.append((run, False))
+        elif adjacent(before, request):
+            run.append(request)
+        else:
+            runs[-1] = run, True
+            run = [request]
+            runs.append((run, True))
+        before = request
+    return runs

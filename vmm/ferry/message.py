@@ -31,6 +31,7 @@ _FLAGS = dict.fromkeys((Operation.LEND, Operation.SHARE), int(abi.Flags.READONLY
 _TO_A_PEER = frozenset(
     {Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE, Operation.RETURN}
 )
+_NEED_NO_SPAN = frozenset({Operation.SEND, Operation.QUERY})
 _NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answered in
 _REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
 _READONLY = int(abi.Flags.READONLY)
@@ -125,11 +126,15 @@ class Request(NamedTuple):
         Raises Refusal: E_LENGTH, E_ALIGNMENT, E_RANGE, E_OVERLAP.
         """
         self._check_counts()
+        if len(self.spans) == 1:  # as most have
+            extent = _extent(*self.spans[0], window)
+            if self.length > extent.pages * PAGE_SIZE:
+                raise Refusal(Status.E_LENGTH)
+            return [extent]
         extents = [_extent(gpa, pages, window) for gpa, pages in self.spans]
-        if len(extents) > 1:
-            ordered = sorted(extents)
-            if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
-                raise Refusal(Status.E_OVERLAP)
+        ordered = sorted(extents)
+        if any(a.end > b.page for a, b in itertools.pairwise(ordered)):
+            raise Refusal(Status.E_OVERLAP)
         if self.length > sum([pages for _, pages in extents]) * PAGE_SIZE:
             raise Refusal(Status.E_LENGTH)
         return extents
@@ -147,9 +152,9 @@ class Request(NamedTuple):
         return [span.pages for span in self.spans]
 
     def _check_counts(self) -> None:
-        least = 0 if self.operation in (Operation.SEND, Operation.QUERY) else 1
-        most = 1 if self.operation is Operation.QUERY else abi.EXTENTS_MAX
-        if not least <= len(self.spans) <= most or len(self.payload) > abi.PAYLOAD_MAX:
+        least = 0 if self.operation in _NEED_NO_SPAN else 1
+        most = 1 if self.operation is Operation.QUERY else _EXTENTS_MAX
+        if not least <= len(self.spans) <= most or len(self.payload) > _PAYLOAD_MAX:
             raise Refusal(Status.E_LENGTH)
 
 
@@ -164,10 +169,10 @@ def _operation(number: int) -> Operation:
 def _extent(gpa: int, pages: int, window: Region) -> Extent:
     if gpa % PAGE_SIZE:
         raise Refusal(Status.E_ALIGNMENT)
-    page = (gpa - window.base) // PAGE_SIZE
-    if page < 0 or pages < 1 or (page + pages) * PAGE_SIZE > window.size:  # nothing wraps
+    offset = gpa - window.base
+    if offset < 0 or pages < 1 or offset + pages * PAGE_SIZE > window.size:  # nothing wraps
         raise Refusal(Status.E_RANGE)
-    return Extent(page, pages)
+    return Extent(offset // PAGE_SIZE, pages)
 
 
 class Answer(NamedTuple):

@@ -475,30 +475,26 @@ class Operations:
         return Answer(Status.OK, payload=bytes(answer))
 
 
-def adjacent(one: Request, other: Request) -> bool:
-    """Whether two requests are SENDs, or LENDs, to one peer, of an extent each, one after the
-    other.
-    """
-    return (
-        other.operation is one.operation
-        and one.operation in TOGETHER
-        and other.receiver == one.receiver
-        and other.writable is one.writable
-        and len(one.spans) == 1
-        and len(other.spans) == 1
-        and one.spans[0].end == other.spans[0].gpa
-    )
-
-
 def touching(one: Request, other: Request) -> bool:
     """Whether the pages of two requests can be hidden with one call: the last of the one and the
     first of the other are adjacent.
     """
     return (
-        one.operation in TOGETHER
-        and other.operation in TOGETHER
-        and bool(one.spans and other.spans)
+        bool(one.spans and other.spans)
         and one.spans[-1].end == other.spans[0].gpa
+        and one.operation in TOGETHER
+        and other.operation in TOGETHER
+    )
+
+
+def adjacent(one: Request, other: Request) -> bool:
+    """Whether two requests that touch are alike, to one peer, and of an extent each."""
+    return (
+        other.operation is one.operation
+        and other.receiver == one.receiver
+        and other.writable is one.writable
+        and len(one.spans) == 1
+        and len(other.spans) == 1
     )
 
 
