@@ -66,6 +66,7 @@ struct extent {
 
 struct queued {
     struct pf_descriptor message;
+    int brought; /* its pages are where they belong already */
     struct extent extents[PF_EXTENTS_MAX];
 };
 
@@ -169,13 +170,18 @@ static void show(const struct machine *m, const struct extent *e, int protection
         map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED, pool_fd, (off_t)(e->frame * PAGE));
 }
 
+static void hole(const struct machine *m, const struct extent *e)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+
+    map(at_page(m, e->page), e->pages * PAGE, PROT_NONE, flags, -1, 0);
+}
+
 static void hide(const struct machine *m, const struct extent *e)
 {
-    size_t bytes = e->pages * PAGE;
-
     if (anonymous(e))
-        remap(at_page(m, e->page), home + e->frame * PAGE, bytes);
-    map(at_page(m, e->page), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        remap(at_page(m, e->page), home + e->frame * PAGE, e->pages * PAGE);
+    hole(m, e);
 }
 
 /* ---- Machines ---- */
@@ -319,24 +325,44 @@ static uint32_t runs_of(const struct machine *m, const struct pf_extent *x, stru
 
 /* ---- Messages ---- */
 
-static struct extent gone[QUEUE * PF_EXTENTS_MAX];
+/* What leaves a window: to be hidden there and, if it is `brought`, shown in the other one from page `to` on. */
+static struct leaving {
+    struct extent extent;
+    uint32_t to;
+    int brought, protection;
+} gone[QUEUE * PF_EXTENTS_MAX];
 static uint32_t gone_count;
 
-/* Notes what is to be hidden, joined with what it follows; flush_hidden() hides it. */
-static void hide_later(const struct extent *e)
+/* Notes what leaves, joined with what it follows; flush_gone() lets it go. */
+static void leave(const struct leaving *what)
 {
-    struct extent *last = gone_count ? &gone[gone_count - 1] : NULL;
+    struct leaving *last = gone_count ? &gone[gone_count - 1] : NULL;
+    const struct extent *e = &what->extent;
+    int follows = last && last->extent.page + last->extent.pages == e->page && last->brought == what->brought;
 
-    if (last && last->page + last->pages == e->page)
-        last->pages += e->pages;
+    if (follows && what->brought)
+        follows = last->extent.frame + last->extent.pages == e->frame && last->to + last->extent.pages == what->to;
+    if (follows)
+        last->extent.pages += e->pages;
     else
-        gone[gone_count++] = *e;
+        gone[gone_count++] = *what;
 }
 
-static void flush_hidden(const struct machine *m)
+static void flush_gone(const struct machine *from, const struct machine *to)
 {
-    for (uint32_t i = 0; i < gone_count; i++)
-        hide(m, &gone[i]);
+    for (uint32_t i = 0; i < gone_count; i++) {
+        const struct leaving *what = &gone[i];
+        struct extent there = {what->to, what->extent.pages, what->extent.frame};
+
+        if (what->brought && anonymous(&there)) {
+            remap(at_page(from, what->extent.page), at_page(to, there.page), there.pages * PAGE);
+            hole(from, &what->extent);
+        } else {
+            hide(from, &what->extent);
+            if (what->brought)
+                show(to, &there, what->protection);
+        }
+    }
     gone_count = 0;
 }
 
@@ -386,8 +412,14 @@ static struct queued *enqueue(struct machine *from, struct machine *to, const st
     struct queued *q = &to->queue[to->queued++];
 
     memcpy(&q->message, d, sizeof *d);
+    q->brought = 0;
     q->message.sender = from == &pair[SENDER] ? 1 : 2;
     return q;
+}
+
+static int protection_of(const struct pf_descriptor *d)
+{
+    return d->flags & PF_FLAG_READONLY ? PROT_READ : PROT_READ | PROT_WRITE;
 }
 
 static void serve_send(struct machine *from, struct machine *to, const struct pf_descriptor *d)
@@ -397,12 +429,14 @@ static void serve_send(struct machine *from, struct machine *to, const struct pf
     for (uint32_t i = 0; i < d->extent_count; i++) {
         uint32_t n = runs_of(from, &d->extents[i], scratch), page = place(to, d->extents[i].pages);
 
+        /* One run, to one who waits for it, as all do here: as the monitor does it. */
+        q->brought = n == 1 && d->extent_count == 1 && d->operation != PF_OP_SHARE;
         q->message.extents[i].gpa = to->image->at.window_gpa + page * PAGE;
         for (uint32_t j = 0; j < n; j++) {
             struct extent e = scratch[j];
 
             if (d->operation != PF_OP_SHARE)
-                hide_later(&e);
+                leave(&(struct leaving){e, page, q->brought, protection_of(d)});
             if (d->operation == PF_OP_SEND)
                 let_go(from, &e);
             else
@@ -466,7 +500,7 @@ static void after_serving(struct machine *from)
 {
     if (other(from)->queued >= other(from)->depth)
         tell_room(from, 0);
-    flush_hidden(from);
+    flush_gone(from, other(from));
 }
 
 static void transmit(struct machine *from)
@@ -505,13 +539,12 @@ static void deliver(struct machine *m)
 
     for (uint32_t i = 0; i < m->queued; i++) {
         struct pf_descriptor *d = &m->queue[i].message;
-        uint32_t extents = d->operation == PF_OP_RETURN ? 0 : d->extent_count;
+        uint32_t extents = d->operation == PF_OP_RETURN || m->queue[i].brought ? 0 : d->extent_count;
 
         for (uint32_t x = 0; x < extents; x++) {
             uint32_t n = runs_of(m, &d->extents[x], scratch);
 
-            if (d->flags & PF_FLAG_READONLY)
-                protection = PROT_READ;
+            protection = protection_of(d);
             for (uint32_t j = 0; j < n; j++) {
                 const struct extent *e = &scratch[j];
                 int follows = next.page + next.pages == e->page && next.frame + next.pages == e->frame;
