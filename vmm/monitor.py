@@ -191,7 +191,9 @@ class Monitor:
         number = next(self._numbers)
         guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
         try:
-            window = self._mover.machine_window(guest.vm, guest.layout.window.base, shape.window)
+            window = self._mover.machine_window(
+                guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
+            )
         except BaseException:
             guest.close()
             raise

@@ -14,7 +14,7 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.movers import MOVERS, MappedWindow, RemapWindow, SlotsWindow, Window
-from vmm.memory.movers.remap import Park
+from vmm.memory.movers.park import Park
 from vmm.memory.pool import PagePool
 
 

@@ -79,9 +79,9 @@ def test_a_mover_of_ones_own_makes_the_windows_and_the_pool(
     class Own(MOVERS["memfd"]):  # type: ignore[misc]
         name = "remap"  # as it says, so it is called: it is not looked up
 
-        def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+        def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
             made.append(size)
-            return super().machine_window(vm, base, size)
+            return super().machine_window(vm, base, size, others)
 
         def close(self) -> None:
             made.append(0)

@@ -15,7 +15,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers import RemapWindow, remap
-from vmm.memory.movers.remap import Park
+from vmm.memory.movers.park import Park
 
 FRAMES = 64
 LARGE = 4  # frames that get anonymous memory

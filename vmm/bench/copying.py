@@ -76,7 +76,7 @@ class CopyMover(Mover):
     def _make_pool(self, frames: int) -> PagePool:
         return _Pool(frames)
 
-    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
         return _CopyWindow(self.pool, size, vm, base)
 
     def host_window(self, size: int) -> Window:

@@ -15,5 +15,5 @@ class MemfdMover(Mover):
 
     name = "memfd"
 
-    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
         return MappedWindow(self.pool, size, base, vm)

@@ -16,76 +16,20 @@ is one.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-from collections.abc import Iterable
 
 from vmm.ferry.frames import LARGE
 from vmm.ferry.runs import IntervalMap, Run
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
-from vmm.memory.mapping import HUGE, Mapping
-from vmm.memory.movers.lodgings import Lodging, Lodgings
+from vmm.memory.movers.lodgings import Lodging
+from vmm.memory.movers.park import SEAMS, Park, move
+from vmm.memory.movers.park_slots import ParkSlotsWindow
 from vmm.memory.movers.windows import MappedWindow, Mover, Window
 from vmm.memory.pool import PagePool
 
-SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
-
-
-class Park(PagePool):
-    """A page pool whose frames have a memfd, and a home in anonymous memory.
-
-    Nobody looks at homes: what a page that has left may have left behind is not cleared away.
-    """
-
-    def __init__(self, frames: int, large: int = LARGE) -> None:
-        self.lodgings: Lodgings[RemapWindow] = Lodgings(frames, large, SEAMS)
-        size = frames * PAGE_SIZE
-        self._homes = Mapping.park(size + PAGE_SIZE)
-        # A page that never leaves: all mappings that are split off share its anon_vma, without
-        # which the kernel would not join them again.
-        ctypes.memset(self._homes.address + size, 1, 1)
-        try:
-            mapping.keep_from_children(self._homes.address, self._homes.size)
-            mapping.advise_huge(self._homes.address, self._homes.size)
-            super().__init__(frames)
-        except BaseException:
-            self._homes.close()
-            raise
-
-    def home(self, frame: int) -> int:
-        """Return the address of a frame's home."""
-        return self._homes.address + frame * PAGE_SIZE
-
-    def memory(self, part: Lodging[RemapWindow]) -> int:
-        """Return where anonymous memory is now."""
-        return self.home(part.frame) if part.window is None else part.window.address(part.page)
-
-    @property
-    def fillable(self) -> bool:
-        return self.lodgings.seams < SEAMS
-
-    def fill(self, frame: int, address: int, size: int) -> None:
-        # The memfd's, whatever its neighbours are; and before there is anything to be zeroed.
-        self.lodgings.settle(Lodging(frame, size // PAGE_SIZE, anonymous=False))
-        super().fill(frame, address, size)
-
-    def zero(self, frames: Iterable[tuple[int, int]]) -> None:
-        for first, count in frames:
-            for part in self.lodgings.within(first, count):
-                if part.anonymous:
-                    mapping.empty(self.memory(part), part.pages * PAGE_SIZE)
-                else:
-                    super().zero([(part.frame, part.pages)])
-                if part.window is not None:
-                    part.window.lose(part)
-            self.lodgings.forget(first, count)
-
-    def close(self) -> None:
-        super().close()
-        self._homes.close()
 
 
 class RemapWindow(MappedWindow):
@@ -143,7 +87,7 @@ class RemapWindow(MappedWindow):
         if not plain:
             mapping.protect(source, size, writable=writable)
         try:
-            _move(source, self.address(page), size)
+            move(source, self.address(page), size)
         finally:
             if not plain:
                 with contextlib.suppress(OSError):  # an empty home may be a mapping of its own
@@ -171,12 +115,12 @@ class RemapWindow(MappedWindow):
 
     def _send_home(self, run: Run) -> None:
         here, home, size = self.address(run.page), self._park.home(run.frame), run.pages * PAGE_SIZE
-        _move(here, home, size)
+        move(here, home, size)
         if run.hold is Hold.VIEWED:
             try:
                 mapping.protect(home, size, writable=True)
             except OSError:
-                _move(home, here, size)
+                move(home, here, size)
                 raise
 
     def _fetch_again(self, run: Run) -> None:
@@ -205,7 +149,8 @@ class RemapWindow(MappedWindow):
     def pass_on(
         self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
     ) -> bool:
-        assert isinstance(other, RemapWindow)
+        if not isinstance(other, RemapWindow):
+            return super().pass_on(page, frame, count, other, place, writable=writable)
         if not self._shown.items:  # the memfd's, here and there
             MappedWindow.hide(self, page, count)
             try:
@@ -219,11 +164,11 @@ class RemapWindow(MappedWindow):
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)
-        _move(here, there, size)
+        move(here, there, size)
         try:
             MappedWindow.hide(self, page, count)
         except OSError:
-            _move(there, here, size)
+            move(there, here, size)
             with contextlib.suppress(OSError):
                 MappedWindow.hide(other, place, count)
             raise
@@ -271,6 +216,9 @@ class RemapMover(Mover):
     name = "remap"
     seams = SEAMS
     large = LARGE  # frames of a run that gets anonymous memory, and what it is aligned to
+    # Machines, beyond which each gets memslots: to tell them all of a change in a mapping costs the
+    # kernel 0.2 to 0.4 µs for each, and memslots 60 to 230 µs more, whatever their number.
+    many = 256
 
     def __init__(self, frames: int) -> None:
         self._park = Park(frames, self.large)
@@ -279,29 +227,10 @@ class RemapMover(Mover):
     def _make_pool(self, frames: int) -> PagePool:
         return self._park
 
-    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
+    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
+        if others >= self.many:
+            return ParkSlotsWindow(self._park, vm, base, size)
         return RemapWindow(self._park, size, base, vm)
 
     def host_window(self, size: int) -> Window:
         return RemapWindow(self._park, size)
-
-
-def _move(source: int, target: int, size: int) -> None:
-    """Move memory, by halves where it is several mappings to the kernel.
-
-    All of it or, as far as the host does not refuse to undo it, none.
-    """
-    try:
-        mapping.move(source, target, size)
-        return
-    except OSError as error:
-        if error.errno != errno.EFAULT or size == PAGE_SIZE:
-            raise
-    unit = HUGE if size > HUGE else PAGE_SIZE
-    half = -(-size // 2 // unit) * unit
-    _move(source, target, half)
-    try:
-        _move(source + half, target + half, size - half)
-    except OSError:
-        _move(target, source, half)
-        raise

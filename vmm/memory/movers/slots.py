@@ -1,13 +1,15 @@
 """`slots` rewrites the KVM memslots.
 
-Each run of adjacent frames in a window is a memslot of its own, whose host memory is the pool,
-mapped once. Taking an extent out deletes its slot (and creates slots for what is left of it on
-either side); bringing one in creates a slot.
+Each run of adjacent frames in a window is a memslot of its own, whose host memory stays where it
+is. Taking an extent out deletes its slot (and creates slots for what is left of it on either side);
+bringing one in creates a slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
@@ -23,13 +25,20 @@ from vmm.memory.region import Region
 
 
 class _Slot(NamedTuple):
-    """A memslot: `pages` pages from `page`, backed from `frame` on."""
+    """A memslot: `pages` pages from `page`, backed from `frame` on, which is at `address`."""
 
     page: int
     pages: int
     frame: int
+    address: int
     number: int
     writable: bool
+
+    def part(self, page: int, end: int) -> _Slot:
+        """Return what the slot has from `page` to `end`."""
+        by = page - self.page
+        frame, address = self.frame + by, self.address + by * PAGE_SIZE
+        return self._replace(page=page, pages=end - page, frame=frame, address=address)
 
 
 class SlotsWindow(Window):
@@ -40,49 +49,78 @@ class SlotsWindow(Window):
 
     blinks = True
 
-    def __init__(self, vm: Vm, pool: Mapping, base: int, size: int) -> None:
+    def __init__(self, vm: Vm, base: int, size: int) -> None:
+        # As far as the kernel can (Linux 6.12): else a page sent costs its sender the translations
+        # of all others, which took three times as long as all the rest.
+        if vm.check_extension(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL:
+            vm.enable_cap(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL)
         self.region = Region(base, size)
         self._vm = vm
-        self._pool = pool
-        self._slots: dict[int, _Slot] = {}  # by slot number
+        self._slots: dict[int, _Slot] = {}  # by their first page
+        self._starts: list[int] = []  # those pages, in order
         self._unused: list[int] = []  # numbers given back
         self._next = WINDOW_SLOT
 
+    @abstractmethod
+    def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
+        """Return where the memory of frames is that are to be shown from `page` on, in pieces:
+        address, and number of pages. Raises OSError.
+        """
+
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
-        number = self._unused.pop() if self._unused else self._next
-        slot = _Slot(page, count, frame, number, writable)
+        made: list[_Slot] = []
         try:
-            self._set(slot, count)
+            for address, pages in self.places(page, frame, count):
+                made.append(self._create(_Slot(page, pages, frame, address, 0, writable)))
+                page, frame = page + pages, frame + pages
+        except OSError:
+            for slot in made:
+                self._delete(slot)
+            raise
+
+    def _create(self, slot: _Slot) -> _Slot:
+        """Create a slot, with a number of its own."""
+        number = self._unused.pop() if self._unused else self._next
+        slot = slot._replace(number=number)
+        try:
+            self._set(slot, slot.pages)
         except OSError:
             if number != self._next:
                 self._unused.append(number)
             raise
         self._next = max(self._next, number + 1)
-        self._slots[number] = slot
+        self._slots[slot.page] = slot
+        insort(self._starts, slot.page)
+        return slot
 
     def hide(self, page: int, count: int) -> None:
         """Delete the slots that overlap, and create new ones for what is left of them."""
         end = page + count
-        old = [s for s in self._slots.values() if s.page < end and page < s.page + s.pages]
-        done: list[Callable[[], None]] = []
+        old = self.overlapping(page, end)
+        done: list[Callable[[], object]] = []
         try:
             for slot in old:
                 self._delete(slot)
-                done.append(lambda slot=slot: self._show(slot))  # type: ignore[misc]
+                done.append(lambda slot=slot: self._create(slot))  # type: ignore[misc]
                 for left in _remains(slot, page, end):
-                    self._show(left)
+                    self._create(left)
                     done.append(lambda left=left: self._delete(self._at(left.page)))  # type: ignore[misc]
         except OSError:
             for undo in reversed(done):
                 undo()
             raise
 
-    def _show(self, slot: _Slot) -> None:
-        self.show(slot.page, slot.frame, slot.pages, writable=slot.writable)
+    def overlapping(self, page: int, end: int) -> list[_Slot]:
+        """Return the slots that have something of page..end."""
+        first = max(bisect_right(self._starts, page) - 1, 0)
+        slots = [
+            self._slots[start] for start in self._starts[first : bisect_left(self._starts, end)]
+        ]
+        return [slot for slot in slots if page < slot.page + slot.pages]
 
     def _delete(self, slot: _Slot) -> None:
         self._set(slot, 0)
-        del self._slots[slot.number]
+        del self._slots[slot.page], self._starts[bisect_left(self._starts, slot.page)]
         self._unused.append(slot.number)
 
     def _set(self, slot: _Slot, count: int) -> None:
@@ -90,20 +128,33 @@ class SlotsWindow(Window):
             slot.number,
             self.region.base + slot.page * PAGE_SIZE,
             count * PAGE_SIZE,
-            self._pool.address + slot.frame * PAGE_SIZE,
+            slot.address,
             0 if slot.writable else KVM_MEM_READONLY,
         )
 
     def _at(self, page: int) -> _Slot:
-        return next(s for s in self._slots.values() if s.page <= page < s.page + s.pages)
+        (slot,) = self.overlapping(page, page + 1)
+        return slot
 
     def address(self, page: int) -> int:
         slot = self._at(page)
-        return self._pool.address + (slot.frame + page - slot.page) * PAGE_SIZE
+        return slot.address + (page - slot.page) * PAGE_SIZE
 
     def close(self) -> None:
-        """Nothing to unmap: the slots went with the VM, the pool is the mover's."""
+        """Nothing to unmap: the slots went with the VM, their memory is the mover's."""
         self._slots.clear()
+        self._starts.clear()
+
+
+class PoolSlotsWindow(SlotsWindow):
+    """Memslots over a pool that is mapped as a whole."""
+
+    def __init__(self, vm: Vm, base: int, size: int, pool: Mapping) -> None:
+        super().__init__(vm, base, size)
+        self._pool = pool
+
+    def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
+        return ((self._pool.address + frame * PAGE_SIZE, count),)
 
 
 def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
@@ -111,10 +162,9 @@ def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
     slot_end = slot.page + slot.pages
     left = []
     if slot.page < page:
-        left.append(slot._replace(pages=page - slot.page))
+        left.append(slot.part(slot.page, page))
     if slot_end > end:
-        rest = slot._replace(page=end, pages=slot_end - end)
-        left.append(rest._replace(frame=slot.frame + end - slot.page))
+        left.append(slot.part(end, slot_end))
     return left
 
 
@@ -131,12 +181,8 @@ class SlotsMover(Mover):
             super().close()
             raise
 
-    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
-        # As far as the kernel can (Linux 6.12): else a page sent costs its sender the translations
-        # of all others, which took three times as long as all the rest.
-        if vm.check_extension(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL:
-            vm.enable_cap(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL)
-        return SlotsWindow(vm, self._mapping, base, size)
+    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
+        return PoolSlotsWindow(vm, base, size, self._mapping)
 
     def close(self) -> None:
         self._mapping.close()

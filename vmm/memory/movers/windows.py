@@ -85,8 +85,11 @@ class Mover(ABC):
         return PagePool(frames)
 
     @abstractmethod
-    def machine_window(self, vm: Vm, base: int, size: int) -> Window:
-        """Make an empty window of `size` bytes at the guest-physical address `base`."""
+    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
+        """Make an empty window of `size` bytes at the guest-physical address `base`.
+
+        others    how many machines there are besides
+        """
 
     def host_window(self, size: int) -> Window:
         """Make an empty window in this process: memory that the host itself reads and writes."""

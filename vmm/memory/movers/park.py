@@ -1,0 +1,124 @@
+"""The park: the memory of frames that are to have huge pages, and move with them.
+
+Each frame has a home in one anonymous mapping, where it lies while no window shows it; and a place
+in a memfd. In which of the two its memory is, is decided when it is first shown (lodgings).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vmm.ferry.frames import LARGE
+from vmm.guest.abi import PAGE_SIZE
+from vmm.memory import mapping
+from vmm.memory.mapping import HUGE, Mapping
+from vmm.memory.movers.lodgings import Lodging, Lodgings
+from vmm.memory.pool import PagePool
+
+if TYPE_CHECKING:
+    from vmm.memory.movers.remap import RemapWindow
+
+SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
+
+
+class Park(PagePool):
+    """A page pool whose frames have a memfd, and a home in anonymous memory.
+
+    Nobody looks at homes: what a page that has left may have left behind is not cleared away.
+    """
+
+    def __init__(self, frames: int, large: int = LARGE) -> None:
+        self.lodgings: Lodgings[RemapWindow] = Lodgings(frames, large, SEAMS)
+        self._memfd: Mapping | None = None  # as a whole
+        size = frames * PAGE_SIZE
+        self._homes = Mapping.park(size + PAGE_SIZE)
+        # A page that never leaves: all mappings that are split off share its anon_vma, without
+        # which the kernel would not join them again.
+        ctypes.memset(self._homes.address + size, 1, 1)
+        try:
+            mapping.keep_from_children(self._homes.address, self._homes.size)
+            mapping.advise_huge(self._homes.address, self._homes.size)
+            super().__init__(frames)
+        except BaseException:
+            self._homes.close()
+            raise
+
+    def home(self, frame: int) -> int:
+        """Return the address of a frame's home."""
+        return self._homes.address + frame * PAGE_SIZE
+
+    def memory(self, part: Lodging[RemapWindow]) -> int:
+        """Return where anonymous memory is now."""
+        return self.home(part.frame) if part.window is None else part.window.address(part.page)
+
+    def settled(self, part: Lodging[RemapWindow]) -> int:
+        """Return the address of frames that are to stay where they are from now on: at home, or in
+        the memfd. Raises OSError.
+        """
+        if not part.anonymous:
+            if part.fresh:
+                self.lodgings.settle(part)
+            return self.memfd + part.frame * PAGE_SIZE
+        if part.window is not None:  # which the host has not let hide them
+            move(self.memory(part), self.home(part.frame), part.pages * PAGE_SIZE)
+            part.window.lose(part)
+        if part.fresh or part.window is not None:
+            self.lodgings.settle(Lodging(part.frame, part.pages, anonymous=True))
+        return self.home(part.frame)
+
+    @property
+    def memfd(self) -> int:
+        """The address of the memfd's first frame. It is mapped when it is first asked for."""
+        if self._memfd is None:
+            self._memfd = Mapping.shared(self.frames * PAGE_SIZE, self.fd)
+        return self._memfd.address
+
+    @property
+    def fillable(self) -> bool:
+        return self.lodgings.seams < SEAMS
+
+    def fill(self, frame: int, address: int, size: int) -> None:
+        # The memfd's, whatever its neighbours are; and before there is anything to be zeroed.
+        self.lodgings.settle(Lodging(frame, size // PAGE_SIZE, anonymous=False))
+        super().fill(frame, address, size)
+
+    def zero(self, frames: Iterable[tuple[int, int]]) -> None:
+        for first, count in frames:
+            for part in self.lodgings.within(first, count):
+                if part.anonymous:
+                    mapping.empty(self.memory(part), part.pages * PAGE_SIZE)
+                else:
+                    super().zero([(part.frame, part.pages)])
+                if part.window is not None:
+                    part.window.lose(part)
+            self.lodgings.forget(first, count)
+
+    def close(self) -> None:
+        super().close()
+        self._homes.close()
+        if self._memfd is not None:
+            self._memfd.close()
+
+
+def move(source: int, target: int, size: int) -> None:
+    """Move memory, by halves where it is several mappings to the kernel.
+
+    All of it or, as far as the host does not refuse to undo it, none.
+    """
+    try:
+        mapping.move(source, target, size)
+        return
+    except OSError as error:
+        if error.errno != errno.EFAULT or size == PAGE_SIZE:
+            raise
+    unit = HUGE if size > HUGE else PAGE_SIZE
+    half = -(-size // 2 // unit) * unit
+    move(source, target, half)
+    try:
+        move(source + half, target + half, size - half)
+    except OSError:
+        move(target, source, half)
+        raise

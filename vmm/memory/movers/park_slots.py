@@ -1,0 +1,61 @@
+"""Windows of memslots over the park, for hosts of many machines.
+
+The kernel tells each VM of a process of each change in its mappings, whosever the address is; of a
+memslot it tells the one that has it. What such a window shows stays where it is: at home, or in the
+memfd.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import Vm
+from vmm.memory import mapping
+from vmm.memory.movers.lodgings import Lodging
+from vmm.memory.movers.park import SEAMS, Park
+from vmm.memory.movers.slots import SlotsWindow
+
+
+class ParkSlotsWindow(SlotsWindow):
+    """A window beside others to which memory is moved, and which may have had it before."""
+
+    def __init__(self, park: Park, vm: Vm, base: int, size: int) -> None:
+        super().__init__(vm, base, size)
+        self._park = park
+        _ = park.memfd  # to be had before any memory is to be shown
+
+    def places(self, page: int, frame: int, count: int) -> Iterator[tuple[int, int]]:
+        for part in self._park.lodgings.of(page, frame, count):
+            yield self._park.settled(part), part.pages
+
+    def make_shareable(self, page: int, count: int) -> None:
+        for slot in self.overlapping(page, page + count):
+            first, end = max(page, slot.page), min(page + count, slot.page + slot.pages)
+            shown = slot.part(first, end)
+            for part in self._park.lodgings.within(shown.frame, shown.pages):
+                if part.anonymous:
+                    at = first + part.frame - shown.frame
+                    self._store(at, part.frame, part.pages, writable=slot.writable)
+
+    def _store(self, page: int, frame: int, count: int, *, writable: bool) -> None:
+        """Copy anonymous memory into the memfd, and show that in its place."""
+        park, size = self._park, count * PAGE_SIZE
+        if park.lodgings.seams >= SEAMS:
+            raise OSError(errno.ENOMEM, "too many frames have been shared out of larger runs")
+        try:
+            mapping.store(park.home(frame), size, park.fd, frame * PAGE_SIZE)
+            self.hide(page, count)
+        except OSError:
+            mapping.punch(park.fd, frame * PAGE_SIZE, size)
+            raise
+        park.lodgings.settle(Lodging(frame, count, anonymous=False))
+        try:
+            self.show(page, frame, count, writable=writable)
+        except OSError:
+            park.lodgings.settle(Lodging(frame, count, anonymous=True))
+            self.show(page, frame, count, writable=writable)
+            mapping.punch(park.fd, frame * PAGE_SIZE, size)
+            raise
+        mapping.empty(park.home(frame), size)
