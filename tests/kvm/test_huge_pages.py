@@ -15,7 +15,8 @@ from vmm.ferry.frames import LARGE
 from vmm.ferry.peer import Peer
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.host.hugepages import huge_pages
-from vmm.memory.movers import MappedWindow, RemapMover
+from vmm.memory.movers import MappedWindow, RemapMover, SlotsWindow
+from vmm.memory.movers.park import Park
 
 PAGES = sized(32768, 2 * LARGE)  # 128 MiB
 WINDOW = PAGES * PAGE_SIZE * 2
@@ -37,9 +38,14 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 def huge(peer: Peer) -> int:
     """Return how many pages of a window are huge pages' (proc(5), smaps)."""
-    window, found, inside = peer.window, 0, False
+    window = peer.window
     assert isinstance(window, MappedWindow)
-    start, end = window.mapping.address, window.mapping.address + window.mapping.size
+    return huge_from(window.mapping.address, window.mapping.size)
+
+
+def huge_from(start: int, size: int) -> int:
+    """Return how many pages of mappings that begin in this range are huge pages'."""
+    end, found, inside = start + size, 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
             inside = start <= int(bounds[1], 16) < end
@@ -85,6 +91,28 @@ def test_a_large_message_keeps_its_huge_pages_when_sent_lent_and_returned(stage:
     (there,) = [span for message in b.inbox() for span in spans_of(message)]
     assert huge(b.machine.peer) == there_are
     assert filled(b, there, 9)
+
+
+def test_among_many_machines_a_large_message_keeps_its_huge_pages_too(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RemapMover, "many", len(stage.puppets))
+    late = [stage.add(name, window=WINDOW) for name in "cd"]
+    a, (c, d) = stage.puppets[0], late
+    (own,) = a.alloc(PAGES)
+    fill(a, own, 7)
+    there_are = huge(a.machine.peer)
+    span, holder = own, a
+    for receiver in (c, d, a, d):
+        assert holder.send(receiver, span) is Status.OK
+        (span,) = spans_of(receiver.one())
+        assert filled(receiver, span, 7)
+        holder = receiver
+    assert isinstance(d.machine.peer.window, SlotsWindow)
+    assert huge(a.machine.peer) == 0
+    pool = stage.monitor._mover.pool
+    assert isinstance(pool, Park)
+    assert huge_from(pool.home(0), pool.frames * PAGE_SIZE) >= there_are
 
 
 def test_the_hosts_large_buffer_goes_to_a_machine_and_back_with_its_huge_pages(

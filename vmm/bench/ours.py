@@ -14,7 +14,7 @@ from vmm.bench.plan import Case, Column, Unavailable
 from vmm.bench.scene import MOVERS, scene
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
-from vmm.memory.movers import Mover
+from vmm.memory.movers import Mover, RemapMover
 from vmm.monitor import Monitor
 from vmm.trace import Event
 
@@ -115,6 +115,8 @@ def _talk(
 
 def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) -> Column:
     def make() -> Column:
+        if others >= RemapMover.many and command.kind is Kind.PAGES:
+            raise Unavailable("the floor has no memslots of so many machines")
         allow_machines(2 * others + 4)
         floor = _floor(stack, command)
         if others:
