@@ -35,6 +35,7 @@ enum { SENDER, RECEIVER, LEAVER, IMAGES };
 
 #define PAGE ((size_t)PF_PAGE_SIZE)
 #define LARGE 512 /* pages */
+#define GIANT (512 * LARGE) /* what is as large is aligned to it, as far as there is room */
 #define SMALL_PAGES 16384 /* of each window, from its beginning, in which extents under LARGE lie */
 #define QUEUE 64
 #define NONE UINT32_MAX
@@ -127,7 +128,7 @@ static void *map(void *address, size_t bytes, int protection, int flags, int fd,
 
 static void *reserve(size_t bytes)
 {
-    size_t align = LARGE * PAGE;
+    size_t align = (bytes > GIANT * PAGE ? GIANT : LARGE) * PAGE;
     char *at = map(NULL, bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     return (char *)(((uintptr_t)at + align - 1) / align * align);
@@ -281,10 +282,15 @@ static void let_go(struct machine *m, const struct extent *e)
         m->first_free = e->page;
 }
 
+static uint32_t alignment(uint32_t pages)
+{
+    return pages >= GIANT ? GIANT : LARGE;
+}
+
 static uint32_t place(const struct machine *m, uint32_t pages)
 {
     if (pages >= LARGE)
-        return (uint32_t)(m->image->at.window_bytes / PAGE - pages) / LARGE * LARGE;
+        return (uint32_t)(m->image->at.window_bytes / PAGE - pages) / alignment(pages) * alignment(pages);
     for (uint32_t page = m->first_free; page + pages <= SMALL_PAGES; page++) {
         uint32_t n = 0;
 
@@ -377,8 +383,8 @@ static void serve_alloc(struct machine *m, struct pf_descriptor *d)
     struct extent e = {place(m, pages), pages, next_frame};
 
     if (pages >= LARGE) {
-        e.frame = next_large_frame;
-        next_large_frame += (pages + LARGE - 1) / LARGE * LARGE;
+        e.frame = (next_large_frame + alignment(pages) - 1) / alignment(pages) * alignment(pages);
+        next_large_frame = e.frame + (pages + LARGE - 1) / LARGE * LARGE;
     } else
         next_frame += pages;
     show(m, &e, PROT_READ | PROT_WRITE);

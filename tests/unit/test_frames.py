@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vmm.ferry.frames import LARGE, FramePool, Frames
+from vmm.ferry.frames import GIANT, LARGE, FramePool, Frames
 
 TOTAL = 2 * LARGE + 100
 
@@ -96,6 +96,17 @@ def test_a_large_run_begins_at_the_highest_multiple_of_2_mib_that_will_do() -> N
     assert pool.allocate(LARGE) == [Frames(3 * LARGE, LARGE)]
     assert pool.allocate(1) == [Frames(0, 1)]
     assert pool.allocate(LARGE) == [Frames(2 * LARGE, LARGE)]
+
+
+def test_a_gib_lies_at_a_multiple_of_it_where_there_is_room_and_else_as_any_large_run() -> None:
+    pool = FramePool(3 * GIANT + LARGE)
+    assert pool.allocate(GIANT + 1) == [Frames(2 * GIANT, GIANT + 1)]
+    assert pool.allocate(GIANT) == [Frames(GIANT, GIANT)]
+    assert pool.allocate(GIANT) == [Frames(0, GIANT)]
+    pool = FramePool(GIANT + 2 * LARGE)
+    assert pool.allocate(LARGE) == [Frames(GIANT + LARGE, LARGE)]
+    pool.allocate(1)
+    assert pool.allocate(GIANT) == [Frames(LARGE, GIANT)]
 
 
 def test_a_large_run_that_cannot_be_aligned_is_still_one_run() -> None:

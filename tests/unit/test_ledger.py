@@ -23,7 +23,7 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description
-from vmm.ferry.frames import LARGE, Frames
+from vmm.ferry.frames import GIANT, LARGE, Frames
 from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
 
@@ -74,6 +74,15 @@ def test_large_extents_lie_aligned_at_the_top_and_small_ones_below() -> None:
     ledger = three_peers(frames=8 * LARGE, pages=4 * LARGE)
     extents, _ = ledger.grant(A, [1, LARGE, LARGE + 1])
     assert extents == [Extent(0, 1), Extent(3 * LARGE, LARGE), Extent(LARGE, LARGE + 1)]
+
+
+def test_an_extent_of_a_gib_lies_at_a_multiple_of_it_where_there_is_room() -> None:
+    ledger = three_peers(frames=4 * GIANT, pages=2 * GIANT + LARGE)
+    extents, _ = ledger.grant(A, [LARGE, GIANT, GIANT])
+    assert extents == [Extent(2 * GIANT, LARGE), Extent(GIANT, GIANT), Extent(0, GIANT)]
+    ledger = three_peers(frames=4 * GIANT, pages=GIANT + 2 * LARGE)
+    extents, _ = ledger.grant(A, [1, GIANT])
+    assert extents == [Extent(0, 1), Extent(2 * LARGE, GIANT)]
 
 
 def test_a_large_extent_that_cannot_be_aligned_lies_where_it_can() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
-from vmm.memory.mapping import Mapping
+from vmm.memory.mapping import GIANT, HUGE, Mapping
 from vmm.memory.pool import PagePool
 
 PAGES = 8
@@ -55,6 +55,16 @@ def window() -> Iterator[Mapping]:
 
 def page(window: Mapping, index: int) -> int:
     return window.address + index * PAGE_SIZE
+
+
+@pytest.mark.parametrize(
+    ("size", "align"), [(HUGE, HUGE), (GIANT, HUGE), (GIANT + HUGE, GIANT), (3 * GIANT, GIANT)]
+)
+def test_reserved_address_space_begins_where_its_pages_can_be_moved_as_a_whole(
+    size: int, align: int
+) -> None:
+    with Mapping.reserve(size) as window:
+        assert (window.size, window.address % align) == (size, 0)
 
 
 def test_reserved_address_space_is_accessible_to_nobody(window: Mapping) -> None:

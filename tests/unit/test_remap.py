@@ -15,6 +15,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers import RemapWindow, remap
+from vmm.memory.movers import park as parking
 from vmm.memory.movers.park import Park
 
 FRAMES = 64
@@ -399,6 +400,6 @@ def test_frames_are_not_filled_where_there_are_too_many_seams(
 ) -> None:
     a.show(0, 0, 8)
     assert park.fillable
-    monkeypatch.setattr(remap, "SEAMS", 1)
+    monkeypatch.setattr(parking, "SEAMS", 1)
     park.fill(8, bytes_of_three, PAGE_SIZE)
     assert not park.fillable

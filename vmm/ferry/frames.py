@@ -9,6 +9,7 @@ import bisect
 from typing import NamedTuple
 
 LARGE = 512  # pages of 4 KiB in a huge page of 2 MiB
+GIANT = 512 * LARGE  # pages in a GiB, which the kernel moves in one step from multiple to multiple
 
 
 class Frames(NamedTuple):
@@ -21,6 +22,13 @@ class Frames(NamedTuple):
     def end(self) -> int:
         """The first frame after these."""
         return self.first + self.pages
+
+
+def alignments(count: int) -> tuple[int, ...]:
+    """Return what so many pages are to be aligned to, the best first, as far as there is room."""
+    if count < LARGE:
+        return ()
+    return (GIANT, LARGE) if count >= GIANT else (LARGE,)
 
 
 class FramePool:
@@ -38,16 +46,17 @@ class FramePool:
 
     def allocate(self, count: int) -> list[Frames]:
         """Take `count` frames, one run where there is one: the lowest that is long enough, or for
-        2 MiB and more the highest place that is aligned to 2 MiB, if there is one.
+        2 MiB and more the highest place that is aligned to 2 MiB, if there is one; to 1 GiB for as
+        much and more.
 
         Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
         Kept apart, small runs do not cut large ones' huge pages in two.
         """
         if count > self.free:
             return []
-        if count >= LARGE:
+        for align in alignments(count):
             for index in reversed(range(len(self._runs))):
-                first = (self._runs[index].end - count) // LARGE * LARGE
+                first = (self._runs[index].end - count) // align * align
                 if first >= self._runs[index].first:
                     return [self._take(index, Frames(first, count))]
         for index, run in enumerate(self._runs):

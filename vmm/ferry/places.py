@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vmm.ferry.frames import LARGE
+from vmm.ferry.frames import alignments
 from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent, IntervalMap, Run
 from vmm.guest.abi import Hold, Status
@@ -36,14 +36,16 @@ def joined(extents: Iterable[Extent]) -> list[Extent]:
 
 
 def place_for(window: IntervalMap[Run], count: int) -> int:
-    """Choose a place for `count` pages: large extents aligned to 2 MiB from the top, small ones
-    from below. Refused: E_WINDOW_FULL.
+    """Choose a place for `count` pages: large extents aligned (frames.alignments) from the top,
+    small ones from below. Refused: E_WINDOW_FULL.
 
     Kept apart, a small extent does not cut a large one's huge pages in two.
     """
-    page = window.gap_from_top(count, LARGE) if count >= LARGE else None
-    if page is None:
-        page = window.gap(count)
+    for align in alignments(count):
+        page = window.gap_from_top(count, align)
+        if page is not None:
+            return page
+    page = window.gap(count)
     if page is None:
         raise Refusal(Status.E_WINDOW_FULL)
     return page

@@ -72,6 +72,7 @@ _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 HUGE = 2 << 20  # bytes in a huge page
+GIANT = 1 << 30  # bytes that mremap moves in one step, from a multiple to a multiple
 
 
 def _fail(what: str) -> NoReturn:
@@ -200,13 +201,13 @@ class Mapping:
     def reserve(cls, size: int) -> Mapping:
         """Reserve address space that nothing can touch: no memory, no commit charge.
 
-        It begins at a multiple of HUGE, so that huge pages fit into it.
+        It begins at a multiple of HUGE, so that huge pages fit into it; of GIANT, if it is larger.
         """
         return cls._aligned(size, _PROT_NONE, "a window")
 
     @classmethod
     def park(cls, size: int) -> Mapping:
-        """Map zeroed private memory as `anonymous` does, from a multiple of HUGE on."""
+        """Map zeroed private memory as `anonymous` does, from a multiple as for `reserve` on."""
         return cls._aligned(size, _READ_WRITE, "parked pages")
 
     @classmethod
@@ -221,11 +222,12 @@ class Mapping:
 
     @classmethod
     def _aligned(cls, size: int, protection: int, what: str) -> Mapping:
-        """Map HUGE more than is wanted. What is too much stays: to unmap it would take two calls
-        more, of which the kernel tells each VM.
+        """Map as much more than is wanted as it is to be aligned to. What is too much stays: to
+        unmap it would take two calls more, of which the kernel tells each VM.
         """
-        whole = cls._make(size, protection, _HIDDEN, -1, what, HUGE)
-        aligned = cls(-(-whole.address // HUGE) * HUGE, size)
+        align = GIANT if size > GIANT else HUGE
+        whole = cls._make(size, protection, _HIDDEN, -1, what, align)
+        aligned = cls(-(-whole.address // align) * align, size)
         aligned._whole = (whole.address, whole.size)
         return aligned
 
