@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from kvm.puppets import Puppet, Span, Stage, descriptor, spans_of
 
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory.movers import MappedWindow, SlotsWindow, Window
 
 GIVING = (Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE)
 
@@ -100,15 +102,25 @@ def test_a_reply_sends_back_what_was_sent_and_returns_what_was_borrowed(one: Sta
         assert not returned or spans_of(reply) == own
 
 
+def refuse_to_show(patch: pytest.MonkeyPatch, kind: type[Window], window: Window) -> None:
+    """Have the host refuse to show anything in one window, if it is of this kind."""
+    show = kind.show
+
+    def refuse(self: Window, *what: Any, **how: Any) -> None:
+        if self is window:
+            raise OSError(errno.ENOMEM, "no")
+        show(self, *what, **how)
+
+    patch.setattr(kind, "show", refuse)
+
+
 def test_what_the_host_cannot_map_goes_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, _ = stage.puppets
 
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOMEM, "no")
-
     pages = a.alloc(*[1] * 4)
     a.write(a.base, 1, 4)
-    monkeypatch.setattr(b.machine.peer.window, "show", refuse)
+    for kind in (MappedWindow, SlotsWindow):
+        refuse_to_show(monkeypatch, kind, b.machine.peer.window)
     for tag, (operation, page) in enumerate(zip(GIVING, pages, strict=True)):
         assert a.do(operation, b, page, tag=tag) is Status.OK
     assert b.inbox() == []

@@ -6,6 +6,7 @@ here, and are as before where the host refuses.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
@@ -93,6 +94,18 @@ class Moves:
         for run in runs:
             show(self._carrier.window(peer), run)
             self._undo.append(partial(self._hide_again, peer, run, keep))
+
+    def pass_on(self, peer: int, run: Run, other: int, there: Run) -> None:
+        """Take a run out of a peer's window and bring it into another's: the last of the changes,
+        which is not undone.
+        """
+        self._carrier.hold_still(peer)
+        window, writable = self._carrier.window(other), there.hold in WRITABLE
+        if not self._carrier.window(peer).pass_on(
+            run.page, run.frame, run.pages, window, there.page, writable=writable
+        ):
+            self._undo.append(partial(self._show_again, peer, run))
+            raise OSError(errno.ENOMEM, "what has been hidden is not to be shown")
 
     def _show_again(self, peer: int, run: Run) -> None:
         for part in self._carrier.left(peer, run):

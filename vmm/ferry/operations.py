@@ -367,9 +367,12 @@ class Operations:
         if owner is not None:
             self._check_return(borrower, owner, request, plan.spans)
         with self._carrier.all_or_nothing() as moves:
-            moves.hide(borrower.number, plan.runs)
             shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
-            moves.show(request.receiver, shown, partial(self._take_back, request.receiver))
+            if len(shown) == len(plan.runs) == 1:
+                moves.pass_on(borrower.number, plan.runs[0], request.receiver, shown[0])
+            else:
+                moves.hide(borrower.number, plan.runs)
+                moves.show(request.receiver, shown, partial(self._take_back, request.receiver))
         self._pool.zero(self._ledger.commit_return(plan))
         if owner is None:
             return Answer(Status.OK)

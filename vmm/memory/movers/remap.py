@@ -159,7 +159,7 @@ class RemapWindow(MappedWindow):
                 return False
             return True
         part = self._shown.part(page, count)
-        if part is None or not writable:
+        if part is None or part[0].hold is not Hold.OWNED or not writable:
             return super().pass_on(page, frame, count, other, place, writable=writable)
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE

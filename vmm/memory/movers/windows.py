@@ -45,10 +45,11 @@ class Window(ABC):
     def pass_on(
         self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
     ) -> bool:
-        """Hide the one run of frames that is shown from `page` on, and show it in another window,
-        on which nobody runs, from `place` on.
+        """Hide the one run of frames that is shown from `page` on, and show it in another window
+        from `place` on.
 
-        False if it is hidden here, and the host refuses to show it there.
+        False if it is hidden here, and the host refuses to show it there. An OSError has changed
+        nothing.
         """
         self.hide(page, count)
         try:
