@@ -245,6 +245,7 @@ def test_what_nobody_is_left_to_have_is_free(monitor: Monitor, first: str) -> No
 def test_what_a_ring_that_makes_no_sense_keeps_from_its_machine_goes_back(monitor: Monitor) -> None:
     v, b = Stage(monitor, "vb").puppets
     (own,) = b.alloc(1)
+    v.machine.peer.idle = False  # the ring of one that is, is known to be empty, and not looked at
     v.machine.guest.memory.write(abi.CONTROL_GPA + abi.Control.rx_tail.offset, b"\x40\0\0\x80")
     assert b.send(v, own) is S.OK
     assert v.machine.fault is not None

@@ -241,7 +241,7 @@ class Operations:
         if (
             receiver.idle
             and len(plan.runs) == 1
-            and request.operation in TOGETHER
+            and not plan.fresh
             and len(receiver.queue) + messages <= abi.RX_ENTRIES  # as its ring takes at its entry
         ):
             return plan, self._pass_on(sender, receiver, plan)
@@ -269,16 +269,22 @@ class Operations:
         return plan, False
 
     def _pass_on(self, sender: Peer, receiver: Peer, plan: Transfer) -> bool:
-        """Bring the pages of a SEND or LEND to an idle receiver at once, while they are at hand;
-        in flight only if the host refuses that. Return whether they have been brought.
+        """Bring the pages of a SEND, LEND or SHARE to an idle receiver at once, while they are at
+        hand; they are in flight only if the host refuses that. Return whether they have been
+        brought.
         """
         ((page, pages, frame, _),) = plan.runs
         writable = plan.writable or plan.operation is Operation.SEND
+        window, place = receiver.window, plan.places[0]
         sender.hold_still()
         try:
-            brought = sender.window.pass_on(
-                page, frame, pages, receiver.window, plan.places[0], writable=writable
-            )
+            if plan.operation is Operation.SHARE:
+                sender.window.make_shareable(page, pages)
+                brought = window.try_to_show(place, frame, pages, writable=writable)
+            else:
+                brought = sender.window.pass_on(
+                    page, frame, pages, window, place, writable=writable
+                )
         except OSError:
             raise Refusal(Status.E_NO_MEMORY) from None
         if brought:

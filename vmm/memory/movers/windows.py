@@ -52,8 +52,12 @@ class Window(ABC):
         nothing.
         """
         self.hide(page, count)
+        return other.try_to_show(place, frame, count, writable=writable)
+
+    def try_to_show(self, page: int, frame: int, count: int, *, writable: bool = True) -> bool:
+        """Show frames. False if the host refuses that."""
         try:
-            other.show(place, frame, count, writable=writable)
+            self.show(page, frame, count, writable=writable)
         except OSError:
             return False
         return True
