@@ -40,7 +40,8 @@ class Step:
     gpa       of the first page, in the window of `from_` or `to` respectively; None if no page
               moved
     us        microseconds that the monitor took for it
-    owner     who owns the pages now: nobody while they are in flight
+    owner     who owns the pages now: nobody while they are in flight, in which they are not if the
+              receiver waits for them
     """
 
     step: int
@@ -114,6 +115,7 @@ class _Watcher:
         if event.kind not in ("send", "deliver"):
             return
         fields, extents = event.fields, event.fields["extents"]
+        there = extents and (event.kind == "deliver" or fields["brought"])
         step = Step(
             step=len(self._report.steps) + 1,
             op=event.kind,
@@ -122,7 +124,7 @@ class _Watcher:
             gpa=extents[0]["gpa"] if extents else None,
             pages=sum(extent["pages"] for extent in extents),
             us=round(fields["took_us"], 1),
-            owner=None if event.kind == "send" or not extents else fields["receiver"],
+            owner=fields["receiver"] if there else None,
         )
         self._report.steps.append(step)
         if event.kind == "deliver" and fields["tag"] == DemoTag.FILE and step.gpa is not None:

@@ -161,6 +161,7 @@ def test_a_message_and_its_delivery_are_told_with_both_ends(
     assert [event.kind for event in events] == [name, "deliver"]
     assert asked.pop("took_us") > 0
     assert delivered.pop("took_us") > 0
+    assert (asked.pop("brought"), delivered.pop("brought")) == (False, False)
     assert asked == {
         "message": number,
         "op": name,

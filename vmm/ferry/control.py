@@ -183,7 +183,7 @@ class ControlStructure:
 
     def answer(self, index: int, sender: int, answer: Answer) -> None:
         """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
-        status, number, spans, payload = answer
+        status, number, spans, payload, _ = answer
         if spans or payload:
             entry, memory = _TX + index % _TX_ENTRIES * _ENTRY, self._memory
             for place, span in enumerate(spans):

@@ -289,6 +289,7 @@ class Exchange:
             bytes=request.length or len(request.payload),
             extents=answer.spans or request.spans,
             status=answer.status.name,
+            brought=answer.brought,
         )
 
     def _tell_delivery(self, kind: str, message: Message) -> None:
@@ -302,6 +303,7 @@ class Exchange:
             bytes=message.length or len(message.payload),
             extents=message.spans,
             status=message.status.name,
+            brought=message.brought,
         )
 
     def _emit(self, kind: str, *, extents: Iterable[Span], **fields: Any) -> None:

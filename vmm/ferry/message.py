@@ -176,12 +176,16 @@ def _extent(gpa: int, pages: int, window: Region) -> Extent:
 
 
 class Answer(NamedTuple):
-    """What a peer is told of its request: QUERY's is in the payload, ALLOC's in the spans."""
+    """What a peer is told of its request: QUERY's is in the payload, ALLOC's in the spans.
+
+    brought   whether its pages are where they belong already, which is for the trace
+    """
 
     status: Status
     number: int = 0
     spans: tuple[Span, ...] = ()
     payload: bytes = b""
+    brought: bool = False
 
 
 class Message(NamedTuple):

@@ -139,7 +139,7 @@ class Operations:
         self._roster.put(sender, receiver, message)
         if plan is not None and together is not None:
             together.append(Parted(receiver, (message,), plan.runs))
-        return Answer(Status.OK, message.number)
+        return Answer(Status.OK, message.number, brought=brought)
 
     def post(self, sender: Peer, receiver: Peer, tag: int, payload: bytes) -> int:
         """SEND a payload and nothing else, which its caller has checked; return its number."""
@@ -206,7 +206,7 @@ class Operations:
             self.note_parted(sender, whole.operation, whole.spans)
         else:
             together.append(Parted(receiver, messages, plan.runs))
-        return [Answer(Status.OK, message.number) for message in messages]
+        return [Answer(Status.OK, message.number, brought=brought) for message in messages]
 
     def _part(
         self,
