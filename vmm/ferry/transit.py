@@ -1,0 +1,254 @@
+"""The ledger's part in a message: pages from one window into another, from plan to arrival. Pure.
+
+Not thread-safe: the exchange calls it under its lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmm.ferry.books import Bond, Borrower
+from vmm.ferry.checks import Checks
+from vmm.ferry.frames import Frames
+from vmm.ferry.places import moved, place_for, reserve
+from vmm.ferry.plans import Transfer
+from vmm.ferry.rules import RULES, Refusal
+from vmm.ferry.runs import Extent, Run
+from vmm.guest.abi import Hold, Operation, Status
+
+_GIVEN = frozenset({Operation.SEND, Operation.EXCHANGE})  # the receiver is to own the pages
+_PARTED = {Operation.SEND: Hold.SENT, Operation.EXCHANGE: Hold.SENT, Operation.LEND: Hold.LENT}
+
+
+class Transit(Checks):
+    """SEND, LEND, SHARE and EXCHANGE."""
+
+    def transfer(
+        self,
+        operation: Operation,
+        sender: int,
+        receiver: int,
+        extents: Sequence[Extent],
+        *,
+        writable: bool = True,
+        copied: bool = False,
+    ) -> Transfer:
+        """Plan a SEND, LEND, SHARE or EXCHANGE of extents, disjoint and within the window.
+
+        copied   whether an EXCHANGE is rather to be copied: the fresh frames go, and what is in the
+                 extents stays. It is moved all the same where the fresh frames are in more pieces
+
+        Refused, copied or not, as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL,
+        E_NO_MEMORY. A plan for EXCHANGE holds frames: commit or `abandon` it.
+        """
+        if len(extents) == 1 and operation is not Operation.EXCHANGE:
+            one = self._accounts[sender].window.part(*extents[0])
+            if one is not None and one[0].hold is not Hold.SHARED:  # as most are
+                return self._transfer_run(operation, sender, receiver, extents[0], *one, writable)
+        return self._transfer_runs(operation, sender, receiver, extents, writable, copied)
+
+    def _transfer_run(
+        self,
+        operation: Operation,
+        sender: int,
+        receiver: int,
+        extent: Extent,
+        run: Run,
+        growth: int,
+        writable: bool,
+    ) -> Transfer:
+        """Plan a SEND, LEND or SHARE of a run that is not shared yet, or of a part of one, without
+        which it is in `growth` pieces more: what `_transfer_runs` would, in a third of the time.
+        """
+        status = RULES[operation, run.hold]
+        if status is not Status.OK:
+            raise Refusal(status)
+        source, target = self._accounts[sender], self._accounts[receiver]
+        if growth and len(source.window.items) + growth > source.pieces:
+            raise Refusal(Status.E_QUOTA)
+        page, pages, _, _ = run
+        there = place_for(target.window, pages)
+        if operation is Operation.SEND and target.charged + pages > target.quota:
+            raise Refusal(Status.E_QUOTA)
+        if len(target.window.items) >= target.pieces:
+            raise Refusal(Status.E_WINDOW_FULL)
+        if self._tally.intervals + growth + 1 > self._pieces:
+            raise Refusal(Status.E_NO_MEMORY)
+        runs, sources, targets = (run,), (extent,), (Extent(there, pages),)
+        return Transfer(
+            operation, sender, receiver, writable, runs, (page,), (there,), sources, targets
+        )
+
+    def _transfer_runs(
+        self,
+        operation: Operation,
+        sender: int,
+        receiver: int,
+        extents: Sequence[Extent],
+        writable: bool,
+        copied: bool,
+    ) -> Transfer:
+        target = self._accounts[receiver]
+        runs = self.allowed(operation, sender, extents)
+        if operation is Operation.SHARE and any(
+            b.peer == receiver
+            for bond in self.bonds([run for run in runs if run.hold is Hold.SHARED])
+            for b in bond.borrowers
+        ):
+            raise Refusal(Status.E_REPEATED)
+        growth = self._check_pieces(sender, extents)
+        counts = [extent.pages for extent in extents]
+        targets = reserve(target.window, counts)
+        if operation in _GIVEN and target.charged + sum(counts) > target.quota:
+            raise Refusal(Status.E_QUOTA)
+        if len(target.window) + len(runs) > target.pieces:
+            raise Refusal(Status.E_WINDOW_FULL)
+        self._check_host(growth + len(runs))
+        homes, fresh, at = extents, list[Run](), [run.page for run in runs]
+        if operation is Operation.EXCHANGE:
+            homes, fresh = self._exchanged(sender, extents, growth, len(runs))
+            at = moved(runs, extents, homes)
+        plan = Transfer(
+            operation,
+            sender,
+            receiver,
+            writable,
+            tuple(runs),
+            tuple(at),
+            tuple(moved(runs, extents, targets)),
+            tuple(homes),
+            tuple(targets),
+            tuple(fresh),
+        )
+        # In no more pieces, for which there would have to be room where they arrive.
+        return _copied(plan, extents) if copied and 0 < len(fresh) <= len(runs) else plan
+
+    def _exchanged(
+        self, sender: int, extents: Sequence[Extent], growth: int, arriving: int
+    ) -> tuple[list[Extent], list[Run]]:
+        """Choose where exchanged pages go should they come back, as their places are taken again,
+        and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
+        """
+        account, counts = self._accounts[sender], [extent.pages for extent in extents]
+        if account.charged + sum(counts) > account.quota:
+            raise Refusal(Status.E_QUOTA)
+        homes = reserve(account.window, counts)
+        return homes, self._fresh(sender, extents, growth, arriving)
+
+    def abandon(self, plan: Transfer) -> list[Frames]:
+        """Give back what a plan holds; return that."""
+        held = plan.runs if plan.copied else plan.fresh
+        return self._free(Frames(run.frame, run.pages) for run in held)
+
+    def commit_transfer(self, plan: Transfer) -> None:
+        """The pages are on their way: no longer the sender's to use, unless they are shared."""
+        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        hold = _PARTED.get(plan.operation, Hold.SHARED)
+        if plan.fresh:  # which come where the others were
+            for run in plan.runs:
+                source.window.remove(run.page, run.pages)
+        for (_, pages, frame, was), home, there in zip(
+            plan.runs, plan.homes, plan.places, strict=True
+        ):
+            if was is not hold or plan.fresh:
+                source.window.replace(Run(home, pages, frame, hold))
+            target.window.insert(Run(there, pages, frame, Hold.INCOMING))
+            borrower = Borrower(plan.receiver, there, plan.writable)
+            if was is Hold.SHARED:
+                self._bind(frame, pages, borrower)
+            else:
+                self._bonds.insert(Bond(frame, pages, hold, plan.sender, home, (borrower,)))
+        for run in plan.fresh:
+            source.window.insert(run)
+            source.charged += run.pages
+        if plan.operation in _GIVEN:
+            pages = sum([run.pages for run in plan.runs])
+            target.charged += pages
+            if plan.copied:  # what is in flight is the sender's until then, besides what it keeps
+                source.charged += pages
+
+    def hand_over(self, plan: Transfer) -> None:
+        """Commit a SEND, LEND or SHARE whose pages have reached their receiver already: as
+        `commit_transfer` and `arrive` together.
+        """
+        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        given = plan.operation is Operation.SEND
+        arrived = Hold.OWNED if given else Hold.BORROWED if plan.writable else Hold.VIEWED
+        for run, home, there in zip(plan.runs, plan.homes, plan.places, strict=True):
+            _, pages, frame, _ = run
+            target.window.insert(Run(there, pages, frame, arrived))
+            if given:
+                source.window.discard(home, pages)
+                source.charged -= pages
+                target.charged += pages
+            else:
+                self._lend(plan, run, home, there)
+
+    def _lend(self, plan: Transfer, run: Run, home: int, there: int) -> None:
+        """Let a run's receiver be one of its borrowers."""
+        _, pages, frame, was = run
+        hold = _PARTED.get(plan.operation, Hold.SHARED)
+        borrower = Borrower(plan.receiver, there, plan.writable)
+        if was is Hold.SHARED:
+            self._bind(frame, pages, borrower)
+            return
+        self._accounts[plan.sender].window.replace(Run(home, pages, frame, hold))
+        self._bonds.insert(Bond(frame, pages, hold, plan.sender, home, (borrower,)))
+
+    def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
+        """Bind frames that are shared already to one more borrower."""
+        for bond in self._bonds.remove(frame, pages):
+            own = borrower._replace(page=borrower.page + bond.frame - frame)
+            self._bonds.insert(bond._replace(borrowers=(*bond.borrowers, own)))
+
+    def arriving(self, peer: int, targets: Sequence[Extent]) -> list[Run]:
+        """Return what is still to come to these places, as what it will be there, joined.
+
+        What its owner has reclaimed meanwhile is not among it.
+        """
+        found: list[Run] = []
+        window = self._accounts[peer].window
+        for page, pages in targets:
+            for place in window.within(page, pages):
+                if place.hold is not Hold.INCOMING:
+                    continue
+                for bond in self._bonds.within(place.frame, place.pages):
+                    run = _arrived(bond, peer)
+                    if found and found[-1].continues(run):
+                        run = found.pop().lengthened(run.pages)
+                    found.append(run)
+        return found
+
+    def arrive(self, peer: int, runs: Sequence[Run]) -> None:
+        """Commit a delivery of what is `arriving`: it is the peer's, or borrowed by it."""
+        window = self._accounts[peer].window
+        for run in runs:
+            window.replace(run)
+            if run.hold is Hold.OWNED:
+                for bond in self._bonds.remove(run.frame, run.pages):
+                    sender = self._accounts.get(bond.owner)
+                    if sender is not None:  # it forgets what has been delivered
+                        sender.window.remove(bond.page, bond.pages)
+                        sender.charged -= bond.pages
+
+
+def _copied(plan: Transfer, extents: Sequence[Extent]) -> Transfer:
+    """Return an EXCHANGE's plan with the fresh frames going, and not what is in the extents."""
+    homes = moved(plan.fresh, extents, plan.sources)
+    runs = [run._replace(page=home) for run, home in zip(plan.fresh, homes, strict=True)]
+    return plan._replace(
+        runs=tuple(runs),
+        homes=tuple(homes),
+        places=tuple(moved(plan.fresh, extents, plan.targets)),
+        fresh=(),
+        copied=plan.runs,
+    )
+
+
+def _arrived(bond: Bond, peer: int) -> Run:
+    """Return what one of its borrowers has of a bond when it has been delivered."""
+    borrower = bond.borrowers[0] if len(bond.borrowers) == 1 else bond.borrower(peer)
+    hold = Hold.BORROWED if borrower.writable else Hold.VIEWED
+    if bond.hold is Hold.SENT:
+        hold = Hold.OWNED
+    return Run(borrower.page, bond.pages, bond.frame, hold)
