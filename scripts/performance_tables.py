@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""Write the tables of docs/performance.md, and README.md's, from docs/performance.json.
+
+    scripts/performance_tables.py            write them
+    scripts/performance_tables.py --check    exit 1 if they are not what the JSON says
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the JSON is what
+`pageferry bench --json` has written.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm.bench.results import RATE, Results, Row, load
+from vmm.bench.table import number
+from vmm.sizes import format_size
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs/performance.json"
+PAGES = (ROOT / "docs/performance.md", ROOT / "README.md")
+MIB, GIB = 1 << 20, 1 << 30
+
+
+class Target(NamedTuple):
+    """What a row is to reach: `reached` in words, and whether it does."""
+
+    what: str
+    target: str
+    row: Row
+    reached: str
+    met: bool
+
+
+def cell(row: Row, column: str) -> str:
+    """Return a median, marked if it is unstable, or a dash."""
+    samples = row.column(column)
+    return "–" if samples is None else number(samples.p50) + "~" * (column in row.unstable)
+
+
+def ratio(above: Row, under: Row, over: str = "ours", below: str = "ours") -> float:
+    """Return one row's column divided by another's."""
+    one, other = above.column(over), under.column(below)
+    assert one is not None
+    assert other is not None
+    return one.p50 / other.p50
+
+
+def targets(results: Results) -> Iterator[Target]:
+    """Give what the project has set itself, and what came of it."""
+    found = {(row.name, row.bytes): row for row in results.rows}
+    inline, page = found["inline_64B", 64], found["page", 4096]
+    scattered, adjacent = found["batch64_scattered", 4096], found["batch64_adjacent", 4096]
+    large, touched = found["extent_untouched", 128 * MIB], found["extent_touched", 128 * MIB]
+    huge, piped = found["extent_untouched", GIB], found["extent_untouched", 64 * MIB]
+    for what, row in (
+        ("64 bytes inline, one way", inline),
+        ("one page, one way, a word read", page),
+    ):
+        times = ratio(row, row, below="floor")
+        yield Target(what, "≤ 1.25 × floor", row, f"{times:.2f} ×", times <= 1.25)
+    times, cheaper = ratio(scattered, scattered, below="floor"), ratio(page, scattered)
+    yield Target(
+        "64 scattered pages in one doorbell, each",
+        "≤ 1.5 × floor, and ≥ 4 × cheaper than alone",
+        scattered,
+        f"{times:.2f} ×; {cheaper:.1f} × cheaper",
+        times <= 1.5 and cheaper >= 4,
+    )
+    assert adjacent.ours is not None
+    assert adjacent.floor is not None
+    over = adjacent.ours.p50 - adjacent.floor.p50
+    yield Target(
+        "64 adjacent pages in one doorbell, each",
+        "one mapping call; ≤ 1 µs over the floor",
+        adjacent,
+        f"one call; {over:.1f} µs over",
+        over <= 1,
+    )
+    times, gain = ratio(large, large, below="floor"), ratio(large, large, "copy")
+    yield Target("128 MiB untouched", "≤ 1.15 × floor", large, f"{times:.2f} ×", times <= 1.15)
+    yield Target("", "≥ 50 × faster than a copy", large, f"{gain:.0f} ×", gain >= 50)
+    times, gain = ratio(touched, touched, below="floor"), ratio(touched, touched, "copy")
+    yield Target(
+        "128 MiB, each page touched",
+        "≥ 8 × faster than a copy",
+        touched,
+        f"{gain:.1f} × ({times:.2f} × floor)",
+        gain >= 8,
+    )
+    times = ratio(huge, large)
+    yield Target("1 GiB untouched", "within 3 × of 128 MiB", huge, f"{times:.2f} ×", times <= 3)
+    gain, read = ratio(piped, piped, "pipe"), found["extent_touched", 64 * MIB]
+    yield Target(
+        "64 MiB against a pipe",
+        "≥ 100 ×",
+        piped,
+        f"{gain:.0f} × untouched, {ratio(read, read, 'pipe'):.0f} × touched",
+        gain >= 100,
+    )
+    spawn = found["spawn_cold", 0]
+    times, took = ratio(spawn, spawn, below="floor"), spawn.ours.p50 / 1000 if spawn.ours else 0.0
+    yield Target(
+        "spawn to first exit, 16 MiB",
+        "≤ 1.3 × floor, ≤ 1.5 ms",
+        spawn,
+        f"{times:.2f} ×, {took:.2f} ms",
+        times <= 1.3 and took <= 1.5,
+    )
+    for size, what in ((64, "a payload"), (4096, "a page")):
+        few, many = found["alive_2", size], found["alive_1000", size]
+        more = 100 * (ratio(many, few) - 1)
+        name = f"1,000 machines alive: {what}"
+        yield Target(name, "within 10 % of 2", many, f"{more:+.0f} %", abs(more) <= 10)
+
+
+def targets_table(results: Results) -> Iterator[str]:
+    """Give the lines of the table of targets."""
+    yield "| what | target | reached | met | ours, µs | floor | copy | pipe |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for what, target, row, reached, met in targets(results):
+        cells = [cell(row, column) for column in ("ours", "floor", "copy", "pipe")]
+        yield f"| {' | '.join([what, target, reached, 'yes' if met else '**no**', *cells])} |"
+
+
+def rows_table(results: Results) -> Iterator[str]:
+    """Give the lines of the table of all rows."""
+    heads = "row bytes ours p99 floor ours/floor copy pipe socket shared_memory n"
+    yield f"| {heads.replace(' ', ' | ').replace('_', ' ')} |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for row in results.rows:
+        times = row.ratio("ours", "floor")
+        ours = row.ours
+        cells = [
+            f"`{row.name}`",
+            format_size(row.bytes) if row.bytes else "",
+            cell(row, "ours"),
+            "" if ours is None or row.unit == RATE else number(ours.p99),
+            cell(row, "floor"),
+            "" if times is None else f"{times:.2f}",
+            *(cell(row, column) for column in ("copy", "pipe", "socket", "shared_memory")),
+            "" if ours is None else str(ours.n),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def summary_table(results: Results) -> Iterator[str]:
+    """Give the lines of the README's table."""
+    yield "| | pageferry | floor | copied | pipe | shared memory |"
+    yield "|---|---|---|---|---|---|"
+    found = {(row.name, row.bytes): row for row in results.rows}
+    for what, key in (
+        ("64 bytes, inline", ("inline_64B", 64)),
+        ("a page", ("page", 4096)),
+        ("one of 64 adjacent pages in one doorbell", ("batch64_adjacent", 4096)),
+        ("one of 64 scattered pages in one doorbell", ("batch64_scattered", 4096)),
+        ("2 MiB, each page read", ("extent_touched", 2 * MIB)),
+        ("128 MiB, untouched", ("extent_untouched", 128 * MIB)),
+        ("128 MiB, each page read", ("extent_touched", 128 * MIB)),
+        ("1 GiB, untouched", ("extent_untouched", GIB)),
+        ("a page, with 1,000 machines", ("alive_1000", 4096)),
+    ):
+        columns = ("ours", "floor", "copy", "pipe", "shared_memory")
+        yield f"| {' | '.join([what, *(cell(found[key], column) for column in columns)])} |"
+
+
+TABLES: dict[str, Callable[[Results], Iterator[str]]] = {
+    "targets": targets_table,
+    "rows": rows_table,
+    "summary": summary_table,
+}
+
+
+def filled(page: str, results: Results) -> str:
+    """Return a page with its tables as the results are."""
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        lines = "\n".join(TABLES[name](results))
+        return f"<!-- {name} -->\n{lines}\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", table, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the tables, or with --check only compare them."""
+    results = load(RESULTS)
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        made = filled(page, results)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(made, encoding="utf-8")
+        elif made != page:
+            name = path.relative_to(ROOT)
+            sys.exit(
+                f"{name} is not what {RESULTS.relative_to(ROOT)} says: run scripts/{Path(__file__).name}"
+            )
+
+
+if __name__ == "__main__":
+    main()
