@@ -195,10 +195,8 @@ def main() -> None:
         if "--check" not in sys.argv[1:]:
             path.write_text(made, encoding="utf-8")
         elif made != page:
-            name = path.relative_to(ROOT)
-            sys.exit(
-                f"{name} is not what {RESULTS.relative_to(ROOT)} says: run scripts/{Path(__file__).name}"
-            )
+            stale, source = path.relative_to(ROOT), RESULTS.relative_to(ROOT)
+            sys.exit(f"{stale} is not what {source} says: run scripts/{Path(__file__).name}")
 
 
 if __name__ == "__main__":
