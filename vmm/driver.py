@@ -89,9 +89,7 @@ class Driver:
             self._wait(machine)
         elif bell is not None:
             self._answer(machine, bell)
-        elif isinstance(exit_, Intr):
-            machine.interrupted = False
-        else:
+        elif not isinstance(exit_, Intr):
             self._fail(machine, exit_)
 
     def _fail(self, machine: Machine, exit_: Exit) -> None:

@@ -49,7 +49,6 @@ class Machine:
         self.deadline: float | None = None  # of a wait, on time.monotonic()'s clock
         self.thread = 0  # that runs it
         self.wait: Wait | None = None  # its last doorbell was a WAIT, not yet answered
-        self.interrupted = False
         self.ending: Ending | None = None  # why it is to stop as soon as it has exited
 
     @property

@@ -88,7 +88,6 @@ class Scheduler:
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit now if it is running, or as soon as it is entered."""
-        machine.interrupted = True
         if machine.state is State.RUNNING:
             kick(machine.thread)
 

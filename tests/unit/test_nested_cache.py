@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from vmm.cache import cache_root, content_key
 from vmm.errors import HostError
 from vmm.nested import cache as module
-from vmm.nested.cache import Cache, cache_root, content_key
+from vmm.nested.cache import Cache
 
 MONTHS = 90 * 24 * 3600
 

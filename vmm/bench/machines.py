@@ -21,7 +21,7 @@ from vmm.monitor import Monitor
 PATIENCE = 600.0  # seconds, for a command
 _COMMAND = struct.Struct("<6I")
 _ANSWER = struct.Struct("<QQ")
-_DESCRIPTORS_EACH, _DESCRIPTORS_BESIDES = 3, 100
+_DESCRIPTORS_EACH, _DESCRIPTORS_BESIDES = 2, 100
 
 
 class Kind(enum.IntEnum):

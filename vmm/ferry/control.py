@@ -201,13 +201,6 @@ class ControlStructure:
             raise Refusal(Status.E_RING)
         return count
 
-    def room(self) -> int:
-        """Return the free places in the receive ring: none, if the guest's index makes no sense."""
-        try:
-            return abi.RX_ENTRIES - self.pending()
-        except Refusal:
-            return 0
-
     def deliver(self, descriptor: bytes) -> None:
         """Put a message, a whole struct pf_descriptor, into the receive ring, which has room, and
         move rx_head past it.

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm import __version__
+from vmm.cache import cache_root, content_key
 from vmm.errors import ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host.system import read_text
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
-from vmm.nested.cache import cache_root, content_key
 
 SIZES = tuple(PAGE_SIZE << power for power in range(10))  # 4 KiB to 2 MiB
 _ROUNDS = 9  # of each size, of which the median counts

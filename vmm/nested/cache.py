@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -25,26 +24,6 @@ _UNUSED_SECONDS = 30 * 24 * 3600.0
 _PARTIAL = ".partial"
 
 Build = Callable[[Path], None]
-
-
-def cache_root() -> Path:
-    """Return the cache's directory.
-
-    $PAGEFERRY_CACHE, or pageferry in the user's cache directory.
-    """
-    if own := os.environ.get("PAGEFERRY_CACHE"):
-        return Path(own).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "pageferry"
-
-
-def content_key(*parts: str | bytes) -> str:
-    """Return a short name for all of `parts`, in their order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ from typing import Any
 
 import click
 
+from vmm.cache import cache_root
 from vmm.errors import ConfigError
 from vmm.failure import EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, expected_errors
 from vmm.nested import shell as terminal
-from vmm.nested.cache import Cache, cache_root
+from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneTimeout
 from vmm.nested.lanes import LANES
 from vmm.nested.payload import Job
