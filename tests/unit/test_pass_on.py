@@ -21,7 +21,8 @@ from unit.remap_scene import (
 )
 
 from vmm.ferry import frames
-from vmm.guest.abi import PAGE_SIZE
+from vmm.ferry.runs import Run
+from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.host.hugepages import huge_pages
 from vmm.memory import mapping
 from vmm.memory.movers import RemapWindow
@@ -297,3 +298,18 @@ def refused(act: Move, monkeypatch: pytest.MonkeyPatch, *at: int) -> tuple[Refus
             return refusals, act()
         except OSError:
             return refusals, None
+
+
+@pytest.mark.parametrize("at", [(2, 3), (2, 3, 4)], ids=["move back", "move back and home"])
+def test_what_cannot_be_moved_back_is_not_left_with_its_receiver(
+    park: Park, a: RemapWindow, b: RemapWindow, monkeypatch: pytest.MonkeyPatch, at: Sequence[int]
+) -> None:
+    """The second call hides it where it was; it is refused, and so is what would undo the first."""
+    _, brought = refused(middle(a, b), monkeypatch, *at)
+    assert brought is None
+    assert seen(b) == [View(50, 5, 40, True)]
+    assert a.shown == (Run(0, 5, 0, Hold.OWNED), Run(11, 5, 11, Hold.OWNED))
+    assert lodged(park, 5, 6) == [(6, True, None, 0)]
+    a.show(5, 5, 6)
+    kept = at == (2, 3)
+    assert read(a, 0, 16) == [n if kept or not 6 <= n < 12 else 0 for n in range(1, 17)]
