@@ -88,6 +88,17 @@ def _anonymous(window: Window, page: int, pages: int, permissions: str) -> list[
     return [View(run.page, run.pages, run.frame, run.hold in WRITABLE) for run in runs]
 
 
+def huge(start: int, size: int) -> int:
+    """Return how many pages are huge pages' of mappings that begin in this range (smaps)."""
+    end, found, inside = start + size, 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = start <= int(bounds[1], 16) < end
+        elif inside and line.startswith("AnonHugePages:"):
+            found += int(line.split()[1]) * 1024 // PAGE_SIZE
+    return found
+
+
 def is_anonymous(pool: PagePool, frame: int) -> bool:
     """Whether a frame's memory is its own, and not the memfd's."""
     return isinstance(pool, Park) and any(p.anonymous for p in pool.lodgings.within(frame, 1))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from kvm import mappings
 from kvm.puppets import Puppet, Span, Stage, spans_of
 from tests_support import sized
 
@@ -37,21 +36,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 def huge(peer: Peer) -> int:
-    """Return how many pages of a window are huge pages' (proc(5), smaps)."""
     window = peer.window
     assert isinstance(window, MappedWindow)
-    return huge_from(window.mapping.address, window.mapping.size)
-
-
-def huge_from(start: int, size: int) -> int:
-    """Return how many pages of mappings that begin in this range are huge pages'."""
-    end, found, inside = start + size, 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = start <= int(bounds[1], 16) < end
-        elif inside and line.startswith("AnonHugePages:"):
-            found += int(line.split()[1]) * 1024 // PAGE_SIZE
-    return found
+    return mappings.huge(window.mapping.address, window.mapping.size)
 
 
 def fill(puppet: Puppet, span: Span, value: int) -> None:
@@ -112,7 +99,7 @@ def test_among_many_machines_a_large_message_keeps_its_huge_pages_too(
     assert huge(a.machine.peer) == 0
     pool = stage.monitor._mover.pool
     assert isinstance(pool, Park)
-    assert huge_from(pool.home(0), pool.frames * PAGE_SIZE) >= there_are
+    assert mappings.huge(pool.home(0), pool.frames * PAGE_SIZE) >= there_are
 
 
 def test_the_hosts_large_buffer_goes_to_a_machine_and_back_with_its_huge_pages(

@@ -103,6 +103,11 @@ class Scene:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
+    def join_frames(self) -> None:
+        """Let d give up what is between free frames."""
+        held = self.ledger.window(self.d.number)
+        self.exchange.operations.release(self.d, [run.extent for run in held])
+
     # ---- What peers do ----
 
     def listen(self) -> list[Event]:
@@ -212,6 +217,13 @@ class Scene:
         """Send, lend or share, and let the receiver take it; return where the pages are there."""
         self.done(sender, operation, *extents, to=to, **fields)
         return self.take(to)
+
+    def enter(self, peer: Peer) -> int:
+        """Let one who may have waited run again, as its driver does; return what it has to take."""
+        pending = self.exchange.deliver(peer)
+        assert pending is not None
+        peer.idle = False
+        return pending
 
     # ---- What became of it ----
 

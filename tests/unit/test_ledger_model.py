@@ -268,11 +268,23 @@ class LedgerAgainstModel(RuleBasedStateMachine):
         if copied and operation is Operation.EXCHANGE:
             assert len(plan.fresh) > len(plan.runs)
         self.check_places(plan, extents)
+        if operation is not Operation.EXCHANGE and self.at_once(data, plan):
+            return
         self.ledger.commit_transfer(plan)
         self.part(plan)
         if operation is Operation.EXCHANGE:
             self.fill(sender, pages_of(extents), plan.fresh, free)
         self.messages.append(Message(receiver, plan.targets))
+
+    def at_once(self, data: st.DataObject, plan: Transfer) -> bool:
+        """Now and then the pages reach their receiver at once: no message brings them any more."""
+        if not data.draw(st.booleans()):
+            return False
+        event(f"hand over: {plan.operation.name}")
+        self.ledger.hand_over(plan)
+        self.part(plan)
+        self.has_arrived(plan.receiver, pages_of(plan.targets))
+        return True
 
     def check_places(self, plan: Transfer, extents: list[Extent]) -> None:
         """The places are free, and the plan says the same of each page and of each extent."""
@@ -359,8 +371,13 @@ class LedgerAgainstModel(RuleBasedStateMachine):
 
     def arrive(self, peer: int, runs: Sequence[Run]) -> None:
         self.ledger.arrive(peer, runs)
-        for page, (number, hold) in pages_in(runs).items():
-            if hold is Hold.OWNED:
+        self.has_arrived(peer, pages_in(runs))
+
+    def has_arrived(self, peer: int, pages: Iterable[int]) -> None:
+        window = self.model.window(peer)
+        for page in pages:
+            number = window[page][0]
+            if self.model.frames[number].hold is Hold.SENT:
                 self.model.frames[number] = Frame(peer, page)
             else:
                 self.model.frames[number].borrowers[peer].arrived = True

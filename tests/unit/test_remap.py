@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from kvm.mappings import View, content, mappings, views
+from kvm.mappings import View, content
+from unit.remap_scene import (
+    CALLS,
+    FRAMES,
+    LARGE,
+    PROT_NONE,
+    Refusals,
+    homes,
+    read,
+    seen,
+    window_lines,
+    write,
+)
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
@@ -17,10 +27,6 @@ from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers import RemapWindow, remap
 from vmm.memory.movers import park as parking
 from vmm.memory.movers.park import Park
-
-FRAMES = 64
-LARGE = 4  # frames that get anonymous memory
-PROT_NONE = "---p"
 
 
 @pytest.fixture
@@ -42,43 +48,6 @@ def b(park: Park) -> Iterator[RemapWindow]:
     window = RemapWindow(park, FRAMES * PAGE_SIZE)
     yield window
     window.close()
-
-
-def seen(window: RemapWindow) -> list[View]:
-    return views(window, mappings())
-
-
-def lines(address: int, size: int) -> list[str]:
-    """Return the permissions of the mappings that an address range is made of."""
-    found, end = [], address + size
-    with Path("/proc/self/maps").open() as file:
-        for line in file:
-            bounds, permissions = line.split()[:2]
-            low, high = (int(bound, 16) for bound in bounds.split("-"))
-            if low < end and address < high:
-                assert low <= address
-                found.append(permissions)
-                address = high
-    assert address >= end, "a hole"
-    return found
-
-
-def homes(park: Park) -> list[str]:
-    return lines(park.home(0), FRAMES * PAGE_SIZE)
-
-
-def window_lines(window: RemapWindow) -> list[str]:
-    return lines(window.mapping.address, window.mapping.size)
-
-
-def write(window: RemapWindow, page: int, count: int = 1) -> None:
-    """Write into each page its number."""
-    for i in range(page, page + count):
-        ctypes.memset(window.address(i), i + 1, PAGE_SIZE)
-
-
-def read(window: RemapWindow, page: int, count: int = 1) -> list[int]:
-    return [ctypes.string_at(window.address(i), 1)[0] for i in range(page, page + count)]
 
 
 def test_what_is_hidden_and_shown_elsewhere_is_the_same_and_the_kernel_joins_it_again(
@@ -231,27 +200,6 @@ def test_windows_and_homes_begin_at_multiples_of_2_mib() -> None:
 
 
 # ---- A host that refuses ----
-
-CALLS = ("show", "hide", "move", "protect", "store")
-
-
-class Refusals:
-    """Refuses one call of `mapping`, the `at`th."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-        self.calls = 0
-        self.armed = True
-
-    def wrap(self, call: Callable[..., None]) -> Callable[..., None]:
-        def ask(*args: object, **options: object) -> None:
-            if self.armed:
-                self.calls += 1
-                if self.calls == self.at:
-                    raise OSError(errno.ENOMEM, "refused by the test")
-            call(*args, **options)
-
-        return ask
 
 
 def attempt_all(

@@ -401,12 +401,6 @@ def test_room_that_a_refusal_makes_again_is_told(scene: Scene) -> None:
 # ---- One delivery ----
 
 
-def adjacent_frames(scene: Scene) -> None:
-    """Let d give up what is between free frames."""
-    held = scene.ledger.window(scene.d.number)
-    scene.exchange.operations.release(scene.d, [run.extent for run in held])
-
-
 def read_all(scene: Scene, peer: Peer, message: Message) -> list[bytes]:
     return [scene.read(peer, page) for e in extents_of(message) for page in range(e.page, e.end)]
 
@@ -414,7 +408,7 @@ def read_all(scene: Scene, peer: Peer, message: Message) -> list[bytes]:
 def test_pages_that_are_adjacent_here_and_in_the_pool_are_shown_with_one_call(
     scene: Scene, calls: Calls
 ) -> None:
-    adjacent_frames(scene)
+    scene.join_frames()
     own = pages(scene, 5)
     for page in own:
         scene.done(scene.a, SEND, page, to=scene.b)
@@ -432,7 +426,7 @@ def test_pages_that_are_adjacent_here_and_in_the_pool_are_shown_with_one_call(
 def test_what_differs_in_its_hold_or_is_not_adjacent_in_the_pool_takes_a_call_each(
     scene: Scene, calls: Calls
 ) -> None:
-    adjacent_frames(scene)
+    scene.join_frames()
     own = pages(scene, 6)
     scene.done(scene.a, SEND, own[0], to=scene.b)
     scene.done(scene.a, LEND, own[1], to=scene.b)
@@ -447,7 +441,7 @@ def test_what_differs_in_its_hold_or_is_not_adjacent_in_the_pool_takes_a_call_ea
 
 
 def test_a_take_brings_one_and_a_delivery_the_rest(scene: Scene, calls: Calls) -> None:
-    adjacent_frames(scene)
+    scene.join_frames()
     for page in pages(scene, 3):
         scene.done(scene.a, SEND, page, to=scene.b)
     calls.clear()
@@ -487,7 +481,7 @@ def test_what_the_host_refuses_to_show_goes_back_and_the_rest_is_delivered(
     def attempt(plan: Sequence[bool]) -> Sequence[bool]:
         with Scene(plan) as scene:
             if joined:
-                adjacent_frames(scene)
+                scene.join_frames()
             load(scene)
             before = scene.snapshot()
             waiting = list(scene.b.queue)

@@ -80,7 +80,7 @@ class Operations(Sending):
             self._check_return(borrower, owner, request, plan.spans)
         with self._carrier.all_or_nothing() as moves:
             shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
-            if len(shown) == len(plan.runs) == 1:
+            if len(shown) == len(plan.runs) == 1 and shown[0].pages == plan.runs[0].pages:
                 moves.pass_on(borrower.number, plan.runs[0], request.receiver, shown[0])
             else:
                 moves.hide(borrower.number, plan.runs)

@@ -168,14 +168,26 @@ class RemapWindow(MappedWindow):
         try:
             MappedWindow.hide(self, page, count)
         except OSError:
-            move(there, here, size)
-            with contextlib.suppress(OSError):
-                MappedWindow.hide(other, place, count)
+            self._fetch_back(part[0], other, place)
             raise
         self._shown.remove(page, count)
         other._shown.insert(part[0]._replace(page=place))
         self._park.lodgings.settle(Lodging(frame, count, True, other, place))
         return True
+
+    def _fetch_back(self, run: Run, other: RemapWindow, place: int) -> None:
+        """Undo a move to another window. If the host refuses that, the memory goes home, unseen; if
+        that too, what is in it is lost: it is not the other's to see.
+        """
+        there, size = other.address(place), run.pages * PAGE_SIZE
+        try:
+            move(there, self.address(run.page), size)
+        except OSError:
+            with contextlib.suppress(OSError):
+                move(there, self._park.home(run.frame), size)
+            self._settle_home(run)
+        with contextlib.suppress(OSError):
+            MappedWindow.hide(other, place, run.pages)
 
     # ---- Sharing ----
 
