@@ -20,6 +20,8 @@ from vmm.memory.movers import MOVERS, MappedWindow, RemapWindow, SlotsWindow, Wi
 from vmm.memory.movers.remap import Park
 from vmm.memory.pool import PagePool
 
+_ZEROS = bytes(PAGE_SIZE)
+
 
 class Line(NamedTuple):
     """A mapping that something can be seen through; `first` is the file's first page in it."""
@@ -102,7 +104,7 @@ def content(pool: PagePool, frame: int, length: int = PAGE_SIZE) -> bytes:
         if is_anonymous(pool, frame):
             (part,) = pool.lodgings.within(frame, 1)
             return ctypes.string_at(pool.memory(part), length)
-        assert not any(ctypes.string_at(pool.home(frame), PAGE_SIZE)), "something is at home"
+        assert ctypes.string_at(pool.home(frame), PAGE_SIZE) == _ZEROS, "something is at home"
     return os.pread(pool.fd, length, frame * PAGE_SIZE)
 
 
