@@ -49,6 +49,9 @@ APART = {
         "test_kvm_*.py",
     )
 }
+# Tests start the command by the hundred: it is not to be compiled as often.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
 START_ORDER = ("ept", "ept-1", "unit", "host", "npt", "ept-2")
 
 
@@ -113,10 +116,9 @@ def start(stage: Stage, run: Run, arguments: list[str]) -> None:
     """Start a run; what it says goes to its log."""
     run.report.unlink(missing_ok=True)
     run.started = time.time()
+    words = command(stage, run, arguments)
     with run.log.open("wb") as log:
-        run.process = subprocess.Popen(
-            command(stage, run, arguments), cwd=ROOT, stdout=log, stderr=log
-        )
+        run.process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
 class Pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         smaller = item.get_closest_marker("smaller_in_lanes")
         if smaller is not None and IN_LANE:  # for the table that scripts/test ends with
             item.user_properties.append(("smaller", smaller.args[0]))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what has been imported and collected, which stays."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections import Counter
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,16 @@ def held() -> Counter[str]:
     found.update(f"thread {thread.name}" for thread in threading.enumerate())
     found["tasks"] = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     for line in Path("/proc/self/maps").read_text().splitlines():
-        addresses, protection, _, _, _, *name = line.split()
-        for kind in ("/memfd:", "anon_inode:kvm-"):
-            found[f"mappings of {kind}"] += kind in line
-        if protection == "---p" and not name:
-            low, high = (int(part, 16) for part in addresses.split("-"))
-            found[RESERVED] += high - low
+        for what, many in _held_by(line):
+            found[what] += many
     return found
+
+
+@lru_cache(1 << 12)  # from test to test most lines are the same
+def _held_by(line: str) -> list[tuple[str, int]]:
+    """Return what a line of /proc/self/maps counts for, if for anything."""
+    addresses, protection, _, _, _, *name = line.split()
+    if protection == "---p" and not name:
+        low, high = (int(part, 16) for part in addresses.split("-"))
+        return [(RESERVED, high - low)]
+    return [(f"mappings of {k}", 1) for k in ("/memfd:", "anon_inode:kvm-") if k in line]

@@ -40,7 +40,7 @@ def _monitors_are_known() -> Iterator[None]:
         try:
             if self in _monitors:
                 _monitors.discard(self)
-                mappings.check(self, pools=True)
+                mappings.check(self)
         finally:
             close(self)
 
@@ -58,7 +58,7 @@ def _audit_holds(_monitors_are_known: None) -> Iterator[None]:
     """
     yield
     for monitor in list(_monitors):
-        mappings.check(monitor, pools=True)
+        mappings.check(monitor)
 
 
 @pytest.fixture(scope="session", autouse=True)

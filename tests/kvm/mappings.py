@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.movers import MOVERS, MappedWindow, RemapWindow, SlotsWindow, Window
 from vmm.memory.movers.park import Park
 from vmm.memory.pool import PagePool
+
+_ZEROS = bytes(PAGE_SIZE)
 
 
 class Line(NamedTuple):
@@ -37,40 +42,40 @@ class View(NamedTuple):
     writable: bool
 
 
-_LINE = r"^(\w+)-(\w+) (?!---p)(\S+) (\w+) (.*{})$"
-_ALL = re.compile(_LINE.format(""), re.MULTILINE)
-_POOLS = re.compile(_LINE.format("(?:memfd:pageferry-pool.*| 0 )"), re.MULTILINE)
+def mappings() -> list[Line]:
+    """Return this process's mappings, in order, but for those that nothing can be seen through."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in map(_line, lines) if line is not None]
 
 
-def mappings(*, pools: bool = False) -> list[Line]:
-    """Return this process's mappings, but for those that nothing can be seen through.
-
-    pools   only those of page pools, and anonymous ones: that is faster
-    """
-    found = (_POOLS if pools else _ALL).findall(Path("/proc/self/maps").read_text())
-    return [
-        Line(int(low, 16), int(high, 16), permissions, int(offset, 16) // PAGE_SIZE, text)
-        for low, high, permissions, offset, text in found
-    ]
+@lru_cache(1 << 12)  # from look to look most are the same
+def _line(text: str) -> Line | None:
+    addresses, permissions, offset, _ = text.split(maxsplit=3)
+    if permissions == "---p":
+        return None
+    low, high = (int(part, 16) for part in addresses.split("-"))
+    return Line(low, high, permissions, int(offset, 16) // PAGE_SIZE, text)
 
 
-def views(window: Window, lines: Iterable[Line]) -> list[View]:
-    """Return what the kernel shows in a window, in order."""
+def views(window: Window, lines: Sequence[Line]) -> list[View]:
+    """Return what the kernel shows in a window, in order; `lines` are in order, too."""
     if isinstance(window, SlotsWindow):
         slots = sorted(window._slots.values())
         return _joined(View(s.page, s.pages, s.frame, s.writable) for s in slots)
     assert isinstance(window, MappedWindow)
     start, end = window.mapping.address, window.mapping.address + window.mapping.size
     found = []
-    for low, high, permissions, first, text in lines:
-        if low < end and start < high:
-            page, pages = (low - start) // PAGE_SIZE, (high - low) // PAGE_SIZE
-            if permissions[3] == "p":
-                found += _anonymous(window, page, pages, permissions)
-                continue
-            assert "pageferry-pool" in text, f"a window shows something else: {text}"
-            assert permissions in ("rw-s", "r--s"), text
-            found.append(View(page, pages, first, permissions == "rw-s"))
+    first_in = bisect_right(lines, start, key=attrgetter("high"))
+    for low, high, permissions, first, text in islice(lines, first_in, None):
+        if low >= end:
+            break
+        page, pages = (low - start) // PAGE_SIZE, (high - low) // PAGE_SIZE
+        if permissions[3] == "p":
+            found += _anonymous(window, page, pages, permissions)
+            continue
+        assert "pageferry-pool" in text, f"a window shows something else: {text}"
+        assert permissions in ("rw-s", "r--s"), text
+        found.append(View(page, pages, first, permissions == "rw-s"))
     return _joined(found)
 
 
@@ -110,7 +115,7 @@ def content(pool: PagePool, frame: int, length: int = PAGE_SIZE) -> bytes:
         if is_anonymous(pool, frame):
             (part,) = pool.lodgings.within(frame, 1)
             return ctypes.string_at(pool.memory(part), length)
-        assert not any(ctypes.string_at(pool.home(frame), PAGE_SIZE)), "something is at home"
+        assert ctypes.string_at(pool.home(frame), PAGE_SIZE) == _ZEROS, "something is at home"
     return os.pread(pool.fd, length, frame * PAGE_SIZE)
 
 
@@ -138,15 +143,15 @@ def allowed(monitor: Monitor, peer: Peer) -> list[View]:
     )
 
 
-def check(monitor: Monitor, *, pools: bool = False) -> dict[int, list[View]]:
+def check(monitor: Monitor) -> dict[int, list[View]]:
     """Assert that every peer reaches what the ledger says, as it says, and nothing else.
 
-    `pools`: nothing else of a page pool, that is. Return what it reaches, by peer.
+    Return what it reaches, by peer.
     """
     monitor._exchange.ledger.audit()
     if monitor.mover not in MOVERS:  # one that copies
         return {}
-    lines = mappings(pools=pools)
+    lines = mappings()
     seen = {}
     for peer in (monitor.host.peer, *(m.peer for m in monitor.machines.values())):
         now = views(peer.window, lines)

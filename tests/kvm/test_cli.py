@@ -53,12 +53,13 @@ def test_json_has_an_object_per_machine_and_the_console_goes_to_standard_error(
     }
 
 
-def test_guests_of_the_same_name_are_numbered(guest_elf: Elf, tmp_path: Path) -> None:
-    (tmp_path / "echo_client.elf").symlink_to(guest_elf("echo_client"))
-    ended = pageferry(
-        "run", guest_elf("echo_client"), guest_elf("canary"), tmp_path / "echo_client.elf", "--json"
-    )
-    assert list(outcomes(ended)) == ["echo_client", "canary", "echo_client-2"]
+def test_guests_of_the_same_name_are_numbered(
+    guest_elf: Elf, test_guest: Elf, tmp_path: Path
+) -> None:
+    again = tmp_path / "canary.elf"
+    again.symlink_to(guest_elf("canary"))
+    ended = pageferry("run", guest_elf("canary"), test_guest("says_hello"), again, *SMALL, "--json")
+    assert list(outcomes(ended)) == ["canary", "says_hello", "canary-2"]
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,7 @@ def test_nothing_is_measured_where_the_limit_is_given(monkeypatch: pytest.Monkey
         Monitor(pool="1M")
 
 
+@pytest.mark.not_in_ept("an option of the command")
 @pytest.mark.parametrize("limit", ["0", "64K", "1G"])
 def test_the_command_has_an_option_for_it(guest_elf: Callable[[str], Path], limit: str) -> None:
     stages = [guest_elf(f"stage_{name}") for name in ("source", "filter", "sink")]
@@ -164,6 +165,7 @@ def test_the_command_has_an_option_for_it(guest_elf: Callable[[str], Path], limi
     assert (ended.code, ended.err) == (0, "")
 
 
+@pytest.mark.not_in_ept("an option of the command")
 def test_the_command_refuses_what_is_no_limit() -> None:
     ended = pageferry("demo", "--copy-below", "much")
     assert ended.code == 2

@@ -11,24 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from command import TIMEOUT, Ended, started
+from command import TIMEOUT, Ended, members, started
 from tests_support import sized
 
 Elf = Callable[[str], Path]
 MOMENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.1, 1.5)
+WHILE_THEY_SPIN = sized(MOMENTS[::2], (0.02, 0.2, 0.65))
 SMALLER = pytest.mark.smaller_in_lanes("4 MiB instead of 100: a guest hashes 2 MiB/s there")
-
-
-def members(group: int) -> list[str]:
-    """Return the names of a process group's processes, but for dead ones nobody has asked about."""
-    names = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            name, _, rest = stat.read_text().rpartition(")")
-            state, _, its_group = rest.split()[:3]
-            if int(its_group) == group and state != "Z":
-                names.append(name)
-    return names
 
 
 def struck(folder: Path, signals: Sequence[tuple[float, int]], *arguments: str | Path) -> Ended:
@@ -74,7 +63,8 @@ def test_ctrl_c_ends_the_demo_at_any_moment(large: Path, temporary: Path, moment
     assert moment > 0.2 or ended.code == 130
 
 
-@pytest.mark.parametrize("moment", MOMENTS[::2])
+@pytest.mark.smaller_in_lanes("three moments instead of six: guests that spin take all its time")
+@pytest.mark.parametrize("moment", WHILE_THEY_SPIN)
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_ctrl_c_ends_guests_that_never_would(
     guest_elf: Elf, temporary: Path, moment: float, workers: str

@@ -78,7 +78,7 @@ def test_a_run_ends_at_its_limit_and_says_where_each_machine_was(
     assert idle.fault is not None
 
 
-@pytest.mark.smaller_in_lanes("two workers only: a ring takes seconds there")
+@pytest.mark.smaller_in_lanes("two workers only, 45 hops instead of 205: each takes 0.01 s there")
 @pytest.mark.parametrize("workers", sized([1, 2, 4], [2]))
 def test_a_page_goes_round_a_ring_of_machines_with_any_number_of_workers(
     open_monitor: Callable[..., Monitor], test_guest: Elf, mover: str, workers: int
@@ -88,7 +88,7 @@ def test_a_page_goes_round_a_ring_of_machines_with_any_number_of_workers(
     ring = [monitor.spawn(image, name=f"m{i}", window="2M") for i in range(20)]
     for machine, following in zip(ring, [*ring[1:], ring[0]], strict=True):
         monitor.connect(machine, following, both=False)
-    hops = 205
+    hops = sized(205, 45)  # some times round, and a part of it
     page = monitor.host.alloc(8)
     page.write(hops.to_bytes(8, "little"))
     monitor.host.send(ring[0], page)

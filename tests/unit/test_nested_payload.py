@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -153,6 +155,42 @@ def test_tests_are_compiled_pytests_way_too(tmp_path: Path, compiler: Compiler) 
     assert found == {f"{Path(name).stem}.cpython-311.pyc" for name in names} | {
         f"{stem}.cpython-311-pytest-9.2.0.pyc" for stem in ("test_a", "conftest")
     }
+
+
+class ThisPython(FakePython):
+    """The very Python, and the pytest, that run these tests."""
+
+    def version(self) -> str:
+        return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+    def run(self, *arguments: str, text: str = "") -> str:
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, input=text, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+
+def test_pytest_takes_a_test_that_has_been_compiled_its_way_as_it_is(tmp_path: Path) -> None:
+    """A lane has to compile all tests otherwise, and spends more time on it than on most tests."""
+    test, site = tmp_path / "test_a.py", Path(pytest.__file__).parents[1]
+    test.write_text("def test():\n    one = 1\n    assert one == 2\n")
+    compiler = Compiler(ThisPython(), site, Cache(tmp_path / "cache", print))  # type: ignore[arg-type]
+    for shown, kept in compiler.compiled([test]):
+        shown.parent.mkdir(exist_ok=True)
+        shutil.copyfile(kept, shown)
+    os.utime(test, (MTIME, MTIME))
+    (ours,) = tmp_path.glob("__pycache__/*-pytest-*.pyc")
+    before = ours.stat().st_ino
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", test],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert "assert 1 == 2" in ended.stdout
+    assert ours.stat().st_ino == before  # one of its own would have taken its place
 
 
 def test_what_cannot_be_compiled_here_is_left_to_the_lane(

@@ -15,7 +15,7 @@ from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
 from vmm.nested.python import Python
 
-MTIME = 1_600_000_000  # of every file in a payload: pytest compares it
+MTIME = 1_600_000_000  # of every file in a payload: pytest before 9.2 compares it
 
 _COMPILE = """
 import py_compile, sys
@@ -28,7 +28,8 @@ for line in sys.stdin.read().splitlines():
         pass  # what cannot be compiled says so when it is imported
 """
 
-# What is pytest's own: should it have changed, tests are rewritten in the lane, as ever.
+# What is pytest's own: should it have changed, tests are rewritten in the lane, as ever. By what it
+# knows a source again is its own too: from 9.2 on a hash of it, before that size and time.
 _REWRITE = """
 import os, sys, types
 sys.path.insert(0, sys.argv[1])
@@ -37,10 +38,11 @@ from _pytest.assertion import rewrite
 config = types.SimpleNamespace(getini=lambda name: False)
 for line in sys.stdin.read().splitlines():
     source, target = line.split("\\0")
-    stat, code = rewrite._rewrite_test(Path(source), config)
-    shown = types.SimpleNamespace(st_mtime=int(sys.argv[2]), st_size=stat.st_size)
+    known_by, code = rewrite._rewrite_test(Path(source), config)
+    if isinstance(known_by, os.stat_result):
+        known_by = types.SimpleNamespace(st_mtime=int(sys.argv[2]), st_size=known_by.st_size)
     with open(target, "wb") as file:
-        rewrite._write_pyc_fp(file, shown, code)
+        rewrite._write_pyc_fp(file, known_by, code)
 """
 
 
