@@ -123,7 +123,7 @@ def seen_before_entry(
 
     def look(machine: Machine) -> None:
         if machine is puppet.machine:
-            found.append(pages_in(mappings.check(stage.monitor, pools=True)[puppet.number]))
+            found.append(pages_in(mappings.check(stage.monitor)[puppet.number]))
         prepare(machine)
 
     patch.setattr(driver, "prepare", look)
