@@ -45,7 +45,6 @@ _POLL_SECONDS = 0.1
 APART = {
     "ept": (
         "test_claims.py",
-        "test_faults.py",
         "test_kvm_*.py",
     )
 }
