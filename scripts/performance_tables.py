@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm.bench.results import RATE, Results, Row, load
+from vmm.bench.breakeven import break_even
+from vmm.bench.results import EXTENTS, RATE, Results, Row, load
 from vmm.bench.table import number
 from vmm.sizes import format_size
 
@@ -168,10 +169,30 @@ def summary_table(results: Results) -> Iterator[str]:
         yield f"| {' | '.join([what, *(cell(found[key], column) for column in columns)])} |"
 
 
+def even_table(results: Results) -> Iterator[str]:
+    """Give the lines of the table of sizes from which on moving is cheaper than anything else."""
+    yield "| moved is cheaper than | untouched, from | each page touched, from |"
+    yield "|---|---|---|"
+    ways = {"copy": "copied", "pipe": "a pipe", "socket": "a socket"}
+    ways["shared_memory"] = "shared memory"
+    for column, way in ways.items():
+        sizes = []
+        for name in EXTENTS:
+            rows = list(results.named(name))
+            ours, other = (
+                {row.bytes: found.p50 for row in rows if (found := row.column(each))}
+                for each in ("ours", column)
+            )
+            size = break_even(ours, other)
+            sizes.append("–" if size is None else f"{size / MIB:.2g} MiB")
+        yield f"| {' | '.join([way, *sizes])} |"
+
+
 TABLES: dict[str, Callable[[Results], Iterator[str]]] = {
     "targets": targets_table,
     "rows": rows_table,
     "summary": summary_table,
+    "even": even_table,
 }
 
 
