@@ -30,10 +30,11 @@ from rich.table import Table
 from selftests import Built, built, forget
 from trials import TRIALS, Outcome, Trial, expected, run, too_large
 
+from vmm.cache import cache_root
 from vmm.failure import EXIT_INTERRUPTED, Failure, expected_errors
 from vmm.host import inspect
 from vmm.host.facts import total_memory
-from vmm.nested.cache import Cache, cache_root
+from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
 
 # By how much longer a test may take in a lane. The clock of ept counts instructions, and so is as

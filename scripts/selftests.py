@@ -16,9 +16,10 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmm.cache import content_key
 from vmm.errors import HostError
 from vmm.nested import apt
-from vmm.nested.cache import Cache, content_key
+from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
 from vmm.nested.packages import Need, find_program
 
