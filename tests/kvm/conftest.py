@@ -16,10 +16,11 @@ import pytest
 from guest_elfs import build_test_guests
 from kvm import mappings
 from kvm.puppets import Stage
-from tests_support import IN_LANE, kvm_missing
+from kvm.ways import WAYS, named
+from tests_support import kvm_missing
 
 from vmm import Monitor, host
-from vmm.memory.movers import MOVERS, RemapMover
+from vmm.memory.movers import RemapMover
 from vmm.trace import Event
 
 Open = Callable[..., Monitor]
@@ -69,28 +70,10 @@ def _small_runs_are_remapped() -> Iterator[None]:
         yield
 
 
-AMONG_MANY = "remap-among-many"
-"""`remap` as if there were many machines: from the second on, each has memslots. What these do
-differently in the lanes, the mover `slots` does there too.
-"""
-WAYS = sorted([*MOVERS, *([] if IN_LANE else [AMONG_MANY])])
-
-
-@contextlib.contextmanager
-def _named(way: str) -> Iterator[str]:
-    """Give the mover's name."""
-    if way != AMONG_MANY:
-        yield way
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RemapMover, "many", 1)
-        yield "remap"
-
-
 @pytest.fixture(params=WAYS)
 def mover(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every mover in turn: each test that moves pages holds for all of them."""
-    with _named(request.param) as name:
+    with named(request.param) as name:
         yield name
 
 
@@ -153,7 +136,7 @@ def events(monitor: Monitor) -> list[Event]:
 @pytest.fixture(scope="module", params=WAYS)
 def theatre(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Three puppets that are connected with each other, once per mover and file of tests."""
-    with _named(request.param) as name, Monitor(mover=name, pool="64M") as monitor:
+    with named(request.param) as name, Monitor(mover=name, pool="64M") as monitor:
         yield Stage(monitor, "abc", queue=128)
 
 

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 from command import pageferry
 from kvm.puppets import Puppet, Span, Stage, spans_of
+from kvm.ways import WAYS, named
 
 from vmm import ConfigError, Monitor, host
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
-from vmm.memory.movers import MOVERS
 
 LIMIT = 4 * PAGE_SIZE
 
 
-@pytest.fixture(scope="module", params=sorted(MOVERS))
+@pytest.fixture(scope="module", params=WAYS)
 def copying(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Three puppets whose exchanges of fewer than four pages are copied, once per mover."""
-    with Monitor(mover=request.param, pool="64M", copy_below=LIMIT, audit=True) as monitor:
+    with (
+        named(request.param) as mover,
+        Monitor(mover=mover, pool="64M", copy_below=LIMIT, audit=True) as monitor,
+    ):
         yield Stage(monitor, "abc")
 
 
@@ -73,6 +76,23 @@ def test_small_exchanges_leave_the_very_page_and_large_ones_another(
         assert physical(b, there) == real if moved else physical(a, own) == real
     b.write(there.gpa, 90, pages)
     assert a.read(own.gpa, pages) == list(range(70, 70 + pages))
+
+
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_what_lies_in_two_kinds_of_memory_is_copied_as_a_whole(stage: Stage, shared: int) -> None:
+    """What has been shared is the memfd's, and its neighbours, with `remap`, are not."""
+    for sender, other in (stage.puppets[:2], stage.puppets[1::-1]) * 2:
+        other.alloc(1)  # so that each has some whose frames are aligned as their places are
+        (own,) = sender.alloc(3)
+        sender.write(own.gpa, 5, 3)
+        assert sender.share(other, Span(own.gpa + shared * PAGE_SIZE, 1)) is Status.OK
+        (seen,) = spans_of(other.one())
+        assert other.give_back(sender, seen) is Status.OK
+        sender.inbox()
+        assert sender.exchange(other, own) is Status.OK
+        assert sender.read(own.gpa, 3) == [0, 0, 0]
+        (there,) = spans_of(other.one())
+        assert other.read(there.gpa, 3) == [5, 6, 7]
 
 
 def test_parts_of_what_has_moved_and_come_in_pieces_are_copied(stage: Stage) -> None:

@@ -275,9 +275,10 @@ class Sending:
         window, cleared = sender.window, list[tuple[int, int]]()
         try:
             for (page, pages, _, _), (_, _, frame, _) in plan.copies():
-                address, size = window.address(page), pages * PAGE_SIZE
-                self._pool.fill(frame, address, size)
-                cleared.append((address, size))
+                for address, count in window.pieces(page, pages):
+                    self._pool.fill(frame, address, count * PAGE_SIZE)
+                    cleared.append((address, count * PAGE_SIZE))
+                    frame += count
         except OSError:
             self._pool.zero(self._ledger.abandon(plan))
             raise Refusal(Status.E_NO_MEMORY) from None

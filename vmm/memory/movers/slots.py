@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
@@ -139,6 +139,13 @@ class SlotsWindow(Window):
     def address(self, page: int) -> int:
         slot = self._at(page)
         return slot.address + (page - slot.page) * PAGE_SIZE
+
+    def pieces(self, page: int, count: int) -> Sequence[tuple[int, int]]:
+        end, found = page + count, list[tuple[int, int]]()
+        for slot in self.overlapping(page, end):
+            first, last = max(page, slot.page), min(end, slot.page + slot.pages)
+            found.append((slot.address + (first - slot.page) * PAGE_SIZE, last - first))
+        return found
 
     def close(self) -> None:
         """Nothing to unmap: the slots went with the VM, their memory is the mover's."""

@@ -7,6 +7,7 @@ exchange always hides an extent on the old side before it shows it on the new on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
@@ -71,6 +72,12 @@ class Window(ABC):
     @abstractmethod
     def address(self, page: int) -> int:
         """Return the host address behind a page that is shown."""
+
+    def pieces(self, page: int, count: int) -> Sequence[tuple[int, int]]:
+        """Return where in this process pages are that are shown, in as many pieces as it takes:
+        address, and number of pages.
+        """
+        return ((self.address(page), count),)
 
     @abstractmethod
     def close(self) -> None:
