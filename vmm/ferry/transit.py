@@ -143,21 +143,12 @@ class Transit(Checks):
     def commit_transfer(self, plan: Transfer) -> None:
         """The pages are on their way: no longer the sender's to use, unless they are shared."""
         source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
-        hold = _PARTED.get(plan.operation, Hold.SHARED)
         if plan.fresh:  # which come where the others were
             for run in plan.runs:
                 source.window.remove(run.page, run.pages)
-        for (_, pages, frame, was), home, there in zip(
-            plan.runs, plan.homes, plan.places, strict=True
-        ):
-            if was is not hold or plan.fresh:
-                source.window.replace(Run(home, pages, frame, hold))
-            target.window.insert(Run(there, pages, frame, Hold.INCOMING))
-            borrower = Borrower(plan.receiver, there, plan.writable)
-            if was is Hold.SHARED:
-                self._bind(frame, pages, borrower)
-            else:
-                self._bonds.insert(Bond(frame, pages, hold, plan.sender, home, (borrower,)))
+        for run, home, there in zip(plan.runs, plan.homes, plan.places, strict=True):
+            target.window.insert(Run(there, run.pages, run.frame, Hold.INCOMING))
+            self._promise(plan, run, home, there)
         for run in plan.fresh:
             source.window.insert(run)
             source.charged += run.pages
@@ -182,10 +173,10 @@ class Transit(Checks):
                 source.charged -= pages
                 target.charged += pages
             else:
-                self._lend(plan, run, home, there)
+                self._promise(plan, run, home, there)
 
-    def _lend(self, plan: Transfer, run: Run, home: int, there: int) -> None:
-        """Let a run's receiver be one of its borrowers."""
+    def _promise(self, plan: Transfer, run: Run, home: int, there: int) -> None:
+        """Keep a run's place for its owner, and bind it to its receiver."""
         _, pages, frame, was = run
         hold = _PARTED.get(plan.operation, Hold.SHARED)
         borrower = Borrower(plan.receiver, there, plan.writable)
