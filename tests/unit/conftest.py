@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import pytest
 from unit.compilers import no_cc, no_zig
 from unit.exchange_scene import Scene
+from unit.remap_scene import FRAMES, LARGE
 
+from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.compiler import Compiler, find_compiler
-from vmm.memory.movers.remap import Park
+from vmm.memory.movers import RemapWindow
+from vmm.memory.movers.park import Park
 
 
 @pytest.fixture
@@ -24,6 +27,30 @@ def each_pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Scenes whose pages are the memfd's, and scenes whose pages are moved, each of them."""
     if request.param == "anonymous":
         monkeypatch.setattr(Scene, "make_pool", lambda self, frames: Park(frames, large=1))
+
+
+@pytest.fixture
+def park(no_leaks: None) -> Iterator[Park]:
+    """The memory of a few frames that windows move to and fro."""
+    park = Park(FRAMES, LARGE)
+    yield park
+    park.close()
+
+
+@pytest.fixture
+def a(park: Park) -> Iterator[RemapWindow]:
+    """One window of the park."""
+    window = RemapWindow(park, FRAMES * PAGE_SIZE)
+    yield window
+    window.close()
+
+
+@pytest.fixture
+def b(park: Park) -> Iterator[RemapWindow]:
+    """Another one."""
+    window = RemapWindow(park, FRAMES * PAGE_SIZE)
+    yield window
+    window.close()
 
 
 @pytest.fixture(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from kvm.mappings import View, content, huge
@@ -29,27 +29,6 @@ from vmm.memory.movers import RemapWindow
 from vmm.memory.movers.park import Park
 
 Move = Callable[[], bool]
-
-
-@pytest.fixture
-def park(no_leaks: None) -> Iterator[Park]:
-    park = Park(FRAMES, LARGE)
-    yield park
-    park.close()
-
-
-@pytest.fixture
-def a(park: Park) -> Iterator[RemapWindow]:
-    window = RemapWindow(park, FRAMES * PAGE_SIZE)
-    yield window
-    window.close()
-
-
-@pytest.fixture
-def b(park: Park) -> Iterator[RemapWindow]:
-    window = RemapWindow(park, FRAMES * PAGE_SIZE)
-    yield window
-    window.close()
 
 
 def asked(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[str]:

@@ -11,7 +11,6 @@ from kvm.mappings import View, content
 from unit.remap_scene import (
     CALLS,
     FRAMES,
-    LARGE,
     PROT_NONE,
     Refusals,
     homes,
@@ -27,27 +26,6 @@ from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers import RemapWindow, remap
 from vmm.memory.movers import park as parking
 from vmm.memory.movers.park import Park
-
-
-@pytest.fixture
-def park(no_leaks: None) -> Iterator[Park]:
-    park = Park(FRAMES, LARGE)
-    yield park
-    park.close()
-
-
-@pytest.fixture
-def a(park: Park) -> Iterator[RemapWindow]:
-    window = RemapWindow(park, FRAMES * PAGE_SIZE)
-    yield window
-    window.close()
-
-
-@pytest.fixture
-def b(park: Park) -> Iterator[RemapWindow]:
-    window = RemapWindow(park, FRAMES * PAGE_SIZE)
-    yield window
-    window.close()
 
 
 def test_what_is_hidden_and_shown_elsewhere_is_the_same_and_the_kernel_joins_it_again(

@@ -11,47 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vmm.ferry.carry import Carrier, spans
+from vmm.ferry.carry import spans
 from vmm.ferry.control import Notice
-from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request
 from vmm.ferry.peer import Peer
 from vmm.ferry.plans import Reclaim
-from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.runs import Extent, Run
 from vmm.ferry.sending import TOGETHER, Parted, Sending
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
-from vmm.memory.pool import PagePool
 
 
 class Operations(Sending):
-    """What peers may ask for. `serve` does it; the others are for those who know what they ask.
-
-    copy_below   see Sending
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        roster: Roster,
-        carrier: Carrier,
-        pool: PagePool,
-        copy_below: int = 0,
-    ) -> None:
-        super().__init__(ledger, roster, carrier, pool, copy_below)
-        self._served: dict[Operation, Callable[[Peer, Request], Answer]] = {
-            Operation.SEND: self.transfer,
-            Operation.LEND: self.transfer,
-            Operation.SHARE: self.transfer,
-            Operation.EXCHANGE: self.transfer,
-            Operation.RETURN: self.give_back,
-            Operation.RECLAIM: self.reclaim,
-            Operation.ALLOC: self._alloc,
-            Operation.RELEASE: self._release,
-            Operation.QUERY: self._query,
-        }
+    """What peers may ask for. `serve` does it; the others are for those who know what they ask."""
 
     def serve(self, peer: Peer, request: Request, together: list[Parted] | None = None) -> Answer:
         """Do what a peer asks for. Raises Refusal.
@@ -61,7 +34,7 @@ class Operations(Sending):
         """
         if together is not None and request.operation in TOGETHER:
             return self.transfer(peer, request, together)
-        answer = self._served[request.operation](peer, request)
+        answer = _SERVED[request.operation](self, peer, request)
         if peer.untaken:
             self.note_parted(peer, request.operation, request.spans)
         return answer
@@ -188,6 +161,19 @@ class Operations(Sending):
             for index, borrower in enumerate(about.borrowers[: abi.ANSWER_BORROWERS]):
                 answer.borrowers[index] = borrower
         return Answer(Status.OK, payload=bytes(answer))
+
+
+_SERVED: dict[Operation, Callable[[Operations, Peer, Request], Answer]] = {
+    Operation.SEND: Operations.transfer,
+    Operation.LEND: Operations.transfer,
+    Operation.SHARE: Operations.transfer,
+    Operation.EXCHANGE: Operations.transfer,
+    Operation.RETURN: Operations.give_back,
+    Operation.RECLAIM: Operations.reclaim,
+    Operation.ALLOC: Operations._alloc,
+    Operation.RELEASE: Operations._release,
+    Operation.QUERY: Operations._query,
+}
 
 
 def _awaits(peer: Peer, run: Run) -> bool:

@@ -74,10 +74,9 @@ class Sending:
     ) -> Answer:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
         number, tag, length, spans_, payload, operation, writable = request
-        entry = sender.table.get(number)
-        if entry is None or not entry.may_send:
+        receiver = sender.receiver(number)
+        if receiver is None:
             raise Refusal(Status.E_PEER)
-        receiver = entry.peer
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
         extents: Sequence[Extent] = ()

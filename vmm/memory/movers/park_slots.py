@@ -31,13 +31,12 @@ class ParkSlotsWindow(SlotsWindow):
             yield self._park.settled(part), part.pages
 
     def make_shareable(self, page: int, count: int) -> None:
-        for slot in self.overlapping(page, page + count):
-            first, end = max(page, slot.page), min(page + count, slot.page + slot.pages)
-            shown = slot.part(first, end)
+        end = page + count
+        for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
             for part in self._park.lodgings.within(shown.frame, shown.pages):
                 if part.anonymous:
-                    at = first + part.frame - shown.frame
-                    self._store(at, part.frame, part.pages, writable=slot.writable)
+                    at = shown.page + part.frame - shown.frame
+                    self._store(at, part.frame, part.pages, writable=shown.writable)
 
     def _store(self, page: int, frame: int, count: int, *, writable: bool) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""

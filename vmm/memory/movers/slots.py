@@ -34,11 +34,12 @@ class _Slot(NamedTuple):
     number: int
     writable: bool
 
-    def part(self, page: int, end: int) -> _Slot:
-        """Return what the slot has from `page` to `end`."""
-        by = page - self.page
+    def clip(self, page: int, end: int) -> _Slot:
+        """Return the part of the slot that lies in page..end."""
+        first, last = max(page, self.page), min(end, self.page + self.pages)
+        by = first - self.page
         frame, address = self.frame + by, self.address + by * PAGE_SIZE
-        return self._replace(page=page, pages=end - page, frame=frame, address=address)
+        return self._replace(page=first, pages=last - first, frame=frame, address=address)
 
 
 class SlotsWindow(Window):
@@ -137,15 +138,13 @@ class SlotsWindow(Window):
         return slot
 
     def address(self, page: int) -> int:
-        slot = self._at(page)
-        return slot.address + (page - slot.page) * PAGE_SIZE
+        ((address, _),) = self.pieces(page, 1)
+        return address
 
     def pieces(self, page: int, count: int) -> Sequence[tuple[int, int]]:
-        end, found = page + count, list[tuple[int, int]]()
-        for slot in self.overlapping(page, end):
-            first, last = max(page, slot.page), min(end, slot.page + slot.pages)
-            found.append((slot.address + (first - slot.page) * PAGE_SIZE, last - first))
-        return found
+        end = page + count
+        parts = [slot.clip(page, end) for slot in self.overlapping(page, end)]
+        return [(part.address, part.pages) for part in parts]
 
     def close(self) -> None:
         """Nothing to unmap: the slots went with the VM, their memory is the mover's."""
@@ -166,13 +165,8 @@ class PoolSlotsWindow(SlotsWindow):
 
 def _remains(slot: _Slot, page: int, end: int) -> list[_Slot]:
     """Return what is left of a slot on either side of page..end."""
-    slot_end = slot.page + slot.pages
-    left = []
-    if slot.page < page:
-        left.append(slot.part(slot.page, page))
-    if slot_end > end:
-        left.append(slot.part(end, slot_end))
-    return left
+    around = slot.clip(slot.page, page), slot.clip(end, slot.page + slot.pages)
+    return [part for part in around if part.pages > 0]
 
 
 class SlotsMover(Mover):
