@@ -30,9 +30,9 @@ from rich.table import Table
 from selftests import Built, built, forget
 from trials import TRIALS, Outcome, Trial, expected, run, too_large
 
-from vmm.cache import cache_root
-from vmm.failure import EXIT_INTERRUPTED, Failure, expected_errors
+from vmm.command.failure import EXIT_INTERRUPTED, Failure, expected_errors
 from vmm.host import inspect
+from vmm.host.cache import cache_root
 from vmm.host.facts import total_memory
 from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
@@ -109,7 +109,7 @@ def run_in_lane(lane: str, trials: Sequence[Trial], tests: Built) -> Iterator[De
     """
     names = list(dict.fromkeys(t.test for t in trials if t.test in tests.programs))
     files = [str(tests.programs[name]) for name in names]
-    command = [sys.executable, "-m", "vmm.nested", "--lane", lane, "--limit", str(_LANE_LIMIT)]
+    command = [sys.executable, "-m", "vmm", "nested", "--lane", lane, "--limit", str(_LANE_LIMIT)]
     inside = ["--", "python3", str(Path(__file__).resolve()), "--inside", *files]
     with _started([*command, *inside]) as lines:
         for line in lines:

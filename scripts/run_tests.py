@@ -96,7 +96,7 @@ def command(stage: Stage, run: Run, arguments: list[str]) -> list[str]:
     pytest = ["-m", "pytest", *tests, f"--junitxml={run.report}", "-q", *words]
     if stage.name not in LANES:
         return [sys.executable, *pytest]
-    lane = ["-m", "vmm.nested", "--lane", stage.name, "--limit", str(LANE_LIMIT)]
+    lane = ["-m", "vmm", "nested", "--lane", stage.name, "--limit", str(LANE_LIMIT)]
     return [sys.executable, *lane, "--output", str(RESULTS), "--", "python3", *pytest]
 
 

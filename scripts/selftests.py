@@ -16,8 +16,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmm.cache import content_key
 from vmm.errors import HostError
+from vmm.host.cache import content_key
 from vmm.nested import apt
 from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError

@@ -15,10 +15,10 @@ import forkserver
 from tests_support import IN_LANE
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = "from vmm.cli import main; main(prog_name='pageferry')"
+CODE = "from vmm.command.cli import main; main(prog_name='pageferry')"
 # Says when the command begins: until then it is Python's own start that is interrupted.
 _CODE_THAT_SAYS = """import os
-from vmm.cli import main
+from vmm.command.cli import main
 os.close(int(os.environ['READY']))
 main(prog_name='pageferry')"""
 TIMEOUT = 60.0

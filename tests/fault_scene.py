@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmm.endpoint import Received
+from vmm.engine.machine import Machine
 from vmm.guest.bundled import bundled_guest
-from vmm.machine import Machine
 from vmm.monitor import Monitor
 
 PAGE = 4096

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-_PRELOADED = ("vmm.cli",)
+_PRELOADED = ("vmm.command.cli",)
 _REQUEST_BYTES = 1 << 20
 _HIGH = 200  # descriptors from here on are out of the way of those that a process is to have
 _PR_SET_CHILD_SUBREAPER = 36

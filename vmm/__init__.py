@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vmm.endpoint import Buffer, HostEndpoint, Received
+    from vmm.engine.machine import Machine, State
     from vmm.errors import (
         AccessError,
         ClosedError,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
         Place,
         ResourceError,
     )
-    from vmm.machine import Machine, State
     from vmm.monitor import Monitor
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _HOMES = {
         *("AccessError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
         *("GuestImageError", "HostError", "PageferryError", "Place", "ResourceError"),
     ),
-    "vmm.machine": ("Machine", "State"),
+    "vmm.engine.machine": ("Machine", "State"),
     "vmm.monitor": ("Monitor",),
 }
 

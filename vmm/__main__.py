@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command; what happens while it is being loaded ends in one line as well."""
     try:
-        from vmm.cli import main as command
+        from vmm.command.cli import main as command
     except KeyboardInterrupt:
         _end("interrupted", 130)
     except (MemoryError, OSError) as error:

@@ -15,25 +15,25 @@ from types import TracebackType
 from typing import Any
 
 from vmm import host
-from vmm.driver import Console, Driver
 from vmm.endpoint import HostEndpoint
+from vmm.engine.driver import Console, Driver
+from vmm.engine.guest import Guest
+from vmm.engine.machine import Ending, Machine, State
+from vmm.engine.scheduler import Scheduler
 from vmm.errors import ClosedError, ConfigError
 from vmm.ferry.books import UNLIMITED
 from vmm.ferry.control import Notice
+from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
 from vmm.guest import abi
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.guest import Guest
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
-from vmm.machine import Ending, Machine, State
 from vmm.memory.movers import MOVERS, Mover
-from vmm.scheduler import Scheduler
 from vmm.sizes import format_size, parse_limit, parse_size
-from vmm.trace import Trace
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30

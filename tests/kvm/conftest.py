@@ -20,8 +20,8 @@ from kvm.ways import WAYS, named
 from tests_support import kvm_missing
 
 from vmm import Monitor, host
+from vmm.ferry.events import Event
 from vmm.memory.movers import RemapMover
-from vmm.trace import Event
 
 Open = Callable[..., Monitor]
 

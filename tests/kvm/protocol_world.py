@@ -15,10 +15,10 @@ from vmm.endpoint import Buffer
 from vmm.errors import AccessError, ClosedError, GuestError, ResourceError
 from vmm.ferry.message import Message as RealMessage
 from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.mapping import Mapping
+from vmm.memory.runs import Extent
 
 HOST = abi.PEER_HOST
 _PATIENCE = 60

@@ -12,9 +12,9 @@ from guest_elfs import build_test_guests
 
 from vmm import Machine, Monitor
 from vmm.endpoint import Buffer
-from vmm.ferry.runs import Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Flags, Hold, Operation, PeerFlags, Status
+from vmm.memory.runs import Run
 
 ORDER, DONE = 0x6F72646572, 0x646F6E65
 TRANSMIT, READ, WRITE, EXIT, IDLE, SPIN, DIRECT, WAIT, ROOM = range(1, 10)

@@ -250,5 +250,5 @@ def test_no_address_space_left(mib: int) -> None:
 @functools.cache
 def used_by_imports() -> int:
     """Return the address space, in bytes, that the command takes before it does anything."""
-    code = "import vmm.cli; print(open('/proc/self/statm').read().split()[0])"
+    code = "import vmm.command.cli; print(open('/proc/self/statm').read().split()[0])"
     return int(pageferry(code=code).out) * resource.getpagesize()

@@ -29,7 +29,7 @@ from vmm.bench.machines import Command, Kind, Pair, allow_machines
 from vmm.bench.plan import QUICK, QUICK_IN_LANE, Case, Composed, Effort, Unavailable, cases, measure
 from vmm.bench.results import COLUMNS, Row, load
 from vmm.bench.scene import scene
-from vmm.failure import EXIT_INTERRUPTED
+from vmm.command.failure import EXIT_INTERRUPTED
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.compiler import BuildError
 from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
@@ -369,7 +369,7 @@ def none():
     raise BuildError("no C compiler found: install one")
 floor.find_compiler = none
 floor._SOURCE = Path({source!r})
-from vmm.cli import main
+from vmm.command.cli import main
 main(prog_name='pageferry')"""
 
 

@@ -10,9 +10,9 @@ import pytest
 from kvm.puppets import Puppet
 
 from vmm import Monitor
+from vmm.ferry.events import Event
 from vmm.guest import abi
 from vmm.guest.abi import Bell
-from vmm.trace import Event
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]

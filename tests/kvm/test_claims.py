@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from vmm import Machine, Monitor, State
+from vmm.ferry.events import Event
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Descriptor, Operation, Status
-from vmm.trace import Event
 
 # A sends to B what it gets from the host; B adds one to the first byte and gives it to the host.
 

@@ -13,7 +13,7 @@ from command import Ended, pageferry
 from kvm.other_hosts import after, root_only
 
 from vmm import GuestFault, GuestImageError, HostError, Monitor, host
-from vmm.doctor import examine
+from vmm.command.doctor import examine
 from vmm.host.choice import DOORBELLS
 from vmm.host.hugepages import huge_pages
 
@@ -104,7 +104,7 @@ def test_a_demo_that_does_not_run_makes_the_host_unusable(
     def refuse(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr("vmm.doctor.run_demo", refuse)
+    monkeypatch.setattr("vmm.command.doctor.run_demo", refuse)
     found = examine().as_json()
     assert (found["verdict"], found["demo_ms"]) == ("unusable", None)
     assert found["backend"] is not None

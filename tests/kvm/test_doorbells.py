@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vmm import HostError, Monitor, host
+from vmm.ferry.events import Event
 from vmm.guest.abi import Bell, Doorbell
 from vmm.host.choice import DOORBELLS, doorbell_name
-from vmm.trace import Event
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]

@@ -10,8 +10,8 @@ import pytest
 from command import pageferry
 
 from vmm import Machine, Monitor
+from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
-from vmm.trace import Event
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]

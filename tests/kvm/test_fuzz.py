@@ -20,11 +20,11 @@ from tests_support import sized
 
 from vmm import Machine, Monitor, State
 from vmm.endpoint import Buffer
+from vmm.engine.guest import HYPERCALLS
 from vmm.errors import GuestError
-from vmm.ferry.runs import Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, Status
-from vmm.guest.guest import HYPERCALLS
+from vmm.memory.runs import Run
 
 COUNT = int(os.environ.get("PAGEFERRY_FUZZ", sized(8_000, 100)))
 SHARE = {"memfd": 0.4, "remap": 0.4, "slots": 0.2}  # of it: memslots take five times as long

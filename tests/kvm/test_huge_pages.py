@@ -10,10 +10,10 @@ from kvm.puppets import Puppet, Span, Stage, spans_of
 from tests_support import sized
 
 from vmm import Monitor
-from vmm.ferry.frames import LARGE
 from vmm.ferry.peer import Peer
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.host.hugepages import huge_pages
+from vmm.memory.frames import LARGE
 from vmm.memory.movers import MappedWindow, RemapMover, SlotsWindow
 from vmm.memory.movers.park import Park
 

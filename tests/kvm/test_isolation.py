@@ -14,8 +14,8 @@ from kvm import mappings
 from tests_support import sized
 
 from vmm import Monitor
+from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
-from vmm.trace import Event
 
 MOVES = {"send", "deliver", "undelivered", "release", "stop"}
 MESSAGES, LOOKS = sized(

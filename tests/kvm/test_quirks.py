@@ -14,12 +14,12 @@ import pytest
 from kvm.guest_code import CODE, DATA_PAGE, NO_RAM, PAGE, Machine, long_mode, machine, user_mode
 
 from vmm import host
-from vmm.doctor import Examination, examine
+from vmm.command.doctor import Examination, examine
+from vmm.engine.kick import deadline, masked_while_running
 from vmm.guest.abi import HYPERCALL, Doorbell
 from vmm.host.canary import sing
 from vmm.host.quirks import QUIRKS
 from vmm.host.system import read_system, read_text
-from vmm.kick import deadline, masked_while_running
 from vmm.kvm import Exit, Hypercall, Intr, IoOut, MemoryFault, MmioRead, MmioWrite, Shutdown, uapi
 
 VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from fault_scene import MOVERS, PAGE, Scene, scene
 
-from vmm.machine import Machine
+from vmm.engine.machine import Machine
 
 INTACT = b"intact\0"
 

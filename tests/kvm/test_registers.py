@@ -8,9 +8,9 @@ import pytest
 from kvm.puppets import Puppet, Stage, spans_of
 
 from vmm import Monitor
+from vmm.engine.guest import HYPERCALLS
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
-from vmm.guest.guest import HYPERCALLS
 
 
 @pytest.fixture

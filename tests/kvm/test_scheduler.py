@@ -14,7 +14,7 @@ import pytest
 from tests_support import sized
 
 from vmm import Machine, Monitor, State
-from vmm.trace import Event
+from vmm.ferry.events import Event
 
 Elf = Callable[[str], Path]
 

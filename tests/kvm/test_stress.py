@@ -20,8 +20,8 @@ from tests_support import sized
 from vmm import Machine, Monitor, State
 from vmm.endpoint import Buffer, Received
 from vmm.errors import AccessError, GuestError
+from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation
-from vmm.trace import Event
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]

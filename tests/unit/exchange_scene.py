@@ -13,17 +13,17 @@ from unit.refusing_host import RefusingHost, fragile_window, make_fragile
 
 from vmm.ferry.books import Bond
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.events import Event, Trace
 from vmm.ferry.exchange import Exchange
-from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE, WRITABLE
-from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Doorbell, Hold, Operation, Status
+from vmm.memory.frames import Frames
 from vmm.memory.pool import PagePool
-from vmm.trace import Event, Trace
+from vmm.memory.runs import Extent, Run
 
 FRAMES = 80
 PAGES = 96  # of each window

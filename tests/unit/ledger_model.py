@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 FRAMES = 40
 PAGES = 16

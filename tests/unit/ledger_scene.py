@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from vmm.ferry.books import UNLIMITED
-from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Homecoming
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent
 
 A, B, C = 1, 2, 3
 SEND, LEND, SHARE, EXCHANGE = Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE

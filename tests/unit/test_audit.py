@@ -20,10 +20,10 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Bond, Borrower, LedgerError
-from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 # ---- The audit ----
 

@@ -18,12 +18,12 @@ from unit.bench_scene import HOST, results, row
 from vmm.bench import describe
 from vmm.bench.plan import QUICK, QUICK_IN_LANE
 from vmm.bench.results import Results, load
-from vmm.failure import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from vmm.command.failure import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
-CODE = f"""from vmm.bench import command
+CODE = f"""from vmm.command import bench as command
 command.describe = lambda: {HOST!r}
 command.ours.columns = lambda case, stack: {{}}
-from vmm.cli import main
+from vmm.command.cli import main
 main(prog_name='pageferry')"""
 WITHOUT_MATPLOTLIB = f"import sys; sys.modules['matplotlib'] = None\n{CODE}"
 
@@ -220,12 +220,12 @@ def _members(leader: int) -> list[str]:
 
 
 def test_without_kvm_it_ends_as_all_commands_do() -> None:
-    code = """from vmm.bench import command
+    code = """from vmm.command import bench as command
 from vmm.errors import HostError
 def describe():
     raise HostError("no /dev/kvm", "load it")
 command.describe = describe
-from vmm.cli import main
+from vmm.command.cli import main
 main(prog_name='pageferry')"""
     ended = bench("--quick", code=code)
     assert (ended.code, one_line(ended.err)) == (69, "no /dev/kvm: load it")

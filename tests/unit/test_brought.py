@@ -9,9 +9,9 @@ from unit.exchange_scene import Scene, extents_of, queued, told
 from unit.refusing_host import every_way
 
 from vmm.ferry.rules import READABLE
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

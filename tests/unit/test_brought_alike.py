@@ -11,10 +11,10 @@ from hypothesis import event, given, settings
 from unit.exchange_scene import Scene
 
 from vmm.ferry.books import LedgerError
-from vmm.ferry.runs import Extent
 from vmm.guest.abi import Operation
 from vmm.memory.movers.remap import Park
 from vmm.memory.pool import PagePool
+from vmm.memory.runs import Extent
 
 SEND, LEND, SHARE = Operation.SEND, Operation.LEND, Operation.SHARE
 

@@ -9,8 +9,8 @@ from unit.exchange_scene import Scene, extents_of, queued, told
 from unit.refusing_host import every_way
 
 from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

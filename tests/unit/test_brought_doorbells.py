@@ -8,10 +8,10 @@ import pytest
 from unit.exchange_scene import Scene, extents_of, told
 from unit.refusing_host import every_way
 
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.movers import Window
+from vmm.memory.runs import Extent
 
 SEND, LEND = Operation.SEND, Operation.LEND
 Call = tuple[str, int, int]  # what a's window is asked to do, from which page on, with how many

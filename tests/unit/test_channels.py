@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.channels import Channel, channels, named
+from vmm.command.channels import Channel, channels, named
 from vmm.errors import ConfigError
 
 NAMES = ("a", "b", "c")

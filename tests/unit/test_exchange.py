@@ -8,10 +8,10 @@ import pytest
 from unit.exchange_scene import PAGES, Scene
 
 from vmm.ferry.books import LedgerError
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.region import OutOfBounds
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

@@ -6,10 +6,10 @@ import pytest
 
 from vmm.ferry.message import Request, Span
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.region import Region
+from vmm.memory.runs import Extent
 
 BASE = abi.WINDOW_GPA
 PAGES = 16

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vmm.ferry.frames import GIANT, LARGE, FramePool, Frames
+from vmm.memory.frames import GIANT, LARGE, FramePool, Frames
 
 TOTAL = 2 * LARGE + 100
 

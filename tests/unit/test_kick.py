@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from vmm import kick
-from vmm.kick import KICK, deadline, drain, kickable, masked_while_running
+from vmm.engine import kick
+from vmm.engine.kick import KICK, deadline, drain, kickable, masked_while_running
 
 LONG = 20.0  # seconds: over only if a kick got lost
 

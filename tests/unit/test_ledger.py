@@ -23,9 +23,9 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description
-from vmm.ferry.frames import GIANT, LARGE, Frames
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import GIANT, LARGE, Frames
+from vmm.memory.runs import Extent, Run
 
 # ---- From and to the pool ----
 

@@ -35,8 +35,8 @@ from vmm.ferry.books import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import RULES, Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent, Run
 
 FRAMES, PAGES = 40, 16
 PEERS = (A, B, C)

@@ -26,10 +26,10 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description, LedgerError
-from vmm.ferry.frames import Frames
 from vmm.ferry.plans import Homecoming
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 # ---- Deaths ----
 

@@ -30,8 +30,8 @@ from unit.ledger_scene import (
 
 from vmm.ferry.books import UNLIMITED
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent, Run
 
 # ---- Refused for want of a place ----
 

@@ -40,12 +40,12 @@ from unit.ledger_model import (
 )
 
 from vmm.ferry.books import UNLIMITED
-from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 STEPS = int(os.environ.get("PAGEFERRY_STEPS", "1200"))
 STEPS_IN_A_WORLD = 50  # at most: hypothesis ends many of them after about 30

@@ -29,12 +29,12 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description
-from vmm.ferry.frames import Frames
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Homecoming, Return, Transfer
 from vmm.ferry.rules import READABLE, WRITABLE
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 # ---- SEND ----
 

@@ -27,11 +27,11 @@ from unit.ledger_scene import (
 )
 
 from vmm.ferry.books import Description
-from vmm.ferry.frames import Frames
 from vmm.ferry.plans import Reclaim
 from vmm.ferry.rules import READABLE
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 # ---- RETURN ----
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vmm.cache import cache_root, content_key
 from vmm.errors import HostError
+from vmm.host.cache import cache_root, content_key
 from vmm.nested import cache as module
 from vmm.nested.cache import Cache
 

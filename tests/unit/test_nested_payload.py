@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from vmm.command import nested as command_module
+from vmm.command.nested import nested
 from vmm.errors import ConfigError, HostError
-from vmm.nested import command as command_module
 from vmm.nested import image, payload
 from vmm.nested.cache import Cache
-from vmm.nested.command import nested
 from vmm.nested.compiled import MTIME, Compiler
 from vmm.nested.errors import LaneError, LaneTimeout
 from vmm.nested.packages import find_program

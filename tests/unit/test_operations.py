@@ -10,9 +10,9 @@ from unit.refusing_host import every_way
 
 from vmm.ferry.message import Answer
 from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

@@ -20,13 +20,12 @@ from unit.remap_scene import (
     write,
 )
 
-from vmm.ferry import frames
-from vmm.ferry.runs import Run
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.host.hugepages import huge_pages
-from vmm.memory import mapping
+from vmm.memory import frames, mapping
 from vmm.memory.movers import RemapWindow
 from vmm.memory.movers.park import Park
+from vmm.memory.runs import Run
 
 Move = Callable[[], bool]
 

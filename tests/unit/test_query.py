@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from unit.exchange_scene import FRAMES, PAGES, Scene
 
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

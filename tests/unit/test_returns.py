@@ -8,8 +8,8 @@ import pytest
 from unit.exchange_scene import Scene, extents_of, queued, told
 from unit.refusing_host import every_way
 
-from vmm.ferry.runs import Extent
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

@@ -10,8 +10,8 @@ import pytest
 from vmm.ferry import rules
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.rules import READABLE, RULES, WRITABLE, Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent, Run
 
 ASKER, PEER, OTHER = 1, 2, 3
 EXTENT = Extent(0, 2)

@@ -94,7 +94,7 @@ def test_a_divided_lane_runs_every_test_once(script: ModuleType) -> None:
 def test_a_lanes_tests_are_the_same_command_in_the_lane(script: ModuleType) -> None:
     here, there = (words(script, name, "-x") for name in ("host", "npt"))
     assert here[3:4] == there[there.index("--") :][4:5] == ["tests/kvm"]
-    assert there[1:5] == ["-m", "vmm.nested", "--lane", "npt"]
+    assert there[1:6] == ["-m", "vmm", "nested", "--lane", "npt"]
     assert "-x" in here
 
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm.ferry.books import Bond, Borrower
-from vmm.ferry.runs import Extent, Interval, IntervalMap, Run, Tally
 from vmm.guest.abi import Hold
+from vmm.memory.runs import Extent, Interval, IntervalMap, Run, Tally
 
 PAGES = 24
 

@@ -18,10 +18,10 @@ from vmm.ferry import control
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Doorbell, Hold, Operation, Status
 from vmm.memory.region import Region
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

@@ -13,9 +13,9 @@ from unit.refusing_host import Fragile, every_way
 from vmm.ferry.books import LedgerError
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.memory.runs import Extent
 
 pytestmark = pytest.mark.usefixtures("each_pool")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import ResourceError
-from vmm.trace import Event, Trace, TraceFile
+from vmm.ferry.events import Event, Trace
+from vmm.observe.trace import TraceFile
 
 
 def test_a_trace_is_true_when_somebody_listens() -> None:

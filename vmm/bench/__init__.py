@@ -6,5 +6,6 @@ ours                the columns of our own: machines that move pages, that copy,
 ends, elsewhere     the columns of others: pipe, socket and shared memory between two processes
 describe            the host that it was measured on
 table, breakeven, chart, check    what is made of the results: text, a picture, a verdict
-output, command     the files and the command line
+
+The command line is vmm.command.bench.
 """

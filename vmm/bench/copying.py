@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 
-from vmm.ferry.runs import IntervalMap, Run
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
@@ -19,6 +18,7 @@ from vmm.memory.movers import Mover, Window
 from vmm.memory.movers.windows import WINDOW_SLOT
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
+from vmm.memory.runs import IntervalMap, Run
 
 
 class _Pool(PagePool):

@@ -12,11 +12,11 @@ from vmm.bench.floor import Floor
 from vmm.bench.machines import Command, Kind, Pair, allow_machines
 from vmm.bench.plan import Case, Column, Unavailable
 from vmm.bench.scene import MOVERS, scene
+from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
 from vmm.memory.movers import Mover, RemapMover
 from vmm.monitor import Monitor
-from vmm.trace import Event
 
 _BATCH = 64
 _LEAST_ROUNDS = 5

@@ -10,10 +10,10 @@ import ctypes
 import struct
 from collections.abc import Iterator, Sequence
 
+from vmm.engine.machine import Machine
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import cpuid
 from vmm.kvm.structs import kvm_cpuid2
-from vmm.machine import Machine
 
 _MAGIC = b"PFSCENE1"
 _HEAD = struct.Struct("<8s4I")

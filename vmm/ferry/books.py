@@ -18,9 +18,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vmm.ferry.frames import FramePool
-from vmm.ferry.runs import Extent, IntervalMap, Run, Tally
 from vmm.guest.abi import Hold
+from vmm.memory.frames import FramePool
+from vmm.memory.runs import Extent, IntervalMap, Run, Tally
 
 UNLIMITED = 1 << 62
 

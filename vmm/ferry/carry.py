@@ -18,10 +18,10 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.places import joined
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.movers import Window
 from vmm.memory.pool import PagePool
+from vmm.memory.runs import Extent, Run
 
 
 class Carrier:

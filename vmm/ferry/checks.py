@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vmm.ferry.books import Books
-from vmm.ferry.frames import Frames
 from vmm.ferry.rules import RULES, Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 
 class Checks(Books):

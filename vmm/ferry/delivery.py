@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from vmm.ferry import carry
 from vmm.ferry.carry import Carrier
+from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
@@ -21,11 +22,10 @@ from vmm.ferry.places import joined
 from vmm.ferry.plans import Homecoming
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
-from vmm.trace import Trace
+from vmm.memory.runs import Extent, Run
 
 _BORROWED = (Hold.BORROWED, Hold.VIEWED)
 _LOANS = (Operation.LEND, Operation.SHARE)

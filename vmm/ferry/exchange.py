@@ -23,18 +23,18 @@ from vmm.ferry import carry
 from vmm.ferry.carry import Carrier
 from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
+from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.operations import Operations
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Status
 from vmm.memory.pool import PagePool
-from vmm.trace import Trace
+from vmm.memory.runs import Extent
 
 _RX_ENTRIES = abi.RX_ENTRIES
 

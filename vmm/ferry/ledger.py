@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vmm.ferry.books import UNLIMITED, Account, Bond, LedgerError
-from vmm.ferry.frames import Frames
 from vmm.ferry.places import joined, reserve
 from vmm.ferry.plans import Homecoming, Reclaim, Return
 from vmm.ferry.rules import READABLE, Refusal
-from vmm.ferry.runs import Extent, IntervalMap, Run
 from vmm.ferry.transit import Transit
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, IntervalMap, Run
 
 
 class Ledger(Transit):

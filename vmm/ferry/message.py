@@ -8,10 +8,10 @@ import struct
 from typing import NamedTuple
 
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.region import Region
+from vmm.memory.runs import Extent
 
 
 class Span(NamedTuple):

@@ -17,10 +17,10 @@ from vmm.ferry.message import Answer, Message, Request
 from vmm.ferry.peer import Peer
 from vmm.ferry.plans import Reclaim
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.ferry.sending import TOGETHER, Parted, Sending
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.runs import Extent, Run
 
 
 class Operations(Sending):

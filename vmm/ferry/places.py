@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vmm.ferry.frames import alignments
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent, IntervalMap, Run
 from vmm.guest.abi import Hold, Status
+from vmm.memory.frames import alignments
+from vmm.memory.runs import Extent, IntervalMap, Run
 
 
 def moved(runs: Iterable[Run], extents: Sequence[Extent], targets: Sequence[Extent]) -> list[int]:

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vmm.ferry.frames import Frames
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 
 class Transfer(NamedTuple):

@@ -18,11 +18,11 @@ from vmm.ferry.places import joined
 from vmm.ferry.plans import Transfer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory import mapping
 from vmm.memory.pool import PagePool
+from vmm.memory.runs import Extent, Run
 
 _PARTING = frozenset(
     {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}

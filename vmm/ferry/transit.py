@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from vmm.ferry.books import Bond, Borrower
 from vmm.ferry.checks import Checks
-from vmm.ferry.frames import Frames
 from vmm.ferry.places import moved, place_for, reserve
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import RULES, Refusal
-from vmm.ferry.runs import Extent, Run
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.frames import Frames
+from vmm.memory.runs import Extent, Run
 
 _GIVEN = frozenset({Operation.SEND, Operation.EXCHANGE})  # the receiver is to own the pages
 _PARTED = {Operation.SEND: Hold.SENT, Operation.EXCHANGE: Hold.SENT, Operation.LEND: Hold.LENT}

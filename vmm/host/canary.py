@@ -14,12 +14,12 @@ import statistics
 import time
 from typing import NamedTuple
 
+from vmm.engine.guest import Guest
+from vmm.engine.kick import deadline
 from vmm.guest.abi import Bell, Doorbell, Status
 from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.bundled import bundled_guest
-from vmm.guest.guest import Guest
 from vmm.guest.image import Image, load_image
-from vmm.kick import deadline
 from vmm.kvm import Exit, InternalError, Intr, Kvm
 
 # A native canary takes a few milliseconds. A busy host may make it late, or look slow: patience

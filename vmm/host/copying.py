@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm import __version__
-from vmm.cache import cache_root, content_key
 from vmm.errors import ResourceError
 from vmm.guest.abi import PAGE_SIZE
+from vmm.host.cache import cache_root, content_key
 from vmm.host.system import read_text
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping

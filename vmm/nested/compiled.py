@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmm.cache import content_key
+from vmm.host.cache import content_key
 from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
 from vmm.nested.python import Python

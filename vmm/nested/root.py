@@ -44,7 +44,7 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/group": "root:x:0:\n",
     "etc/hosts": "127.0.0.1 localhost\n",
-    "usr/bin/pageferry": '#!/bin/sh\nexec python3 -c "from vmm.cli import main; '
+    "usr/bin/pageferry": '#!/bin/sh\nexec python3 -c "from vmm.command.cli import main; '
     'main(prog_name=\'pageferry\')" "$@"\n',
 }
 

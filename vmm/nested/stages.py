@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from vmm.cache import content_key
+from vmm.host.cache import content_key
 from vmm.nested import apt, flat, image, initramfs, kernel, lanes, python, root
 from vmm.nested.cache import Cache
 from vmm.nested.lanes import Lane

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol
 
-from vmm.ferry.runs import IntervalMap
-
-W = TypeVar("W")
+from vmm.memory.runs import IntervalMap
 
 
-class Lodging(NamedTuple, Generic[W]):
+class Lodger(Protocol):
+    """A window that anonymous memory can be in."""
+
+    def address(self, page: int) -> int:
+        """Return the host address of one of its pages."""
+
+    def lose(self, part: Lodging) -> None:
+        """Follow memory that has been taken out of it."""
+
+
+class Lodging(NamedTuple):
     """Where the memory of `pages` adjacent frames from `frame` is.
 
     anonymous  at home, or in a window; else in the memfd
@@ -26,7 +34,7 @@ class Lodging(NamedTuple, Generic[W]):
     frame: int
     pages: int
     anonymous: bool
-    window: W | None = None
+    window: Lodger | None = None
     page: int = 0
     fresh: bool = False
 
@@ -35,7 +43,7 @@ class Lodging(NamedTuple, Generic[W]):
         """The first frame after these."""
         return self.frame + self.pages
 
-    def clip(self, start: int, end: int) -> Lodging[W]:
+    def clip(self, start: int, end: int) -> Lodging:
         """Return the part of it that concerns the frames in start..end."""
         frame, pages, anonymous, window, page, fresh = self
         first, last = max(frame, start), min(frame + pages, end)
@@ -43,7 +51,7 @@ class Lodging(NamedTuple, Generic[W]):
             page += first - frame
         return Lodging(first, last - first, anonymous, window, page, fresh)
 
-    def continues(self, other: Lodging[W]) -> bool:
+    def continues(self, other: Lodging) -> bool:
         """Whether `other` directly follows, in the same memory."""
         return (
             self.end == other.frame
@@ -52,12 +60,12 @@ class Lodging(NamedTuple, Generic[W]):
             and (self.window is None or self.page + self.pages == other.page)
         )
 
-    def lengthened(self, pages: int) -> Lodging[W]:
+    def lengthened(self, pages: int) -> Lodging:
         """Return it with as many frames more at its end."""
         return self._replace(pages=self.pages + pages)
 
 
-class Lodgings(Generic[W]):
+class Lodgings:
     """The lodgings of `frames` frames.
 
     large  so many frames or more get anonymous memory, if their number and their page's are the
@@ -69,20 +77,20 @@ class Lodgings(Generic[W]):
     """
 
     def __init__(self, frames: int, large: int, limit: int) -> None:
-        self._map: IntervalMap[Lodging[W]] = IntervalMap(frames)
+        self._map: IntervalMap[Lodging] = IntervalMap(frames)
         self._large = large
         self.limit = limit
         self.seams = 0
 
-    def __iter__(self) -> Iterator[Lodging[W]]:
+    def __iter__(self) -> Iterator[Lodging]:
         return iter(self._map)
 
-    def of(self, page: int, frame: int, count: int) -> list[Lodging[W]]:
+    def of(self, page: int, frame: int, count: int) -> list[Lodging]:
         """Return the lodgings of frames that are to be shown from `page` on, all of them, in order;
         for those that have none, those that they are to have.
         """
         known = self._map.within(frame, count)
-        found: list[Lodging[W]] = []
+        found: list[Lodging] = []
         end = frame + count
         for part in (*known, None):
             start = end if part is None else part.frame
@@ -118,11 +126,11 @@ class Lodgings(Generic[W]):
         part = self._map.at(frame)
         return part is not None and part.anonymous is anonymous and part.end >= frame + count
 
-    def within(self, frame: int, count: int) -> list[Lodging[W]]:
+    def within(self, frame: int, count: int) -> list[Lodging]:
         """Return the lodgings of those of these frames that have one."""
         return self._map.within(frame, count)
 
-    def settle(self, lodging: Lodging[W]) -> None:
+    def settle(self, lodging: Lodging) -> None:
         """Frames have this lodging now, whatever they had."""
         frame, pages = lodging.frame, lodging.pages
         if self._holds(frame, pages, anonymous=lodging.anonymous):
@@ -138,7 +146,7 @@ class Lodgings(Generic[W]):
         self._map.remove(frame, count)
         self.seams += self._count(frame, count) - seams
 
-    def _around(self, frame: int, count: int) -> list[Lodging[W]]:
+    def _around(self, frame: int, count: int) -> list[Lodging]:
         """Return the lodgings of these frames and of their neighbours."""
         first = max(frame - 1, 0)
         return self._map.within(first, frame + count + 1 - first)

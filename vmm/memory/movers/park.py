@@ -9,17 +9,13 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from vmm.ferry.frames import LARGE
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
+from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers.lodgings import Lodging, Lodgings
 from vmm.memory.pool import PagePool
-
-if TYPE_CHECKING:
-    from vmm.memory.movers.remap import RemapWindow
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
 
@@ -31,7 +27,7 @@ class Park(PagePool):
     """
 
     def __init__(self, frames: int, large: int = LARGE) -> None:
-        self.lodgings: Lodgings[RemapWindow] = Lodgings(frames, large, SEAMS)
+        self.lodgings: Lodgings = Lodgings(frames, large, SEAMS)
         self._memfd: Mapping | None = None  # as a whole
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
@@ -50,11 +46,11 @@ class Park(PagePool):
         """Return the address of a frame's home."""
         return self._homes.address + frame * PAGE_SIZE
 
-    def memory(self, part: Lodging[RemapWindow]) -> int:
+    def memory(self, part: Lodging) -> int:
         """Return where anonymous memory is now."""
         return self.home(part.frame) if part.window is None else part.window.address(part.page)
 
-    def settled(self, part: Lodging[RemapWindow]) -> int:
+    def settled(self, part: Lodging) -> int:
         """Return the address of frames that are to stay where they are from now on: at home, or in
         the memfd. Raises OSError.
         """

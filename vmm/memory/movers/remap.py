@@ -18,16 +18,16 @@ from __future__ import annotations
 import contextlib
 import errno
 
-from vmm.ferry.frames import LARGE
-from vmm.ferry.runs import IntervalMap, Run
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
+from vmm.memory.frames import LARGE
 from vmm.memory.movers.lodgings import Lodging
 from vmm.memory.movers.park import SEAMS, Park, move
 from vmm.memory.movers.park_slots import ParkSlotsWindow
 from vmm.memory.movers.windows import MappedWindow, Mover, Window
 from vmm.memory.pool import PagePool
+from vmm.memory.runs import IntervalMap, Run
 
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
 
@@ -67,7 +67,7 @@ class RemapWindow(MappedWindow):
                 self.hide(page, done)
             raise
 
-    def _show(self, part: Lodging[RemapWindow], page: int, writable: bool) -> None:
+    def _show(self, part: Lodging, page: int, writable: bool) -> None:
         if not part.anonymous:
             super().show(page, part.frame, part.pages, writable=writable)
             if part.fresh:
@@ -80,7 +80,7 @@ class RemapWindow(MappedWindow):
         hold = Hold.OWNED if writable else Hold.VIEWED
         self._shown.insert(Run(page, part.pages, part.frame, hold))
 
-    def _fetch(self, part: Lodging[RemapWindow], page: int, writable: bool) -> None:
+    def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
         """Move memory here. What is only to be read is never writable here, not for a moment."""
         source, size = self._park.memory(part), part.pages * PAGE_SIZE
         plain = writable and part.window is None  # a home is writable
@@ -126,7 +126,7 @@ class RemapWindow(MappedWindow):
     def _fetch_again(self, run: Run) -> None:
         """Undo `_send_home`. If the host refuses that too, the memory stays there, unseen."""
         try:
-            part = Lodging[RemapWindow](run.frame, run.pages, anonymous=True)
+            part = Lodging(run.frame, run.pages, anonymous=True)
             self._fetch(part, run.page, run.hold is Hold.OWNED)
         except OSError:
             self._settle_home(run)
@@ -135,7 +135,7 @@ class RemapWindow(MappedWindow):
         self._shown.remove(*run.extent)
         self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=True))
 
-    def lose(self, part: Lodging[RemapWindow]) -> None:
+    def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken from here to where it is wanted.
 
         That is so if the host has refused to hide it, which is done only to the dead (`bury`).

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from vmm.demo import Progress as Tell
-from vmm.demo import Report, Step
+from vmm.command.demo import Progress as Tell
+from vmm.command.demo import Report, Step
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
 

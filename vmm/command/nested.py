@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from vmm.cache import cache_root
+from vmm.command.failure import EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, expected_errors
 from vmm.errors import ConfigError
-from vmm.failure import EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, expected_errors
+from vmm.host.cache import cache_root
 from vmm.nested import shell as terminal
 from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneTimeout

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vmm.bench import chart, ours
 from vmm.bench.check import check
 from vmm.bench.describe import LANE, describe
-from vmm.bench.output import Output, output
 from vmm.bench.plan import FULL, QUICK, QUICK_IN_LANE, Composed, Effort, cases, measure
 from vmm.bench.results import COLUMNS, ROW_NAMES, Results, load
 from vmm.bench.table import show_results
+from vmm.command.bench_output import Output, output
+from vmm.command.failure import EXIT_FAILED, Failure
 from vmm.errors import ConfigError
-from vmm.failure import EXIT_FAILED, Failure
 
 _STANDARD_OUTPUT = Path("-")
 

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from vmm.command.options import check_output
 from vmm.errors import ConfigError
-from vmm.options import check_output
 
 _IN_PLACE = (stat.S_ISCHR, stat.S_ISFIFO, stat.S_ISSOCK)  # /dev/null, /dev/stdout: not replaced
 

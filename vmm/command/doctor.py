@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any
 
-from vmm.demo import DEFAULT_FILE, run_demo
+from vmm.command.demo import DEFAULT_FILE, run_demo
 from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.abi import Doorbell
 from vmm.host import DEVICE, Host, advice, inspect, open_kvm

@@ -11,21 +11,29 @@ import click
 from rich.console import Console
 
 from vmm import __version__, host
-from vmm.bench.command import bench
-from vmm.channels import channels, named
-from vmm.demo import DEFAULT_FILE, check_file, run_demo
-from vmm.doctor import examine
-from vmm.doctor_report import show_examination
+from vmm.command.bench import bench
+from vmm.command.channels import channels, named
+from vmm.command.demo import DEFAULT_FILE, check_file, run_demo
+from vmm.command.doctor import examine
+from vmm.command.doctor_report import show_examination
+from vmm.command.failure import (
+    EXIT_FAILED,
+    EXIT_FAULT,
+    EXIT_HOST,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    Failure,
+    Group,
+)
+from vmm.command.nested import nested
+from vmm.command.options import Size, check_output, machine_options, open_monitor
+from vmm.command.reports import live_progress, show_report
+from vmm.engine.machine import Machine, State
 from vmm.errors import ConfigError
-from vmm.failure import EXIT_FAILED, EXIT_FAULT, EXIT_HOST, EXIT_TIMEOUT, EXIT_USAGE, Failure, Group
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.build import build_guest
 from vmm.guest.bundled import ROOT
 from vmm.guest.compiler import find_compiler
-from vmm.machine import Machine, State
-from vmm.nested.command import nested
-from vmm.options import Size, check_output, machine_options, open_monitor
-from vmm.report import live_progress, show_report
 from vmm.sizes import pages_for
 
 _SPARE_PAGES = 16  # of the demo's, besides the file's: the page of its proof

@@ -15,8 +15,8 @@ from vmm.errors import ConfigError
 from vmm.host.choice import DOORBELLS
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
+from vmm.observe.trace import TraceFile
 from vmm.sizes import parse_limit, parse_size
-from vmm.trace import TraceFile
 
 _STANDARD_ERROR = Path("-")
 

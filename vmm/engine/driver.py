@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vmm.engine.machine import Ending, Machine, State
+from vmm.engine.scheduler import Scheduler
 from vmm.errors import GuestFault
 from vmm.ferry.control import Wait
+from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Status, WaitFor
 from vmm.kvm import Exit, Intr
-from vmm.machine import Ending, Machine, State
-from vmm.scheduler import Scheduler
-from vmm.trace import Trace
 
 Console = Callable[[str, str], None]
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from vmm.doctor import Examination
+from vmm.command.doctor import Examination
 from vmm.host.advice import ELSEWHERE
 from vmm.host.canary import Song
 from vmm.host.choice import doorbell_name

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from vmm.endpoint import Buffer, Received
+from vmm.engine.machine import Machine
 from vmm.errors import ConfigError, PageferryError, ResourceError
+from vmm.ferry.events import Event
 from vmm.guest.abi import Status
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.demo_tags import DemoTag
 from vmm.host import memory_available
 from vmm.host.choice import doorbell_name
-from vmm.machine import Machine
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
-from vmm.trace import Event
 
 DEFAULT_FILE = ROOT / "include" / "pageferry.h"
 _PREVIEW = 48  # bytes of the file shown before and after

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple
 
+from vmm.engine.guest import Guest
 from vmm.errors import GuestFault
 from vmm.ferry.control import Wait
 from vmm.ferry.peer import Peer
-from vmm.guest.guest import Guest
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import Region
 

@@ -15,10 +15,10 @@ import threading
 import time
 from typing import Protocol
 
-from vmm.clock import Clock
-from vmm.kick import drain, kick, kickable
+from vmm.engine.clock import Clock
+from vmm.engine.kick import drain, kick, kickable
+from vmm.engine.machine import Machine, State
 from vmm.kvm import Exit, Intr
-from vmm.machine import Machine, State
 
 SLICE = 0.010  # seconds
 _MOMENT = 20e-6  # seconds, for a kicked machine to come out

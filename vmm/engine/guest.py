@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from vmm.engine.kick import deadline, masked_while_running
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.message import Request
@@ -19,7 +20,6 @@ from vmm.guest.blueprint import Blueprint
 from vmm.guest.boot import Layout
 from vmm.guest.image import Image
 from vmm.guest.trap import Diagnosis
-from vmm.kick import deadline, masked_while_running
 from vmm.kvm import Exit, Hypercall, Intr, IoOut, Kvm, MmioWrite
 from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT

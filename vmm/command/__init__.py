@@ -1,0 +1,1 @@
+"""The `pageferry` command: its groups and options, what it prints, and how it ends."""

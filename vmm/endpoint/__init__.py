@@ -1,0 +1,6 @@
+"""The host endpoint: the Python process as a peer, with pages of its own to send and receive."""
+
+from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.host import HostEndpoint, Received
+
+__all__ = ["Buffer", "HostEndpoint", "Received"]

@@ -1,0 +1,1 @@
+"""What runs machines: guest (one in its VM), machine, scheduler, driver, kick, clock."""

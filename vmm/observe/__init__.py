@@ -1,0 +1,1 @@
+"""Watching a monitor: its events, written down."""
