@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.engine.machine import Machine, State
     from vmm.errors import (
         AccessError,
+        BusyError,
         ClosedError,
         ConfigError,
         GuestError,
@@ -39,7 +40,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "vmm.endpoint": ("Buffer", "HostEndpoint", "Received"),
     "vmm.errors": (
-        *("AccessError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
+        *("AccessError", "BusyError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
         *("GuestImageError", "HostError", "PageferryError", "Place", "ResourceError"),
     ),
     "vmm.engine.machine": ("Machine", "State"),
@@ -49,6 +50,7 @@ _HOMES = {
 __all__ = [
     "AccessError",
     "Buffer",
+    "BusyError",
     "ClosedError",
     "ConfigError",
     "GuestError",

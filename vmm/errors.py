@@ -50,6 +50,12 @@ class ClosedError(PageferryError):
     """The monitor or the machine has been closed."""
 
 
+class BusyError(PageferryError, RuntimeError):
+    """The monitor is at work, and cannot do this now: a second `run`, or a `close` or anything else
+    from a signal handler that has interrupted it.
+    """
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
     """Where an instruction pointer lies in the guest's source; what is not known is None."""

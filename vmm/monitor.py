@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,13 +20,14 @@ from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
-from vmm.errors import ClosedError, ConfigError
+from vmm.errors import BusyError, ClosedError, ConfigError
 from vmm.ferry.books import UNLIMITED
 from vmm.ferry.control import Notice
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
+from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, load_image
@@ -109,22 +110,23 @@ class Monitor:
         if not frames:
             raise ConfigError(f"pool {pool!r} is less than a page")
 
-        self.trace = Trace()
         self.machines: dict[str, Machine] = {}
-        self._lock = threading.Lock()
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        self._scheduler = Scheduler(self._lock, workers)
         self._closed = False
         with contextlib.ExitStack() as undo:
-            undo.callback(self._scheduler.close)
             self._kvm = undo.enter_context(host.open_kvm(device))
             self._blueprints = Blueprints(self._kvm)
             undo.callback(self._blueprints.close)
             self._mover = mover(frames)
             undo.callback(self._mover.close)
+            self._turns = turns = Turns(self._mover.pool.journal)
+            self.trace = Trace(turns.outbox)
+            self._scheduler = Scheduler(turns, workers, self._by_number.values)
+            undo.callback(self._scheduler.close)
+            turns.recover = self._scheduler.recover
             mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH)
+            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH, turns.journal)
             self._exchange = Exchange(
                 ledger,
                 self._mover.pool,
@@ -133,11 +135,11 @@ class Monitor:
                 audit=audit,
                 copy_below=self.copy_below,
             )
-            self._driver = Driver(self._exchange, self._scheduler, self.trace, console)
+            self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
             window = self._mover.host_window(frames * abi.PAGE_SIZE)
             undo.callback(window.close)
             self.host = HostEndpoint(
-                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, self._lock
+                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
             )
             self._exchange.join(self.host.peer, frames, UNLIMITED)
             self._closer = undo.pop_all()
@@ -177,14 +179,14 @@ class Monitor:
             stack=_rounded(stack, "stack", abi.PAGE_SIZE, _MAX_PRIVATE // 2),
             window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
         )
-        with self._lock:
+        with self._turns.turn():
             self._check_open()
             name = self._check_name(Path(path).stem if name is None else name)
             limit = shape.window if quota is None else parse_size(quota, "quota")
             machine = self._make(image, shape, name, queue, limit // abi.PAGE_SIZE)
             self._scheduler.make_ready(machine)
-        if self.trace:
-            self.trace.emit("spawn", machine=name, image=str(path), window=shape.window)
+            if self.trace:
+                self.trace.emit("spawn", machine=name, image=str(path), window=shape.window)
         return machine
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
@@ -206,8 +208,16 @@ class Monitor:
         except BaseException:
             _free(machine)
             raise
+        self._turns.journal.undo(partial(self._forget, machine))
         self.machines[name] = self._by_number[number] = machine
         return machine
+
+    def _forget(self, machine: Machine) -> None:
+        """Undo a spawn."""
+        self._by_number.pop(machine.number, None)
+        if self.machines.get(machine.name) is machine:
+            del self.machines[machine.name]
+        _free(machine)
 
     def _check_name(self, name: str) -> str:
         if not name.isprintable() or not 0 < len(name.encode()) < abi.NAME_MAX:
@@ -223,7 +233,7 @@ class Monitor:
         """
         if a is b:
             raise ConfigError(f"{a.name} cannot be connected to itself")
-        with self._lock:
+        with self._turns.turn():
             self._check_open()
             for peer, other in ((a.peer, b.peer), (b.peer, a.peer)):
                 if other.number not in peer.table and not self._exchange.roster.has_place(peer):
@@ -240,15 +250,22 @@ class Monitor:
         Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
-        with self._lock:
+        with self._turns.turn():
             if machine.state is State.RUNNING:
                 raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
             if self._by_number.get(machine.number) is not machine:
                 return
+            journal = self._turns.journal
             if machine.state is not State.STOPPED:
+                journal.keep(machine)
                 self._driver.end(machine, Ending("killed", "removed by the host"))
+            journal.undo(partial(self._remember, machine))
             del self._by_number[machine.number], self.machines[machine.name]
-            _free(machine)
+            journal.later(partial(_free, machine))
+
+    def _remember(self, machine: Machine) -> None:
+        """Undo a removal."""
+        self.machines[machine.name] = self._by_number[machine.number] = machine
 
     # ---- Running ----
 
@@ -262,13 +279,13 @@ class Monitor:
         Returns all machines: look at `exit_code` and `fault`, and at `state` for those still
         PARKED, which run on when the host has sent them something and calls `run` again.
         """
-        with self._lock:
-            self._check_open()
+        self._check_open()
         if not self._scheduler.run(self._driver, timeout):
-            with self._lock:
-                for machine in self.machines.values():
+            reason = f"still running after {timeout:g} seconds"
+            for machine in list(self.machines.values()):
+                with self._turns.turn():
                     if machine.state is not State.STOPPED:
-                        reason = f"still running after {timeout:g} seconds"
+                        self._turns.journal.keep(machine)
                         self._driver.end(machine, Ending("timeout", reason))
         return list(self.machines.values())
 
@@ -277,24 +294,40 @@ class Monitor:
 
         What waits for it is delivered as it is entered again.
         """
-        with self._lock:
-            self._scheduler.interrupt(machine)
+        self._now_or_soon(partial(self._scheduler.interrupt, machine))
 
     def notice(self, machine: Machine, bits: int) -> None:
         """Set notice bits in a machine's control structure; wake it if it waits for notices."""
-        with self._lock:
-            if machine.state is not State.STOPPED:
-                self._exchange.roster.notice(machine.peer, Notice.HOST, bits)
+        self._now_or_soon(partial(self._notice, machine, bits))
+
+    def _notice(self, machine: Machine, bits: int) -> None:
+        if machine.state is not State.STOPPED:
+            self._exchange.roster.notice(machine.peer, Notice.HOST, bits)
 
     def kill(self, machine: Machine, reason: str = "killed by the host") -> None:
         """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
-        with self._lock:
-            machine.ending = Ending("killed", reason)
-            if machine.state is State.RUNNING:
-                self._scheduler.interrupt(machine)
-            elif machine.state is not State.STOPPED:
-                self._driver.end(machine, machine.ending)
-                self._scheduler.forget(machine)
+        self._now_or_soon(partial(self._kill, machine, reason))
+
+    def _kill(self, machine: Machine, reason: str) -> None:
+        if machine.state is State.STOPPED:
+            return
+        self._turns.journal.keep(machine)
+        machine.ending = Ending("killed", reason)
+        if machine.state is State.RUNNING:
+            self._scheduler.interrupt(machine)
+        else:
+            self._driver.end(machine, machine.ending)
+            self._scheduler.forget(machine)
+
+    def _now_or_soon(self, change: Callable[[], None]) -> None:
+        """Make a change in a turn of its own; if this is a signal's handler that has interrupted
+        one, when that is over.
+        """
+        if self._turns.inside:
+            self._turns.outbox.say(self._now_or_soon, change)
+            return
+        with self._turns.turn():
+            change()
 
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
@@ -310,7 +343,7 @@ class Monitor:
 
         Their sum is the pool. Raises LedgerError.
         """
-        with self._lock:
+        with self._turns.turn():
             return self._exchange.ledger.audit()
 
     # ---- The end ----
@@ -322,12 +355,14 @@ class Monitor:
     def close(self) -> None:
         """Stop and close everything, newest first. Further calls do nothing.
 
-        No thread may be in `run`.
+        A thread that is in `run` is waited for: its `run` ends. Raises BusyError in such a thread.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        if self._closed:
+            return
+        if self._turns.inside or self._scheduler.working:
+            raise BusyError("close() was called from within run(): return from the callback first")
+        self._closed = True  # nobody runs anything any more
+        self._scheduler.end(wait=True)
         with contextlib.ExitStack() as closers:
             closers.push(self._closer)
             for machine in self._by_number.values():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from vmm.errors import ClosedError
 from vmm.ferry.books import Description
@@ -23,7 +22,7 @@ class Holder(Protocol):
     """What a buffer asks of the endpoint whose pages it names."""
 
     peer: Peer
-    lock: threading.Lock
+    lock: Any
 
     def describe(self, extent: Extent) -> Description:
         """Return what an extent is to the host."""
@@ -99,6 +98,10 @@ class Buffer:
         """Return the physical frame of the first page; None without the privilege."""
         with self._endpoint.lock:
             return frame_number(self._range(0, 1, READABLE))
+
+    def come_back(self, extent: Extent) -> None:
+        """Name these pages again: what took them has been undone."""
+        self._extent = extent
 
     def _give_up(self) -> Extent:
         extent, self._extent = self.extent, None

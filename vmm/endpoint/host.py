@@ -7,8 +7,8 @@ Nothing here hands out a view that could outlive the memory behind it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vmm.endpoint.buffer import Buffer
@@ -19,6 +19,7 @@ from vmm.ferry.books import Description
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
 from vmm.sizes import format_size, pages_for, parse_size
@@ -51,9 +52,11 @@ class HostEndpoint:
     called with it held.
     """
 
-    def __init__(self, peer: Peer, exchange: Exchange, lock: threading.Lock) -> None:
+    def __init__(self, peer: Peer, exchange: Exchange, turns: Turns) -> None:
         self.peer = peer
-        self.lock = lock
+        self.lock = turns.lock
+        self._turn = turns.turn
+        self._journal = turns.journal
         self._exchange = exchange
         self._parted: dict[Extent, Buffer] = {}  # that were lent or shared, and are the host's
 
@@ -78,7 +81,7 @@ class HostEndpoint:
         """
         pages = pages_for(parse_size(size, "buffer size"))
         request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
-        with self.lock:
+        with self._turn():
             answer = self._exchange.serve(self.peer, lambda: request)
         if answer.status is not Status.OK:
             raise ResourceError(
@@ -168,7 +171,7 @@ class HostEndpoint:
     ) -> Answer:
         if not 0 <= tag < 1 << 64:
             raise ConfigError(f"tag {tag} does not fit 64 bits")
-        with self.lock:
+        with self._turn():
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
@@ -181,15 +184,24 @@ class HostEndpoint:
         return answer
 
     def _follow(self, operation: Operation, buffers: Sequence[Buffer]) -> None:
+        self._journal.undo(
+            partial(self._have, self._parted.copy(), [(b, b.extent) for b in buffers])
+        )
         if operation in (Operation.LEND, Operation.SHARE):
             self._parted.update({buffer.extent: buffer for buffer in buffers})
         elif operation in (Operation.SEND, Operation.RETURN, Operation.RELEASE):
             for buffer in buffers:
                 self._parted.pop(buffer._give_up(), None)
 
+    def _have(self, parted: dict[Extent, Buffer], buffers: list[tuple[Buffer, Extent]]) -> None:
+        """Know again what was known before an operation that has been undone."""
+        self._parted = parted.copy()
+        for buffer, extent in buffers:
+            buffer.come_back(extent)
+
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""
-        with self.lock:
+        with self._turn():
             while self.peer.queue:
                 message = self._exchange.take(self.peer)
                 if message is None:

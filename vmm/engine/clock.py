@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from vmm.engine.kick import no_thread
+
 
 class Clock:
     """Calls `tick` again and again, on a thread of its own.
@@ -25,11 +27,14 @@ class Clock:
         self._closed = False
 
     def begin(self) -> None:
-        """Tick now, whatever was agreed. Raises RuntimeError if no thread can be started."""
+        """Tick now, whatever was agreed. Raises ResourceError if no thread can be started."""
         if self._thread is None:
             # A daemon: a monitor that nobody closes does not keep the process from its end.
             thread = threading.Thread(target=self._run, name="pageferry-clock", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise no_thread("the clock") from error
             self._thread = thread
         self._wake.set()
 

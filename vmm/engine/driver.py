@@ -1,12 +1,14 @@
 """The driver: what happens between a machine's exit and its next entry.
 
 It answers doorbells, delivers messages, parks who waits, and stops who cannot go on. Called by the
-scheduler's workers; all but `execute` under the monitor's lock.
+scheduler's workers; all but `execute`, `tell` and `diagnose` in a turn.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from functools import partial
 
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
@@ -16,6 +18,7 @@ from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
+from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Status, WaitFor
 from vmm.kvm import Exit, Intr
@@ -39,11 +42,13 @@ class Driver:
         exchange: Exchange,
         scheduler: Scheduler,
         trace: Trace,
+        turns: Turns,
         console: Console,
     ) -> None:
         self._exchange = exchange
         self._scheduler = scheduler
         self._trace = trace
+        self._turns = turns
         self._console = console
 
     def prepare(self, machine: Machine) -> None:
@@ -65,39 +70,64 @@ class Driver:
         try:
             return machine.guest.vcpu.run()
         except OSError as error:
-            machine.ending = Ending("internal", str(error))
+            machine.ending = Ending("internal", _refusal(error))
             return Intr()
 
-    def handle(self, machine: Machine, exit_: Exit) -> None:
-        """Act on an exit: a doorbell is answered, anything else but a kick stops the machine."""
+    def tell(self, machine: Machine, exit_: Exit) -> None:
+        """Tell the trace of an exit, before anything is done about it."""
+        if self._trace.on:
+            kind, bell = type(exit_).__name__, machine.guest.bell(exit_)
+            self._trace.emit_now("exit", machine=machine.name, exit=kind, bell=bell)
+
+    def handle(self, machine: Machine, exit_: Exit) -> bool:
+        """Act on an exit: a doorbell is answered, anything else but a kick stops the machine.
+
+        False if it is to be diagnosed first, or has more to transmit than belongs into a turn.
+        """
         guest = machine.guest
         bell = guest.bell(exit_)
-        if self._trace.on:
-            self._trace.emit("exit", machine=machine.name, exit=type(exit_).__name__, bell=bell)
         if machine.ending is not None:
             self.end(machine, machine.ending)
-        elif bell == _TRANSMIT_WAIT:
-            refused = machine.peer.refused
-            status = self._exchange.transmit(machine.peer)
-            if status is Status.OK and machine.peer.refused == refused:
-                self._wait(machine)
-            else:
-                guest.answer(status)
-        elif bell == _TRANSMIT:
-            guest.answer(self._exchange.transmit(machine.peer))
+        elif bell in (_TRANSMIT, _TRANSMIT_WAIT):
+            return self._transmit(machine, bell)
         elif bell == _WAIT:
             self._wait(machine)
         elif bell is not None:
             self._answer(machine, bell)
         elif not isinstance(exit_, Intr):
-            self._fail(machine, exit_)
+            if machine.verdict is None:
+                return False
+            self._stop(machine, machine.verdict)
+        return True
 
-    def _fail(self, machine: Machine, exit_: Exit) -> None:
+    def _transmit(self, machine: Machine, bell: int | None) -> bool:
+        peer = machine.peer
+        if machine.refused is None:
+            machine.refused = peer.refused
+        status = self._exchange.transmit(peer)
+        if status is None:
+            return False
+        refused, machine.refused = machine.refused, None
+        if bell == _TRANSMIT_WAIT and status is Status.OK and peer.refused == refused:
+            self._wait(machine)
+        else:
+            machine.guest.answer(status)
+        return True
+
+    def diagnose(self, machine: Machine) -> None:
+        """Find out why a machine cannot go on: that may take a tenth of a second."""
+        exit_ = machine.exit
+        if exit_ is None or machine.guest.bell(exit_) is not None or machine.verdict is not None:
+            return
         try:
-            fault = machine.guest.explain(exit_, lambda gpa: self._exchange.hold(machine.peer, gpa))
+            machine.verdict = machine.guest.explain(exit_, partial(self._hold, machine.peer))
         except OSError as error:  # it was to run once more, and the kernel refused
-            fault = machine.guest.diagnosis.fault("internal", f"{exit_}, and then {error}")
-        self._stop(machine, fault)
+            reason = f"{exit_}, and then {_refusal(error)}"
+            machine.verdict = machine.guest.diagnosis.fault("internal", reason)
+
+    def _hold(self, peer: Peer, gpa: int) -> abi.Hold:
+        with self._turns.lock:
+            return self._exchange.hold(peer, gpa)
 
     def _answer(self, machine: Machine, bell: int) -> None:
         """Answer one of the bells that are not rung all the time."""
@@ -175,7 +205,7 @@ class Driver:
         if text is None:
             return Status.E_ADDRESS
         for line in text.decode(errors="replace").splitlines():
-            self._console(machine.name, _printable(line))
+            self._turns.outbox.put(self._console, machine.name, _printable(line))
         return Status.OK
 
     def end(self, machine: Machine, ending: Ending) -> None:
@@ -193,6 +223,16 @@ class Driver:
                 exit_code=machine.exit_code,
                 fault=None if fault is None else fault.as_json(),
             )
+
+
+def _refusal(error: OSError) -> str:
+    """Say why the kernel does not run a machine."""
+    if error.errno == errno.EAGAIN:  # of the thread that a VM's first KVM_RUN starts
+        return (
+            "the kernel had no task left for it: raise the limits (ulimit -u, the cgroup's "
+            "pids.max), or end some"
+        )
+    return str(error)
 
 
 def _room(peer: Peer, number: int) -> Status | None:

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from vmm.engine.kick import deadline, masked_while_running
+from vmm.engine.kick import masked_while_running
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.message import Request
@@ -25,7 +25,7 @@ from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT
 from vmm.memory.private import PrivateMemory
 
-_DIAGNOSIS_SECONDS = 0.1
+DIAGNOSIS_SECONDS = 0.1
 HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
 _MASK64 = (1 << 64) - 1
 
@@ -136,17 +136,15 @@ class Guest:
     def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
         """Return why the guest cannot go on after an exit. It will not run again.
 
-        `hold` tells what the page at an address of its window is to it.
+        It runs for a tenth of a second at most, if its thread is kicked now and then. `hold` tells
+        what the page at an address of its window is to it.
         """
-        limit = time.monotonic() + _DIAGNOSIS_SECONDS
-        with deadline(
-            _DIAGNOSIS_SECONDS
-        ):  # a hostile guest may make even its last instruction a loop
-            return self.diagnosis.explain(exit_, lambda: self._run_on(limit), hold)
+        limit = time.monotonic() + DIAGNOSIS_SECONDS
+        return self.diagnosis.explain(exit_, lambda: self._run_on(limit), hold)
 
     def _run_on(self, limit: float) -> Exit:
-        """Run until the guest exits by itself, or until the deadline's kick has ended that: so may
-        a debugger, or whoever stops and continues this process, at any time.
+        """Run until the guest exits by itself, or is kicked after the limit: a hostile one may make
+        even its last instruction a loop.
         """
         while isinstance(exit_ := self.vcpu.run(), Intr) and time.monotonic() < limit:
             pass

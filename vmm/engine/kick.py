@@ -16,7 +16,11 @@ import signal
 import threading
 from collections.abc import Iterator
 
-KICK = signal.SIGRTMIN + 6
+from vmm.errors import ResourceError
+
+# A standard signal and not a real-time one: it needs no place in the queue of signals, which any of
+# the user's processes may have filled (RLIMIT_SIGPENDING). The kernel itself never sends this one.
+KICK = signal.SIGSTKFLT
 
 _set_disposition = ctypes.CDLL(None).signal
 _set_disposition.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -67,13 +71,24 @@ def kick(thread: int) -> None:
         signal.pthread_kill(thread, KICK)
 
 
+def no_thread(what: str) -> ResourceError:
+    """Return what to raise where the host lets this process have no more threads."""
+    return ResourceError(
+        f"no thread for {what}: raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
+        "or end some"
+    )
+
+
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
     """Kick the calling thread, which is made kickable, if the block takes longer than this."""
     timer = threading.Timer(seconds, kick, (threading.get_ident(),))
     with kickable():
         drain()  # a kick from before the block is not its deadline
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:
+            raise no_thread("a deadline") from error
         try:
             yield
         finally:

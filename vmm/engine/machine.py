@@ -9,6 +9,7 @@ from vmm.engine.guest import Guest
 from vmm.errors import GuestFault
 from vmm.ferry.control import Wait
 from vmm.ferry.peer import Peer
+from vmm.kvm import Exit
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import Region
 
@@ -50,6 +51,30 @@ class Machine:
         self.thread = 0  # that runs it
         self.wait: Wait | None = None  # its last doorbell was a WAIT, not yet answered
         self.ending: Ending | None = None  # why it is to stop as soon as it has exited
+        self.exit: Exit | None = None  # its last one, not acted on yet
+        self.verdict: GuestFault | None = None  # why it cannot go on, once that has been found out
+        self.refused: int | None = None  # requests, before a doorbell that is being answered
+        self.turn = 0
+
+    def saved(self) -> tuple[Any, ...]:
+        return (
+            *(self.state, self.exit_code, self.fault, self.deadline),
+            *(self.wait, self.ending, self.exit, self.verdict, self.refused),
+        )
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        self.state, self.exit_code, self.fault, self.deadline = saved[:4]
+        self.wait, self.ending, self.exit, self.verdict, self.refused = saved[4:]
+
+    def done(self) -> None:
+        """Its exit has been acted on."""
+        self.exit = None
+        self.guest.vcpu.forget_exit()
+
+    def see_exit(self) -> None:
+        """Find the exit that it has made, if what was raised as KVM_RUN returned has hidden it."""
+        if self.state is State.RUNNING and self.exit is None:
+            self.exit = self.guest.vcpu.last_exit()
 
     @property
     def name(self) -> str:

@@ -1,9 +1,13 @@
 """The scheduler: worker threads run machines as these become runnable; who waits costs no thread.
 
-Machines are like actors: READY when they have work, PARKED when they wait. When a machine sends
-and then waits, the worker that ran it runs the receiver next, with no thread woken in between. A
-machine that does not come back within its slice is kicked out of KVM_RUN, and goes to the end of
+Machines are like actors: READY when they have work, PARKED when they wait. When a machine waits,
+the worker that ran it goes on with one that it has woken in the same slice, with no thread woken in
+between: those who talk to each other share a slice, and do not wait for those who only burn theirs.
+A machine that does not come back within its slice is kicked out of KVM_RUN, and goes to the end of
 the line if others are ready.
+
+An exit is acted on in a turn (vmm.ferry.turns). What is raised before the turn has ended undoes it,
+and the machine keeps the exit: it is acted on when the machine is taken next, in whatever run.
 """
 
 from __future__ import annotations
@@ -13,22 +17,26 @@ import heapq
 import itertools
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from vmm.engine.clock import Clock
-from vmm.engine.kick import drain, kick, kickable
+from vmm.engine.kick import drain, kick, kickable, no_thread
 from vmm.engine.machine import Machine, State
+from vmm.errors import BusyError
+from vmm.ferry.turns import Turns
 from vmm.kvm import Exit, Intr
 
 SLICE = 0.010  # seconds
 _MOMENT = 20e-6  # seconds, for a kicked machine to come out
 _FOREVER = threading.TIMEOUT_MAX
+_STALE = 64  # time-outs that are over, and are kept all the same
 
 
 class Driver(Protocol):
     """What the scheduler asks of the monitor.
 
-    `execute` is called without the lock, the others under it.
+    `execute`, `tell` and `diagnose` are called without the lock, the others in a turn.
     """
 
     def prepare(self, machine: Machine) -> None:
@@ -37,21 +45,38 @@ class Driver(Protocol):
     def execute(self, machine: Machine) -> Exit:
         """Run it until it exits."""
 
-    def handle(self, machine: Machine, exit_: Exit) -> None:
-        """Act on an exit; leaves the machine RUNNING, or has parked or stopped it."""
+    def tell(self, machine: Machine, exit_: Exit) -> None:
+        """Tell who wants to know that it has exited."""
+
+    def diagnose(self, machine: Machine) -> None:
+        """Find out why it cannot go on, if that is what `handle` has left to do."""
+
+    def handle(self, machine: Machine, exit_: Exit) -> bool:
+        """Act on an exit; leaves the machine RUNNING, or has parked or stopped it.
+
+        False if there is more to do for the same exit, in a turn of its own.
+        """
+
+    def wants(self, machine: Machine) -> bool:
+        """Whether a parked machine has what it waits for."""
 
 
 class Scheduler:
     """Runs machines on `workers` threads, the caller's of `run()` being one of them.
 
-    lock      the monitor's; every method but `run` is called with it held
+    turns      the monitor's; every method but `run` and `close` is called in one
+    machines   returns all machines there are
 
     `run` returns when no machine is runnable and none waits with a time-out.
     """
 
-    def __init__(self, lock: threading.Lock, workers: int) -> None:
-        self._lock = lock
-        self._changed = threading.Condition(lock)
+    def __init__(
+        self, turns: Turns, workers: int, machines: Callable[[], Iterable[Machine]]
+    ) -> None:
+        self._turns = turns
+        self._lock = turns.lock
+        self._changed = threading.Condition(turns.lock)
+        self._machines = machines
         self._idle = 0  # workers that wait for it
         self._workers = workers
         self._ready: collections.deque[Machine] = collections.deque()
@@ -60,7 +85,10 @@ class Scheduler:
         ] = {}  # by thread: machine, when its slice ends
         self._inside: set[Machine] = set()  # in KVM_RUN, or about to be; see `hold`
         self._deadlines: list[tuple[float, int, Machine]] = []
+        self._crowd = _STALE  # time-outs, beyond which those that are over are dropped
         self._order = itertools.count()
+        self._runner = 0  # the thread in run()
+        self._threads: list[threading.Thread] = []  # the other workers
         self._ended = True
         self._expired = False
         self._limit: float | None = None  # when the run ends, whatever the machines do
@@ -83,8 +111,20 @@ class Scheduler:
         machine.state = State.PARKED
         if timeout is not None:
             machine.deadline = time.monotonic() + timeout
-            heapq.heappush(self._deadlines, (machine.deadline, next(self._order), machine))
+            self._add_deadline(machine, machine.deadline)
             self._changed.notify()
+
+    def _add_deadline(self, machine: Machine, deadline: float) -> None:
+        # Who waits and is woken, again and again, leaves time-outs behind that never come.
+        if len(self._deadlines) > self._crowd:
+            self._sort_out()
+        heapq.heappush(self._deadlines, (deadline, next(self._order), machine))
+
+    def _sort_out(self) -> None:
+        """Drop the time-outs that do not count any more."""
+        self._deadlines = [entry for entry in self._deadlines if _counts(entry)]
+        heapq.heapify(self._deadlines)
+        self._crowd = 2 * len(self._deadlines) + _STALE
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit now if it is running, or as soon as it is entered."""
@@ -105,43 +145,99 @@ class Scheduler:
         machine.deadline = None
         self._changed.notify()  # who waits for its deadline
 
+    def recover(self) -> None:
+        """After a roll-back: each machine is RUNNING on a worker, READY and in line, or PARKED."""
+        running = {machine for machine, _ in self._running.values()}
+        line = {machine for machine in self._ready if machine.state is State.READY}
+        self._ready = collections.deque(machine for machine in self._ready if machine in line)
+        self._sort_out()
+        for machine in self._machines():
+            if machine.state is State.RUNNING and machine not in running:
+                machine.state = State.READY
+            if machine.state is State.READY and machine not in line:
+                self.make_ready(machine)
+            elif machine.state is State.PARKED and machine.deadline is not None:
+                heapq.heappush(self._deadlines, (machine.deadline, next(self._order), machine))
+
     # ---- Running ----
 
     def run(self, driver: Driver, timeout: float | None) -> bool:
         """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
 
-        Raises what a worker raised. Workers started here have ended when it returns, however it
-        does; the clock sleeps until the next run.
+        Raises what a worker raised, BusyError if another thread, or this one, is in here already,
+        ResourceError if there is no thread to be had. Workers started here have ended when it
+        returns, however it does; the clock sleeps until the next run.
         """
-        threads = [
-            threading.Thread(target=self._guarded, args=(driver,), name=f"pageferry-worker-{index}")
-            for index in range(1, self._workers)
-        ]
+        if self.working:
+            raise BusyError("run() was called from within run(): return from the callback first")
+        try:
+            try:
+                with kickable():  # also while the others, who may kick this thread, come to an end
+                    try:
+                        self._begin(driver, timeout)
+                        self._work(driver)
+                    finally:
+                        self._finish()
+            finally:  # once more, should a signal's handler raise just there
+                self._finish()
+        finally:
+            self._resign()
+        if self._failure is not None:
+            raise self._failure
+        self._turns.outbox.flush(wait=True)
+        return not self._expired
+
+    def _begin(self, driver: Driver, timeout: float | None) -> None:
+        """Start the clock, if it is needed, and the other workers."""
         with self._lock:
+            if self._runner:
+                raise BusyError("another thread is in run(): wait until it has returned")
+            self._runner = threading.get_ident()
             self._ended, self._expired, self._failure = False, False, None
             self._limit = None if timeout is None else time.monotonic() + timeout
             asleep = not self._ticking
-        started: list[threading.Thread] = []
-        with kickable():  # also while the others, who may kick this thread, come to their end
+        if asleep or timeout is not None:
+            self._clock.begin()
+        for number in range(2, self._workers + 1):
+            name = f"pageferry-worker-{number}"
+            thread = threading.Thread(target=self._guarded, args=(driver,), name=name)
+            self._threads.append(thread)
             try:
-                if asleep or timeout is not None:
-                    self._clock.begin()
-                for thread in threads:
-                    thread.start()
-                    started.append(thread)
-                self._work(driver)
-            finally:
-                self._end()
-                for thread in started:
-                    thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return not self._expired
+                thread.start()
+            except RuntimeError as error:
+                raise no_thread(f"worker {number} of {self._workers}") from error
 
-    def _end(self) -> None:
-        """Let every worker come back, whatever it is doing."""
+    def _finish(self) -> None:
+        """Let every worker come back, whatever it is doing, and wait for those that are others."""
+        if self._runner != threading.get_ident():
+            return
+        self.end()
+        while self._threads:
+            if self._threads[-1].ident is not None:  # None if it could not be started
+                self._threads[-1].join()
+            self._threads.pop()
+
+    def _resign(self) -> None:
+        if self._runner == threading.get_ident():
+            with self._lock:
+                self._runner = 0
+                self._changed.notify_all()  # who waits in `close`
+
+    @property
+    def working(self) -> bool:
+        """Whether the calling thread runs machines: it is a callback that asks, then."""
+        me = threading.get_ident()
+        return me == self._runner or any(thread.ident == me for thread in self._threads)
+
+    def end(self, *, wait: bool = False) -> None:
+        """End the run: its workers come back, as soon as they can. Called without the lock.
+
+        wait   until it has returned
+        """
         with self._lock:
             self._end_now()
+            while wait and self._runner:
+                self._changed.wait()
 
     def _end_now(self) -> None:
         self._ended = True
@@ -160,74 +256,134 @@ class Scheduler:
                 self._work(driver)
         except BaseException as error:
             self._failure = self._failure or error
-            self._end()
+            self.end()
 
     def _work(self, driver: Driver) -> None:
-        """Be a worker until the run is over.
+        """Be a worker until the run is over, or something is raised."""
+        try:
+            self._serve(driver)
+        finally:
+            self._leave(threading.get_ident())
+
+    def _leave(self, thread: int) -> None:
+        """Let another worker, or another run, have what this one had. Nobody kicks, or waits for,
+        a thread that is no longer here.
+        """
+        machine, _ = self._running.get(thread, (None, 0.0))
+        if machine is not None and machine.thread == thread:
+            self._inside.discard(machine)  # before the lock: who has it may be waiting for that
+        with self._lock:
+            if self._turns.journal.active:
+                self._turns.cut_off()
+            if machine is not None and machine.thread == thread:
+                machine.see_exit()
+            if self._running.pop(thread, None) is not None:
+                self.recover()
+
+    def _serve(self, driver: Driver) -> None:
+        """Take machines and run them.
 
         From taking a machine to parking it, a worker has it in `_running`, without a gap in which
         another worker could see nobody busy and end the run: acting on an exit and the next entry
-        share one hold of the lock.
+        share one hold of the lock, unless there is something to be told in between.
         """
         machine: Machine | None = None
-        exit_: Exit | None = None
         slice_end = 0.0
         thread = threading.get_ident()
-        ready, inside = self._ready, self._inside
-        try:
-            while True:
-                with self._lock:
-                    before = machine
-                    if machine is not None and exit_ is not None:
-                        waiting = len(ready)
-                        driver.handle(machine, exit_)
-                        now = time.monotonic()
-                        in_slice = now < slice_end and not self._ended
+        lock, journal, outbox, inside = (
+            self._lock,
+            self._turns.journal,
+            self._turns.outbox,
+            self._inside,
+        )
+        woken: list[Machine] = []  # in this slice, in which they may run
+        while True:
+            more = told = False
+            with lock:
+                try:
+                    if machine is not None and (exit_ := machine.exit) is not None:
+                        before = len(self._ready)
+                        journal.begin()
+                        journal.keep(machine)
+                        more = not driver.handle(machine, exit_)
+                        if not more:
+                            machine.done()
+                        journal.commit()
+                        told = outbox.seal()
+                        if len(self._ready) > before:
+                            woken += itertools.islice(self._ready, before, None)
                         if machine.state is not State.RUNNING:
                             machine = None
-                            if in_slice and len(ready) > waiting:  # one that was just woken
-                                machine = ready.pop()
-                            elif ready and not self._ended:
-                                machine, slice_end = ready.popleft(), now + SLICE
-                            if machine is not None and machine.state is State.STOPPED:
-                                machine = None
-                        elif not in_slice and (ready or self._ended):
-                            machine.state = State.READY
-                            ready.append(machine)
-                            machine = None
-                    if machine is None:
-                        before = None
-                        self._running.pop(thread, None)
-                        machine = self._next()
-                        slice_end = time.monotonic() + SLICE
-                    if machine is None:
-                        return
-                    if machine is not before:
-                        machine.thread = thread
-                        self._running[thread] = (machine, slice_end)
-                    machine.state = State.RUNNING
-                    driver.prepare(machine)
-                    inside.add(machine)
-                try:
-                    exit_ = driver.execute(machine)
+                    if not (more or told):
+                        machine, slice_end = self._choose(thread, machine, slice_end, woken)
+                        if machine is None:
+                            return
+                        if machine.exit is None:
+                            journal.begin()
+                            journal.keep(machine)
+                            driver.prepare(machine)
+                            journal.commit()
+                            told = outbox.seal()
+                            if not told:
+                                inside.add(machine)
                 except BaseException:
-                    self._give_back(machine)
+                    self._leave(thread)  # before anybody else has the lock
                     raise
+            if told:
+                outbox.flush(wait=outbox.crowded)
+            if machine is None:
+                continue
+            if machine in inside:
+                machine.exit = exit_ = driver.execute(machine)
                 inside.discard(machine)  # without the lock, which who waits for it has
                 if isinstance(exit_, Intr):
                     drain()
-        finally:  # whatever was raised, nobody kicks, or waits for, a thread that is no longer here
-            if machine is not None:
-                inside.discard(machine)
-            with self._lock:
-                self._running.pop(thread, None)
+                driver.tell(machine, exit_)
+            elif more:
+                driver.diagnose(machine)
 
-    def _give_back(self, machine: Machine) -> None:
-        """Let another worker, or another run, have a machine whose execution raised something."""
-        self._inside.discard(machine)
-        with self._lock:
-            del self._running[machine.thread]
-            self.make_ready(machine)
+    def _choose(
+        self, thread: int, machine: Machine | None, slice_end: float, woken: list[Machine]
+    ) -> tuple[Machine | None, float]:
+        """Return whom this thread runs now, and when its slice ends; None when the run is over.
+
+        machine   whom it has run, if that is to run on
+        """
+        now = time.monotonic()
+        if now < slice_end and not self._ended:
+            if machine is None:
+                machine = self._pick(woken)
+        elif machine is not None:
+            if self._ready or self._ended:
+                machine.state = State.READY
+                self._ready.append(machine)
+                machine = None
+            else:
+                slice_end = now + SLICE
+        if machine is None:
+            woken.clear()
+            self._running.pop(thread, None)
+            machine = self._next()
+            if machine is None:
+                return None, 0.0
+            slice_end = time.monotonic() + SLICE
+        machine.thread = thread
+        self._running[thread] = (machine, slice_end)
+        machine.state = State.RUNNING
+        return machine, slice_end
+
+    def _pick(self, woken: list[Machine]) -> Machine | None:
+        """Take the first of these machines that is still ready to run."""
+        ready = self._ready
+        while woken:
+            machine = woken.pop(0)
+            if machine.state is State.READY:
+                if ready[-1] is machine:
+                    ready.pop()
+                else:
+                    ready.remove(machine)
+                return machine
+        return None
 
     def _next(self) -> Machine | None:
         """Take the next ready machine, waiting for one; None when the run is over."""
@@ -235,7 +391,7 @@ class Scheduler:
             timeout = self._wake_expired()
             while self._ready:
                 machine = self._ready.popleft()
-                if machine.state is not State.STOPPED:
+                if machine.state is State.READY:
                     return machine
             if timeout is None and not self._running:
                 self._ended = True
@@ -248,24 +404,18 @@ class Scheduler:
                 self._idle -= 1
         return None
 
-    def _live_deadline(self) -> float | None:
-        """Return the earliest deadline that still counts, dropping those that do not."""
-        while self._deadlines:
-            deadline, _, machine = self._deadlines[0]
-            if machine.state is State.PARKED and machine.deadline == deadline:
-                return deadline
-            heapq.heappop(self._deadlines)
-        return None
-
     def _wake_expired(self) -> float | None:
         """Make ready whose wait has timed out; return the seconds to the next deadline."""
-        while (deadline := self._live_deadline()) is not None:
-            left = deadline - time.monotonic()
-            if left > 0:
-                return min(left, _FOREVER)
-            _, _, machine = heapq.heappop(self._deadlines)
-            machine.state = State.READY
-            self._ready.append(machine)
+        deadlines = self._deadlines
+        while deadlines:
+            deadline, _, machine = entry = deadlines[0]
+            if _counts(entry):
+                left = deadline - time.monotonic()
+                if left > 0:
+                    return min(left, _FOREVER)
+                machine.state = State.READY
+                self._ready.append(machine)
+            heapq.heappop(deadlines)
         return None
 
     # ---- The clock ----
@@ -273,7 +423,18 @@ class Scheduler:
     def _tick(self) -> float | None:
         """Wake whose wait is over, kick whose slice is over, end the run at its limit; return in
         how many seconds to look again, None if the run has ended.
+
+        Who runs alone is kicked as well: its mail is delivered then, and Python, which handles
+        signals between two lines only, gets to handle one that came just before KVM_RUN.
         """
+        try:
+            return self._look()
+        except BaseException as error:  # a clock that stands still would end nothing any more
+            self._failure = self._failure or error
+            self.end()
+            return None
+
+    def _look(self) -> float | None:
         now = time.monotonic()
         with self._lock:
             limit = self._limit
@@ -284,7 +445,15 @@ class Scheduler:
             if self._ended:
                 return None
             self._wake_expired()
-            for thread, (machine, slice_end) in self._running.items():
-                if now >= slice_end and (self._ready or machine.peer.queue):
+            if self._ready and self._idle:
+                self._changed.notify()
+            for thread, (_, slice_end) in self._running.items():
+                if now >= slice_end:
                     kick(thread)
         return SLICE / 2 if limit is None else min(SLICE / 2, limit - now)
+
+
+def _counts(entry: tuple[float, int, Machine]) -> bool:
+    """Whether a time-out may still come: its machine waits, and for that."""
+    deadline, _, machine = entry
+    return machine.state is State.PARKED and machine.deadline == deadline

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vmm.guest.abi import Hold
 from vmm.memory.frames import FramePool
+from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import Extent, IntervalMap, Run, Tally
 
 UNLIMITED = 1 << 62
@@ -127,12 +129,35 @@ class Books:
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
     """
 
-    def __init__(self, frames: int, pieces: int = UNLIMITED) -> None:
+    def __init__(self, frames: int, pieces: int = UNLIMITED, journal: Journal = IDLE) -> None:
+        self.journal = journal
         self.pool = FramePool(frames)
         self._pieces = pieces
         self._tally = Tally()
         self._accounts: dict[int, Account] = {}
-        self._bonds: IntervalMap[Bond] = IntervalMap(frames)
+        self._bonds: IntervalMap[Bond] = IntervalMap(frames, journal=journal)
+
+    def keep_accounts(self) -> None:
+        """Keep who has an account, before somebody gets or loses one."""
+        self.journal.undo(partial(self._have_accounts, self._accounts.copy()))
+
+    def _have_accounts(self, accounts: dict[int, Account]) -> None:
+        self._accounts.clear()
+        self._accounts.update(accounts)
+
+    def recount(self) -> None:
+        """Derive again what the windows and the bonds say, after they have been restored."""
+        self._tally.intervals = sum(len(account.window) for account in self._accounts.values())
+        for peer, charged in self._charges().items():
+            self._accounts[peer].charged = charged
+        taken = [(bond.frame, bond.pages) for bond in self._bonds]
+        taken += [
+            (run.frame, run.pages)
+            for account in self._accounts.values()
+            for run in account.window
+            if run.hold is Hold.OWNED
+        ]
+        self.pool.keep_but(sorted(taken))
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
@@ -264,7 +289,8 @@ class Books:
         if page != place.end:
             raise LedgerError(f"page {page} of peer {peer} is not what frame {frame} is bound to")
 
-    def _check_accounts(self) -> None:
+    def _charges(self) -> dict[int, int]:
+        """Return how many pages are each peer's own, those coming in to stay included."""
         owners = {Hold.OWNED, Hold.SENT, Hold.LENT, Hold.SHARED}
         charged = {
             peer: sum(run.pages for run in account.window if run.hold in owners)
@@ -273,6 +299,10 @@ class Books:
         for bond in self._bonds:
             if bond.hold is Hold.SENT:
                 charged[bond.borrowers[0].peer] += bond.pages
+        return charged
+
+    def _check_accounts(self) -> None:
+        charged = self._charges()
         for peer, account in self._accounts.items():
             if account.charged != charged[peer]:
                 raise LedgerError(f"peer {peer} has {charged[peer]} pages, not {account.charged}")

@@ -54,7 +54,7 @@ class Carrier:
 
     def withhold(self, peer: int, run: Run) -> None:
         """Follow a host that does not show a run again: what was borrowed is so no more."""
-        self._pool.zero(self._ledger.withhold(peer, run))
+        self._pool.give_back(self._ledger.withhold(peer, run))
         if run.hold is not Hold.OWNED:
             self._roster.notice(self._roster[peer], Notice.RECLAIM)
 

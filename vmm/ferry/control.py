@@ -132,6 +132,17 @@ class ControlStructure:
         """Let go of the memory."""
         self._memory.release()
 
+    @property
+    def places(self) -> tuple[int, int]:
+        """How far both rings have come: tx_tail and rx_head."""
+        return self._tx_tail, self._rx_head
+
+    @places.setter
+    def places(self, places: tuple[int, int]) -> None:
+        self._tx_tail, self._rx_head = places
+        _U32.pack_into(self._memory, _TX_TAIL, self._tx_tail)
+        _U32.pack_into(self._memory, _RX_HEAD, self._rx_head)
+
     def _u32(self, offset: int) -> int:
         return int(_U32.unpack_from(self._memory, offset)[0])
 

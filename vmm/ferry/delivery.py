@@ -151,7 +151,7 @@ class Delivery:
 
         Return the owners of what the host does not show.
         """
-        self._pool.zero(home.freed)
+        self._pool.give_back(home.freed)
         hidden = set()
         for owner, run in home.back:
             try:
@@ -198,7 +198,7 @@ class Delivery:
             else:
                 self.send_back(peer, message, Status.E_DEAD)
         self._return_borrowed(peer)
-        self._pool.zero(self._ledger.dismiss(peer.number))
+        self._pool.give_back(self._ledger.dismiss(peer.number))
 
     def _untake(self, peer: Peer, message: Message) -> None:
         """Send a message back that a dead machine never took, although its pages had reached it."""

@@ -28,15 +28,18 @@ from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.operations import Operations
 from vmm.ferry.peer import Peer
+from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
 from vmm.guest import abi
-from vmm.guest.abi import PAGE_SIZE, Hold, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent
 
 _RX_ENTRIES = abi.RX_ENTRIES
+_FREES = frozenset({Operation.RELEASE, Operation.RETURN})
+_TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
 
 
 class Exchange:
@@ -58,7 +61,9 @@ class Exchange:
         copy_below: int = 0,
     ) -> None:
         self.ledger = ledger
-        self.roster = Roster(wake)
+        self.journal = pool.journal
+        self.roster = Roster(wake, self.journal)
+        self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
@@ -73,6 +78,7 @@ class Exchange:
 
     def leave(self, peer: Peer) -> None:
         """A peer has stopped; see Delivery.bury."""
+        self.journal.keep(peer)
         peer.alive = False
         self._start = time.perf_counter_ns()
         self._forget_taken(peer)
@@ -91,20 +97,23 @@ class Exchange:
 
     # ---- Requests ----
 
-    def transmit(self, sender: Peer) -> Status:
+    def transmit(self, sender: Peer) -> Status | None:
         """Process a machine's transmit ring; each descriptor gets its own answer.
 
-        Returns OK, or E_RING if the guest's index makes no sense, and nothing was processed.
+        Returns OK, or E_RING if the guest's index makes no sense, and nothing was processed; None
+        if there are descriptors left, to be processed in a turn of their own.
         """
         control = sender.control
         assert control is not None
+        if sender.turn != self.journal.turn:
+            self.journal.keep(sender)
         try:
             indices = control.transmit_indices()
         except Refusal as refusal:
             return refusal.status
         if len(indices) > 1:
-            self._transmit_many(sender, control, indices)
-            return Status.OK
+            done = self._transmit_many(sender, control, indices)
+            return Status.OK if done == len(indices) else None
         plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
         for index in indices:
             if plain and self._express(sender, control, index):
@@ -128,13 +137,13 @@ class Exchange:
         control.stamp(index, sender.number, number)
         return True
 
-    def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> None:
+    def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> int:
         """Process several descriptors, in order. What adjacent ones send to one peer is one run to
         the ledger; what they send to several is hidden together: before anything else is done with
-        these pages, and before anybody can see them elsewhere.
+        these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._start = time.perf_counter_ns()
-        requests = [self._read(control, index) for index in indices]
+        requests = _one_turn([self._read(control, index) for index in indices])
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
@@ -152,7 +161,7 @@ class Exchange:
             served = self.operations.transfer_run(sender, run, joint)
             answers += served or [self._ask(sender, each, together) for each in run]
         refused |= self._hide(sender, together)
-        for index, asked, answer in zip(indices, requests, answers, strict=True):
+        for index, asked, answer in zip(indices, requests, answers, strict=False):
             if answer.number in refused:
                 answer = Answer(Status.E_NO_MEMORY)
             sender.refused += answer.status is not Status.OK
@@ -160,6 +169,7 @@ class Exchange:
                 self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
             control.answer(index, sender.number, answer)
         self._check()
+        return len(requests)
 
     @staticmethod
     def _read(control: ControlStructure, index: int) -> Request | Status:
@@ -206,6 +216,7 @@ class Exchange:
         if self._trace.on:
             self._start = time.perf_counter_ns()
         request: Request | None = None
+        self.journal.keep(peer)
         try:
             request = read(*what)
             answer = self.operations.serve(peer, request)
@@ -226,6 +237,8 @@ class Exchange:
         Returns how many messages it now has to take, those of before included; None if its index
         makes no sense.
         """
+        if peer.turn != self.journal.turn:
+            self.journal.keep(peer)
         pending = 0 if peer.idle else self._forget_taken(peer)
         if pending is not None and peer.queue:
             control = peer.control
@@ -311,6 +324,21 @@ class Exchange:
         took_us = (time.perf_counter_ns() - self._start) / 1000
         runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
         self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
+
+
+def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
+    """Return the requests that can be processed in one turn.
+
+    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before.
+    """
+    freed = False
+    for index, request in enumerate(requests):
+        if isinstance(request, Status):
+            continue
+        if freed and request.operation in _TAKES:
+            return requests[:index]
+        freed = freed or request.operation in _FREES
+    return requests
 
 
 def _idle(sender: Peer, request: Request) -> bool:

@@ -31,7 +31,9 @@ class Ledger(Transit):
         """Add a peer with an empty window of `pages` pages, and limits (see Account)."""
         if peer in self._accounts:
             raise LedgerError(f"peer {peer} is already there")
-        self._accounts[peer] = Account(IntervalMap(pages, self._tally), quota, pieces)
+        window = IntervalMap[Run](pages, self._tally, self.journal)
+        self.keep_accounts()
+        self._accounts[peer] = Account(window, quota, pieces)
 
     def dismiss(self, peer: int) -> list[Frames]:
         """Remove a peer that has let go of all it borrowed or was to get; return what is freed.
@@ -41,6 +43,7 @@ class Ledger(Transit):
         account = self._accounts[peer]
         if any(run.hold in (Hold.INCOMING, Hold.BORROWED, Hold.VIEWED) for run in account.window):
             raise LedgerError(f"peer {peer} has not let go of everything")
+        self.keep_accounts()
         del self._accounts[peer]
         runs = list(account.window)
         account.window.clear()

@@ -58,7 +58,7 @@ class Operations(Sending):
             else:
                 moves.hide(borrower.number, plan.runs)
                 moves.show(request.receiver, shown, partial(self._take_back, request.receiver))
-        self._pool.zero(self._ledger.commit_return(plan))
+        self._pool.give_back(self._ledger.commit_return(plan))
         if owner is None:
             return Answer(Status.OK)
         message = Message(
@@ -131,7 +131,7 @@ class Operations(Sending):
             raise Refusal(Status.E_OWNERSHIP)
         with self._carrier.all_or_nothing() as moves:
             moves.hide(peer.number, [run for run in runs if run.hold is Hold.OWNED])
-        self._pool.zero(self._ledger.release(peer.number, runs))
+        self._pool.give_back(self._ledger.release(peer.number, runs))
 
     def _alloc(self, peer: Peer, request: Request) -> Answer:
         return Answer(Status.OK, spans=spans(peer.window, self.grant(peer, request.counts())))

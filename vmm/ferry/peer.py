@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm.ferry.queue import Queue
 
@@ -57,6 +57,7 @@ class Peer:
         depth: int,
         control: ControlStructure | None = None,
     ) -> None:
+        self.turn = 0
         self.number = number
         self.name = name
         self.window = window
@@ -74,6 +75,27 @@ class Peer:
         self.sent = 0
         self.received = 0
         self.refused = 0
+
+    def saved(self) -> tuple[object, ...]:
+        return (
+            tuple(self.queue),
+            tuple(self.untaken),
+            self.parted.copy(),
+            self.waiters.copy(),
+            None if self.control is None else self.control.places,
+            (self.full, self.alive, self.entered, self.idle),
+            (self.sent, self.received, self.refused),
+        )
+
+    def restore(self, saved: Any) -> None:
+        queue, untaken, self.parted, self.waiters, places, flags, counts = saved
+        self.queue.restore(queue)
+        self.untaken.clear()
+        self.untaken.extend(untaken)
+        if self.control is not None:
+            self.control.places = places
+        self.full, self.alive, self.entered, self.idle = flags
+        self.sent, self.received, self.refused = counts
 
     def receiver(self, number: int) -> Peer | None:
         """Return the peer of this id, if a channel leads there: the only permission there is."""

@@ -6,6 +6,7 @@ Messages that wait for it, in the monitor's own memory, where no guest can reach
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ class Queue(collections.deque["Message"]):
         super().__init__()
         self.depth = depth
         self.room = depth
+
+    def restore(self, messages: Iterable[Message]) -> None:
+        """Hold these messages, whatever there was."""
+        self.clear()
+        self.extend(messages)
+        self.room = max(0, self.depth - len(self))
 
     def put(self, message: Message) -> None:
         """Enqueue a message. The caller has seen that there is room."""

@@ -6,12 +6,15 @@ What is written there is kept up to date here, and whoever waits for a change is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from vmm.ferry.control import Notice
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Entry, Peer
 from vmm.guest.abi import PEERS_MAX, PeerFlags
+from vmm.memory.journal import IDLE, Journal
 
 # Plain numbers: the operators of enum.IntFlag cost more than all else that writing an entry does.
 _ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
@@ -23,10 +26,22 @@ class Roster:
     wake    called with a peer for which something has changed: it may be waiting for that
     """
 
-    def __init__(self, wake: Callable[[Peer], None]) -> None:
+    def __init__(self, wake: Callable[[Peer], None], journal: Journal = IDLE) -> None:
+        self.turn = 0
+        self._journal = journal
         self._wake = wake
         self._peers: dict[int, Peer] = {}
         self._names: dict[int, str] = {}  # of the dead too: their messages live on
+
+    def saved(self) -> dict[int, Peer]:
+        return self._peers.copy()
+
+    def restore(self, saved: dict[int, Peer]) -> None:
+        self._peers.clear()
+        self._peers.update(saved)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._peers.values())
 
     def __getitem__(self, number: int) -> Peer:
         """Return a peer that is alive. Raises KeyError."""
@@ -42,11 +57,13 @@ class Roster:
 
     def join(self, peer: Peer) -> None:
         """Admit a peer, with no channels."""
+        self._journal.keep(self)
         self._peers[peer.number] = peer
         self._names[peer.number] = peer.name
 
     def leave(self, peer: Peer) -> None:
         """A peer has stopped: whoever knows it sees that, and whoever waits for it is woken."""
+        self._journal.keep(self)
         del self._peers[peer.number]
         for entry in peer.table.values():
             other = entry.peer
@@ -65,6 +82,8 @@ class Roster:
 
     def _list(self, peer: Peer, other: Peer, *, may_send: bool) -> None:
         entry = peer.table.get(other.number)
+        before = None if entry is None else dataclasses.replace(entry)
+        self._journal.undo(partial(_put_entry, peer, other.number, before))
         if entry is None:
             entry = peer.table[other.number] = Entry(self._index(peer), other, may_send)
         entry.may_send |= may_send
@@ -77,12 +96,12 @@ class Roster:
             return True
         return any(not entry.peer.alive for entry in peer.table.values())
 
-    @staticmethod
-    def _index(peer: Peer) -> int:
+    def _index(self, peer: Peer) -> int:
         """Return a free place in a peer table, or that of a peer that has stopped."""
         if peer.control is None or len(peer.table) < PEERS_MAX:
             return len(peer.table)
         dead = next(entry for entry in peer.table.values() if not entry.peer.alive)
+        self._journal.undo(partial(_put_entry, peer, dead.peer.number, dead))
         del peer.table[dead.peer.number]
         return dead.index
 
@@ -98,6 +117,8 @@ class Roster:
 
     def put(self, sender: Peer, receiver: Peer, *messages: Message) -> None:
         """Put messages into a queue that has room, and let the sender see what is left."""
+        if receiver.turn != self._journal.turn:
+            self._journal.keep(receiver)
         queue = receiver.queue
         for message in messages:
             queue.put(message)
@@ -112,12 +133,15 @@ class Roster:
 
     def put_back(self, receiver: Peer, message: Message) -> None:
         """Put a message that is the receiver's by right into its queue, full or not."""
+        self._journal.keep(receiver)
         receiver.queue.put_back(message)
         self._room_changed(receiver)
         self._wake(receiver)
 
     def get_message(self, peer: Peer) -> Message:
         """Take the oldest message out of a queue that has one."""
+        if peer.turn != self._journal.turn:
+            self._journal.keep(peer)
         message = peer.queue.get()
         if peer.full is bool(peer.queue.room):
             self._room_changed(peer)
@@ -125,6 +149,7 @@ class Roster:
 
     def withdraw(self, peer: Peer, message: Message) -> None:
         """Take a message out of a queue again that has not been dequeued."""
+        self._journal.keep(peer)
         peer.queue.withdraw(message)
         self._room_changed(peer)
 
@@ -151,6 +176,7 @@ class Roster:
         """Wake all who wait for room, oldest first: who finds none left waits on, behind them."""
         if not peer.waiters:
             return
+        self._journal.keep(peer)
         waiters, peer.waiters = peer.waiters, {}
         for waiter in waiters.values():
             self._wake(waiter)
@@ -167,6 +193,14 @@ class Roster:
         if peer.control is not None:
             peer.control.notice(kind, bits)
             self._wake(peer)
+
+
+def _put_entry(peer: Peer, number: int, entry: Entry | None) -> None:
+    """Let a peer table say this of a peer, or nothing."""
+    if entry is None:
+        peer.table.pop(number, None)
+    else:
+        peer.table[number] = entry
 
 
 def _flags(entry: Entry) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vmm.ferry import carry
@@ -275,15 +276,15 @@ class Sending:
         try:
             for (page, pages, _, _), (_, _, frame, _) in plan.copies():
                 for address, count in window.pieces(page, pages):
-                    self._pool.fill(frame, address, count * PAGE_SIZE)
+                    self._pool.fill_for_now(frame, address, count * PAGE_SIZE)
                     cleared.append((address, count * PAGE_SIZE))
                     frame += count
         except OSError:
-            self._pool.zero(self._ledger.abandon(plan))
+            self._pool.give_back(self._ledger.abandon(plan))
             raise Refusal(Status.E_NO_MEMORY) from None
         self._ledger.commit_transfer(plan)
         for address, size in cleared:
-            mapping.clear(address, size)
+            self._pool.journal.later(partial(mapping.clear, address, size))
 
     def hide_together(
         self, sender: Peer, parted: Sequence[Parted]

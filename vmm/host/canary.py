@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import NamedTuple
 
-from vmm.engine.guest import Guest
+from vmm.engine.guest import DIAGNOSIS_SECONDS, Guest
 from vmm.engine.kick import deadline
 from vmm.guest.abi import Bell, Doorbell, Status
 from vmm.guest.blueprint import Blueprints, Shape
@@ -123,4 +123,5 @@ def _why(guest: Guest, exit_: Exit) -> str:
         return LATE
     if isinstance(exit_, InternalError):
         return "the instruction emulator gave up"
-    return guest.explain(exit_).reason
+    with deadline(DIAGNOSIS_SECONDS):
+        return guest.explain(exit_).reason

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any, Self
 
+from . import uapi
 from .exits import Exit
 from .run_page import EXIT_REASON, INTR, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
@@ -62,9 +63,9 @@ class Vcpu(VcpuState):
         """Let the guest run until it exits, and say why. One KVM_RUN, never repeated.
 
         Releases the GIL. Returns Intr when a signal or ``immediate_exit`` ended it, also with
-        nothing executed, and for EAGAIN, where the kernel wants to be called again (a vCPU that
-        was just started by another one). Returns MemoryFault for EFAULT and EHWPOISON. Any other
-        failure is an OSError.
+        nothing executed. Returns MemoryFault for EFAULT and EHWPOISON. Any other failure is an
+        OSError; EAGAIN means a vCPU that waits to be started by another one, or that the kernel
+        could not have the thread that a VM's first run starts.
         """
         page = self._page or self._shared()
         # Kernels before 6.8 leave it as the last exit wrote it when the run fails. It is an
@@ -74,11 +75,26 @@ class Vcpu(VcpuState):
         if _ioctl(self._fd, _KVM_RUN, 0) >= 0:
             return page.decode()
         code = ctypes.get_errno()
-        if code == errno.EINTR or code == errno.EAGAIN:
+        if code == errno.EINTR:
             return INTR
         if code in (errno.EFAULT, _EHWPOISON):
             return page.memory_fault()
         raise self._error(VcpuIoctl.KVM_RUN, code)
+
+    def last_exit(self) -> Exit | None:
+        """Return the exit of the last run, for who has not seen it: what was raised as ``run``
+        returned has taken its place.
+
+        None if that run has not exited, or failed, or since ``forget_exit``.
+        """
+        page = self._shared()
+        if page.words[EXIT_REASON] in (0, uapi.KVM_EXIT_MEMORY_FAULT):
+            return None
+        return page.decode()
+
+    def forget_exit(self) -> None:
+        """The exit of the last run has been acted on: ``last_exit`` is None."""
+        self._shared().words[EXIT_REASON] = 0
 
     def complete_pending_io(self) -> Exit:
         """Let KVM finish the instruction of the last IO, MMIO or hypercall exit, and stop there.

@@ -6,6 +6,7 @@ Pure: a frame is a number here, its memory is `vmm.memory.pool`'s business.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from typing import NamedTuple
 
 LARGE = 512  # pages of 4 KiB in a huge page of 2 MiB
@@ -78,6 +79,17 @@ class FramePool:
             taken.append(self._take(0, part))
             count -= part.pages
         return taken
+
+    def keep_but(self, taken: Iterable[tuple[int, int]]) -> None:
+        """Have all frames but these, given as (first, count) in order."""
+        runs, start = list[Frames](), 0
+        for first, count in taken:
+            if first > start:
+                runs.append(Frames(start, first - start))
+            start = max(start, first + count)
+        if start < self.total:
+            runs.append(Frames(start, self.total - start))
+        self._runs, self.free = runs, sum(run.pages for run in runs)
 
     def release(self, frames: Frames) -> None:
         """Give frames back, joining them with their free neighbours."""

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -70,6 +71,8 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 _MAP_FAILED = ctypes.c_void_p(-1).value
+
+_PAGEMAP_STEP = 65536  # entries read at once
 
 HUGE = 2 << 20  # bytes in a huge page
 GIANT = 1 << 30  # bytes that mremap moves in one step, from a multiple to a multiple
@@ -166,6 +169,21 @@ def resident(address: int) -> bool:
     """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
     found = ctypes.create_string_buffer(1)
     return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
+
+
+def populated(address: int, size: int) -> bool:
+    """Whether any page of private anonymous memory is there, in memory or swapped out.
+
+    Source: the kernel's admin-guide/mm/pagemap, bits 63 and 62.
+    """
+    pages = size // mmap.PAGESIZE
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        for first in range(0, pages, _PAGEMAP_STEP):
+            count = min(_PAGEMAP_STEP, pages - first)
+            file.seek((address // mmap.PAGESIZE + first) * 8)
+            if any(byte & 0xC0 for byte in file.read(count * 8)[7::8]):
+                return True
+    return False
 
 
 def punch(fd: int, offset: int, size: int) -> None:

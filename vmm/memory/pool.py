@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
+from vmm.memory.journal import Journal
 
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -31,6 +33,7 @@ class PagePool:
     """`frames` pages of shared memory, populated when touched; frame n lies at offset n *
     PAGE_SIZE of `fd`.
 
+    journal   the undo log of whatever changes with who has which frame
     advised   whether the kernel gives its mappings huge pages if, and only if, asked to
 
     Thread-safety: as the system calls.
@@ -38,6 +41,7 @@ class PagePool:
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
+        self.journal = Journal()
         self.advised = _advised()
         self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
         try:
@@ -58,6 +62,20 @@ class PagePool:
         """
         mapping.store(address, size, self.fd, frame * PAGE_SIZE)
 
+    def give_back(self, frames: Sequence[tuple[int, int]]) -> None:
+        """Zero runs of frames (first, count) when what frees them can no longer be undone."""
+        if frames:
+            self.journal.later(partial(self.zero, tuple(frames)))
+
+    def fill_for_now(self, frame: int, address: int, size: int) -> None:
+        """Fill frames as `fill` does, until the turn is rolled back."""
+        self.journal.settled.append(partial(self.discard, frame, size))
+        self.fill(frame, address, size)
+
+    def discard(self, frame: int, size: int) -> None:
+        """Give up what `fill` has put into frames."""
+        mapping.punch(self.fd, frame * PAGE_SIZE, size)
+
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
         """Give runs of frames (first, count) back to the kernel.
 
@@ -65,6 +83,12 @@ class PagePool:
         """
         for first, count in frames:
             mapping.punch(self.fd, first * PAGE_SIZE, count * PAGE_SIZE)
+
+    def undo_moves(self) -> None:
+        """Move back what has been moved in a turn that was cut off: pages of a memfd never are."""
+
+    def recount(self) -> None:
+        """Derive again what depends on tables that have been restored."""
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""

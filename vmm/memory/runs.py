@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, Protocol, Self, SupportsIndex, TypeVar, overload
 
 from vmm.guest.abi import Hold
+from vmm.memory.journal import IDLE, Journal
 
 
 class Extent(NamedTuple):
@@ -103,17 +104,30 @@ class IntervalMap(Generic[T]):
 
     items   they, in order: to be read only
 
+    journal where it is kept before a turn's first change of it
+
     Most changes concern one interval, or a part of one: what they cost is a search and a copy of
     the tail of three lists.
     """
 
-    def __init__(self, pages: int, tally: Tally | None = None) -> None:
+    def __init__(self, pages: int, tally: Tally | None = None, journal: Journal = IDLE) -> None:
         self.pages = pages
+        self.turn = 0
+        self._journal = journal
         self._tally = tally or Tally()
         self._starts: list[int] = []
         self._ends: list[int] = []
         self.items: list[T] = []
         self._full = 0  # below it is no hole
+
+    def saved(self) -> list[T]:
+        return self.items.copy()
+
+    def restore(self, saved: list[T]) -> None:
+        self.items[:] = saved
+        self._starts[:] = [item[0] for item in saved]
+        self._ends[:] = [item[0] + item[1] for item in saved]
+        self._full = 0
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)
@@ -167,6 +181,8 @@ class IntervalMap(Generic[T]):
 
     def remove(self, start: int, pages: int) -> list[T]:
         """Cut a range out, splitting what crosses its ends; return what was there, clipped."""
+        if self.turn != self._journal.turn:
+            self._journal.keep(self)
         end = start + pages
         if start < self._full:
             self._full = start
@@ -182,6 +198,8 @@ class IntervalMap(Generic[T]):
 
     def discard(self, start: int, pages: int) -> None:
         """Cut a range out as `remove` does, whatever was there."""
+        if self.turn != self._journal.turn:
+            self._journal.keep(self)
         end = start + pages
         index = bisect_right(self._starts, start) - 1
         if index >= 0 and self._ends[index] >= end:
@@ -224,6 +242,8 @@ class IntervalMap(Generic[T]):
 
     def insert(self, item: T) -> None:
         """Add an interval where there is none, joined with the neighbours that it continues."""
+        if self.turn != self._journal.turn:
+            self._journal.keep(self)
         start = item[0]
         end, index = start + item[1], bisect_left(self._starts, start)
         ends, items = self._ends, self.items
@@ -253,6 +273,8 @@ class IntervalMap(Generic[T]):
 
     def replace(self, item: T) -> None:
         """Put an interval in the place of whatever is there, joined with the neighbours."""
+        if self.turn != self._journal.turn:
+            self._journal.keep(self)
         start = item[0]
         end, index = start + item[1], bisect_right(self._starts, start) - 1
         if index >= 0 and self._ends[index] >= end:
@@ -277,6 +299,8 @@ class IntervalMap(Generic[T]):
 
     def clear(self) -> None:
         """Remove everything."""
+        if self.turn != self._journal.turn:
+            self._journal.keep(self)
         self._put(0, len(self.items), [])
         self._full = 0
 

@@ -7,9 +7,10 @@ it is free again, or shared.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
+from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import IntervalMap
 
 
@@ -76,11 +77,15 @@ class Lodgings:
            shown, which is at one place
     """
 
-    def __init__(self, frames: int, large: int, limit: int) -> None:
-        self._map: IntervalMap[Lodging] = IntervalMap(frames)
+    def __init__(self, frames: int, large: int, limit: int, journal: Journal = IDLE) -> None:
+        self._map: IntervalMap[Lodging] = IntervalMap(frames, journal=journal)
         self._large = large
         self.limit = limit
         self.seams = 0
+
+    def recount(self) -> None:
+        """Count the seams again, after the lodgings have been restored."""
+        self.seams = _seams(self._map)
 
     def __iter__(self) -> Iterator[Lodging]:
         return iter(self._map)
@@ -152,7 +157,11 @@ class Lodgings:
         return self._map.within(first, frame + count + 1 - first)
 
     def _count(self, frame: int, count: int) -> int:
-        parts = self._around(frame, count)
-        return sum(
-            a.end == b.frame and a.anonymous != b.anonymous for a, b in itertools.pairwise(parts)
-        )
+        return _seams(self._around(frame, count))
+
+
+def _seams(parts: Iterable[Lodging]) -> int:
+    """Return how often anonymous memory and the memfd meet in these, which are in order."""
+    return sum(
+        a.end == b.frame and a.anonymous != b.anonymous for a, b in itertools.pairwise(parts)
+    )

@@ -27,7 +27,6 @@ class Park(PagePool):
     """
 
     def __init__(self, frames: int, large: int = LARGE) -> None:
-        self.lodgings: Lodgings = Lodgings(frames, large, SEAMS)
         self._memfd: Mapping | None = None  # as a whole
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
@@ -38,6 +37,7 @@ class Park(PagePool):
             mapping.keep_from_children(self._homes.address, self._homes.size)
             mapping.advise_huge(self._homes.address, self._homes.size)
             super().__init__(frames)
+            self.lodgings = Lodgings(frames, large, SEAMS, self.journal)
         except BaseException:
             self._homes.close()
             raise
@@ -59,7 +59,7 @@ class Park(PagePool):
                 self.lodgings.settle(part)
             return self.memfd + part.frame * PAGE_SIZE
         if part.window is not None:  # which the host has not let hide them
-            move(self.memory(part), self.home(part.frame), part.pages * PAGE_SIZE)
+            self.move(self.memory(part), self.home(part.frame), part.pages * PAGE_SIZE)
             part.window.lose(part)
         if part.fresh or part.window is not None:
             self.lodgings.settle(Lodging(part.frame, part.pages, anonymous=True))
@@ -92,29 +92,55 @@ class Park(PagePool):
                     part.window.lose(part)
             self.lodgings.forget(first, count)
 
+    def move(self, source: int, target: int, size: int) -> None:
+        """Move memory, by halves where it is several mappings to the kernel.
+
+        All of it or, as far as the host does not refuse to undo it, none.
+        """
+        try:
+            self._move(source, target, size)
+            return
+        except OSError as error:
+            if error.errno != errno.EFAULT or size == PAGE_SIZE:
+                raise
+        unit = HUGE if size > HUGE else PAGE_SIZE
+        half = -(-size // 2 // unit) * unit
+        self.move(source, target, half)
+        try:
+            self.move(source + half, target + half, size - half)
+        except OSError:
+            self.move(target, source, half)
+            raise
+
+    def _move(self, source: int, target: int, size: int) -> None:
+        moves = self.journal.moves
+        moves.append((source, target, size))  # before it: it may be done when we are cut off
+        try:
+            mapping.move(source, target, size)
+        except OSError:
+            moves.pop()
+            raise
+
+    def recount(self) -> None:
+        self.lodgings.recount()
+
+    def undo_moves(self) -> None:
+        """Move everything back that has been moved in a turn that was cut off, the last first.
+
+        Of the last one it is not known whether it was done: then the memory is where pages are. If
+        there are none on either side, both are the same.
+        """
+        moves = self.journal.moves
+        sure = False
+        while moves:
+            source, target, size = moves[-1]
+            if sure or mapping.populated(target, size):
+                mapping.move(target, source, size)
+            moves.pop()
+            sure = True
+
     def close(self) -> None:
         super().close()
         self._homes.close()
         if self._memfd is not None:
             self._memfd.close()
-
-
-def move(source: int, target: int, size: int) -> None:
-    """Move memory, by halves where it is several mappings to the kernel.
-
-    All of it or, as far as the host does not refuse to undo it, none.
-    """
-    try:
-        mapping.move(source, target, size)
-        return
-    except OSError as error:
-        if error.errno != errno.EFAULT or size == PAGE_SIZE:
-            raise
-    unit = HUGE if size > HUGE else PAGE_SIZE
-    half = -(-size // 2 // unit) * unit
-    move(source, target, half)
-    try:
-        move(source + half, target + half, size - half)
-    except OSError:
-        move(target, source, half)
-        raise

@@ -22,7 +22,7 @@ class ParkSlotsWindow(SlotsWindow):
     """A window beside others to which memory is moved, and which may have had it before."""
 
     def __init__(self, park: Park, vm: Vm, base: int, size: int) -> None:
-        super().__init__(vm, base, size)
+        super().__init__(vm, base, size, park.journal)
         self._park = park
         _ = park.memfd  # to be had before any memory is to be shown
 

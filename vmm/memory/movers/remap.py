@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from functools import partial
 
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.movers.lodgings import Lodging
-from vmm.memory.movers.park import SEAMS, Park, move
+from vmm.memory.movers.park import SEAMS, Park
 from vmm.memory.movers.park_slots import ParkSlotsWindow
 from vmm.memory.movers.windows import MappedWindow, Mover, Window
 from vmm.memory.pool import PagePool
@@ -43,7 +44,7 @@ class RemapWindow(MappedWindow):
     ) -> None:
         super().__init__(park, size, base, vm)
         self._park = park
-        self._shown: IntervalMap[Run] = IntervalMap(self.region.pages)
+        self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
 
     @property
     def shown(self) -> tuple[Run, ...]:
@@ -84,10 +85,16 @@ class RemapWindow(MappedWindow):
         """Move memory here. What is only to be read is never writable here, not for a moment."""
         source, size = self._park.memory(part), part.pages * PAGE_SIZE
         plain = writable and part.window is None  # a home is writable
+        journal = self._park.journal
+        journal.touched.append((self, page, part.pages))
         if not plain:
+            if part.window is None:
+                journal.settled.append(partial(_open, source, size))
+            else:
+                journal.touched.append((part.window, part.page, part.pages))
             mapping.protect(source, size, writable=writable)
         try:
-            move(source, self.address(page), size)
+            self._park.move(source, self.address(page), size)
         finally:
             if not plain:
                 with contextlib.suppress(OSError):  # an empty home may be a mapping of its own
@@ -115,12 +122,13 @@ class RemapWindow(MappedWindow):
 
     def _send_home(self, run: Run) -> None:
         here, home, size = self.address(run.page), self._park.home(run.frame), run.pages * PAGE_SIZE
-        move(here, home, size)
+        self._park.journal.touched.append((self, run.page, run.pages))
+        self._park.move(here, home, size)
         if run.hold is Hold.VIEWED:
             try:
                 mapping.protect(home, size, writable=True)
             except OSError:
-                move(home, here, size)
+                self._park.move(home, here, size)
                 raise
 
     def _fetch_again(self, run: Run) -> None:
@@ -164,7 +172,8 @@ class RemapWindow(MappedWindow):
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)
-        move(here, there, size)
+        self._park.journal.touched.append((other, place, count))
+        self._park.move(here, there, size)
         try:
             MappedWindow.hide(self, page, count)
         except OSError:
@@ -181,10 +190,10 @@ class RemapWindow(MappedWindow):
         """
         there, size = other.address(place), run.pages * PAGE_SIZE
         try:
-            move(there, self.address(run.page), size)
+            self._park.move(there, self.address(run.page), size)
         except OSError:
             with contextlib.suppress(OSError):
-                move(there, self._park.home(run.frame), size)
+                self._park.move(there, self._park.home(run.frame), size)
             self._settle_home(run)
         with contextlib.suppress(OSError):
             MappedWindow.hide(other, place, run.pages)
@@ -201,15 +210,32 @@ class RemapWindow(MappedWindow):
     def _store(self, run: Run) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""
         size, offset = run.pages * PAGE_SIZE, run.frame * PAGE_SIZE
+        settled, settle = self._park.journal.settled, partial(self._settle_stored, run)
         try:
             mapping.store(self.address(run.page), size, self._park.fd, offset)
+            # The same bytes are in both from here on. When the memfd is shown the others are gone.
+            settled.append(settle)
             super().show(run.page, run.frame, run.pages, writable=run.hold is Hold.OWNED)
         except OSError:
+            if settle in settled:
+                settled.remove(settle)
             with contextlib.suppress(OSError):
                 mapping.punch(self._park.fd, offset, size)
             raise
+        self._settle_stored(run)
+
+    def _settle_stored(self, run: Run) -> None:
         self._shown.remove(*run.extent)
         self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=False))
+
+    def show_again(self, page: int, frame: int, count: int, *, writable: bool) -> None:
+        for part in self._park.lodgings.of(page, frame, count):
+            place = page + part.frame - frame
+            if part.window is self and part.page == place:
+                size = part.pages * PAGE_SIZE
+                mapping.protect(self.address(place), size, writable=writable)
+            else:
+                self.show(place, part.frame, part.pages, writable=writable)
 
     def close(self) -> None:
         """Send home what is here, and unmap it all."""
@@ -220,6 +246,12 @@ class RemapWindow(MappedWindow):
             self._park.lodgings.forget(run.frame, run.pages)
         self._shown.clear()
         super().close()
+
+
+def _open(home: int, size: int) -> None:
+    """Let a home be written again: it is, whenever nobody is about to see what is in it."""
+    with contextlib.suppress(OSError):
+        mapping.protect(home, size, writable=True)
 
 
 class RemapMover(Mover):

@@ -7,6 +7,7 @@ bringing one in creates a slot.
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from vmm.kvm.uapi import (
     KVM_MEM_READONLY,
     KVM_X86_QUIRK_SLOT_ZAP_ALL,
 )
+from vmm.memory.journal import IDLE, Journal
 from vmm.memory.mapping import Mapping
 from vmm.memory.movers.windows import WINDOW_SLOT, Mover, Window
 from vmm.memory.region import Region
@@ -50,12 +52,13 @@ class SlotsWindow(Window):
 
     blinks = True
 
-    def __init__(self, vm: Vm, base: int, size: int) -> None:
+    def __init__(self, vm: Vm, base: int, size: int, journal: Journal = IDLE) -> None:
         # As far as the kernel can (Linux 6.12): else a page sent costs its sender the translations
         # of all others, which took three times as long as all the rest.
         if vm.check_extension(KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_SLOT_ZAP_ALL:
             vm.enable_cap(KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_SLOT_ZAP_ALL)
         self.region = Region(base, size)
+        self._journal = journal
         self._vm = vm
         self._slots: dict[int, _Slot] = {}  # by their first page
         self._starts: list[int] = []  # those pages, in order
@@ -124,7 +127,19 @@ class SlotsWindow(Window):
         del self._slots[slot.page], self._starts[bisect_left(self._starts, slot.page)]
         self._unused.append(slot.number)
 
+    def forget(self) -> None:
+        """Delete all slots, and the one that may have been made, or deleted, unknown to us."""
+        for number in range(WINDOW_SLOT, self._next + 1):
+            with contextlib.suppress(OSError):  # where there is none
+                self._vm.set_user_memory_region(number, self.region.base, 0, 0)
+        self._slots.clear()
+        self._starts.clear()
+        self._unused.clear()
+        self._next = WINDOW_SLOT
+
     def _set(self, slot: _Slot, count: int) -> None:
+        if self._journal.active:
+            self._journal.touched.append((self, slot.page, slot.pages))
         self._vm.set_user_memory_region(
             slot.number,
             self.region.base + slot.page * PAGE_SIZE,
@@ -155,8 +170,10 @@ class SlotsWindow(Window):
 class PoolSlotsWindow(SlotsWindow):
     """Memslots over a pool that is mapped as a whole."""
 
-    def __init__(self, vm: Vm, base: int, size: int, pool: Mapping) -> None:
-        super().__init__(vm, base, size)
+    def __init__(
+        self, vm: Vm, base: int, size: int, pool: Mapping, journal: Journal = IDLE
+    ) -> None:
+        super().__init__(vm, base, size, journal)
         self._pool = pool
 
     def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
@@ -183,7 +200,7 @@ class SlotsMover(Mover):
             raise
 
     def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
-        return PoolSlotsWindow(vm, base, size, self._mapping)
+        return PoolSlotsWindow(vm, base, size, self._mapping, self.pool.journal)
 
     def close(self) -> None:
         self._mapping.close()

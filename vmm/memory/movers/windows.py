@@ -79,6 +79,15 @@ class Window(ABC):
         """
         return ((self.address(page), count),)
 
+    def forget(self) -> None:  # noqa: B027 - most know
+        """Hide everything, if it cannot be known what a change that was cut off has left."""
+
+    def show_again(self, page: int, frame: int, count: int, *, writable: bool) -> None:
+        """Show frames where they are shown, or are to be by this window's own tables, whatever a
+        change that was cut off has left there.
+        """
+        self.show(page, frame, count, writable=writable)
+
     @abstractmethod
     def close(self) -> None:
         """Unmap it all. Its machine's descriptors have been closed before."""
@@ -137,12 +146,14 @@ class MappedWindow(Window):
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
         if self._slots is not None:
             self._slots.cover(page, count)
+        self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
         mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
             mapping.advise_huge(address, size)
 
     def hide(self, page: int, count: int) -> None:
+        self._pool.journal.touched.append((self, page, count))
         mapping.hide(self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE)
 
     def address(self, page: int) -> int:

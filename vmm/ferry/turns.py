@@ -1,0 +1,79 @@
+"""Turns: the monitor's state changes under one lock, as a whole or not at all, and then it is told.
+
+A turn is one hold of the lock in which a doorbell is answered, a machine is readied, or a call of
+the host's is served. What is raised in it, at whatever line, undoes it (vmm.memory.journal).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vmm.errors import BusyError, PageferryError
+from vmm.ferry.events import Outbox
+from vmm.ferry.rules import Refusal
+from vmm.memory.journal import Journal
+
+
+class Turns:
+    """The lock, and what is kept and told under it.
+
+        with turns.turn():
+            ...
+
+    lock      reentrant: a signal's handler may come between any two lines of its thread
+    recover   called after a roll-back, to put right what does not depend on the tables
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.lock: Any = threading.RLock()
+        self.journal = journal
+        self.outbox = Outbox()
+        self.recover: Callable[[], None] = _nothing
+        journal.undone = self.outbox.drop
+
+    @property
+    def inside(self) -> bool:
+        """Whether the calling thread is in a turn: it is a signal's handler that asks, then."""
+        return self.journal.active and self.lock._is_owned()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the lock for a turn, and tell what is to be told after it.
+
+        An error of ours is an answer, after which the tables are as they should be; what else is
+        raised undoes the turn. Raises BusyError from a signal's handler that has interrupted one.
+        """
+        if self.inside:
+            raise BusyError(
+                "the monitor is at work, interrupted by this signal: set a flag in the handler, "
+                "and call it from elsewhere"
+            )
+        with self.lock:
+            self.journal.begin()
+            try:
+                yield
+            except (PageferryError, Refusal):
+                self.end()
+                raise
+            except BaseException:
+                self.cut_off()
+                raise
+            self.end()
+        self.outbox.flush()
+
+    def end(self) -> None:
+        """End a turn: it has been, from now on."""
+        self.journal.commit()
+        self.outbox.seal()
+
+    def cut_off(self) -> None:
+        """Undo a turn."""
+        self.journal.roll_back()
+        self.recover()
+
+
+def _nothing() -> None:
+    pass
