@@ -28,14 +28,15 @@ class Clock:
 
     def begin(self) -> None:
         """Tick now, whatever was agreed. Raises ResourceError if no thread can be started."""
-        if self._thread is None:
+        if self._thread is None or self._thread.ident is None:
             # A daemon: a monitor that nobody closes does not keep the process from its end.
-            thread = threading.Thread(target=self._run, name="pageferry-clock", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, name="pageferry-clock", daemon=True
+            )  # known before it runs: what a signal's handler raises must not make it two
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError as error:
                 raise no_thread("the clock") from error
-            self._thread = thread
         self._wake.set()
 
     def _run(self) -> None:
@@ -52,5 +53,5 @@ class Clock:
         self._closed = True
         self._wake.set()
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and thread.ident is not None:
             thread.join()

@@ -54,6 +54,7 @@ class Machine:
         self.exit: Exit | None = None  # its last one, not acted on yet
         self.verdict: GuestFault | None = None  # why it cannot go on, once that has been found out
         self.refused: int | None = None  # requests, before a doorbell that is being answered
+        self.place = 0  # in line
         self.turn = 0
 
     def saved(self) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from vmm.ferry.turns import Turns
 from vmm.kvm import Exit, Intr
 
 SLICE = 0.010  # seconds
+_TICK = 0.001  # seconds, between two looks of the clock at least
 _MOMENT = 20e-6  # seconds, for a kicked machine to come out
 _FOREVER = threading.TIMEOUT_MAX
 _STALE = 64  # time-outs that are over, and are kept all the same
@@ -79,7 +80,10 @@ class Scheduler:
         self._machines = machines
         self._idle = 0  # workers that wait for it
         self._workers = workers
-        self._ready: collections.deque[Machine] = collections.deque()
+        self._ready: collections.deque[tuple[int, Machine]] = collections.deque()  # see `_in_line`
+        self._queue_crowd = _STALE
+        self._acting = False  # on an exit: who is woken meanwhile may run in the same slice
+        self._woken: list[Machine] = []  # meanwhile
         self._running: dict[
             int, tuple[Machine, float]
         ] = {}  # by thread: machine, when its slice ends
@@ -102,7 +106,17 @@ class Scheduler:
         """Let a machine that is new or parked run."""
         machine.state = State.READY
         machine.deadline = None
-        self._ready.append(machine)
+        if self._acting:
+            self._woken.append(machine)
+        else:
+            self._line_up(machine)
+
+    def _line_up(self, machine: Machine) -> None:
+        if len(self._ready) > self._queue_crowd:  # of those who ran in somebody else's slice
+            self._ready = collections.deque(entry for entry in self._ready if _in_line(entry))
+            self._queue_crowd = 2 * len(self._ready) + _STALE
+        machine.place = next(self._order)
+        self._ready.append((machine.place, machine))
         if self._idle:
             self._changed.notify()
 
@@ -148,14 +162,16 @@ class Scheduler:
     def recover(self) -> None:
         """After a roll-back: each machine is RUNNING on a worker, READY and in line, or PARKED."""
         running = {machine for machine, _ in self._running.values()}
-        line = {machine for machine in self._ready if machine.state is State.READY}
-        self._ready = collections.deque(machine for machine in self._ready if machine in line)
+        self._acting = False
+        self._woken.clear()
+        self._ready.clear()
         self._sort_out()
         for machine in self._machines():
-            if machine.state is State.RUNNING and machine not in running:
+            if machine.state is State.READY or (
+                machine.state is State.RUNNING and machine not in running
+            ):
                 machine.state = State.READY
-            if machine.state is State.READY and machine not in line:
-                self.make_ready(machine)
+                self._line_up(machine)
             elif machine.state is State.PARKED and machine.deadline is not None:
                 heapq.heappush(self._deadlines, (machine.deadline, next(self._order), machine))
 
@@ -178,10 +194,10 @@ class Scheduler:
                         self._work(driver)
                     finally:
                         self._finish()
-            finally:  # once more, should a signal's handler raise just there
+            finally:
                 self._finish()
-        finally:
-            self._resign()
+        finally:  # once more, should a signal's handler raise just there
+            self._finish()
         if self._failure is not None:
             raise self._failure
         self._turns.outbox.flush(wait=True)
@@ -209,6 +225,7 @@ class Scheduler:
 
     def _finish(self) -> None:
         """Let every worker come back, whatever it is doing, and wait for those that are others."""
+        self._turns.let_go()
         if self._runner != threading.get_ident():
             return
         self.end()
@@ -216,12 +233,9 @@ class Scheduler:
             if self._threads[-1].ident is not None:  # None if it could not be started
                 self._threads[-1].join()
             self._threads.pop()
-
-    def _resign(self) -> None:
-        if self._runner == threading.get_ident():
-            with self._lock:
-                self._runner = 0
-                self._changed.notify_all()  # who waits in `close`
+        with self._lock:
+            self._runner = 0
+            self._changed.notify_all()  # who waits in `close`
 
     @property
     def working(self) -> bool:
@@ -262,8 +276,10 @@ class Scheduler:
         """Be a worker until the run is over, or something is raised."""
         try:
             self._serve(driver)
-        finally:
+        except BaseException:
             self._leave(threading.get_ident())
+            self._turns.let_go()
+            raise
 
     def _leave(self, thread: int) -> None:
         """Let another worker, or another run, have what this one had. Nobody kicks, or waits for,
@@ -277,8 +293,8 @@ class Scheduler:
                 self._turns.cut_off()
             if machine is not None and machine.thread == thread:
                 machine.see_exit()
-            if self._running.pop(thread, None) is not None:
-                self.recover()
+            self._running.pop(thread, None)
+            self.recover()
 
     def _serve(self, driver: Driver) -> None:
         """Take machines and run them.
@@ -290,32 +306,30 @@ class Scheduler:
         machine: Machine | None = None
         slice_end = 0.0
         thread = threading.get_ident()
-        lock, journal, outbox, inside = (
-            self._lock,
-            self._turns.journal,
-            self._turns.outbox,
-            self._inside,
-        )
+        lock, journal, outbox = self._lock, self._turns.journal, self._turns.outbox
+        inside = self._inside
         woken: list[Machine] = []  # in this slice, in which they may run
         while True:
             more = told = False
             with lock:
                 try:
+                    now = time.monotonic()
                     if machine is not None and (exit_ := machine.exit) is not None:
-                        before = len(self._ready)
                         journal.begin()
                         journal.keep(machine)
+                        self._acting = True
                         more = not driver.handle(machine, exit_)
                         if not more:
                             machine.done()
+                        self._acting = False
                         journal.commit()
                         told = outbox.seal()
-                        if len(self._ready) > before:
-                            woken += itertools.islice(self._ready, before, None)
                         if machine.state is not State.RUNNING:
                             machine = None
+                        if self._woken:
+                            machine = self._take_woken(machine, now < slice_end and not told, woken)
                     if not (more or told):
-                        machine, slice_end = self._choose(thread, machine, slice_end, woken)
+                        machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
                             return
                         if machine.exit is None:
@@ -342,21 +356,39 @@ class Scheduler:
             elif more:
                 driver.diagnose(machine)
 
+    def _take_woken(
+        self, machine: Machine | None, at_once: bool, woken: list[Machine]
+    ) -> Machine | None:
+        """Let those who have been woken stand in line, and remember that they may run in this
+        slice; but run the first of them if `at_once`, and nobody is running. Return who is.
+        """
+        if machine is None and at_once and not self._ended:
+            machine = self._woken.pop(0)
+        for other in self._woken:
+            self._line_up(other)
+        woken += self._woken
+        self._woken.clear()
+        return machine
+
     def _choose(
-        self, thread: int, machine: Machine | None, slice_end: float, woken: list[Machine]
+        self,
+        thread: int,
+        machine: Machine | None,
+        now: float,
+        slice_end: float,
+        woken: list[Machine],
     ) -> tuple[Machine | None, float]:
         """Return whom this thread runs now, and when its slice ends; None when the run is over.
 
-        machine   whom it has run, if that is to run on
+        machine   whom it has run, or is to run, if not somebody else's turn has come
         """
-        now = time.monotonic()
         if now < slice_end and not self._ended:
-            if machine is None:
+            if machine is None and woken:
                 machine = self._pick(woken)
         elif machine is not None:
-            if self._ready or self._ended:
+            if self._ended or self._first() is not None:
                 machine.state = State.READY
-                self._ready.append(machine)
+                self._line_up(machine)
                 machine = None
             else:
                 slice_end = now + SLICE
@@ -372,27 +404,29 @@ class Scheduler:
         machine.state = State.RUNNING
         return machine, slice_end
 
-    def _pick(self, woken: list[Machine]) -> Machine | None:
-        """Take the first of these machines that is still ready to run."""
-        ready = self._ready
+    @staticmethod
+    def _pick(woken: list[Machine]) -> Machine | None:
+        """Return the first of these machines that is still ready to run."""
         while woken:
             machine = woken.pop(0)
             if machine.state is State.READY:
-                if ready[-1] is machine:
-                    ready.pop()
-                else:
-                    ready.remove(machine)
                 return machine
         return None
+
+    def _first(self) -> Machine | None:
+        """Return who is first in line, having dropped those who are no longer in it."""
+        ready = self._ready
+        while ready and not _in_line(ready[0]):
+            ready.popleft()
+        return ready[0][1] if ready else None
 
     def _next(self) -> Machine | None:
         """Take the next ready machine, waiting for one; None when the run is over."""
         while not self._ended:
             timeout = self._wake_expired()
-            while self._ready:
-                machine = self._ready.popleft()
-                if machine.state is State.READY:
-                    return machine
+            if (first := self._first()) is not None:
+                self._ready.popleft()
+                return first
             if timeout is None and not self._running:
                 self._ended = True
                 self._changed.notify_all()
@@ -414,7 +448,7 @@ class Scheduler:
                 if left > 0:
                     return min(left, _FOREVER)
                 machine.state = State.READY
-                self._ready.append(machine)
+                self._line_up(machine)
             heapq.heappop(deadlines)
         return None
 
@@ -445,12 +479,19 @@ class Scheduler:
             if self._ended:
                 return None
             self._wake_expired()
-            if self._ready and self._idle:
-                self._changed.notify()
+            again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
             for thread, (_, slice_end) in self._running.items():
                 if now >= slice_end:
                     kick(thread)
-        return SLICE / 2 if limit is None else min(SLICE / 2, limit - now)
+                elif slice_end < again:
+                    again = slice_end
+        return max(again - now, _TICK)
+
+
+def _in_line(entry: tuple[int, Machine]) -> bool:
+    """Whether an entry of the line still is one: its machine has not run since, or stopped."""
+    place, machine = entry
+    return machine.state is State.READY and machine.place == place
 
 
 def _counts(entry: tuple[float, int, Machine]) -> bool:

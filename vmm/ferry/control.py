@@ -169,6 +169,11 @@ class ControlStructure:
         """
         return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % _TX_ENTRIES * _ENTRY)
 
+    def put_descriptor(self, index: int, descriptor: bytes) -> None:
+        """Write a transmit descriptor as it was before it was answered."""
+        entry = _TX + index % _TX_ENTRIES * _ENTRY
+        self._memory[entry : entry + _ENTRY] = descriptor
+
     def copy_letter(self, index: int) -> tuple[int, int, bytes] | None:
         """Copy a transmit descriptor that does no more than send a payload: receiver, tag, payload.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from vmm.ferry import carry
@@ -119,8 +120,15 @@ class Exchange:
             if plain and self._express(sender, control, index):
                 break
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
-            control.answer(index, sender.number, answer)
+            self._answer(sender, control, index, answer)
         return Status.OK
+
+    def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
+        """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
+        if answer.spans or answer.payload:
+            asked = bytes(control.copy_descriptor(index))
+            self.journal.undo(partial(control.put_descriptor, index, asked))
+        control.answer(index, sender.number, answer)
 
     def _express(self, sender: Peer, control: ControlStructure, index: int) -> bool:
         """Do what `serve` does for a payload sent to a peer whose queue has room, at less than half
@@ -167,7 +175,7 @@ class Exchange:
             sender.refused += answer.status is not Status.OK
             if self._trace.on:
                 self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
-            control.answer(index, sender.number, answer)
+            self._answer(sender, control, index, answer)
         self._check()
         return len(requests)
 

@@ -51,18 +51,28 @@ class Turns:
                 "the monitor is at work, interrupted by this signal: set a flag in the handler, "
                 "and call it from elsewhere"
             )
-        with self.lock:
-            self.journal.begin()
-            try:
-                yield
-            except (PageferryError, Refusal):
+        held = self.lock._is_owned()  # by what this signal's handler has interrupted
+        try:
+            with self.lock:
+                self.journal.begin()
+                try:
+                    yield
+                except (PageferryError, Refusal):
+                    self.end()
+                    raise
+                except BaseException:
+                    self.cut_off()
+                    raise
                 self.end()
-                raise
-            except BaseException:
-                self.cut_off()
-                raise
-            self.end()
+        finally:
+            if not held:
+                self.let_go()
         self.outbox.flush()
+
+    def let_go(self) -> None:
+        """Let others have the lock, whatever has been raised where a `with` would have done so."""
+        while self.lock._is_owned():
+            self.lock.release()
 
     def end(self) -> None:
         """End a turn: it has been, from now on."""

@@ -1,0 +1,58 @@
+"""Raises at the n-th line that the monitor executes, as Ctrl-C or an alarm may."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import vmm
+
+ROOT = str(Path(vmm.__file__).parent)
+
+
+class CutOff(BaseException):
+    """What is raised: none of ours."""
+
+
+class Tracer:
+    """Counts the lines of vmm in a `with` block, and raises CutOff at number `line`, if it is given.
+
+    lines   how many there have been
+    where   the file and the line at which it has raised
+
+    threads   in all threads that are started in the block, instead of in this one
+    """
+
+    def __init__(self, line: int | None = None, *, threads: bool = False) -> None:
+        self.line = line
+        self.lines = 0
+        self.where: tuple[str, int] | None = None
+        self._threads = threads
+
+    def __enter__(self) -> Tracer:
+        threading.settrace(self._call) if self._threads else sys.settrace(self._call)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        threading.settrace(None) if self._threads else sys.settrace(None)  # type: ignore[arg-type]
+        return isinstance(value, CutOff)
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(ROOT) else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line" and self.where is None:
+            self.lines += 1
+            if self.lines == self.line:
+                name = frame.f_code.co_filename.removeprefix(ROOT + "/")
+                self.where = name, frame.f_lineno
+                raise CutOff(f"at {name}:{frame.f_lineno}")
+        return self._line
