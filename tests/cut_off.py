@@ -18,7 +18,7 @@ class CutOff(BaseException):
 
 
 class Tracer:
-    """Counts the lines of vmm in a `with` block, and raises CutOff at number `line`, if it is given.
+    """Counts the lines of vmm in a `with` block, and raises CutOff at number `line`, if given.
 
     lines   how many there have been
     where   the file and the line at which it has raised

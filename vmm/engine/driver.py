@@ -115,7 +115,7 @@ class Driver:
         return True
 
     def diagnose(self, machine: Machine) -> None:
-        """Find out why a machine cannot go on: that may take a tenth of a second."""
+        """Find out why a machine cannot go on: that may take half a second."""
         exit_ = machine.exit
         if exit_ is None or machine.guest.bell(exit_) is not None or machine.verdict is not None:
             return

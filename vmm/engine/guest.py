@@ -25,7 +25,7 @@ from vmm.kvm.uapi import KVM_CAP_EXIT_HYPERCALL
 from vmm.memory.movers import PRIVATE_SLOT
 from vmm.memory.private import PrivateMemory
 
-DIAGNOSIS_SECONDS = 0.1
+DIAGNOSIS_SECONDS = 0.5  # enough on a host that has much else to do
 HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
 _MASK64 = (1 << 64) - 1
 
@@ -136,7 +136,7 @@ class Guest:
     def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
         """Return why the guest cannot go on after an exit. It will not run again.
 
-        It runs for a tenth of a second at most, if its thread is kicked now and then. `hold` tells
+        It runs for half a second at most, if its thread is kicked now and then. `hold` tells
         what the page at an address of its window is to it.
         """
         limit = time.monotonic() + DIAGNOSIS_SECONDS
