@@ -19,7 +19,7 @@
 /* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
  * whose major is its own and whose minor is not above its own. */
 #define PF_ABI_MAJOR 1
-#define PF_ABI_MINOR 1
+#define PF_ABI_MINOR 2
 #define PF_NOTE_NAME "pageferry"
 #define PF_NOTE_ABI 0x5046
 
@@ -223,7 +223,7 @@ struct pf_control {
     uint32_t doorbell;          /* 28: enum pf_doorbell */
     uint64_t window_gpa;        /* 32 */
     uint64_t window_pages;      /* 40 */
-    uint64_t stack_gpa;         /* 48: lowest address of the stack; the page below faults */
+    uint64_t stack_gpa;         /* 48: lowest address of the stack; what is below faults */
     uint64_t stack_bytes;       /* 56 */
     char name[PF_NAME_MAX];     /* 64 */
     uint64_t reserved0[4];      /* 96 */

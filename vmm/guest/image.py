@@ -38,6 +38,11 @@ class Segment:
         """The address of the segment's first page."""
         return self.gpa // PAGE * PAGE
 
+    def bytes_at(self, gpa: int, length: int) -> bytes:
+        """Return what is at an address, or as much of it as the file has."""
+        start = gpa - self.gpa
+        return self.data[start : start + length] if start >= 0 else b""
+
     @property
     def end_page(self) -> int:
         """The address after the segment's last page."""
@@ -46,10 +51,14 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A guest program, checked: it can be loaded as it is. Equal to itself only."""
+    """A guest program, checked: it can be loaded as it is. Equal to itself only.
+
+    thread    where the FS base points: after its thread-local variables; 0 if it has none
+    """
 
     name: str
     entry: int
+    thread: int
     segments: tuple[Segment, ...]
     symbols: Symbols
 
@@ -98,6 +107,7 @@ def parse_image(data: bytes, name: str) -> Image:
         _check_note(elf, name)
         segments = tuple(_segments(elf, data, name))
         _check_layout(segments, name)
+        thread = _thread(elf, segments, name)
         entry = int(elf.header["e_entry"])
     except GuestImageError:
         raise
@@ -115,7 +125,7 @@ def parse_image(data: bytes, name: str) -> Image:
         raise GuestImageError(
             f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld"
         )
-    return Image(name, entry, segments, Symbols(data))
+    return Image(name, entry, thread, segments, Symbols(data))
 
 
 def _check_header(elf: Any, name: str) -> None:
@@ -192,6 +202,25 @@ def _segments(elf: Any, data: bytes, name: str) -> list[Segment]:
     if not found:
         raise GuestImageError(f"{name}: nothing to load (no PT_LOAD segment): link with guest.ld")
     return found
+
+
+def _thread(elf: Any, segments: tuple[Segment, ...], name: str) -> int:
+    """Return the FS base: the first multiple of the alignment after the thread-local variables.
+
+    By the ABI there is a pointer there to itself, and guest.ld lays it out.
+    """
+    for segment in elf.iter_segments("PT_TLS"):
+        header = segment.header
+        align = max(1, header["p_align"])
+        base = -(-(header["p_vaddr"] + header["p_memsz"]) // align) * align
+        if any(s.bytes_at(base, 8) == base.to_bytes(8, "little") for s in segments):
+            return int(base)
+        if header["p_memsz"]:
+            raise GuestImageError(
+                f"{name}: thread-local variables, and nothing after them for the FS base to "
+                "point to: link with guest.ld"
+            )
+    return 0
 
 
 def _check_layout(segments: tuple[Segment, ...], name: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.errors import GuestFault
-from vmm.guest import abi, x86
+from vmm.guest import abi, boot, x86
 from vmm.guest.boot import Layout
 from vmm.guest.symbols import Symbols
 from vmm.kvm import (
@@ -136,9 +136,8 @@ class Diagnosis:
         address = self._vcpu.get_sregs().cr2
         access = x86.page_fault_access(trap.error_code or 0)
         reason = f"#PF page fault, {access} of {address:#x}"
-        guard = self._layout.stack.base - x86.PAGE
-        if guard <= address < self._layout.stack.base:
-            reason += ", the guard page below the stack: stack overflow"
+        if self._below_stack(address, trap.rsp):
+            reason += ", below the stack: stack overflow"
         return self.fault(
             "exception",
             reason,
@@ -147,6 +146,15 @@ class Diagnosis:
             address=address,
             access=access,
             rip=trap.rip,
+        )
+
+    def _below_stack(self, address: int, rsp: int) -> bool:
+        """Whether an access is a stack's that has overflowed: it is of the guard area, or of what
+        else is not used between image and stack, by a stack pointer that is there too.
+        """
+        base, image_end = self._layout.stack.base, self._layout.unused.base
+        return max(image_end, base - boot.GUARD) <= address < base or (
+            image_end <= address < base and image_end <= rsp <= base
         )
 
     def _trap(self) -> tuple[int, x86.TrapFrame] | None:
