@@ -229,7 +229,6 @@ def _exit_code(machines: list[Machine]) -> int:
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="SOURCE.c …",
 )
 @click.option(
     "-o",

@@ -47,6 +47,7 @@ LINKER_SCRIPT = "guest.ld"
 # The library and the bundled guests do without SSE, so that they also run where a ring is emulated:
 # KVM's emulator knows little of it. Functions that want it say so, by a target attribute.
 BUNDLED_FLAGS = ("-mno-sse", "-mno-mmx")
+_LINK_PREFIXES = ("-O", "-flto", "-fuse-ld", "-Wl,")  # of a user's flags, those that linking needs
 
 
 def _to_standard_error(text: str) -> None:
@@ -76,7 +77,7 @@ def build_guest(
     defines         its -D: "NAME", "NAME=VALUE"
     includes        its -I, searched before the ABI's
     library_dirs    its -L, and libraries its -l, by their names
-    flags           other options of the compiler's, for these sources and for linking
+    flags           other options of the compiler's, for these sources
     report          is told of the compiler's warnings, as text
 
     The options concern ``sources`` only; the library is compiled as it always is. Nothing is kept
@@ -84,14 +85,18 @@ def build_guest(
     compiler's own message.
     """
     own = (() if optimize is None else (f"-O{optimize}",)) + tuple(flags)
-    for_linker = tuple(flag for flag in own if flag.startswith("-Wl,"))
-    own = tuple(flag for flag in own if flag not in for_linker)
-    for_both = tuple(flag for flag in own if not flag.startswith(("-W", "-std=")))
     target = _Target(
         tuple(sort_inputs(sources)),
         output.resolve(),
-        compile=(*(f"-D{name}" for name in defines), *own, *absolute("-I", includes)),
-        link=(*for_both, *for_linker, *absolute("-L", library_dirs)),
+        compile=(
+            *(f"-D{name}" for name in defines),
+            *(flag for flag in own if not flag.startswith("-Wl,")),
+            *absolute("-I", includes),
+        ),
+        link=(
+            *(flag for flag in own if flag.startswith(_LINK_PREFIXES)),
+            *absolute("-L", library_dirs),
+        ),
         libraries=tuple(f"-l{name}" for name in libraries),
     )
     with work_directory("pageferry-build-") as work:
