@@ -150,9 +150,12 @@ def _identify(command: tuple[str, ...]) -> Compiler | None:
         version = run([*command, "--version"], str(command)).stdout
     except BuildError:
         return None  # a dangling link, or a version manager's stand-in for nothing
-    is_zig = any(Path(word).name in ("zig", "ziglang") for word in command)
-    family = "zig" if is_zig else "clang" if "clang" in version else "gcc"
+    family = "zig" if _is_zig(command) else "clang" if "clang" in version else "gcc"
     return Compiler(command, family, version.strip())
+
+
+def _is_zig(command: Sequence[str]) -> bool:
+    return any(Path(word).name in ("zig", "ziglang") for word in command[:3])
 
 
 def _can_link(compiler: Compiler) -> bool:
@@ -172,7 +175,9 @@ def run(
     command: Sequence[str], failure: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a compiler to its end; BuildError is ``failure`` and what the compiler said."""
-    environment = dict(os.environ) | _zig_cache() | {"LC_ALL": "C"}
+    environment = dict(os.environ) | {"LC_ALL": "C"}
+    if _is_zig(command):
+        environment |= _zig_cache()
     # Without $PWD gcc records the directory it runs in by its real name, which the maps know.
     environment.pop("PWD", None)
     if cwd is not None:  # where the compiler's own temporary files are, and go with it
@@ -201,13 +206,13 @@ def _zig_cache() -> dict[str, str]:
     """
     if os.environ.get("ZIG_GLOBAL_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME"):
         return {}
-    try:
+    with contextlib.suppress(RuntimeError, OSError):  # not a user that the system knows; no home
         home = Path("~").expanduser()
-        # Of several places for a cache the one that is there decides, or else where it would be.
-        if os.access(next(p for p in (home / ".cache", home) if p.exists()), os.W_OK):
-            return {"HOME": str(home)}
-    except (RuntimeError, StopIteration, OSError):
-        pass  # not even in the list of users, or not there
+        if home.is_dir():
+            usual = home / ".cache" / "zig"
+            usual.mkdir(parents=True, exist_ok=True)
+            if os.access(usual, os.W_OK):
+                return {"HOME": str(home)}
     cache = Path(tempfile.gettempdir(), f"pageferry-zig-{os.getuid()}")
     with contextlib.suppress(OSError):
         cache.mkdir(mode=0o700, exist_ok=True)
