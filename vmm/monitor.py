@@ -30,14 +30,13 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.boot import GUARD
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, parse_limit, parse_size
 
-_MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE - GUARD
+_MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
@@ -162,7 +161,7 @@ class Monitor:
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
-        memory    private memory, for the image and the stack, which stack is the size of
+        memory    private memory, for the image and the stack; stack is the latter's size
         queue     messages that may wait for it before senders are refused
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds

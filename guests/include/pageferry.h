@@ -32,6 +32,9 @@
 #define PF_DOORBELL_PORT 0x5046      /* the doorbell's I/O port */
 #define PF_WINDOW_GPA 0x100000000    /* the window, where transferable pages live */
 
+/* The FS base, since ABI 1.2: if the image has a PT_TLS, the first multiple of its alignment after it, where there is to
+ * be a 64-bit word that holds that address (System V ABI, thread-local storage, variant II); otherwise 0. */
+
 /* ---- The doorbell: the guest's exit ----------------------------------------------------------------- */
 
 /* How to ring, as the monitor found that this host allows: a 32-bit store to PF_DOORBELL_GPA, a 32-bit OUT to

@@ -155,7 +155,7 @@ def test_a_stack_overflow_by_frames_of_any_size_is_stopped_and_said(
     assert ran.machine.exit_code is None
     layout = ran.machine.guest.layout
     assert ran.fault.address is not None
-    assert layout.unused.base <= ran.fault.address < layout.stack.base
+    assert layout.guard.base <= ran.fault.address < layout.stack.base
 
 
 @pytest.mark.parametrize("name", ["fits-200", "fits-900", "mega-1028"])

@@ -26,9 +26,9 @@ _EFER = 0xD00
 # own interrupts have to stop the guest all the same; in Bochs 2.7 they do not, and an endless loop
 # never ends.
 _RFLAGS = 0x202
-# Below every stack, not mapped: larger than most frames, since a function that does not probe its
-# frame page by page (guests' own objects may not) touches it anywhere. It is address space only.
-GUARD = 2 << 20
+# At the least this lies below every stack, not mapped: more than a frame of a megabyte, since a
+# function that does not probe its frame (a guest's own objects may not) touches it anywhere.
+GUARD = 3 << 19
 _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
 
 
@@ -36,15 +36,15 @@ _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
 class Layout:
     """Where things lie in one machine.
 
-    private   its private memory, from address 0: what it can use, and the guard area
-    unused    within it, from the image to the stack, not mapped; at its top is the guard area
+    private   its private memory, from address 0
+    guard     within it, from the image to the stack, not mapped: GUARD bytes or more
     stack     within it, at the top
     window    where its transferable pages appear
     tables    page tables for all of it
     """
 
     private: Region
-    unused: Region
+    guard: Region
     stack: Region
     window: Region
     tables: PageTables
@@ -53,20 +53,21 @@ class Layout:
 def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Layout:
     """Lay a machine out. All sizes in bytes, multiples of the page size; `window` one of 2 MiB.
 
-    private   memory for the image and the stack; the guard area between them is beside that
+    private   memory for the image and the stack. Where there is no room in it for a guard area
+              between them it is made larger: that is addresses only, as nothing touches them
     user      whether it runs in ring 3
 
     Raises GuestImageError if the image and its stack do not fit into private memory.
     """
-    if image.end + stack > private:
+    whole = Region(0, max(private, image.end + GUARD + stack))
+    if image.end + stack > private or whole.end > abi.DOORBELL_GPA:
         raise GuestImageError(
             f"{image.name}: the image ends at {image.end:#x}: {format_size(private)} of private "
             f"memory with a stack of {format_size(stack)} is too small: give more "
             "(memory=, --memory)"
         )
-    whole = Region(0, private + GUARD)
     stack_region = Region(whole.end - stack, stack)
-    unused = Region(image.end, stack_region.base - image.end)
+    guard = Region(image.end, stack_region.base - image.end)
     window_region = Region(abi.WINDOW_GPA, window)
     ranges = [
         Range(s.first_page, s.end_page, write=s.write, execute=s.execute, user=user)
@@ -78,7 +79,7 @@ def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Lay
         tables = x86.page_tables(all_ranges, window_region, user)
     except ValueError as error:
         raise GuestImageError(f"{image.name}: {error}") from error
-    return Layout(whole, unused, stack_region, window_region, tables)
+    return Layout(whole, guard, stack_region, window_region, tables)
 
 
 def contents(image: Image, layout: Layout) -> Iterator[tuple[int, bytes]]:

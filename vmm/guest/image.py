@@ -38,10 +38,12 @@ class Segment:
         """The address of the segment's first page."""
         return self.gpa // PAGE * PAGE
 
-    def bytes_at(self, gpa: int, length: int) -> bytes:
-        """Return what is at an address, or as much of it as the file has."""
+    def word_at(self, gpa: int) -> int | None:
+        """Return the 64-bit word at an address, if it is in the file."""
         start = gpa - self.gpa
-        return self.data[start : start + length] if start >= 0 else b""
+        if not 0 <= start <= len(self.data) - 8:
+            return None
+        return int.from_bytes(self.data[start : start + 8], "little")
 
     @property
     def end_page(self) -> int:
@@ -211,11 +213,11 @@ def _thread(elf: Any, segments: tuple[Segment, ...], name: str) -> int:
     """
     for segment in elf.iter_segments("PT_TLS"):
         header = segment.header
-        align = max(1, header["p_align"])
-        base = -(-(header["p_vaddr"] + header["p_memsz"]) // align) * align
-        if any(s.bytes_at(base, 8) == base.to_bytes(8, "little") for s in segments):
+        first, size, align = header["p_vaddr"], header["p_memsz"], max(1, header["p_align"])
+        base = -(-(first + size) // align) * align
+        if any(s.word_at(base) == base for s in segments):
             return int(base)
-        if header["p_memsz"]:
+        if size and any(s.gpa <= first < s.gpa + s.size for s in segments):
             raise GuestImageError(
                 f"{name}: thread-local variables, and nothing after them for the FS base to "
                 "point to: link with guest.ld"

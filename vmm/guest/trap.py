@@ -137,7 +137,7 @@ class Diagnosis:
         access = x86.page_fault_access(trap.error_code or 0)
         reason = f"#PF page fault, {access} of {address:#x}"
         if self._below_stack(address, trap.rsp):
-            reason += ", below the stack: stack overflow"
+            reason += ", the guard area below the stack: stack overflow"
         return self.fault(
             "exception",
             reason,
@@ -149,13 +149,14 @@ class Diagnosis:
         )
 
     def _below_stack(self, address: int, rsp: int) -> bool:
-        """Whether an access is a stack's that has overflowed: it is of the guard area, or of what
-        else is not used between image and stack, by a stack pointer that is there too.
+        """Whether an access of the guard area is a stack's that has overflowed.
+
+        Far below the stack it may as well be of what follows the image: the stack pointer tells.
         """
-        base, image_end = self._layout.stack.base, self._layout.unused.base
-        return max(image_end, base - boot.GUARD) <= address < base or (
-            image_end <= address < base and image_end <= rsp <= base
-        )
+        guard = self._layout.guard
+        if not guard.base <= address < guard.end:
+            return False
+        return address >= guard.end - boot.GUARD or guard.base <= rsp <= guard.end
 
     def _trap(self) -> tuple[int, x86.TrapFrame] | None:
         """Return the exception whose stub has halted, and its frame; None for any other HLT."""
