@@ -5,6 +5,7 @@
 
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /* Where the characters go, one by one; `count` is how many there have been. */
@@ -35,6 +36,7 @@ struct pf_real {
 
 void pf_format(struct pf_out *out, const char *format, va_list arguments);
 
+/* fields.c. */
 void pf_put(struct pf_out *out, char c);
 void pf_put_many(struct pf_out *out, char c, int64_t times);
 void pf_put_text(struct pf_out *out, const char *text, int64_t bytes);
@@ -43,6 +45,12 @@ void pf_put_text(struct pf_out *out, const char *text, int64_t bytes);
  * how many the caller puts between the two calls. */
 void pf_field_start(struct pf_out *out, const struct pf_conversion *how, const char *prefix, int64_t bytes);
 void pf_field_end(struct pf_out *out, const struct pf_conversion *how, const char *prefix, int64_t bytes);
+
+void pf_put_signed(struct pf_out *out, struct pf_conversion *how, int64_t value);
+void pf_put_unsigned(struct pf_out *out, struct pf_conversion *how, uint64_t value); /* u, o, x, b, p */
+void pf_put_character(struct pf_out *out, struct pf_conversion *how, int c);
+void pf_put_string(struct pf_out *out, struct pf_conversion *how, const char *text);
+void pf_put_wide_string(struct pf_out *out, struct pf_conversion *how, const wchar_t *text);
 
 /* real.c: e, f, g and a. */
 void pf_put_real(struct pf_out *out, struct pf_conversion *how, const struct pf_real *real);

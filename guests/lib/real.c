@@ -2,8 +2,6 @@
  * Floating-point numbers as text: exact, then rounded to the nearest, ties to even. */
 #include "format.h"
 
-#include <stddef.h>
-
 /* ---- Decimals: digits * 10^-scale, every digit there is ---- */
 
 #define CHUNK 1000000000 /* nine digits */

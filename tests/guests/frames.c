@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Uses more stack than there is, as its name says: by one frame of so many kilobytes ("frame-400"), or by recursion of
- * such frames ("deep-4"); "fits-400" is a frame that is to fit. Fills .bss up to where a small guard area would end. */
+ * such frames ("deep-4"); "unprobed-400" touches only the far end. Fills .bss up to where a small guard area would end. */
 #include "pf.h"
 
 /* Up to the stack of a machine of 16 MiB, but for the image and its rounding up. */
@@ -14,6 +14,13 @@ static unsigned number(const char *text)
     for (; *text; text++)
         n = *text >= '0' && *text <= '9' ? n * 10 + (unsigned)(*text - '0') : 0;
     return n;
+}
+
+/* What a function does that does not probe its frame. */
+__attribute__((noinline)) static int unprobed(uintptr_t bytes)
+{
+    __asm__ volatile("sub %0, %%rsp\n\tmovb $'X', (%%rsp)\n\tadd %0, %%rsp" : : "r"(bytes) : "memory");
+    return 'X';
 }
 
 /* The end of the frame that is used first is the far one. */
@@ -49,6 +56,7 @@ int main(int argc, char **argv)
 
     switch (name[0]) {
     case 'd': done = descend(number(name) << 10, 0); break;
+    case 'u': done = unprobed(number(name) << 10); break;
     case 'm': done = fixed(); break;
     default: done = frame(number(name) << 10); break;
     }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "fields.c"
 #include "format.c"
 #include "real.c"
 

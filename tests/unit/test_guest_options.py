@@ -116,9 +116,8 @@ def test_sources_are_optimized_as_asked_for(build: Build, tmp_path: Path) -> Non
         "unsigned loop(const unsigned *p);\nunsigned loop(const unsigned *p)\n"
         f"{{ unsigned s = 0; for (int i = 0; i < 64; i++) s += p[i] * i; return s; }}\n{HELLO}"
     )
-    sizes = {level: text_bytes(build("loop.c", optimize=level), "loop") for level in ("0", 3, "s")}
-    assert len(set(sizes.values())) == 3
-    assert sizes["s"] < sizes["0"]
+    small, plain = (text_bytes(build("loop.c", optimize=level), "loop") for level in ("s", 0))
+    assert small < plain
 
 
 @with_cc

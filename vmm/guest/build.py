@@ -236,7 +236,7 @@ class _Build:
         return [result.result() for result in results]
 
     def _compile_one(self, source: Path, flags: tuple[str, ...]) -> str:
-        includes = (f"-I{path}" for path in self._include_dirs)
+        includes = [f"-I{path}" for path in self._include_dirs if source.suffix in (".c", ".S")]
         common = (*COMPILE_FLAGS, *FAMILY_FLAGS[self._compiler.family])
         options = (*common, *flags, *includes, *self._prefix_maps(source))
         command = [*self._driver, *options, "-c", str(source)]

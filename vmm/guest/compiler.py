@@ -74,7 +74,7 @@ class Compiler:
     def runtime(self) -> tuple[str, ...]:
         """What to link for the functions that compilers call: 128-bit division, bit counting."""
         if self.family == "zig":
-            return ("-lcompiler_rt",)
+            return ("-rtlib=compiler-rt",)
         asked = run([*self.command, "-print-libgcc-file-name"], "no library of the compiler's")
         return tuple(path for path in [asked.stdout.strip()] if Path(path).is_file())
 
