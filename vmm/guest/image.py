@@ -233,7 +233,7 @@ def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
             raise GuestImageError(
                 f"{name}: segment at {segment.gpa:#x} ({segment.size} bytes) is out of range: "
                 f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, "
-                "link with guest.ld"
+                "link with guest.ld, and keep its data small enough"
             )
     for low, high in itertools.pairwise(ordered):
         if low.gpa + low.size > high.gpa:
