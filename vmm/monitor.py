@@ -161,7 +161,7 @@ class Monitor:
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
-        memory    private memory; stack is the part of it at the top
+        memory    private memory, for the image and the stack; stack is the latter's size
         queue     messages that may wait for it before senders are refused
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds

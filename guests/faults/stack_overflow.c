@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Recurses without end. Must stop with a page fault: a write of the guard page below the stack. */
+ * Recurses without end. Must stop with a page fault: a write of the guard area below the stack. */
 #include "pf.h"
 
-/* Its frame is needed after the call, so that it cannot become a loop, and is smaller than the guard page. */
+/* Its frame is needed after the call, so that it cannot become a loop. */
 static __attribute__((noinline)) unsigned descend(unsigned depth)
 {
     volatile unsigned char frame[512];

@@ -19,7 +19,7 @@
 /* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
  * whose major is its own and whose minor is not above its own. */
 #define PF_ABI_MAJOR 1
-#define PF_ABI_MINOR 1
+#define PF_ABI_MINOR 2
 #define PF_NOTE_NAME "pageferry"
 #define PF_NOTE_ABI 0x5046
 
@@ -31,6 +31,9 @@
 #define PF_DOORBELL_GPA 0x3ffff000   /* the doorbell page: never backed by memory */
 #define PF_DOORBELL_PORT 0x5046      /* the doorbell's I/O port */
 #define PF_WINDOW_GPA 0x100000000    /* the window, where transferable pages live */
+
+/* The FS base, since ABI 1.2: if the image has a PT_TLS, the first multiple of its alignment after it, where there is to
+ * be a 64-bit word that holds that address (System V ABI, thread-local storage, variant II); otherwise 0. */
 
 /* ---- The doorbell: the guest's exit ----------------------------------------------------------------- */
 
@@ -223,7 +226,7 @@ struct pf_control {
     uint32_t doorbell;          /* 28: enum pf_doorbell */
     uint64_t window_gpa;        /* 32 */
     uint64_t window_pages;      /* 40 */
-    uint64_t stack_gpa;         /* 48: lowest address of the stack; the page below faults */
+    uint64_t stack_gpa;         /* 48: lowest address of the stack; what is below faults */
     uint64_t stack_bytes;       /* 56 */
     char name[PF_NAME_MAX];     /* 64 */
     uint64_t reserved0[4];      /* 96 */

@@ -2,6 +2,8 @@
  * Doorbell, rings and messages. */
 #include "pf.h"
 
+#include "start.h"
+
 /* ---- The doorbell ---- */
 
 static bool by_hypercall(void)
@@ -377,41 +379,11 @@ bool pf_has_room(uint32_t peer)
 
 /* ---- The machine ---- */
 
-void pf_exit(int code)
+void pf_halt(int code)
 {
     PF->exit_code = code;
     for (;;)
         pf_ring(PF_BELL_EXIT);
-}
-
-static void say(const char *text, size_t bytes, uint32_t bell)
-{
-    PF->log_gpa = (uintptr_t)text;
-    PF->log_length = (uint32_t)bytes;
-    pf_ring(bell);
-}
-
-void pf_panic(const char *text)
-{
-    size_t bytes = strlen(text);
-
-    for (;;)
-        say(text, bytes < PF_LOG_MAX ? bytes : PF_LOG_MAX, PF_BELL_PANIC);
-}
-
-int pf_log(const char *text)
-{
-    size_t bytes = strlen(text);
-
-    do {
-        size_t part = bytes < PF_LOG_MAX ? bytes : PF_LOG_MAX;
-        say(text, part, PF_BELL_LOG);
-        if (PF->bell_status != PF_OK)
-            return PF->bell_status;
-        text += part;
-        bytes -= part;
-    } while (bytes);
-    return PF_OK;
 }
 
 void pf_progress(uint64_t done, uint64_t total)

@@ -109,13 +109,20 @@ bool pf_noticed(void);
 
 /* ---- The machine ---- */
 
-__attribute__((noreturn)) void pf_exit(int code);
+__attribute__((noreturn)) void pf_exit(int code);     /* after the destructors, as at the end of main() */
 __attribute__((noreturn)) void pf_panic(const char *text);
 int pf_wait(uint64_t timeout_us);                     /* park until there is a message, or a notice not yet seen */
-int pf_log(const char *text);                         /* to the user's console */
-__attribute__((format(printf, 1, 2))) int pf_printf(const char *format, ...); /* %s %c %d %u %x %p %ld %lu %lx %% */
 void pf_progress(uint64_t done, uint64_t total);      /* shown by the monitor's front end; no exit */
 void pf_ring(uint32_t bell);                          /* the bare doorbell */
+
+/* Text to the user's console, of any length. More than PF_LOG_MAX bytes go in several pieces, cut after a line if there is
+ * one, and never within a character of UTF-8. */
+int pf_log(const char *text);
+
+/* The same, formatted as by C's printf, but without a locale: every conversion, flag, width, precision and length. Wide
+ * characters become UTF-8. What is no conversion is printed as it is written. */
+__attribute__((format(printf, 1, 2))) int pf_printf(const char *format, ...);
+__attribute__((format(printf, 1, 0))) int pf_vprintf(const char *format, va_list arguments);
 
 /* Stops with a panic that names the condition and the place, if `condition` does not hold. */
 #define PF_STRING_(x) #x

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a freestanding C compiler may call on its own, and a small printf. */
+ * What a freestanding C compiler may call on its own. */
 #include "pf.h"
 
 /* `rep movsb` and `rep stosb` rather than loops: a compiler turns a loop here into a call of the function
@@ -43,6 +43,12 @@ int memcmp(const void *a, const void *b, size_t bytes)
     return 0;
 }
 
+int bcmp(const void *a, const void *b, size_t bytes);
+int bcmp(const void *a, const void *b, size_t bytes) /* clang's memcmp, if only equality counts */
+{
+    return memcmp(a, b, bytes);
+}
+
 size_t strlen(const char *text)
 {
     const char *end = text;
@@ -59,80 +65,4 @@ int strcmp(const char *a, const char *b)
     while (*a && *a == *b)
         a++, b++;
     return (unsigned char)*a - (unsigned char)*b;
-}
-
-/* ---- printf ---- */
-
-struct line {
-    char text[512];
-    size_t bytes;
-};
-
-static void put(struct line *line, char c)
-{
-    if (line->bytes < sizeof line->text - 1)
-        line->text[line->bytes++] = c;
-}
-
-static void put_text(struct line *line, const char *text)
-{
-    for (; *text; text++)
-        put(line, *text);
-}
-
-static void put_number(struct line *line, uint64_t value, unsigned base)
-{
-    char digits[20];
-    int n = 0;
-
-    do {
-        digits[n++] = "0123456789abcdef"[value % base];
-        value /= base;
-    } while (value);
-    while (n)
-        put(line, digits[--n]);
-}
-
-static void put_signed(struct line *line, int64_t value)
-{
-    if (value < 0)
-        put(line, '-');
-    put_number(line, value < 0 ? -(uint64_t)value : (uint64_t)value, 10);
-}
-
-static void put_argument(struct line *line, char kind, bool wide, va_list *arguments)
-{
-    switch (kind) {
-    case 'c': put(line, (char)va_arg(*arguments, int)); break;
-    case 's': put_text(line, va_arg(*arguments, const char *)); break;
-    case 'd': put_signed(line, wide ? va_arg(*arguments, int64_t) : va_arg(*arguments, int)); break;
-    case 'u': put_number(line, wide ? va_arg(*arguments, uint64_t) : va_arg(*arguments, unsigned), 10); break;
-    case 'x': put_number(line, wide ? va_arg(*arguments, uint64_t) : va_arg(*arguments, unsigned), 16); break;
-    case 'p': put_text(line, "0x"); put_number(line, (uintptr_t)va_arg(*arguments, void *), 16); break;
-    default: put(line, kind); break;
-    }
-}
-
-int pf_printf(const char *format, ...)
-{
-    struct line line;
-    va_list arguments;
-
-    line.bytes = 0;
-    va_start(arguments, format);
-    for (; *format; format++) {
-        if (*format != '%') {
-            put(&line, *format);
-            continue;
-        }
-        bool wide = *++format == 'l';
-        if (wide)
-            format++;
-        if (!*format)
-            break;
-        put_argument(&line, *format, wide, &arguments);
-    }
-    va_end(arguments);
-    line.text[line.bytes] = 0;
-    return pf_log(line.text);
 }

@@ -53,6 +53,18 @@ def test_json_has_an_object_per_machine_and_the_console_goes_to_standard_error(
     }
 
 
+def test_the_stack_is_as_large_as_asked_for(test_guest: Elf, tmp_path: Path) -> None:
+    guest = called(tmp_path, "fits-900", test_guest("frames"))
+    ended = pageferry("run", guest, *SMALL, "--memory", "18M", "--stack", "1M")
+    assert ended == Ended(0, "fits-900: fits-900 was no more than the stack\n", "")
+    ended = pageferry("run", guest, *SMALL, "--memory", "18M", "--stack", "64K")
+    assert (ended.code, ended.out) == (70, "")
+    assert "the guard area below the stack: stack overflow, rip" in one_line(ended.err)
+    ended = pageferry("run", guest, *SMALL, "--stack", "32M")
+    assert (ended.code, ended.out) == (1, "")
+    assert "with a stack of 32 MiB is too small: give more" in one_line(ended.err)
+
+
 def test_guests_of_the_same_name_are_numbered(
     guest_elf: Elf, test_guest: Elf, tmp_path: Path
 ) -> None:

@@ -206,7 +206,7 @@ def test_a_module_that_differs_fails_the_check(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("#define PF_ABI_MINOR 1", "#define PF_ABI_MINOR 2"),
+        ("#define PF_ABI_MINOR 2", "#define PF_ABI_MINOR 3"),
         ("PF_E_BELL = -17", "PF_E_BELL = -18"),
         ("PF_PEER_SEND = 2, ", "PF_PEER_SEND = 2, PF_PEER_NEW = 4, "),
         ("uint64_t tag; ", "uint32_t tag, tag2; "),

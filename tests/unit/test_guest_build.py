@@ -145,11 +145,18 @@ def test_a_compile_error_names_the_file_and_the_reason(compiler: Compiler, tmp_p
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_warning_is_an_error(compiler: Compiler, tmp_path: Path) -> None:
-    source = tmp_path / "sloppy.c"
-    source.write_text("int main(void) { int unused; return 0; }\n")
-    with pytest.raises(BuildError, match=r"(?s)sloppy\.c.*unused"):
-        build_one(source, compiler)
+def test_a_warning_in_the_library_or_a_guest_of_the_package_is_an_error(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    shutil.copytree(GUESTS / "include", tmp_path / "include")
+    shutil.copytree(GUESTS / "lib", tmp_path / "lib")
+    sloppy = "int sloppy(void);\nint sloppy(void) { int unused; return 0; }\n"
+    (tmp_path / "probe.c").write_text(PROBE)
+    for place in (tmp_path / "lib", tmp_path):
+        (place / "sloppy.c").write_text(sloppy)
+        with pytest.raises(BuildError, match=r"(?s)sloppy\.c.*unused"):
+            build.build_bundled(tmp_path, tmp_path / "out", compiler)
+        (place / "sloppy.c").unlink()
 
 
 def test_a_missing_symbol_is_named(compiler: Compiler, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from vmm.guest.image import load_image, parse_image
 
 # Offsets in the ELF header and in a program header (ELF-64 object file format, 1.5).
 CLASS, TYPE, MACHINE, ENTRY, PHNUM = 4, 16, 18, 24, 56
-P_TYPE, P_FLAGS, P_OFFSET, P_VADDR, P_FILESZ, P_MEMSZ = 0, 4, 8, 16, 32, 40
-PT_LOAD, PT_NOTE = 1, 4
+P_TYPE, P_FLAGS, P_OFFSET, P_VADDR, P_FILESZ, P_MEMSZ, P_ALIGN = 0, 4, 8, 16, 32, 40, 48
+PT_LOAD, PT_NOTE, PT_TLS = 1, 4, 7
 NAME = "dir/guest.elf"
 
 
@@ -200,6 +200,30 @@ def test_a_file_cut_off_anywhere_is_refused_or_loses_nothing_that_is_loaded(elf:
         else:
             assert size >= needed
             assert image.segments == segments
+
+
+# ---- Thread-local variables ----
+
+
+def test_the_fs_base_is_after_the_thread_local_variables(elf: Elf) -> None:
+    image = parse_image(bytes(elf), NAME)
+    header = next(elf.headers(PT_TLS))
+    after = elf.get(header + P_VADDR, "Q") + elf.get(header + P_MEMSZ, "Q")
+    assert after <= image.thread < after + elf.get(header + P_ALIGN, "Q")
+    (data,) = (s for s in image.segments if s.write)
+    assert data.word_at(image.thread) == image.thread
+    elf.put(header, "I", 0)  # a guest may have none, as those built for ABI 1.1 have
+    assert parse_image(bytes(elf), NAME).thread == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(P_MEMSZ, 9), (P_MEMSZ, 1 << 40), (P_ALIGN, 1 << 63), (P_ALIGN, 8192)]
+)
+def test_thread_local_variables_that_nothing_follows(elf: Elf, field: int, value: int) -> None:
+    elf.put(next(elf.headers(PT_TLS)) + field, "Q", value)
+    if field == P_MEMSZ:
+        elf.put(next(elf.headers(PT_TLS)) + P_ALIGN, "Q", 0)
+    assert complaint(elf).startswith("thread-local variables, and nothing after them for the FS")
 
 
 # ---- The ABI note ----

@@ -13,6 +13,7 @@ from rich.console import Console
 from vmm import __version__, host
 from vmm.command.bench import bench
 from vmm.command.channels import channels, named
+from vmm.command.compiling import compiler_options
 from vmm.command.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.command.doctor import examine
 from vmm.command.doctor_report import show_examination
@@ -107,6 +108,13 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     help="Each machine's private memory.",
 )
 @click.option(
+    "--stack",
+    type=Size(),
+    default="256K",
+    show_default=True,
+    help="Each machine's stack, a part of its memory.",
+)
+@click.option(
     "--quota", type=Size(), help="What each machine may own at a time [what its window holds]."
 )
 @click.option(
@@ -123,6 +131,7 @@ def run(
     connect: tuple[str, ...],
     one_way: tuple[str, ...],
     memory: int,
+    stack: int,
     quota: int | None,
     queue: int,
     audit: bool,
@@ -151,7 +160,13 @@ def run(
     with open_monitor(options, say, guests, pool, audit=audit) as monitor:
         for name, path in paths.items():
             monitor.spawn(
-                path, name=name, window=options["window"], memory=memory, quota=quota, queue=queue
+                path,
+                name=name,
+                window=options["window"],
+                memory=memory,
+                stack=stack,
+                quota=quota,
+                queue=queue,
             )
         for a, b, both in wanted:
             monitor.connect(monitor.machines[a], monitor.machines[b], both=both)
@@ -210,7 +225,10 @@ def _exit_code(machines: list[Machine]) -> int:
 
 @main.command()
 @click.argument(
-    "sources", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
+    "sources",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
 @click.option(
     "-o",
@@ -219,8 +237,13 @@ def _exit_code(machines: list[Machine]) -> int:
     help="The ELF to write [the first source's name].",
 )
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
-def build(sources: tuple[Path, ...], output: Path | None, cc: str | None) -> None:
-    """Build a guest from C sources, with pageferry's headers, library and linker script."""
+@compiler_options
+def build(sources: tuple[Path, ...], output: Path | None, cc: str | None, **options: Any) -> None:
+    """Build a guest from C sources, with pageferry's headers, library and linker script.
+
+    Assembly (.s, .S), objects and archives (.o, .a) can be given as well. What the compiler warns
+    of is printed, and is no error.
+    """
     target = output or sources[0].with_suffix(".elf")
     check_output(target, sources)
     if target.is_dir():
@@ -231,5 +254,7 @@ def build(sources: tuple[Path, ...], output: Path | None, cc: str | None) -> Non
         include_dirs=[ROOT / "include"],
         library_dir=ROOT / "lib",
         compiler=find_compiler(cc),
+        report=lambda text: click.echo(text, err=True),
+        **options,
     )
     click.echo(str(target))

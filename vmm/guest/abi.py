@@ -11,7 +11,7 @@ import ctypes
 import enum
 
 ABI_MAJOR = 1
-ABI_MINOR = 1
+ABI_MINOR = 2
 NOTE_NAME = "pageferry"
 NOTE_ABI = 0x5046
 PAGE_SIZE = 4096

@@ -57,7 +57,7 @@ class Blueprint:
         """Set a fresh vCPU's registers to the image's entry point."""
         vcpu.set_cpuid(self._cpuid)
         if self._sregs is None:  # every vCPU is the same after its reset
-            self._sregs = boot.sregs(vcpu.get_sregs(), self.layout, self._user)
+            self._sregs = boot.sregs(vcpu.get_sregs(), self.image, self.layout, self._user)
         vcpu.set_sregs(self._sregs)
         vcpu.set_regs(self._regs)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from vmm.errors import GuestImageError
 from vmm.guest import abi, x86
 from vmm.guest.image import Image
-from vmm.guest.x86 import PAGE, PageTables, Range
+from vmm.guest.x86 import PageTables, Range
 from vmm.kvm import kvm_regs, kvm_segment, kvm_sregs
 from vmm.memory.region import Region
 from vmm.sizes import format_size
@@ -26,6 +26,9 @@ _EFER = 0xD00
 # own interrupts have to stop the guest all the same; in Bochs 2.7 they do not, and an endless loop
 # never ends.
 _RFLAGS = 0x202
+# At the least this lies below every stack, not mapped: more than a frame of a megabyte, since a
+# function that does not probe its frame (a guest's own objects may not) touches it anywhere.
+GUARD = 3 << 19
 _IOPL3 = 0x3000  # ring 3 may use I/O ports, where the host keeps IOPL
 
 
@@ -34,12 +37,14 @@ class Layout:
     """Where things lie in one machine.
 
     private   its private memory, from address 0
-    stack     within it, at the top; the page below is not mapped
+    guard     within it, from the image to the stack, not mapped: GUARD bytes or more
+    stack     within it, at the top
     window    where its transferable pages appear
     tables    page tables for all of it
     """
 
     private: Region
+    guard: Region
     stack: Region
     window: Region
     tables: PageTables
@@ -48,17 +53,21 @@ class Layout:
 def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Layout:
     """Lay a machine out. All sizes in bytes, multiples of the page size; `window` one of 2 MiB.
 
+    private   memory for the image and the stack. Where there is no room in it for a guard area
+              between them it is made larger: that is addresses only, as nothing touches them
     user      whether it runs in ring 3
 
-    Raises GuestImageError if the image, its stack and a guard page do not fit into private memory.
+    Raises GuestImageError if the image and its stack do not fit into private memory.
     """
-    stack_region = Region(private - stack, stack)
-    if image.end > stack_region.base - PAGE:
+    whole = Region(0, max(private, image.end + GUARD + stack))
+    if image.end + stack > private or whole.end > abi.DOORBELL_GPA:
         raise GuestImageError(
             f"{image.name}: the image ends at {image.end:#x}: {format_size(private)} of private "
             f"memory with a stack of {format_size(stack)} is too small: give more "
             "(memory=, --memory)"
         )
+    stack_region = Region(whole.end - stack, stack)
+    guard = Region(image.end, stack_region.base - image.end)
     window_region = Region(abi.WINDOW_GPA, window)
     ranges = [
         Range(s.first_page, s.end_page, write=s.write, execute=s.execute, user=user)
@@ -70,7 +79,7 @@ def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Lay
         tables = x86.page_tables(all_ranges, window_region, user)
     except ValueError as error:
         raise GuestImageError(f"{image.name}: {error}") from error
-    return Layout(Region(0, private), stack_region, window_region, tables)
+    return Layout(whole, guard, stack_region, window_region, tables)
 
 
 def contents(image: Image, layout: Layout) -> Iterator[tuple[int, bytes]]:
@@ -83,7 +92,7 @@ def contents(image: Image, layout: Layout) -> Iterator[tuple[int, bytes]]:
         yield segment.gpa, segment.data
 
 
-def sregs(reset: kvm_sregs, layout: Layout, user: bool) -> kvm_sregs:
+def sregs(reset: kvm_sregs, image: Image, layout: Layout, user: bool) -> kvm_sregs:
     """Return the system registers to enter with, in ring 3 if `user`, else in ring 0.
 
     reset     those of a vCPU that has just been made
@@ -94,6 +103,7 @@ def sregs(reset: kvm_sregs, layout: Layout, user: bool) -> kvm_sregs:
     data = x86.DATA3 if user else x86.DATA0
     for segment in (made.ss, made.ds, made.es, made.fs, made.gs):
         _segment(segment, data, 0x3, user)
+    made.fs.base = image.thread  # in ring 3 a guest could not set it everywhere
     task = made.tr
     task.base, task.limit, task.selector = x86.TSS, 0x67, x86.TASK
     task.type, task.s, task.present, task.dpl, task.g, task.unusable = 0xB, 0, 1, 0, 0, 0

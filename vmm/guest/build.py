@@ -1,7 +1,8 @@
 """Build guests: freestanding, static x86-64 ELF programs, from C sources.
 
-Uses the standard library and, by a relative import, ``compiler``; nothing else of this package: the
-build hook (``scripts/hatch_build.py``) loads the two without ``vmm``, before anything is installed.
+Uses the standard library and, by relative imports, ``compiler`` and ``inputs``; nothing else of
+this package: the build hook (``scripts/hatch_build.py``) loads them without ``vmm``, before
+anything is installed.
 
 A guest is its own sources, linked with every source of the guest library (start-up and calls)
 by the library's linker script. The layout that :func:`build_bundled` expects is::
@@ -18,29 +19,39 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from .compiler import (
     COMPILE_FLAGS,
+    DRIVER_FLAGS,
     FAMILY_FLAGS,
     LINK_FLAGS,
     PROGRAM_FLAGS,
+    STRICT_FLAGS,
     BuildError,
     Compiler,
     run,
     work_directory,
 )
+from .inputs import absolute, sort_inputs
 
 _T = TypeVar("_T")
-_Target = tuple[Sequence[Path], Path]  # sources, output
+_R = TypeVar("_R")
 
 LINKER_SCRIPT = "guest.ld"
 # The library and the bundled guests do without SSE, so that they also run where a ring is emulated:
 # KVM's emulator knows little of it. Functions that want it say so, by a target attribute.
 BUNDLED_FLAGS = ("-mno-sse", "-mno-mmx")
+_LINK_PREFIXES = ("-O", "-flto", "-fuse-ld", "-Wl,")  # of a user's flags, those that linking needs
+
+
+def _to_standard_error(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def build_guest(
@@ -50,17 +61,47 @@ def build_guest(
     include_dirs: Iterable[Path],
     library_dir: Path,
     compiler: Compiler,
+    optimize: str | int | None = None,
+    defines: Iterable[str] = (),
+    includes: Iterable[str | os.PathLike[str]] = (),
+    library_dirs: Iterable[str | os.PathLike[str]] = (),
+    libraries: Iterable[str] = (),
+    flags: Iterable[str] = (),
+    report: Callable[[str], None] = _to_standard_error,
 ) -> Path:
-    """Build one guest from ``sources`` (C or assembly) and the library; returns ``output``.
+    """Build one guest from ``sources`` and the guest library; returns ``output``.
 
-    Nothing is kept but ``output``, which is replaced only when all of it succeeded.
-    Raises BuildError with the compiler's own message.
+    sources         C (.c, .i) and assembly (.s, .S), objects and archives
+    include_dirs    the ABI's headers; library_dir the guest library
+    optimize        the compiler's -O: "0", "3", "s"; 2 by default
+    defines         its -D: "NAME", "NAME=VALUE"
+    includes        its -I, searched before the ABI's
+    library_dirs    its -L, and libraries its -l, by their names
+    flags           other options of the compiler's, for these sources
+    report          is told of the compiler's warnings, as text
+
+    The options concern ``sources`` only; the library is compiled as it always is. Nothing is kept
+    but ``output``, which is replaced only when all of it succeeded. Raises BuildError with the
+    compiler's own message.
     """
-    sources, output = list(sources), output.resolve()
+    own = (() if optimize is None else (f"-O{optimize}",)) + tuple(flags)
+    target = _Target(
+        tuple(sort_inputs(sources)),
+        output.resolve(),
+        compile=(
+            *(f"-D{name}" for name in defines),
+            *(flag for flag in own if not flag.startswith("-Wl,")),
+            *absolute("-I", includes),
+        ),
+        link=(
+            *(flag for flag in own if flag.startswith(_LINK_PREFIXES)),
+            *absolute("-L", library_dirs),
+        ),
+        libraries=tuple(f"-l{name}" for name in libraries),
+    )
     with work_directory("pageferry-build-") as work:
-        build = _Build(compiler, work, library_dir, include_dirs)
-        build.build([(sources, output)])
-    return output
+        _Build(compiler, work, library_dir, include_dirs).build([target], report)
+    return output.resolve()
 
 
 def build_each(
@@ -77,9 +118,9 @@ def build_each(
     """
     output_dir = output_dir.resolve()
     sources = _c_files(sources_dir)
-    targets: list[_Target] = [([source], output_dir / f"{source.stem}.elf") for source in sources]
+    targets = [_own_guest(source, output_dir, STRICT_FLAGS) for source in sources]
     _Build(compiler, output_dir / ".obj", library_dir, include_dirs).build(targets)
-    return [output for _, output in targets]
+    return [target.output for target in targets]
 
 
 def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> list[Path]:
@@ -90,13 +131,13 @@ def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> lis
     """
     guests_dir, output_dir = guests_dir.resolve(), output_dir.resolve()
     binaries = output_dir / "bin"
-    targets: list[_Target] = []
+    flags = (*BUNDLED_FLAGS, *STRICT_FLAGS)
+    targets = []
     for sources, into in ((guests_dir, binaries), (guests_dir / "faults", binaries / "faults")):
-        targets += [([source], into / f"{source.stem}.elf") for source in _c_files(sources)]
+        targets += [_own_guest(source, into, flags) for source in _c_files(sources)]
     include_dirs = [guests_dir / "include"]
-    build = _Build(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs)
-    build.build(targets, BUNDLED_FLAGS)
-    outputs = [output for _, output in targets]
+    _Build(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs).build(targets)
+    outputs = [target.output for target in targets]
     for stale in set(binaries.rglob("*.elf")) - set(outputs):
         stale.unlink()
     return outputs
@@ -128,6 +169,21 @@ def build_program(
     return output
 
 
+@dataclass(frozen=True)
+class _Target:
+    """One guest: what it is linked from, each with whether to compile it; and more options."""
+
+    inputs: tuple[tuple[Path, bool], ...]
+    output: Path
+    compile: tuple[str, ...] = ()
+    link: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+
+def _own_guest(source: Path, into: Path, flags: tuple[str, ...]) -> _Target:
+    return _Target(((source, True),), into / f"{source.stem}.elf", compile=flags)
+
+
 class _Build:
     """One compiler, one library, one directory of objects. Not for use by several threads."""
 
@@ -135,7 +191,7 @@ class _Build:
         self, compiler: Compiler, work: Path, library_dir: Path, include_dirs: Iterable[Path]
     ) -> None:
         self._compiler = compiler
-        self._driver = (*compiler.command, *FAMILY_FLAGS[compiler.family])
+        self._driver = (*compiler.command, *DRIVER_FLAGS.get(compiler.family, ()))
         self._work = work.resolve()
         self._work.mkdir(parents=True, exist_ok=True)
         library_dir = library_dir.resolve()
@@ -147,15 +203,26 @@ class _Build:
         self._stamp_file = self._work / "stamps.json"
         self._stamps = _read_stamps(self._stamp_file)
 
-    def build(self, targets: Sequence[_Target], flags: tuple[str, ...] = ()) -> None:
-        """Compile the library and each target's sources once, then link each target's output."""
-        jobs: dict[Path, tuple[str, ...]] = dict.fromkeys(self._library, BUNDLED_FLAGS)
-        jobs |= {source.resolve(): flags for sources, _ in targets for source in sources}
-        self._in_parallel(lambda job: self._compile_one(*job), jobs.items())
-        self._in_parallel(lambda target: self._link_one(*target), targets)
+    def build(
+        self, targets: Sequence[_Target], report: Callable[[str], None] = _to_standard_error
+    ) -> None:
+        """Compile the library and each target's sources once, then link each target's output.
 
-    def _in_parallel(self, function: Callable[[_T], None], items: Iterable[_T]) -> None:
-        """Call ``function`` on every item; after all have ended, raise the first one's error.
+        What the compiler says all the same is reported.
+        """
+        jobs: dict[Path, tuple[str, ...]]
+        jobs = dict.fromkeys(self._library, (*BUNDLED_FLAGS, *STRICT_FLAGS))
+        jobs |= {path: t.compile for t in targets for path, source in t.inputs if source}
+        for said in self._in_parallel(lambda job: self._compile_one(*job), jobs.items()):
+            if said:
+                report(said)
+        for said in self._in_parallel(self._link_one, targets):
+            if said:
+                report(said)
+
+    def _in_parallel(self, function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
+        """Return what ``function`` says of every item; after all have ended, raise the first one's
+        error.
 
         Ctrl-C lets those end that are under way, and begins no other.
         """
@@ -166,35 +233,42 @@ class _Build:
         finally:
             pool.shutdown(cancel_futures=True)
         _replace_text(self._stamp_file, json.dumps(self._stamps, indent=1))
-        for result in results:
-            result.result()
+        return [result.result() for result in results]
 
-    def _compile_one(self, source: Path, flags: tuple[str, ...]) -> None:
-        includes = (f"-I{path}" for path in self._include_dirs)
-        options = (*COMPILE_FLAGS, *flags, *includes, *self._prefix_maps(source))
+    def _compile_one(self, source: Path, flags: tuple[str, ...]) -> str:
+        includes = [f"-I{path}" for path in self._include_dirs if source.suffix in (".c", ".S")]
+        common = (*COMPILE_FLAGS, *FAMILY_FLAGS[self._compiler.family])
+        options = (*common, *flags, *includes, *self._prefix_maps(source))
         command = [*self._driver, *options, "-c", str(source)]
-        self._produce(self._object(source), command, [source], f"cannot compile {source}")
+        return self._produce(self._object(source), command, [source], f"cannot compile {source}")
 
-    def _link_one(self, sources: Sequence[Path], output: Path) -> None:
-        objects = [self._object(source.resolve()) for source in (*self._library, *sources)]
-        command = [*self._driver, *LINK_FLAGS, "-T", str(self._script), *map(str, objects)]
-        self._produce(output, command, [self._script, *objects], f"cannot link {output.name}")
+    def _link_one(self, target: _Target) -> str:
+        library = [self._object(source) for source in self._library]
+        own = [self._object(path) if source else path for path, source in target.inputs]
+        # In a group: archives may need each other, whatever their order.
+        group = (*map(str, own), *target.libraries, *self._compiler.runtime)
+        command = [*self._driver, *LINK_FLAGS, *target.link, "-T", str(self._script)]
+        command += [*map(str, library), "-Wl,--start-group", *group, "-Wl,--end-group"]
+        failure = f"cannot link {target.output.name}"
+        return self._produce(target.output, command, [self._script, *library, *own], failure)
 
     def _produce(
         self, output: Path, command: list[str], inputs: Iterable[Path], failure: str
-    ) -> None:
+    ) -> str:
+        """Run a command that makes a file, unless it is there; return what it said."""
         key = _digest(self._base, *command, *inputs)
         if self._stamps.get(str(output)) == key and output.is_file():
-            return
+            return ""
         output.parent.mkdir(parents=True, exist_ok=True)
         # Written beside and renamed, so that nobody ever sees half a file.
         partial = output.with_name(f".{output.name}.{os.getpid()}")
         try:
-            run([*command, "-o", str(partial)], failure, cwd=self._work)
+            said = run([*command, "-o", str(partial)], failure, cwd=self._work).stderr
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
         self._stamps[str(output)] = key
+        return said.rstrip()
 
     def _object(self, source: Path) -> Path:
         return self._work / f"{source.name}-{_digest(str(source))[:8]}.o"
@@ -216,7 +290,7 @@ def _digest(*parts: str | Path) -> str:
     total = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else b""
-        total.update(f"{part}\0{len(content)}\0".encode() + content)
+        total.update(f"{part}\0{len(content)}\0".encode(errors="surrogateescape") + content)
     return total.hexdigest()
 
 

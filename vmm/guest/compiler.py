@@ -26,22 +26,28 @@ SYSTEM_COMPILERS = ("cc", "gcc", "clang")
 COMPILE_FLAGS = (
     *("-std=c11", "-O2", "-g", "-ffreestanding", "-fno-pic", "-fno-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fcf-protection=none"),
-    *("-mno-red-zone", "-Wall", "-Wextra", "-Werror"),
+    *("-mno-red-zone", "-Wall", "-Wextra"),
 )
+# For what is pageferry's own.
+STRICT_FLAGS = ("-Werror",)
 LINK_FLAGS = (
     *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
     *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
 )
 # For programs of this system, not guests.
 PROGRAM_FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror")
+# A frame of many pages is touched page by page as it is made, so that no stack overflow jumps over
+# the guard area. clang's driver knows that for Linux only, its compiler for every system.
+_CLANG_PROBES = ("-Xclang", "-fstack-clash-protection")
 FAMILY_FLAGS: dict[str, tuple[str, ...]] = {
     # Even freestanding, gcc turns a loop that copies into a call of memcpy, and so the loop
     # inside a guest's own memcpy into a call of itself. clang does not when freestanding.
-    "gcc": ("-fno-tree-loop-distribute-patterns",),
-    "clang": (),
-    # zig's driver turns the undefined-behaviour sanitizer on, which wants a run-time library.
-    "zig": ("-fno-sanitize=all",),
+    "gcc": ("-fno-tree-loop-distribute-patterns", "-fstack-clash-protection"),
+    "clang": _CLANG_PROBES,
+    "zig": _CLANG_PROBES,
 }
+# zig's driver turns the undefined-behaviour sanitizer on, which wants a run-time library.
+DRIVER_FLAGS: dict[str, tuple[str, ...]] = {"zig": ("-fno-sanitize=all",)}
 
 
 _ZIG_BARE, _ZIG_LINUX = "x86_64-freestanding-none", "x86_64-linux-musl"
@@ -63,6 +69,14 @@ class Compiler:
     def for_linux(self) -> tuple[str, ...]:
         """The command that builds programs for Linux, with a C library."""
         return tuple(_ZIG_LINUX if word == _ZIG_BARE else word for word in self.command)
+
+    @cached_property
+    def runtime(self) -> tuple[str, ...]:
+        """What to link for the functions that compilers call: 128-bit division, bit counting."""
+        if self.family == "zig":
+            return ("-rtlib=compiler-rt",)
+        asked = run([*self.command, "-print-libgcc-file-name"], "no library of the compiler's")
+        return tuple(path for path in [asked.stdout.strip()] if Path(path).is_file())
 
     @cached_property
     def system_directory(self) -> str:
@@ -103,9 +117,14 @@ def needs_ziglang() -> bool:
 
 
 def _named_compiler(command_line: str) -> Compiler:
-    command = tuple(shlex.split(command_line))
-    if not command or not shutil.which(command[0]):
+    try:
+        command = tuple(shlex.split(command_line))
+    except ValueError as error:
+        raise BuildError(f"{command_line!r} is no command line: {error}") from error
+    path = shutil.which(command[0]) if command else None
+    if path is None:
         raise BuildError(f"C compiler {command_line!r} not found: check PAGEFERRY_CC")
+    command = (os.path.abspath(path), *command[1:])  # noqa: PTH100 (it is run in other directories)
     compiler = _identify(command)
     if compiler is None:
         raise BuildError(f"{command_line!r} is not a gcc, clang or zig cc that works")
@@ -131,9 +150,12 @@ def _identify(command: tuple[str, ...]) -> Compiler | None:
         version = run([*command, "--version"], str(command)).stdout
     except BuildError:
         return None  # a dangling link, or a version manager's stand-in for nothing
-    is_zig = any(Path(word).name in ("zig", "ziglang") for word in command)
-    family = "zig" if is_zig else "clang" if "clang" in version else "gcc"
+    family = "zig" if _is_zig(command) else "clang" if "clang" in version else "gcc"
     return Compiler(command, family, version.strip())
+
+
+def _is_zig(command: Sequence[str]) -> bool:
+    return any(Path(word).name in ("zig", "ziglang") for word in command[:3])
 
 
 def _can_link(compiler: Compiler) -> bool:
@@ -153,9 +175,10 @@ def run(
     command: Sequence[str], failure: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a compiler to its end; BuildError is ``failure`` and what the compiler said."""
+    environment = dict(os.environ) | {"LC_ALL": "C"}
+    if _is_zig(command):
+        environment |= _zig_cache()
     # Without $PWD gcc records the directory it runs in by its real name, which the maps know.
-    # zig needs a home for its cache, which a service or a bare environment may not name.
-    environment = {"HOME": str(Path("~").expanduser())} | dict(os.environ) | {"LC_ALL": "C"}
     environment.pop("PWD", None)
     if cwd is not None:  # where the compiler's own temporary files are, and go with it
         environment["TMPDIR"] = str(cwd)
@@ -166,14 +189,36 @@ def run(
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # it quotes sources, which may be in any encoding
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in an argument
         raise BuildError(f"{failure}: {error}") from error
     if done.returncode:
         said = done.stderr.strip() or f"the compiler ended with status {done.returncode}"
         raise BuildError(f"{failure}:\n{said}")
     return done
+
+
+def _zig_cache() -> dict[str, str]:
+    """Where zig keeps what it builds for itself, if it would find no place by the environment: a
+    service or a container may have no home, or one that cannot be written to.
+    """
+    if os.environ.get("ZIG_GLOBAL_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME"):
+        return {}
+    with contextlib.suppress(RuntimeError, OSError):  # not a user that the system knows; no home
+        home = Path("~").expanduser()
+        if home.is_dir():
+            usual = home / ".cache" / "zig"
+            usual.mkdir(parents=True, exist_ok=True)
+            if os.access(usual, os.W_OK):
+                return {"HOME": str(home)}
+    cache = Path(tempfile.gettempdir(), f"pageferry-zig-{os.getuid()}")
+    with contextlib.suppress(OSError):
+        cache.mkdir(mode=0o700, exist_ok=True)
+        if cache.lstat().st_uid == os.getuid() and not cache.is_symlink():
+            return {"ZIG_GLOBAL_CACHE_DIR": str(cache)}
+    return {}
 
 
 @contextlib.contextmanager

@@ -38,6 +38,13 @@ class Segment:
         """The address of the segment's first page."""
         return self.gpa // PAGE * PAGE
 
+    def word_at(self, gpa: int) -> int | None:
+        """Return the 64-bit word at an address, if it is in the file."""
+        start = gpa - self.gpa
+        if not 0 <= start <= len(self.data) - 8:
+            return None
+        return int.from_bytes(self.data[start : start + 8], "little")
+
     @property
     def end_page(self) -> int:
         """The address after the segment's last page."""
@@ -46,10 +53,14 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A guest program, checked: it can be loaded as it is. Equal to itself only."""
+    """A guest program, checked: it can be loaded as it is. Equal to itself only.
+
+    thread    where the FS base points: after its thread-local variables; 0 if it has none
+    """
 
     name: str
     entry: int
+    thread: int
     segments: tuple[Segment, ...]
     symbols: Symbols
 
@@ -98,6 +109,7 @@ def parse_image(data: bytes, name: str) -> Image:
         _check_note(elf, name)
         segments = tuple(_segments(elf, data, name))
         _check_layout(segments, name)
+        thread = _thread(elf, segments, name)
         entry = int(elf.header["e_entry"])
     except GuestImageError:
         raise
@@ -115,7 +127,7 @@ def parse_image(data: bytes, name: str) -> Image:
         raise GuestImageError(
             f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld"
         )
-    return Image(name, entry, segments, Symbols(data))
+    return Image(name, entry, thread, segments, Symbols(data))
 
 
 def _check_header(elf: Any, name: str) -> None:
@@ -194,6 +206,25 @@ def _segments(elf: Any, data: bytes, name: str) -> list[Segment]:
     return found
 
 
+def _thread(elf: Any, segments: tuple[Segment, ...], name: str) -> int:
+    """Return the FS base: the first multiple of the alignment after the thread-local variables.
+
+    By the ABI there is a pointer there to itself, and guest.ld lays it out.
+    """
+    for segment in elf.iter_segments("PT_TLS"):
+        header = segment.header
+        first, size, align = header["p_vaddr"], header["p_memsz"], max(1, header["p_align"])
+        base = -(-(first + size) // align) * align
+        if any(s.word_at(base) == base for s in segments):
+            return int(base)
+        if size and any(s.gpa <= first < s.gpa + s.size for s in segments):
+            raise GuestImageError(
+                f"{name}: thread-local variables, and nothing after them for the FS base to "
+                "point to: link with guest.ld"
+            )
+    return 0
+
+
 def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
     """Check that the segments lie where an image may lie, and that no two share a page."""
     ordered = sorted(segments, key=lambda s: s.gpa)
@@ -202,7 +233,7 @@ def _check_layout(segments: tuple[Segment, ...], name: str) -> None:
             raise GuestImageError(
                 f"{name}: segment at {segment.gpa:#x} ({segment.size} bytes) is out of range: "
                 f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, "
-                "link with guest.ld"
+                "link with guest.ld, and keep its data small enough"
             )
     for low, high in itertools.pairwise(ordered):
         if low.gpa + low.size > high.gpa:

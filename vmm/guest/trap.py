@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.errors import GuestFault
-from vmm.guest import abi, x86
+from vmm.guest import abi, boot, x86
 from vmm.guest.boot import Layout
 from vmm.guest.symbols import Symbols
 from vmm.kvm import (
@@ -136,9 +136,8 @@ class Diagnosis:
         address = self._vcpu.get_sregs().cr2
         access = x86.page_fault_access(trap.error_code or 0)
         reason = f"#PF page fault, {access} of {address:#x}"
-        guard = self._layout.stack.base - x86.PAGE
-        if guard <= address < self._layout.stack.base:
-            reason += ", the guard page below the stack: stack overflow"
+        if self._below_stack(address, trap.rsp):
+            reason += ", the guard area below the stack: stack overflow"
         return self.fault(
             "exception",
             reason,
@@ -148,6 +147,16 @@ class Diagnosis:
             access=access,
             rip=trap.rip,
         )
+
+    def _below_stack(self, address: int, rsp: int) -> bool:
+        """Whether an access of the guard area is a stack's that has overflowed.
+
+        Far below the stack it may as well be of what follows the image: the stack pointer tells.
+        """
+        guard = self._layout.guard
+        if not guard.base <= address < guard.end:
+            return False
+        return address >= guard.end - boot.GUARD or guard.base <= rsp <= guard.end
 
     def _trap(self) -> tuple[int, x86.TrapFrame] | None:
         """Return the exception whose stub has halted, and its frame; None for any other HLT."""
