@@ -6,6 +6,7 @@ Uses the standard library only and imports nothing of this package: see ``build`
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -45,6 +46,10 @@ FAMILY_FLAGS: dict[str, tuple[str, ...]] = {
 
 
 _ZIG_BARE, _ZIG_LINUX = "x86_64-freestanding-none", "x86_64-linux-musl"
+
+
+# What this process, or the host, has run out of.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 class BuildError(Exception):
@@ -103,7 +108,10 @@ def needs_ziglang() -> bool:
 
 
 def _named_compiler(command_line: str) -> Compiler:
-    command = tuple(shlex.split(command_line))
+    try:
+        command = tuple(shlex.split(command_line))
+    except ValueError as error:
+        raise BuildError(f"C compiler {command_line!r}: {error}: check PAGEFERRY_CC") from error
     if not command or not shutil.which(command[0]):
         raise BuildError(f"C compiler {command_line!r} not found: check PAGEFERRY_CC")
     compiler = _identify(command)
@@ -154,26 +162,40 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a compiler to its end; BuildError is ``failure`` and what the compiler said."""
     # Without $PWD gcc records the directory it runs in by its real name, which the maps know.
-    # zig needs a home for its cache, which a service or a bare environment may not name.
-    environment = {"HOME": str(Path("~").expanduser())} | dict(os.environ) | {"LC_ALL": "C"}
+    environment = dict(os.environ) | {"LC_ALL": "C"}
     environment.pop("PWD", None)
     if cwd is not None:  # where the compiler's own temporary files are, and go with it
         environment["TMPDIR"] = str(cwd)
     try:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        with _home() as home:
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                env=environment | {"HOME": home},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="backslashreplace",  # it quotes a source, whatever that is encoded in
+            )
     except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise  # which says nothing about the compiler
         raise BuildError(f"{failure}: {error}") from error
     if done.returncode:
         said = done.stderr.strip() or f"the compiler ended with status {done.returncode}"
         raise BuildError(f"{failure}:\n{said}")
     return done
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[str]:
+    """The user's home, for zig's cache; one for the block, if there is none, as in a container."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path's raises where there is none
+    if Path(home).is_absolute():
+        yield home
+        return
+    with work_directory("pageferry-home-") as directory:
+        yield str(directory)
 
 
 @contextlib.contextmanager
