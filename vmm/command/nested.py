@@ -57,7 +57,7 @@ class _Command(click.Command):
 )
 @click.option(
     "--output",
-    type=FilePath(),
+    type=FilePath(file_okay=False),
     metavar="DIR",
     help="Bring back the files that the command leaves in DIR.",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
@@ -13,7 +13,8 @@ from vmm.errors import ConfigError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.sizes import parse_limit, parse_size
 
-Parameter, Context = click.Parameter | None, click.Context | None
+Parameter: TypeAlias = click.Parameter | None
+Context: TypeAlias = click.Context | None
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -65,8 +66,10 @@ class Count(click.IntRange):
 class FilePath(click.Path):
     """A path, which cannot be empty."""
 
-    def __init__(self, *, exists: bool = False, dir_okay: bool = True) -> None:
-        super().__init__(path_type=Path, exists=exists, dir_okay=dir_okay, readable=exists)
+    def __init__(
+        self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True
+    ) -> None:
+        super().__init__(exists, file_okay, dir_okay, readable=exists, path_type=Path)
 
     def convert(self, value: Any, param: Parameter, ctx: Context) -> Path:
         if not os.fsdecode(value):

@@ -32,6 +32,7 @@ class TraceFile:
 
     def __init__(self, path: str | Path | int, name: str | None = None) -> None:
         self._start: int | None = None
+        self._failed: ResourceError | None = None
         self._ours = not isinstance(path, int)
         if isinstance(path, int):
             self._name = name or f"descriptor {path}"
@@ -51,16 +52,19 @@ class TraceFile:
         try:
             write_all(self._descriptor, (json.dumps(line) + "\n").encode())
         except OSError as error:
-            raise cannot_write(self._name, error) from error
+            self._failed = cannot_write(self._name, error)
+            raise self._failed from error
 
     def close(self) -> None:
-        """Close the file. Further calls do nothing."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if self._ours and descriptor >= 0:
-            try:
-                os.close(descriptor)
-            except OSError as error:
-                raise cannot_write(self._name, error) from error
+        """Close the file, which is not whole if a line could not be written. Further calls do
+        nothing.
+        """
+        if self._ours and self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
 
     def __enter__(self) -> TraceFile:
         return self
