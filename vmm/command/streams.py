@@ -53,7 +53,8 @@ def prepare() -> None:
     for descriptor in range(3):
         _fill(descriptor)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays as long as we do
+        with contextlib.suppress(OSError):
+            sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays as long as we do
     # Others than the process's own are somebody's who has called us: a test's, say.
     if sys.stdout is sys.__stdout__:
         sys.stdout = _patient(1, sys.stdout)
@@ -70,15 +71,28 @@ def _fill(descriptor: int) -> None:
     try:
         os.fstat(descriptor)
     except OSError:
-        with contextlib.suppress(OSError):
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+        try:
+            filled = os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+        except OSError:  # a container without it: something else that can do no harm
+            filled = os.open("/", os.O_PATH)
+        os.set_inheritable(filled, True)
 
 
 def _patient(descriptor: int, stream: TextIO | None) -> TextIO:
-    raw = _Descriptor(descriptor, lossy=descriptor == 2)
+    raw = _Descriptor(descriptor, lossy=descriptor == 2 or stream is None)
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
-        encoding=stream.encoding if stream else "utf-8",
+        encoding=_encoding(stream),
         errors=_ANY,
         line_buffering=descriptor == 2 or raw.isatty(),
     )
+
+
+def _encoding(stream: TextIO | None) -> str:
+    """Return a stream's encoding, or UTF-8 for one that is not for text (PYTHONIOENCODING=idna)."""
+    encoding = stream.encoding if stream else "utf-8"
+    try:
+        "é: \udcff\n".encode(encoding, _ANY)
+    except (LookupError, UnicodeError):
+        return "utf-8"
+    return encoding
