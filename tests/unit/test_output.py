@@ -167,6 +167,16 @@ def test_a_file_that_cannot_be_replaced_is_written_into(
     nothing_is_left("file")
 
 
+def test_a_file_of_the_kernels_is_written_into() -> None:
+    settings = Path("/proc/self/comm")
+    before = settings.read_bytes()
+    try:
+        write(settings, b"ferry\n")
+        assert settings.read_bytes() == b"ferry\n"
+    finally:
+        settings.write_bytes(before)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -20,7 +20,11 @@ from pathlib import Path
 from vmm.errors import ConfigError
 from vmm.observe.writing import write_all
 
-_IRREPLACEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
+# A mount of its own, a directory that may not be written, a file of the kernel's.
+_IRREPLACEABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV),
+    *(errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP),
+)
 _MODE = 0o666
 
 
@@ -42,7 +46,7 @@ class Output:
             _write_draft(self._draft, self._target, data, mode)
             try:
                 self._draft.replace(self._target)
-            except OSError as error:  # a file may be a mount of its own
+            except OSError as error:
                 if error.errno not in _IRREPLACEABLE or not self._target.exists():
                     raise
                 _write_into(self._path, data)
