@@ -171,7 +171,7 @@ def test_a_file_of_the_kernels_is_written_into() -> None:
     settings = Path("/proc/self/comm")
     before = settings.read_bytes()
     try:
-        write(settings, b"ferry\n")
+        write(settings, b"ferry")
         assert settings.read_bytes() == b"ferry\n"
     finally:
         settings.write_bytes(before)
