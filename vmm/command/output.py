@@ -113,7 +113,7 @@ def _draft(target: Path) -> Path | None:
     """Make an empty file beside the target, or none if the target has to be written into."""
     draft = target.with_name(f".pageferry.{secrets.token_hex(4)}")  # fits, however long a name is
     try:
-        draft.touch(exist_ok=False)
+        draft.touch(0o600, exist_ok=False)  # what it replaces may be private
     except OSError as error:
         if error.errno not in _IRREPLACEABLE or not target.exists():
             raise
