@@ -31,9 +31,8 @@ from selftests import Built, built, forget
 from trials import TRIALS, Outcome, Trial, expected, run, too_large
 
 from vmm.command.failure import EXIT_INTERRUPTED, Failure, expected_errors
-from vmm.host import inspect
+from vmm.host import inspect, total_memory
 from vmm.host.cache import cache_root
-from vmm.host.facts import total_memory
 from vmm.nested.cache import Cache
 from vmm.nested.errors import LaneError
 

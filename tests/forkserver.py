@@ -204,7 +204,9 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
         os.close(fd)
     for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         errors = "backslashreplace" if fd == 2 else "surrogateescape"
-        setattr(sys, name, open(fd, mode, encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
+        stream = open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])

@@ -9,15 +9,15 @@
         m.run()
 
 The names below are loaded when they are first used, so that the command can answer a Ctrl-C, and
-print its help, before all of it has been imported.
+print its help, before all of it has been imported. For the same reason nothing is imported here.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # checkers take it for true, as they do typing's
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.endpoint import Buffer, HostEndpoint, Received
     from vmm.engine.machine import Machine, State
     from vmm.errors import (
@@ -70,6 +70,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)

@@ -109,6 +109,12 @@ def test_from_a_file_that_is_none_of_ours_is_one_line(tmp_path: Path) -> None:
     assert (ended.code, one_line(ended.err)) == (1, said)
 
 
+def test_from_a_device_without_an_end_is_one_line() -> None:
+    ended = bench("--from", "/dev/zero")
+    assert (ended.code, ended.out) == (1, "")
+    assert one_line(ended.err).startswith("/dev/zero: is longer than results are: give a file")
+
+
 def test_a_row_that_is_unknown_is_a_usage_error_that_lists_them() -> None:
     ended = bench("--rows", "page,pages")
     assert ended.code == EXIT_USAGE

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_the_lanes_packages_are_listed_in_one_place() -> None:
     words = set(re.findall(r"[\w.+-]+", WORKFLOW.read_text() + (ROOT / "Vagrantfile").read_text()))
     assert "vmm.nested.packages" in words
     assert not words & {package for names in REQUIRED.values() for package in names}
+
+
+def test_ci_tests_once_with_the_lowest_versions_of_all_that_is_needed() -> None:
+    minima = runpy.run_path(str(ROOT / "scripts" / "minima.py"))["minima"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = minima(project, ["test"])
+    assert lowest.keys() >= {"click", "rich", "pyelftools", "matplotlib", "pytest", "hatchling"}
+    assert minima({**project, "dependencies": ["a[b] >= 1.2, <3"]}) == {"a": "1.2"}
+    for need in ("a", "a<3", "a==1"):
+        with pytest.raises(ValueError, match="no lower bound"):
+            minima({**project, "dependencies": [need]})
+    for runner in (path for path in (ROOT / ".ci" / "run", WORKFLOW) if path.exists()):
+        assert "./scripts/test_minima\n" in runner.read_text()
 
 
 def test_the_vagrant_machine_has_memory_for_both_lanes_side_by_side() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm.errors import ResourceError
+from vmm.errors import ConfigError, ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import choice, copying
 from vmm.host.copying import SIZES, Cost
@@ -131,7 +131,7 @@ def test_without_a_place_for_it_every_process_measures_and_says_nothing(
         assert next_process() == FOUND
 
     def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+        raise ConfigError("no HOME is set")
 
     monkeypatch.setattr(copying, "cache_root", nowhere)
     assert next_process() == next_process() == FOUND

@@ -58,6 +58,7 @@ def row_label(name: str, size: int) -> str:
 
 _FIX = "give a file that pageferry bench --json has written"
 _DECIMALS = 3  # nanoseconds of a microsecond
+_MOST = 16 << 20  # bytes of results: a thousand times what there are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,8 +137,12 @@ class Results:
 
 def load(path: Path) -> Results:
     """Read the results of an earlier bench. Raises ConfigError if the file has none, OSError."""
+    with path.open("rb") as file:
+        text = file.read(_MOST + 1)
+    if len(text) > _MOST:  # a device may have no end
+        raise ConfigError(f"{path}: is longer than results are: {_FIX}")
     try:
-        return Results.from_json(json.loads(path.read_bytes()))
+        return Results.from_json(json.loads(text))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from os.path import realpath
 from pathlib import Path
 
 import click
@@ -19,8 +20,9 @@ from vmm.bench.describe import LANE, describe
 from vmm.bench.plan import FULL, QUICK, QUICK_IN_LANE, Composed, Effort, cases, measure
 from vmm.bench.results import COLUMNS, ROW_NAMES, Results, load
 from vmm.bench.table import show_results
-from vmm.command.bench_output import Output, output
 from vmm.command.failure import EXIT_FAILED, Failure
+from vmm.command.output import Output, output
+from vmm.command.values import FilePath, OutputPath
 from vmm.errors import ConfigError
 
 _STANDARD_OUTPUT = Path("-")
@@ -53,20 +55,20 @@ class _Rows(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     metavar="FILE",
     help="Write the results to FILE; - prints them instead of the table.",
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=OutputPath(),
     metavar="FILE.svg",
     help="Draw what a message costs over its size; needs pageferry[plot].",
 )
 @click.option(
     "--from",
     "source",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Measure nothing: take the results that --json has written.",
 )
@@ -113,7 +115,7 @@ def _outputs(
     stack: contextlib.ExitStack, json_file: Path | None, plot: Path | None, source: Path | None
 ) -> tuple[Output | None, Output | None]:
     """Open the files to be written: what is wrong with them is said before anything is measured."""
-    if json_file is not None and plot is not None and json_file.resolve() == plot.resolve():
+    if json_file is not None and plot is not None and realpath(json_file) == realpath(plot):
         raise ConfigError(f"{plot}: would be written twice: give --json and --plot two names")
     inputs = [] if source is None else [source]
     paths = (None if json_file == _STANDARD_OUTPUT else json_file, plot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,19 @@ from vmm.command.failure import (
     Group,
 )
 from vmm.command.nested import nested
-from vmm.command.options import Size, check_output, machine_options, open_monitor
+from vmm.command.options import machine_options, open_monitor
+from vmm.command.output import output
 from vmm.command.reports import live_progress, show_report
+from vmm.command.values import Count, FilePath, OutputPath, Size
 from vmm.engine.machine import Machine, State
 from vmm.errors import ConfigError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.build import build_guest
 from vmm.guest.bundled import ROOT
-from vmm.guest.compiler import find_compiler
+from vmm.guest.compiler import find_compiler, work_directory
 from vmm.sizes import pages_for
 
+_LONG_NAME = 200  # bytes; a compiler's own files have names that are longer
 _SPARE_PAGES = 16  # of the demo's, besides the file's: the page of its proof
 
 
@@ -51,7 +55,7 @@ main.add_command(nested)
 
 
 @main.command()
-@click.argument("file", type=click.Path(readable=False, path_type=Path), required=False)
+@click.argument("file", type=FilePath(), required=False)
 @machine_options
 def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     """Send FILE from one machine to another by its pages, and show that it is true.
@@ -85,7 +89,7 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     "guests",
     nargs=-1,
     required=True,
-    type=click.Path(readable=False, path_type=Path),
+    type=FilePath(),
     metavar="GUEST.elf …",
 )
 @click.option(
@@ -115,11 +119,14 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
     help="Each machine's stack, a part of its memory.",
 )
 @click.option(
-    "--quota", type=Size(), help="What each machine may own at a time [what its window holds]."
+    "--quota",
+    type=Size(pages=True),
+    help="What each machine may own at a time [what its window holds].",
 )
 @click.option(
     "--queue",
-    type=click.IntRange(1, 65536),
+    type=Count(65536),
+    metavar="N",
     default=64,
     show_default=True,
     help="Messages that may wait for each machine.",
@@ -224,37 +231,32 @@ def _exit_code(machines: list[Machine]) -> int:
 
 
 @main.command()
-@click.argument(
-    "sources",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-)
+@click.argument("sources", nargs=-1, required=True, type=FilePath(exists=True, dir_okay=False))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    "target",
+    type=OutputPath(),
     help="The ELF to write [the first source's name].",
 )
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
 @compiler_options
-def build(sources: tuple[Path, ...], output: Path | None, cc: str | None, **options: Any) -> None:
+def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **options: Any) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script.
 
     Assembly (.s, .S), objects and archives (.o, .a) can be given as well. What the compiler warns
     of is printed, and is no error.
     """
-    target = output or sources[0].with_suffix(".elf")
-    check_output(target, sources)
-    if target.is_dir():
-        raise ConfigError(f"{target}: is a directory: name the ELF to write (-o)")
-    build_guest(
-        sources,
-        target.absolute(),
-        include_dirs=[ROOT / "include"],
-        library_dir=ROOT / "lib",
-        compiler=find_compiler(cc),
-        report=lambda text: click.echo(text, err=True),
-        **options,
-    )
-    click.echo(str(target))
+    target = target or sources[0].with_suffix(".elf")
+    with output(target, sources, parents=True) as file, work_directory("pageferry-elf-") as work:
+        elf = build_guest(
+            sources,
+            work / (target.name if len(os.fsencode(target.name)) < _LONG_NAME else "guest.elf"),
+            include_dirs=[ROOT / "include"],
+            library_dir=ROOT / "lib",
+            compiler=find_compiler(cc),
+            report=lambda text: click.echo(text, err=True),
+            **options,
+        )
+        file.write(elf.read_bytes(), 0o777)
+    click.echo(os.fsencode(target))  # as its bytes are: a script may use it

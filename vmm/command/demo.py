@@ -21,12 +21,13 @@ from vmm.ferry.events import Event
 from vmm.guest.abi import Status
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.demo_tags import DemoTag
-from vmm.host import memory_available
+from vmm.host import memory
 from vmm.host.choice import doorbell_name
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
 
 DEFAULT_FILE = ROOT / "include" / "pageferry.h"
+_OWN_MEMORY = 16 << 20  # bytes, besides the file's: two machines and this program
 _PREVIEW = 48  # bytes of the file shown before and after
 _TOUCHED = b"this page has been sent"
 
@@ -157,10 +158,12 @@ def check_file(path: Path, window: int) -> int:
             f"the window of {format_size(window)}: "
             "give a larger one (--window)"
         )
-    if status.st_size > memory_available():
+    there = memory.available()
+    if status.st_size + _OWN_MEMORY > there.bytes:
+        where = f" within {there.bound}" if there.bound else ""
         raise ResourceError(
-            f"{path}: {format_size(status.st_size)} are more than "
-            f"the {format_size(memory_available())} of memory available: "
+            f"{path}: {format_size(status.st_size)}, and {format_size(_OWN_MEMORY)} to work with, "
+            f"are more than the {format_size(there.bytes)} of memory available{where}: "
             "free some, or give a smaller file"
         )
     return status.st_size

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
+from vmm.command import streams
 from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.compiler import BuildError
 
@@ -30,7 +31,11 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close some in other programs, or raise fs.file-max",
     errno.ENOMEM: "free some memory, or use smaller files and windows",
-    errno.EAGAIN: "raise the limits on threads and address space (ulimit -u, ulimit -v)",
+    errno.EAGAIN: (
+        "raise the limits on threads and address space (ulimit -u, ulimit -v), "
+        "and on the container's processes (pids.max)"
+    ),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.ENOSPC: "free some space, or write elsewhere",
 }
 
@@ -68,10 +73,25 @@ def failure(error: BaseException) -> Failure:
 
 
 def _system(error: OSError) -> str:
-    about = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    about = "" if error.filename is None else f"{_name(error.filename)}: "
     advice = _ADVICE.get(error.errno or 0)
+    if error.errno == errno.ENOENT and not about and not _has_directory():
+        about, advice = "the current directory: ", "change to one that is there"
     text = about + (error.strerror or str(error))
     return text if advice is None else f"{text}: {advice}"
+
+
+def _name(file: str | bytes | int) -> str:
+    return f"descriptor {file}" if isinstance(file, int) else os.fsdecode(file)
+
+
+def _has_directory() -> bool:
+    """Whether the directory that the command runs in is still there."""
+    try:
+        os.getcwd()  # noqa: PTH109 - which is all that Path.cwd does
+    except OSError:
+        return False
+    return True
 
 
 class _Interrupt:
@@ -145,30 +165,17 @@ def _is_expected(error: BaseException) -> bool:
     return isinstance(error, PageferryError | BuildError | MemoryError | OSError)
 
 
-def _let_go_of_output() -> None:
-    """Forget what cannot be written, which has been reported: the interpreter would try again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-
-
 class Group(click.Group):
     """A command group that ends with one line and an exit code, whatever is expected to happen."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # for what its encoding cannot say
-                stream.reconfigure(errors="backslashreplace")
         try:
             with _interrupt.heard():
+                streams.prepare()
                 return super().main(*args, **options)
         finally:
             if _interrupt.happened:
                 _interrupt.end()
-            _let_go_of_output()
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with expected_errors():

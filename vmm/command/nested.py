@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 from vmm.command.failure import EXIT_INTERRUPTED, EXIT_TIMEOUT, Failure, expected_errors
+from vmm.command.values import FilePath, Seconds
 from vmm.errors import ConfigError
 from vmm.host.cache import cache_root
 from vmm.nested import shell as terminal
@@ -47,7 +49,7 @@ class _Command(click.Command):
 @click.option("--shell", is_flag=True, help="A shell in the lane instead of a command.")
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=DEFAULT_LIMIT,
     show_default=True,
     metavar="SECONDS",
@@ -55,7 +57,7 @@ class _Command(click.Command):
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FilePath(file_okay=False),
     metavar="DIR",
     help="Bring back the files that the command leaves in DIR.",
 )
@@ -98,7 +100,7 @@ def _output(cwd: Path, output: Path | None) -> Path | None:
     """
     if output is None:
         return None
-    path = (cwd / output).resolve()
+    path = Path(os.path.realpath(cwd / output))
     if path == Path("/"):
         raise ConfigError(
             f"--output {output}: that would be the whole lane: name a directory in it"

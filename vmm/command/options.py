@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,46 +11,17 @@ from typing import Any, TypeVar
 
 import click
 
-from vmm.errors import ConfigError
+from vmm.command.output import check_output, open_in_place
+from vmm.command.values import Count, OutputPath, Seconds, Size
+from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.memory.movers import MOVERS
 from vmm.monitor import Monitor
-from vmm.observe.trace import TraceFile
-from vmm.sizes import parse_limit, parse_size
+from vmm.observe.trace import TraceFile, cannot_write
 
 _STANDARD_ERROR = Path("-")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
-    """A size as people write them, in bytes: "64K" is 65536; 0 only for a `limit`."""
-
-    name = "size"
-
-    def __init__(self, *, limit: bool = False) -> None:
-        self._parse = parse_limit if limit else parse_size
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return self._parse(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Seconds(click.FloatRange):
-    name = "seconds"
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{value} is not a number of seconds", param, ctx)
-        return seconds
 
 
 def machine_options(function: _F) -> _F:
@@ -66,7 +37,11 @@ def machine_options(function: _F) -> _F:
             "--doorbell", type=click.Choice(DOORBELLS), help="How guests ring [this host's]."
         ),
         click.option(
-            "--window", type=Size(), default="1G", show_default=True, help="Each machine's window."
+            "--window",
+            type=Size(unit=LARGE_PAGE),
+            default="1G",
+            show_default=True,
+            help="Each machine's window.",
         ),
         click.option(
             "--copy-below",
@@ -75,19 +50,21 @@ def machine_options(function: _F) -> _F:
         ),
         click.option(
             "--timeout",
-            type=_Seconds(),
+            type=Seconds(),
+            metavar="SECONDS",
             help="Stop the guests after this long.",
         ),
         click.option(
             "--workers",
-            type=click.IntRange(1, 256),
+            type=Count(256),
+            metavar="N",
             default=1,
             help="Threads that run machines [1].",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
         click.option(
             "--trace",
-            type=click.Path(readable=False, path_type=Path),
+            type=OutputPath(),
             help="Write every event to this file, a line each; - is standard error.",
         ),
     )
@@ -123,14 +100,22 @@ def open_monitor(
             )
         )
         if trace is not None:
-            target = sys.stderr.fileno() if trace == _STANDARD_ERROR else trace
-            monitor.trace.listen(stack.enter_context(TraceFile(target)))
+            monitor.trace.listen(stack.enter_context(_trace_file(trace)))
         yield monitor
 
 
-def check_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Raise ConfigError if a file that is to be written is one that is to be read."""
-    for path in inputs:
-        with contextlib.suppress(OSError):  # one that is not there is another
-            if output.samefile(path):
-                raise ConfigError(f"{output}: would be overwritten: name another file to write to")
+@contextlib.contextmanager
+def _trace_file(path: Path) -> Iterator[TraceFile]:
+    if path == _STANDARD_ERROR:
+        with TraceFile(sys.stderr.fileno(), "standard error") as file:
+            yield file
+        return
+    try:
+        descriptor = open_in_place(path)
+    except OSError as error:
+        raise cannot_write(str(path), error) from error
+    try:
+        with TraceFile(descriptor, str(path)) as file:
+            yield file
+    finally:
+        os.close(descriptor)

@@ -290,7 +290,7 @@ def _digest(*parts: str | Path) -> str:
     total = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else b""
-        total.update(f"{part}\0{len(content)}\0".encode(errors="surrogateescape") + content)
+        total.update(os.fsencode(f"{part}\0{len(content)}\0") + content)
     return total.hexdigest()
 
 

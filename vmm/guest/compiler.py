@@ -6,6 +6,7 @@ Uses the standard library only and imports nothing of this package: see ``build`
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -51,6 +52,10 @@ DRIVER_FLAGS: dict[str, tuple[str, ...]] = {"zig": ("-fno-sanitize=all",)}
 
 
 _ZIG_BARE, _ZIG_LINUX = "x86_64-freestanding-none", "x86_64-linux-musl"
+
+
+# What this process, or the host, has run out of.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 class BuildError(Exception):
@@ -120,7 +125,7 @@ def _named_compiler(command_line: str) -> Compiler:
     try:
         command = tuple(shlex.split(command_line))
     except ValueError as error:
-        raise BuildError(f"{command_line!r} is no command line: {error}") from error
+        raise BuildError(f"C compiler {command_line!r}: {error}: check PAGEFERRY_CC") from error
     path = shutil.which(command[0]) if command else None
     if path is None:
         raise BuildError(f"C compiler {command_line!r} not found: check PAGEFERRY_CC")
@@ -190,9 +195,11 @@ def run(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
-            errors="replace",  # it quotes sources, which may be in any encoding
+            errors="backslashreplace",  # it quotes sources, which may be in any encoding
         )
     except (OSError, ValueError) as error:  # ValueError: a zero byte in an argument
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise  # which says nothing about the compiler
         raise BuildError(f"{failure}: {error}") from error
     if done.returncode:
         said = done.stderr.strip() or f"the compiler ended with status {done.returncode}"

@@ -9,13 +9,15 @@ Everything that the program decides from a host's nature is decided here, from p
     canary          what a guest could do that was run
     copying         what it costs to copy small messages, and to move them: cached
     choice          ring, doorbell, mover and what is copied from that, and why (pure)
+    memory, cgroup  how much memory there is, and how much of it is allowed
     facts           all of it put together, once per process
     quirks          what some hosts do differently, with the condition and the evidence (pure)
     hugepages, privilege    what was tried besides
 """
 
 from vmm.host.device import DEVICE, open_kvm
-from vmm.host.facts import Host, inspect, mapping_limit, memory_available, total_memory
+from vmm.host.facts import Host, inspect, mapping_limit
+from vmm.host.memory import memory_available, total_memory
 from vmm.host.module import Backend
 
 __all__ = [

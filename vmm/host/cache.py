@@ -6,16 +6,25 @@ import hashlib
 import os
 from pathlib import Path
 
+from vmm.errors import ConfigError
+
 
 def cache_root() -> Path:
     """Return the cache's directory.
 
-    $PAGEFERRY_CACHE, or pageferry in the user's cache directory.
+    $PAGEFERRY_CACHE, or pageferry in the user's cache directory. Raises ConfigError if neither is
+    known.
     """
     if own := os.environ.get("PAGEFERRY_CACHE"):
         return Path(own).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache").absolute() / "pageferry"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).absolute() / "pageferry"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        what = "no HOME is set, and this user has none: name a directory for what is kept"
+        raise ConfigError(f"{what} (PAGEFERRY_CACHE)") from error
+    return home.absolute() / ".cache" / "pageferry"
 
 
 def content_key(*parts: str | bytes) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm import __version__
-from vmm.errors import ResourceError
+from vmm.errors import ConfigError, ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host.cache import cache_root, content_key
 from vmm.host.system import read_text
@@ -52,7 +52,7 @@ def costs() -> tuple[Cost, ...]:
     """
     try:
         root = cache_root()
-    except RuntimeError:  # the user has no home
+    except (ConfigError, OSError):  # the user has no home, or we are in no directory
         root = None
     return _costs(root)
 

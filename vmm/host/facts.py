@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 
 from vmm.guest.abi import Doorbell
 from vmm.host import choice, copying
@@ -138,16 +137,3 @@ def _hypercall(kvm: Kvm) -> Doorbell | None:
 def mapping_limit() -> int:
     """Return how many mappings this process may have (sysctl vm.max_map_count)."""
     return int(read_text("/proc/sys/vm/max_map_count") or _DEFAULT_MAPPINGS)
-
-
-def total_memory() -> int:
-    """Return the bytes of memory that this host has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def memory_available() -> int:
-    """Return the bytes of memory that the kernel could hand out now."""
-    for line in (read_text("/proc/meminfo") or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return total_memory()

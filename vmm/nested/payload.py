@@ -132,7 +132,7 @@ def write(job: Job, compiler: Compiler, output_disk: str, tree: Path) -> None:
     for directory in (job.cwd, root, *([job.output] if job.output else [])):
         _inside(tree, directory).mkdir(parents=True, exist_ok=True)
     for name, text in scripts(job, root, output_disk).items():
-        _inside(tree, Path("/", name)).write_text(text)
+        _inside(tree, Path("/", name)).write_bytes(os.fsencode(text))
     for path, compiled in compiler.compiled(files):
         _copy(compiled, _inside(tree, path))
     for path in dict.fromkeys([*files, *_taken_along(job)]):

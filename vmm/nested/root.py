@@ -20,9 +20,9 @@ from vmm.nested.python import COMPILE, Python
 REQUIREMENTS = (
     "click>=8.1",
     "hypothesis>=6.100",
-    "pyelftools>=0.30",
+    "pyelftools>=0.32",
     "pytest>=8.2",
-    "pytest-timeout>=2.3",
+    "pytest-timeout>=2.3.1",
     "rich>=13",
 )
 IMAGE, SITE = "root.img", "site"
