@@ -10,12 +10,14 @@ Everything that the program decides from a host's nature is decided here, from p
     copying         what it costs to copy small messages, and to move them: cached
     choice          ring, doorbell, mover and what is copied from that, and why (pure)
     facts           all of it put together, once per process
+    limits          the kernel's limits, when they are reached
     quirks          what some hosts do differently, with the condition and the evidence (pure)
     hugepages, privilege    what was tried besides
 """
 
 from vmm.host.device import DEVICE, open_kvm
 from vmm.host.facts import Host, inspect, mapping_limit, memory_available, total_memory
+from vmm.host.limits import reported
 from vmm.host.module import Backend
 
 __all__ = [
@@ -26,5 +28,6 @@ __all__ = [
     "mapping_limit",
     "memory_available",
     "open_kvm",
+    "reported",
     "total_memory",
 ]

@@ -118,6 +118,12 @@ class Journal:
         self.undone()
         self.active = False
 
+    def abandon(self) -> None:
+        """Forget a turn, and what the last one has left to do: they are another process's."""
+        self.active = False
+        self._later.clear()
+        self._forget()
+
     def _forget(self) -> None:
         self._kept.clear()
         self.touched.clear()

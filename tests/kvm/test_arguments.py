@@ -1,0 +1,437 @@
+"""Every public method with every wrong kind of argument: refused at the call, by the argument's
+name, with nothing changed. And what Python programs pass is taken.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import decimal
+import errno
+import fractions
+import inspect
+import io
+import itertools
+import math
+import mmap
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kvm.every_use import CLASSES, Scene, bound, methods
+from kvm.puppets import Stage
+from tests_support import descriptors_left, held
+
+from vmm import (
+    ConfigError,
+    GuestError,
+    GuestImageError,
+    Machine,
+    Monitor,
+    PageferryError,
+    ResourceError,
+    State,
+)
+from vmm.guest import abi
+
+pytestmark = pytest.mark.not_in_ept("what Python says of its arguments")
+
+REFUSALS = (TypeError, ValueError, IndexError, BufferError, PageferryError)
+
+
+class World:
+    """A scene, and two more whose machines and buffers are strangers to it: one of them closed."""
+
+    def __init__(self) -> None:
+        self.scene, self.other, closed = Scene(), Scene(), Scene()
+        closed.monitor.close()
+        released = memoryview(b"released")
+        released.release()
+        self.values: dict[str, Any] = {
+            "None": None,
+            "no text": "",
+            "text": "4X",
+            "a NUL": "a\0b",
+            "lines": "two\nlines",
+            "bytes": b"x",
+            "193 bytes": b"y" * 193,
+            "a released view": released,
+            "a view with gaps": memoryview(b"with gaps")[::2],
+            "1.5": 1.5,
+            "NaN": math.nan,
+            "infinity": math.inf,
+            "-infinity": -math.inf,
+            "-1": -1,
+            "0": 0,
+            "2**64": 1 << 64,
+            "2**200": 1 << 200,
+            "-2**200": -(1 << 200),
+            "2**20000": 1 << 20000,
+            "True": True,
+            "False": False,
+            "a Decimal NaN": decimal.Decimal("sNaN"),
+            "a complex": 1j,
+            "a list": [1, 2],
+            "a dict": {},
+            "an object": object(),
+            "a class": int,
+            "a function": len,
+            "an array": np.zeros(2),
+            "its columns": np.zeros((4, 4)).T,
+            "a text file": io.StringIO("text"),
+            "a monitor": self.scene.monitor,
+            "a machine": self.scene.a,
+            "a stopped machine": self.scene.stopped,
+            "a removed machine": self.scene.removed,
+            "a stranger": self.other.a,
+            "a machine of a closed monitor": closed.a,
+            "a buffer": self.scene.buffer,
+            "a buffer that is lent": self.scene.lent,
+            "a released buffer": self.scene.released,
+            "a stranger's buffer": self.other.buffer,
+            "a buffer of a closed monitor": closed.buffer,
+        }
+
+    def state(self) -> object:
+        """All that a call could have changed, in either monitor and in the process."""
+        found = [held(), len(os.listdir("/proc/self/fd"))]  # noqa: PTH208
+        return found, [_state(scene) for scene in (self.scene, self.other)]
+
+
+def _state(scene: Scene) -> object:
+    monitor, exchange = scene.monitor, scene.monitor._exchange
+    ledger, machines = exchange.ledger, (scene.a, scene.b, scene.stopped)
+    peers = [monitor.host.peer, *(machine.peer for machine in machines)]
+    return (
+        monitor.audit(),
+        list(monitor.machines),
+        ledger.pool.runs,
+        list(ledger._bonds),
+        [ledger.window(peer.number) for peer in peers if peer.alive],
+        [ledger.account(peer.number).charged for peer in peers if peer.alive],
+        [(list(peer.queue), peer.sent, peer.received) for peer in peers],
+        [sorted((n, e.index, e.may_send) for n, e in peer.table.items()) for peer in peers],
+        [(m.state, m.exit_code, m.fault, m.wait, m.closed) for m in machines],
+        [m.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control)) for m in machines],
+        list(monitor._scheduler._ready),
+        [scene.buffer.read(), scene.buffer.hold, scene.lent.hold],
+    )
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.scene.close()
+    world.other.close()
+
+
+FLAGS = frozenset({"True", "False"})
+TEXTS = frozenset({"no text", "text", "a NUL", "lines"})
+ROWS = frozenset({"bytes", "an array"})  # of bytes
+SECONDS = frozenset({"None", "0", "1.5", "infinity", "2**64", "2**200", "2**20000"})
+MACHINES = frozenset({"a machine", "a stopped machine", "a removed machine"})
+NONE, ZERO, NOTHING = frozenset({"None"}), frozenset({"0"}), frozenset[str]()
+
+# What is right for each parameter, of all that is tried. What is not here is to be refused; a
+# parameter that is not here is one nobody has thought of.
+RIGHT: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("a", "b"), MACHINES - {"a removed machine"}),
+    "machine": MACHINES,  # there may be nothing left to do
+    "to": frozenset({"a machine"}),
+    **dict.fromkeys(("buffer", "buffers"), frozenset({"a buffer"})),
+    "data": ROWS | {"193 bytes"},
+    "payload": ROWS,
+    **dict.fromkeys(("tag", "bits", "offset"), ZERO),
+    **dict.fromkeys(("length", "copy_below", "ring"), NONE | ZERO),
+    **dict.fromkeys(("both", "writable", "audit"), FLAGS),
+    **dict.fromkeys(("window", "memory", "stack", "queue", "workers", "size"), NOTHING),
+    **dict.fromkeys(("quota", "pool", "doorbell", "mover"), NONE),
+    **dict.fromkeys(("device", "file", "gpa"), NOTHING),
+    "path": frozenset({"lines"}),  # which a file's name may have, but there is no such file
+    "name": NONE | {"text"},
+    "console": frozenset({"a class", "a function"}),
+    "timeout": SECONDS,
+    "reason": TEXTS,
+}
+
+
+def wrong(world: World) -> Iterator[tuple[type, str, str, str]]:
+    """Yield a class, a method, one of its parameters, and what is wrong for that."""
+    for of in CLASSES:
+        for method, parameters in methods(of):
+            for parameter in parameters:
+                right = RIGHT[parameter.name]
+                if (method, parameter.name) == ("send", "buffers"):
+                    right |= NONE  # for programs that may have none
+                elif method in ("reclaim", "give_back") and parameter.name == "buffers":
+                    right = frozenset({"a buffer that is lent"} if method == "reclaim" else ())
+                for kind in sorted(world.values.keys() - right):
+                    yield of, method, parameter.name, kind
+
+
+def _names(parameter: str, value: object) -> Iterator[str]:
+    """Yield what an error may call an argument: a parameter's name, or what was passed for it."""
+    yield parameter.removesuffix("s")
+    if isinstance(value, str) and value:
+        yield from (value, repr(value))
+    if isinstance(value, bytes):
+        yield value.decode()
+    if isinstance(value, Machine):
+        yield value.name
+
+
+def _complaint(call: Callable[[], object], names: Iterable[str]) -> str | None:
+    """Return what is wrong with how a call refuses, if anything is."""
+    try:
+        result = call()
+    except REFUSALS as error:
+        text = str(error)
+        if not re.fullmatch(r"[^\n]{8,1000}", text):
+            return f"not a line: {text!r}"
+        if not any(each in text for each in names):
+            return f"names nothing: {text}"
+        return f"{error!r}" if isinstance(error, KeyError | UnicodeError) else None
+    except BaseException as error:
+        return f"{error!r}"
+    return f"is not refused, but gives {result!r}"
+
+
+def test_every_method_refuses_every_wrong_argument_by_its_name(world: World) -> None:
+    before, tried = world.state(), 0
+    for (of, method, parameter), kinds in itertools.groupby(wrong(world), lambda each: each[:3]):
+        complaints = []
+        for *_, kind in kinds:
+            value = world.values[kind]
+            call = bound(world.scene, of, method, {parameter: value})
+            complaints.append((kind, _complaint(call, _names(parameter, value))))
+        where = f"{of.__name__}.{method}({parameter}=...)"
+        assert [each for each in complaints if each[1] is not None] == [], where
+        assert world.state() == before, where
+        tried += len(complaints)
+    assert tried > 1500
+
+
+def test_what_is_not_refused_is_known(world: World) -> None:
+    """No parameter has been forgotten, and none is here that has gone."""
+    names = {p.name for of in CLASSES for _, parameters in methods(of) for p in parameters}
+    assert names == RIGHT.keys()
+    for of in CLASSES:
+        for method, parameters in methods(of):
+            for parameter in parameters:
+                assert parameter.annotation is not inspect.Parameter.empty, (of, method, parameter)
+    assert set().union(*RIGHT.values()) <= world.values.keys()
+
+
+# ---- What is taken ----
+
+
+class Record(ctypes.BigEndianStructure):
+    """Bytes that no memoryview can be cast from."""
+
+    _fields_ = (("a", ctypes.c_uint16), ("b", ctypes.c_uint32))
+
+
+def mapped(data: bytes) -> mmap.mmap:
+    memory = mmap.mmap(-1, len(data))
+    memory[:] = data
+    return memory
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello",
+        bytearray(b"hello"),
+        memoryview(b"hello"),
+        memoryview(b"hello!")[1:5],
+        memoryview(bytes(range(24))).cast("B", (2, 3, 4)),
+        array.array("I", [1, 2, 3]),
+        array.array("d", [0.5]),
+        (ctypes.c_uint16 * 3)(1, 2, 3),
+        Record(1, 2),
+        mapped(b"hello"),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(3, dtype=">i4"),
+        np.zeros(3, dtype=[("a", "u1"), ("b", "f8")]),
+        np.array(7),
+        np.frombuffer(b"read only", dtype=np.uint8),
+        np.zeros((0, 4)),
+        b"",
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_anything_with_the_buffer_protocol_is_written_and_sent(world: World, data: Any) -> None:
+    host, raw = world.scene.monitor.host, memoryview(data).tobytes()
+    buffer = host.alloc(100)
+    buffer.write(data, 1)
+    assert buffer.read() == b"\0" + raw + bytes(99 - len(raw))
+    host.send(world.scene.a, payload=data, tag=1)
+    assert world.scene.a.peer.queue[-1].payload == raw
+    host.release(buffer)
+
+
+@pytest.mark.parametrize("size", [3 << 20, (1 << 20) + 1])
+def test_what_is_large_is_written_and_read_whole(world: World, size: int) -> None:
+    host = world.scene.monitor.host
+    data = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
+    buffer = host.alloc(size + 7)
+    buffer.write(data, 7)
+    assert buffer.read(7) == data.tobytes()
+    assert buffer.read(8, size - 1) == data[1:].tobytes()
+    assert b"".join(buffer.chunks("300K")) == bytes(7) + data.tobytes()
+    with pytest.raises(IndexError):
+        buffer.write(data, 8)
+    host.release(buffer)
+
+
+def test_a_payload_is_what_it_was_at_the_call(world: World) -> None:
+    payload = bytearray(b"before")
+    world.scene.monitor.host.send(world.scene.a, payload=payload)
+    payload[:] = b"after!"
+    assert world.scene.a.peer.queue[-1].payload == b"before"
+
+
+def test_numbers_of_numpys_are_numbers() -> None:
+    number = np.int64
+    with contextlib.closing(Scene(pool=number(16 << 20), workers=np.uint8(1))) as scene:
+        host = scene.monitor.host
+        machine = scene.monitor.spawn(
+            scene.elf,
+            name="numpy",
+            window=number(2 << 20),
+            memory=np.uint32(4 << 20),
+            stack=number(64 << 10),
+            queue=np.int8(1),
+            quota=number(1 << 20),
+        )
+        buffer = host.alloc(number(100))
+        buffer.write(b"word", number(4))
+        assert buffer.read(np.uint16(4), number(4)) == b"word"
+        assert len(list(buffer.chunks(number(50)))) == 2
+        host.send(machine, buffer, tag=np.uint64((1 << 64) - 1))
+        assert machine.peer.queue[0].tag == (1 << 64) - 1
+        assert type(machine.peer.queue[0].tag) is int
+        scene.monitor.notice(machine, np.uint32(0xFFFFFFFF))
+        assert machine.name == "numpy"
+
+
+def test_sizes_are_text_wherever_sizes_are_taken() -> None:
+    with contextlib.closing(Scene(pool="16M", copy_below="64K")) as scene:
+        options = {"window": "2M", "memory": "4M", "stack": "64K", "quota": "1M"}
+        scene.monitor.spawn(scene.elf, name="text", **options)
+        buffer = scene.monitor.host.alloc("1.5M")
+        assert (buffer.size, scene.monitor.copy_below) == (3 << 19, 64 << 10)
+        assert len(buffer.read(0, "1K")) == 1024
+        assert [len(chunk) for chunk in buffer.chunks("1M")] == [1 << 20, 1 << 19]
+        buffer.write(b"usable", (3 << 19) - 6)
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [0, 0.01, decimal.Decimal("0.01"), fractions.Fraction(1, 100), np.float32(0.01), np.int64(0)],
+    ids=repr,
+)
+def test_a_timeout_is_any_number_of_seconds(timeout: Any) -> None:
+    with contextlib.closing(Scene()) as scene:
+        scene.monitor.run(timeout)
+        assert scene.a.fault is None or scene.a.fault.kind == "timeout"
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1 << 2000, None], ids=lambda t: str(t)[:9])
+def test_a_timeout_may_be_for_ever(timeout: Any) -> None:
+    with contextlib.closing(Scene()) as scene:
+        scene.monitor.run(timeout)
+        assert scene.a.state is State.PARKED
+
+
+class Somewhere:
+    """A path object that is no Path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def test_a_path_is_text_bytes_or_a_path_object(tmp_path: Path) -> None:
+    with contextlib.closing(Scene()) as scene:
+        odd = tmp_path / os.fsdecode(b"odd\xff.elf")
+        odd.write_bytes(scene.elf.read_bytes())
+        kinds = (str(scene.elf), os.fsencode(scene.elf), scene.elf, Somewhere(scene.elf), odd)
+        for index, path in enumerate(kinds):
+            scene.monitor.spawn(path, name=f"path{index}", window="2M", memory="4M")
+        with pytest.raises(ConfigError, match="printable"):
+            scene.monitor.spawn(odd, window="2M", memory="4M")  # for want of a name
+        for nothing in (tmp_path, tmp_path / "missing.elf", Path("/dev/null")):
+            with pytest.raises(GuestImageError, match=re.escape(str(nothing))):
+                scene.monitor.spawn(nothing)
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        with pytest.raises(GuestImageError, match="not a regular file"):
+            scene.monitor.spawn(fifo)
+
+
+def test_the_reason_of_a_kill_is_one_line_that_can_be_printed() -> None:
+    with contextlib.closing(Scene()) as scene:
+        scene.monitor.kill(scene.a, "two\nlines \x1b[31m")
+        assert scene.a.fault is not None
+        assert scene.a.fault.reason == "two lines \N{REPLACEMENT CHARACTER}[31m"
+
+
+# ---- Whose it is ----
+
+
+def test_a_machine_that_was_removed_is_not_connected_not_even_by_half() -> None:
+    with contextlib.closing(Scene()) as scene:
+        tables = [set(machine.peer.table) for machine in (scene.a, scene.b)]
+        for a, b in ((scene.a, scene.removed), (scene.removed, scene.a)):
+            with pytest.raises(ConfigError, match="'removed' has been removed"):
+                scene.monitor.connect(a, b)
+        assert [set(machine.peer.table) for machine in (scene.a, scene.b)] == tables
+
+
+def test_the_same_buffer_twice_is_refused_as_a_whole(stage: Stage) -> None:
+    host, a = stage.monitor.host, stage.puppets[0].machine
+    buffer, other = host.alloc(1), host.alloc(1)
+    for what in (host.send, host.lend, host.share, host.exchange):
+        with pytest.raises(GuestError, match="E_OVERLAP: a buffer is given twice"):
+            what(a, buffer, other, buffer)
+        assert buffer.read() == b"\0"
+    host.release(buffer)
+    host.release(other)
+
+
+# ---- Limits of the host's ----
+
+
+def test_descriptors_that_run_out_are_a_resource_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with contextlib.closing(Scene()) as scene:
+        image = tmp_path / "fresh.elf"
+        image.write_bytes(scene.elf.read_bytes())
+        said = r"open files.*ulimit -n"
+        errors = []
+        for spare in itertools.count():  # none for the file; and for each thing that it has
+            try:
+                with descriptors_left(spare):
+                    scene.monitor.spawn(image, window="2M", memory="4M")
+                break
+            except ResourceError as error:
+                errors.append(error)
+                assert "fresh" not in scene.monitor.machines
+        assert len(errors) >= 2
+        for error in errors:
+            assert re.search(said, str(error))
+            assert isinstance(error, OSError)
+            assert (error.errno, "fresh" in str(error)) == (errno.EMFILE, True)
+        before = held()
+        for spare in range(2):
+            with pytest.raises(ResourceError, match=said), descriptors_left(spare):
+                Monitor(pool="16M")
+        assert held() == before
