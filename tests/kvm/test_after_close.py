@@ -194,6 +194,21 @@ def test_a_monitor_that_nobody_closes_warns_and_ends_no_process() -> None:
     assert (ended.code, ended.out) == (0, "b'\\x00\\x00'\n{'ResourceWarning'}\n"), ended
 
 
+@pytest.mark.not_in_ept("what Python does between two lines of its own")
+@pytest.mark.parametrize("mover", sorted(MOVERS))
+def test_a_handler_that_comes_at_any_line_of_a_call_reaches_nothing_that_has_gone(
+    mover: str,
+) -> None:
+    """It is served, or told to come later; the books balance after each."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); from kvm import interrupted_use as use; "
+    )
+    ended = pageferry(code=f"{code}use.main({mover!r})")
+    assert ended.code == 0, ended.err[-600:]
+    lines, later = map(int, ended.out.split())
+    assert (lines > 1000, later > 1000) == (True, True)
+
+
 # ---- Files that a buffer is filled from ----
 
 

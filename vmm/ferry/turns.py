@@ -39,7 +39,7 @@ class Turns:
     @property
     def inside(self) -> bool:
         """Whether the calling thread is in a turn: it is a signal's handler that asks, then."""
-        return self.journal.active and self.lock._is_owned()
+        return (self.journal.active or self.journal.finishing) and self.lock._is_owned()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
