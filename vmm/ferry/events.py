@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from vmm.errors import ArgumentTypeError
+
 _MANY = 1024  # calls that may wait before machines that cause more have to wait as well
 
 
@@ -111,7 +113,9 @@ class Trace:
         return self.on
 
     def listen(self, listener: Listener) -> None:
-        """Hand every event from now on to `listener`."""
+        """Hand every event from now on to `listener`. Raises TypeError."""
+        if not callable(listener):
+            raise ArgumentTypeError(f"listener must be a function, not {type(listener).__name__}")
         self._listeners = [*self._listeners, listener]
         self.on = True
 
