@@ -49,6 +49,9 @@ class LimitError(ResourceError, OSError):
         super().__init__(message)
         self.errno = code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.errno)
+
 
 class GuestError(PageferryError):
     """An operation of the host's was refused with an ABI status, as a guest's would be."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import SupportsFloat, SupportsIndex
+from typing import NoReturn, SupportsFloat, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import HostEndpoint, arguments
@@ -199,7 +199,7 @@ class Monitor:
         """
         path = arguments.file_path(path, "path")
         if name is not None:
-            arguments.text(name, "name")
+            name = arguments.text(name, "name")
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
         shape = Shape(
             privilege=self.ring,
@@ -423,6 +423,9 @@ class Monitor:
             closers.push(self._closer)
             for machine in self._by_number.values():
                 closers.callback(_free, machine)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
 
     def __enter__(self) -> Monitor:
         self._turns.check_open()

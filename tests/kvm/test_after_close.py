@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import io
 import json
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -207,6 +209,53 @@ def test_a_handler_that_comes_at_any_line_of_a_call_reaches_nothing_that_has_gon
     assert ended.code == 0, ended.err[-600:]
     lines, later = map(int, ended.out.split())
     assert (lines > 1000, later > 1000) == (True, True)
+
+
+@pytest.mark.not_in_ept("what Python does when it forks")
+def test_a_child_that_is_forked_while_others_run_waits_for_no_lock() -> None:
+    code = f"""if True:
+    import os, signal, sys, threading, time
+    sys.path.insert(0, {str(TESTS)!r})
+    from kvm.every_use import Scene
+    from vmm import ClosedError
+    scene = Scene(workers=2, audit=False)
+    def churn():
+        for _ in range(10**9):
+            try:
+                scene.monitor.host.release(scene.monitor.host.alloc(1))
+            except ClosedError:
+                return
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(20):
+        time.sleep(0.002)
+        child = os.fork()
+        if not child:
+            signal.alarm(10)  # ends it, if it waits for what nobody has
+            try:
+                scene.monitor.host.alloc(1)
+            except ClosedError:
+                scene.monitor.close()
+                os._exit(0)
+            os._exit(1)
+        codes.append(os.waitpid(child, 0)[1])
+    scene.monitor.audit()
+    scene.monitor.close()
+    print(set(codes))
+    """
+    ended = pageferry(code=code)
+    assert (ended.code, ended.out) == (0, "{0}\n"), ended
+
+
+def test_nothing_that_owns_what_it_closes_is_copied(scene: Scene) -> None:
+    """A copy would close, or name, what is not its own."""
+    things = (scene.monitor, scene.monitor.host, scene.buffer, scene.a, scene.a.guest.vm)
+    for thing in things:
+        for make in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                make(thing)
 
 
 # ---- Files that a buffer is filled from ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import pickle
 import threading
 from decimal import Decimal
 from fractions import Fraction
@@ -168,6 +169,8 @@ def test_a_limit_of_the_kernels_says_what_to_do(code: int, advice: str) -> None:
     assert isinstance(error, LimitError)
     assert isinstance(error, OSError)
     assert error.errno == code
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.errno) == (type(error), str(error), code)
     assert str(error).startswith("no machine can be made: KVM_CREATE_VM on kvm fd 5: no more: ")
 
 

@@ -77,10 +77,10 @@ def flag(value: Any, what: str) -> bool:
 
 
 def text(value: Any, what: str) -> str:
-    """Return text."""
+    """Return text: a plain str, whatever a subclass would do."""
     if not isinstance(value, str):
         raise wrong_type(what, "text", value)
-    return value
+    return str.__str__(value)
 
 
 def one_line(value: Any, what: str) -> str:
@@ -91,9 +91,10 @@ def one_line(value: Any, what: str) -> str:
 
 def choice(value: Any, what: str, choices: Sequence[str]) -> str:
     """Return one of several names."""
-    if text(value, what) not in choices:
-        raise ConfigError(f"{what} {value!r} is none of {', '.join(choices)}")
-    return str(value)
+    name = text(value, what)
+    if name not in choices:
+        raise ConfigError(f"{what} {name!r} is none of {', '.join(choices)}")
+    return name
 
 
 def file_path(value: Any, what: str, *, plain: bool = False) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, Protocol, SupportsIndex
 
 from vmm.endpoint.arguments import contiguous, wrong_type
 from vmm.endpoint.window import HostWindow
@@ -48,6 +48,9 @@ class Buffer:
         self._window = window
         self._extent: Extent | None = extent
         self._size = size
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Buffer cannot be copied or pickled: read() copies what is in it")
 
     @property
     def size(self) -> int:

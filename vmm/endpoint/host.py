@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex
 
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer
@@ -75,6 +75,9 @@ class HostEndpoint:
         self._exchange = exchange
         self._window = HostWindow(peer, exchange, turns)
         self._parted: dict[Extent, Buffer] = {}  # that were lent or shared, and are the host's
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a HostEndpoint cannot be copied or pickled")
 
     # ---- Buffers ----
 

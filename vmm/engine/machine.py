@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 from vmm.engine.guest import Guest
 from vmm.errors import AccessError, ClosedError, GuestFault
@@ -146,6 +146,9 @@ class Machine:
             "messages_sent": self.peer.sent,
             "messages_received": self.peer.received,
         }
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Machine cannot be copied or pickled")
 
     def __repr__(self) -> str:
         return f"<Machine {self.number} {self.name!r} {self.state.value}>"
