@@ -54,8 +54,10 @@ def _start_again(scene: Scene) -> None:
                 scene.monitor.host.release(buffer)
 
 
-def main(mover: str) -> None:
-    """Print how many lines there were, and how often the handler was told to come later."""
+def main(mover: str, first: int, step: int) -> None:
+    """Let the handler come at every so many lines of calls. Print at how many, and how often it was
+    told to come later.
+    """
     scene = Scene(mover=mover, audit=False)
     monitor, host = scene.monitor, scene.monitor.host
     lines = later = 0
@@ -93,17 +95,16 @@ def main(mover: str) -> None:
         lambda: host.receive(),
     ]
     for call in calls:
-        number, more = 1, True
+        number, more = first, True
         while more:
             buffer = host.alloc(2 * PAGE_SIZE)
             more = at_line(number, call, handler)
-            number += 1
+            number, lines = number + step, lines + 1
             monitor.audit()
             for end in (host.reclaim, host.release):
                 with contextlib.suppress(PageferryError):
                     end(buffer)
             if len(scene.a.peer.queue) > 32:
                 _start_again(scene)
-        lines += number
     monitor.close()
     print(lines, later)

@@ -435,3 +435,11 @@ def test_descriptors_that_run_out_are_a_resource_error_that_says_what_to_do(tmp_
             with pytest.raises(ResourceError, match=said), descriptors_left(spare):
                 Monitor(pool="16M")
         assert held() == before
+
+
+def test_a_listener_that_cannot_be_called_is_refused_when_it_is_given(world: World) -> None:
+    trace = world.scene.monitor.trace
+    for listener in (None, "print", 3):
+        with pytest.raises(TypeError, match=r"^listener must be a function, not \w+$"):
+            trace.listen(listener)  # type: ignore[arg-type]
+    assert not trace
