@@ -118,26 +118,12 @@ class Monitor:
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
         # What is wrong with the arguments is said before anything is looked at, or made.
-        wanted = None if ring is None else _ring(ring)
-        name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
-        kind = None if mover is None else _mover_class(mover)
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
-        frames = (host.total_memory() if pool is None else parse_size(pool, "pool")) // PAGE_SIZE
-        if not frames:
-            raise ConfigError(f"pool {pool!r} is less than a page")
-        below = None if copy_below is None else parse_limit(copy_below, "copy_below")
+        frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
         path = arguments.file_path(device, "device", plain=True)
-
-        with host.reported("no monitor can be made"):
-            facts = host.inspect(path)
-            self.backend = facts.backend.value
-            self.ring = facts.ring if wanted is None else wanted
-            self.doorbell = facts.doorbell(self.ring, name)
-            mover = MOVERS[facts.mover] if kind is None else kind
-            self.mover = mover.name
-            self.copy_below = facts.copy_below if below is None else below
+        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
@@ -171,6 +157,29 @@ class Monitor:
             self._exchange.join(self.host.peer, frames, UNLIMITED)
             self._closer = undo.pop_all()
         _opened.add(self)
+
+    def _choose(
+        self,
+        device: str,
+        ring: SupportsIndex | None,
+        doorbell: str | None,
+        mover: str | type[Mover] | None,
+        copy_below: SupportsIndex | str | None,
+    ) -> type[Mover]:
+        """Choose what is best on this host, where nothing is asked for; return the mover."""
+        wanted = None if ring is None else _ring(ring)
+        name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
+        kind = None if mover is None else _mover_class(mover)
+        below = None if copy_below is None else parse_limit(copy_below, "copy_below")
+        with host.reported("no monitor can be made"):
+            facts = host.inspect(device)
+            self.backend = facts.backend.value
+            self.ring = facts.ring if wanted is None else wanted
+            self.doorbell = facts.doorbell(self.ring, name)
+            kind = MOVERS[facts.mover] if kind is None else kind
+            self.mover = kind.name
+            self.copy_below = facts.copy_below if below is None else below
+        return kind
 
     # ---- Machines ----
 
@@ -455,6 +464,13 @@ def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int
             f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"
         )
     return value
+
+
+def _frames(pool: SupportsIndex | str | None) -> int:
+    frames = (host.total_memory() if pool is None else parse_size(pool, "pool")) // PAGE_SIZE
+    if not frames:
+        raise ConfigError(f"pool {pool!r} is less than a page")
+    return frames
 
 
 def _ring(value: SupportsIndex) -> int:
