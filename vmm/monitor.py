@@ -385,7 +385,7 @@ class Monitor:
         one, when that is over.
         """
         if self._turns.inside:
-            self._turns.outbox.say(self._now_or_soon, change)
+            self._turns.outbox.leave(partial(self._now_or_soon, change))
             return
         with self._turns.turn():
             change()

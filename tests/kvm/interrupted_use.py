@@ -69,6 +69,8 @@ def main(mover: str, first: int, step: int) -> None:
             buffer.read,
             lambda: buffer.write(b"handler"),
             buffer.frame_number,
+            lambda: monitor.notice(scene.a, 1),
+            lambda: monitor.interrupt(scene.a),
             lambda: scene.a.frame_number(scene.a.window.base),
             lambda: host.share(scene.a, buffer),
             lambda: host.reclaim(buffer),

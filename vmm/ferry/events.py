@@ -49,12 +49,16 @@ class Outbox:
         self._turn.append(partial(call, *arguments))
 
     def seal(self) -> bool:
-        """Let the calls of a turn that has been committed be made; return whether there are any."""
+        """Let the calls of a turn that has been committed be made; return whether any wait."""
         if not self._turn:
-            return False
+            return bool(self.waiting)
         self.waiting.extend(self._turn)
         self._turn.clear()
         return True
+
+    def leave(self, call: Callable[[], object]) -> None:
+        """Have a call made when the turn is over that a signal's handler has interrupted."""
+        self.waiting.append(call)
 
     def say(self, call: Callable[..., object], *arguments: object) -> None:
         """Make a call now, without the lock; or have it made by the thread that is at it."""
