@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -69,3 +72,17 @@ def _held_by(line: str) -> list[tuple[str, int]]:
         low, high = (int(part, 16) for part in addresses.split("-"))
         return [(RESERVED, high - low)]
     return [(f"mappings of {k}", 1) for k in ("/memfd:", "anon_inode:kvm-") if k in line]
+
+
+@contextlib.contextmanager
+def descriptors_left(spare: int) -> Iterator[None]:
+    """Let exactly `spare` more descriptors be opened in the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(spare + 1)]
+    for fd in taken:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[spare], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -30,12 +30,27 @@ class ConfigError(PageferryError, ValueError):
     """An argument that cannot be meant: a size that is no size, a name that is taken."""
 
 
+class ArgumentTypeError(ConfigError, TypeError):
+    """An argument of a type that cannot be meant: text for bytes, a float for a tag."""
+
+
 class GuestImageError(PageferryError):
     """A file that is not a guest this monitor can load."""
 
 
 class ResourceError(PageferryError):
     """Memory, mappings or descriptors have run out; nothing was changed."""
+
+
+class LimitError(ResourceError, OSError):
+    """A limit of the kernel's has been reached. Also an OSError, with its `errno`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.errno = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.errno)
 
 
 class GuestError(PageferryError):
@@ -47,7 +62,7 @@ class AccessError(PageferryError):
 
 
 class ClosedError(PageferryError):
-    """The monitor or the machine has been closed."""
+    """The monitor has been closed, the machine removed, or the buffer sent or released."""
 
 
 class BusyError(PageferryError, RuntimeError):

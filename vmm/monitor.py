@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NoReturn, SupportsFloat, SupportsIndex
 
 from vmm import host
-from vmm.endpoint import HostEndpoint
+from vmm.endpoint import HostEndpoint, arguments
 from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
-from vmm.errors import BusyError, ClosedError, ConfigError
+from vmm.errors import BusyError, ConfigError
 from vmm.ferry.books import UNLIMITED
 from vmm.ferry.control import Notice
 from vmm.ferry.events import Trace
@@ -29,15 +31,20 @@ from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
+from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.memory.movers import MOVERS, Mover
-from vmm.sizes import format_size, parse_limit, parse_size
+from vmm.sizes import format_size, integer, parse_limit, parse_size
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
 _MAX_WINDOW = 256 << 30
+_MAX_WORKERS = 1024
+_MAX_QUEUE = 1 << 20
+
+Seconds = SupportsFloat | SupportsIndex
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
@@ -46,6 +53,17 @@ _MAPPINGS_EACH = 2  # a run, and what is between it and the next
 def print_line(name: str, line: str) -> None:
     """The default console: one line of a machine's, prefixed with its name, to standard output."""
     print(f"{name}: {line}", file=sys.stdout, flush=True)
+
+
+_opened: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for monitor in _opened:
+        monitor._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 class Monitor:
@@ -63,66 +81,61 @@ class Monitor:
               the one for this host (`vmm.host.choice`)
     pool      memory for all messages together, populated as it is used; by default all of the
               machine's
-    workers   threads that run machines; the caller's of `run` is the first
+    workers   threads that run machines, at most 1,024; the caller's of `run` is the first
     copy_below  bytes: an EXCHANGE of fewer is copied, not moved; 0 for none. By default measured on
               this host, once, and cached
     console   called with a machine's name and a line that it logged
     audit     check the ledger after every operation, delivery and death, not only when asked to;
               what it finds ends `run` with a LedgerError
 
+    device    the path of KVM's device
+
+    Sizes are bytes, or text such as "64K", "1.5G". Numbers may be of any type that has `__index__`,
+    as NumPy's have, but no bool.
+
+    Raises HostError if this host cannot run machines, ResourceError, and ConfigError (a ValueError)
+    for an argument that cannot be meant; it is a TypeError too if that is of the wrong type. Every
+    method does, and ClosedError once the monitor is closed, and nothing has changed then. What has
+    been given out (machines, buffers, `host`) may be asked at any time: it raises ClosedError then,
+    or says what is still true.
+
     Thread-safety: every method may be called from any thread, also while another is in `run`.
     Everything that the monitor opened is closed by `close`, which `with` calls; nothing is left to
-    finalizers.
+    finalizers, which only warn (ResourceWarning).
     """
 
     def __init__(
         self,
         *,
-        ring: int | None = None,
+        ring: SupportsIndex | None = None,
         doorbell: str | None = None,
         mover: str | type[Mover] | None = None,
-        pool: int | str | None = None,
-        workers: int = 1,
-        copy_below: int | str | None = None,
+        pool: SupportsIndex | str | None = None,
+        workers: SupportsIndex = 1,
+        copy_below: SupportsIndex | str | None = None,
         console: Console = print_line,
         audit: bool = False,
-        device: str = host.DEVICE,
+        device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
-        facts = host.inspect(device)
-        self.backend = facts.backend.value
-        self.ring = facts.ring if ring is None else _choice("ring", ring, (0, 3))
-        if doorbell is not None:
-            _choice("doorbell", doorbell, DOORBELLS)
-        self.doorbell = facts.doorbell(self.ring, doorbell)
-        if not isinstance(mover, type):
-            mover = MOVERS[_choice("mover", mover or facts.mover, tuple(MOVERS))]
-        self.mover = mover.name
-        self.copy_below = (
-            facts.copy_below if copy_below is None else parse_limit(copy_below, "copy_below")
-        )
-        if workers < 1:
-            raise ConfigError(f"workers {workers} is not a positive number")
-        frames = (
-            parse_size(pool, "pool") // abi.PAGE_SIZE
-            if pool
-            else host.total_memory() // abi.PAGE_SIZE
-        )
-        if not frames:
-            raise ConfigError(f"pool {pool!r} is less than a page")
-
+        # What is wrong with the arguments is said before anything is looked at, or made.
+        threads = integer(workers, "workers", 1, _MAX_WORKERS)
+        frames = _frames(pool)
+        arguments.function(console, "console")
+        arguments.flag(audit, "audit")
+        path = arguments.file_path(device, "device", plain=True)
+        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        self._closed = False
-        with contextlib.ExitStack() as undo:
-            self._kvm = undo.enter_context(host.open_kvm(device))
+        with host.reported("no monitor can be made"), contextlib.ExitStack() as undo:
+            self._kvm = undo.enter_context(host.open_kvm(path))
             self._blueprints = Blueprints(self._kvm)
             undo.callback(self._blueprints.close)
             self._mover = mover(frames)
             undo.callback(self._mover.close)
             self._turns = turns = Turns(self._mover.pool.journal)
             self.trace = Trace(turns.outbox)
-            self._scheduler = Scheduler(turns, workers, self._by_number.values)
+            self._scheduler = Scheduler(turns, threads, self._by_number.values)
             undo.callback(self._scheduler.close)
             turns.recover = self._scheduler.recover
             mappings = host.mapping_limit() // 2 - self._mover.seams
@@ -136,57 +149,83 @@ class Monitor:
                 copy_below=self.copy_below,
             )
             self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
-            window = self._mover.host_window(frames * abi.PAGE_SIZE)
+            window = self._mover.host_window(frames * PAGE_SIZE)
             undo.callback(window.close)
             self.host = HostEndpoint(
                 Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
             )
             self._exchange.join(self.host.peer, frames, UNLIMITED)
             self._closer = undo.pop_all()
+        _opened.add(self)
+
+    def _choose(
+        self,
+        device: str,
+        ring: SupportsIndex | None,
+        doorbell: str | None,
+        mover: str | type[Mover] | None,
+        copy_below: SupportsIndex | str | None,
+    ) -> type[Mover]:
+        """Choose what is best on this host, where nothing is asked for; return the mover."""
+        wanted = None if ring is None else _ring(ring)
+        name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
+        kind = None if mover is None else _mover_class(mover)
+        below = None if copy_below is None else parse_limit(copy_below, "copy_below")
+        with host.reported("no monitor can be made"):
+            facts = host.inspect(device)
+            self.backend = facts.backend.value
+            self.ring = facts.ring if wanted is None else wanted
+            self.doorbell = facts.doorbell(self.ring, name)
+            kind = MOVERS[facts.mover] if kind is None else kind
+            self.mover = kind.name
+            self.copy_below = facts.copy_below if below is None else below
+        return kind
 
     # ---- Machines ----
 
     def spawn(
         self,
-        path: str | Path,
+        path: str | bytes | os.PathLike[str],
         *,
         name: str | None = None,
-        window: int | str = "1G",
-        memory: int | str = "16M",
-        stack: int | str = "256K",
-        queue: int = 64,
-        quota: int | str | None = None,
+        window: SupportsIndex | str = "1G",
+        memory: SupportsIndex | str = "16M",
+        stack: SupportsIndex | str = "256K",
+        queue: SupportsIndex = 64,
+        quota: SupportsIndex | str | None = None,
     ) -> Machine:
         """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
         memory    private memory, for the image and the stack; stack is the latter's size
-        queue     messages that may wait for it before senders are refused
+        queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
         """
-        if queue < 1:
-            raise ConfigError(f"queue {queue} is not a positive number of messages")
-        image = load_image(path)
+        path = arguments.file_path(path, "path")
+        if name is not None:
+            name = arguments.text(name, "name")
+        depth = integer(queue, "queue", 1, _MAX_QUEUE)
         shape = Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", abi.PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded(stack, "stack", abi.PAGE_SIZE, _MAX_PRIVATE // 2),
+            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE),
+            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2),
             window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
         )
-        with self._turns.turn():
-            self._check_open()
-            name = self._check_name(Path(path).stem if name is None else name)
-            limit = shape.window if quota is None else parse_size(quota, "quota")
-            machine = self._make(image, shape, name, queue, limit // abi.PAGE_SIZE)
-            self._scheduler.make_ready(machine)
-            if self.trace:
-                self.trace.emit("spawn", machine=name, image=str(path), window=shape.window)
+        limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
+        with host.reported(f"no machine of {path} can be made"):
+            image = load_image(path)
+            with self._turns.turn():
+                name = self._check_name(Path(path).stem if name is None else name)
+                machine = self._make(image, shape, name, depth, limit)
+                self._scheduler.make_ready(machine)
+                if self.trace:
+                    self.trace.emit("spawn", machine=name, image=path, window=shape.window)
         return machine
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
@@ -199,7 +238,8 @@ class Monitor:
         except BaseException:
             guest.close()
             raise
-        machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+        peer = Peer(number, name, window, depth, guest.control)
+        machine = Machine(guest, peer, self._exchange, self._turns)
         try:
             if window.blinks:
                 machine.peer.hold_still = partial(self._scheduler.hold, machine)
@@ -214,6 +254,7 @@ class Monitor:
 
     def _forget(self, machine: Machine) -> None:
         """Undo a spawn."""
+        machine.closed = True
         self._by_number.pop(machine.number, None)
         if self.machines.get(machine.name) is machine:
             del self.machines[machine.name]
@@ -229,12 +270,18 @@ class Monitor:
     def connect(self, a: Machine, b: Machine, *, both: bool = True) -> None:
         """Let `a` send to `b`, and unless `both` is false `b` to `a`.
 
-        The only permission there is.
+        The only permission there is. One that has stopped may be connected, for what it is worth.
+        Raises ConfigError if one has been removed, or has as many peers as there may be.
         """
+        for machine, what in ((a, "a"), (b, "b")):
+            arguments.check_machine(machine, what, self._exchange)
+        arguments.flag(both, "both")
         if a is b:
-            raise ConfigError(f"{a.name} cannot be connected to itself")
+            raise ConfigError(f"a and b are the same machine, {a.name}: it needs no channel")
         with self._turns.turn():
-            self._check_open()
+            for machine, what in ((a, "a"), (b, "b")):
+                if machine.closed:
+                    raise ConfigError(f"{what} {machine.name!r} has been removed")
             for peer, other in ((a.peer, b.peer), (b.peer, a.peer)):
                 if other.number not in peer.table and not self._exchange.roster.has_place(peer):
                     raise ConfigError(
@@ -250,6 +297,7 @@ class Monitor:
         Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
+        arguments.check_machine(machine, "machine", self._exchange)
         with self._turns.turn():
             if machine.state is State.RUNNING:
                 raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
@@ -260,28 +308,31 @@ class Monitor:
                 journal.keep(machine)
                 self._driver.end(machine, Ending("killed", "removed by the host"))
             journal.undo(partial(self._remember, machine))
+            machine.closed = True
             del self._by_number[machine.number], self.machines[machine.name]
             journal.later(partial(_free, machine))
 
     def _remember(self, machine: Machine) -> None:
         """Undo a removal."""
+        machine.closed = False
         self.machines[machine.name] = self._by_number[machine.number] = machine
 
     # ---- Running ----
 
-    def run(self, timeout: float | None = None) -> list[Machine]:
+    def run(self, timeout: Seconds | None = None) -> list[Machine]:
         """Run until every machine has stopped, or all that have not wait for messages nobody can
         send.
 
-        timeout   seconds, after which the machines that still run, or wait, are stopped with a
-                  fault
+        timeout   seconds, of any type that has `__float__`, after which the machines that still
+                  run, or wait, are stopped with a fault; infinity is as None
 
         Returns all machines: look at `exit_code` and `fault`, and at `state` for those still
         PARKED, which run on when the host has sent them something and calls `run` again.
         """
-        self._check_open()
-        if not self._scheduler.run(self._driver, timeout):
-            reason = f"still running after {timeout:g} seconds"
+        limit = arguments.seconds(timeout, "timeout")
+        self._turns.check_open()
+        if not self._scheduler.run(self._driver, limit):
+            reason = f"still running after {limit:g} seconds"
             for machine in list(self.machines.values()):
                 with self._turns.turn():
                     if machine.state is not State.STOPPED:
@@ -292,21 +343,31 @@ class Monitor:
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit, now if it is running.
 
-        What waits for it is delivered as it is entered again.
+        What waits for it is delivered as it is entered again. Does nothing if it has stopped.
         """
+        arguments.check_machine(machine, "machine", self._exchange)
         self._now_or_soon(partial(self._scheduler.interrupt, machine))
 
-    def notice(self, machine: Machine, bits: int) -> None:
-        """Set notice bits in a machine's control structure; wake it if it waits for notices."""
-        self._now_or_soon(partial(self._notice, machine, bits))
+    def notice(self, machine: Machine, bits: SupportsIndex) -> None:
+        """Set notice bits, of which there are 32, in a machine's control structure; wake it if it
+        waits for notices. Does nothing if it has stopped.
+        """
+        arguments.check_machine(machine, "machine", self._exchange)
+        word = integer(bits, "bits", 0, 0xFFFFFFFF)
+        self._now_or_soon(partial(self._notice, machine, word))
 
     def _notice(self, machine: Machine, bits: int) -> None:
         if machine.state is not State.STOPPED:
             self._exchange.roster.notice(machine.peer, Notice.HOST, bits)
 
     def kill(self, machine: Machine, reason: str = "killed by the host") -> None:
-        """Stop a machine with a fault, wherever it is; does nothing if it has stopped."""
-        self._now_or_soon(partial(self._kill, machine, reason))
+        """Stop a machine with a fault, wherever it is; does nothing if it has stopped.
+
+        reason    text, of which one line is made
+        """
+        arguments.check_machine(machine, "machine", self._exchange)
+        line = arguments.one_line(reason, "reason")
+        self._now_or_soon(partial(self._kill, machine, line))
 
     def _kill(self, machine: Machine, reason: str) -> None:
         if machine.state is State.STOPPED:
@@ -324,7 +385,7 @@ class Monitor:
         one, when that is over.
         """
         if self._turns.inside:
-            self._turns.outbox.say(self._now_or_soon, change)
+            self._turns.outbox.leave(partial(self._now_or_soon, change))
             return
         with self._turns.turn():
             change()
@@ -348,27 +409,35 @@ class Monitor:
 
     # ---- The end ----
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the monitor has been closed")
+    def _disown(self) -> None:
+        """Let go of it in a process that was forked: machines and memory are the parent's."""
+        self._turns.abandon("the monitor is of the process that forked this one: make another here")
+        for machine in self._by_number.values():
+            machine.closed = True
 
     def close(self) -> None:
         """Stop and close everything, newest first. Further calls do nothing.
 
         A thread that is in `run` is waited for: its `run` ends. Raises BusyError in such a thread.
         """
-        if self._closed:
+        if self._turns.gone:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
-        self._closed = True  # nobody runs anything any more
+        self._turns.stop("the monitor has been closed")  # nobody asks, or runs, anything any more
+        for machine in self._by_number.values():
+            machine.closed = True
         self._scheduler.end(wait=True)
         with contextlib.ExitStack() as closers:
             closers.push(self._closer)
             for machine in self._by_number.values():
                 closers.callback(_free, machine)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
+
     def __enter__(self) -> Monitor:
+        self._turns.check_open()
         return self
 
     def __exit__(
@@ -388,7 +457,7 @@ def _free(machine: Machine) -> None:
         machine.peer.window.close()
 
 
-def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:
+def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
     value = -(-parse_size(size, what) // unit) * unit
     if value > limit:
         raise ConfigError(
@@ -397,7 +466,23 @@ def _rounded(size: int | str, what: str, unit: int, limit: int) -> int:
     return value
 
 
-def _choice(what: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    if value not in choices:
-        raise ConfigError(f"{what} {value!r} is none of {', '.join(map(str, choices))}")
+def _frames(pool: SupportsIndex | str | None) -> int:
+    frames = (host.total_memory() if pool is None else parse_size(pool, "pool")) // PAGE_SIZE
+    if not frames:
+        raise ConfigError(f"pool {pool!r} is less than a page")
+    return frames
+
+
+def _ring(value: SupportsIndex) -> int:
+    ring = integer(value, "ring")
+    if ring not in (0, 3):
+        raise ConfigError(f"ring {ring} is none of 0, 3")
+    return ring
+
+
+def _mover_class(value: str | type[Mover]) -> type[Mover]:
+    if not isinstance(value, type):
+        return MOVERS[arguments.choice(value, "mover", tuple(MOVERS))]
+    if not issubclass(value, Mover):
+        raise arguments.wrong_type("mover", "a name or a subclass of Mover", value)
     return value

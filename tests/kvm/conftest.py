@@ -6,6 +6,7 @@ Monitors that are always closed, the tests' own guests.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,10 +34,12 @@ def _monitors_are_known() -> Iterator[None]:
     """Keep track of all monitors; look at each before it closes, wherever it was opened."""
     opened, close = Monitor.__init__, Monitor.close
 
+    @functools.wraps(opened)
     def note(self: Monitor, **options: Any) -> None:
         opened(self, **options)
         _monitors.add(self)
 
+    @functools.wraps(close)
     def look_and_close(self: Monitor) -> None:
         try:
             if self in _monitors:

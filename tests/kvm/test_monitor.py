@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import os
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests_support import held, sized
+from tests_support import descriptors_left, held, sized
 
 from vmm import (
     ClosedError,
@@ -320,17 +317,3 @@ def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     monitor.run(10)
     (machine,) = monitor.machines.values()
     assert machine.exit_code == 0
-
-
-@contextlib.contextmanager
-def descriptors_left(spare: int) -> Iterator[None]:
-    """Let exactly `spare` more descriptors be opened in the block."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.dup(0) for _ in range(spare + 1)]
-    for fd in taken:
-        os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[spare], limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

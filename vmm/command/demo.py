@@ -16,7 +16,7 @@ from typing import Any
 
 from vmm.endpoint import Buffer, Received
 from vmm.engine.machine import Machine
-from vmm.errors import ConfigError, PageferryError, ResourceError
+from vmm.errors import AccessError, ConfigError, PageferryError, ResourceError
 from vmm.ferry.events import Event
 from vmm.guest.abi import Status
 from vmm.guest.bundled import ROOT, bundled_guest
@@ -130,9 +130,16 @@ class _Watcher:
         self._report.steps.append(step)
         if event.kind == "deliver" and fields["tag"] == DemoTag.FILE and step.gpa is not None:
             if step.to == "a":
-                self._report.pfn_before = self._machines["a"].frame_number(step.gpa)
+                self._report.pfn_before = self._frame("a", step.gpa)
             elif step.to == "b":
-                self._report.pfn_after = self._machines["b"].frame_number(step.gpa)
+                self._report.pfn_after = self._frame("b", step.gpa)
+
+    def _frame(self, name: str, gpa: int) -> int | None:
+        """Return a page's frame; None too if, since it was told of, the page has gone on."""
+        try:
+            return self._machines[name].frame_number(gpa)
+        except AccessError:
+            return None
 
 
 def check_file(path: Path, window: int) -> int:

@@ -69,7 +69,9 @@ def failure(error: BaseException) -> Failure:
     if isinstance(error, BuildError):
         message, _, details = str(error).partition("\n")
         return Failure(message, EXIT_FAILED, details)
-    return Failure(_system(error) if isinstance(error, OSError) else str(error), EXIT_FAILED)
+    if isinstance(error, OSError) and not isinstance(error, PageferryError):
+        return Failure(_system(error), EXIT_FAILED)
+    return Failure(str(error), EXIT_FAILED)
 
 
 def _system(error: OSError) -> str:

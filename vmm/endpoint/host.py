@@ -9,20 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex
 
+from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.refusals import refused
+from vmm.endpoint.window import HostWindow
 from vmm.engine.machine import Machine
-from vmm.errors import AccessError, ConfigError, GuestError, ResourceError
+from vmm.errors import ConfigError, ResourceError
 from vmm.ferry import carry
-from vmm.ferry.books import Description
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.turns import Turns
-from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
 from vmm.memory.runs import Extent
-from vmm.sizes import format_size, pages_for, parse_size
+from vmm.sizes import format_size, integer, pages_for, parse_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
+
+_TAG_MAX = (1 << 64) - 1
 
 
 class Received(NamedTuple):
@@ -48,8 +55,16 @@ class Received(NamedTuple):
 class HostEndpoint:
     """Allocates, sends and receives on behalf of the host process. Made by the monitor.
 
-    Thread-safety: every method takes the monitor's lock, except `check` and `describe`, which are
-    called with it held.
+    Every method raises ClosedError once the monitor is closed; TypeError or ConfigError, at the
+    call, for arguments that cannot be meant, such as a machine or a buffer of another monitor; and
+    GuestError, which names the status, for what a guest would be refused too. Nothing has changed
+    then.
+
+    payload   of at most 192 bytes: bytes, or anything else that has the buffer protocol and is
+              contiguous; copied at the call
+    tag       an int of 64 bits
+
+    Thread-safety: every method takes the monitor's lock.
     """
 
     def __init__(self, peer: Peer, exchange: Exchange, turns: Turns) -> None:
@@ -58,41 +73,29 @@ class HostEndpoint:
         self._turn = turns.turn
         self._journal = turns.journal
         self._exchange = exchange
+        self._window = HostWindow(peer, exchange, turns)
         self._parted: dict[Extent, Buffer] = {}  # that were lent or shared, and are the host's
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a HostEndpoint cannot be copied or pickled")
 
     # ---- Buffers ----
 
-    def describe(self, extent: Extent) -> Description:
-        """Return what an extent of the host's window is to it."""
-        return self._exchange.ledger.describe(self.peer.number, extent)
-
-    def check(self, extent: Extent, holds: frozenset[Hold]) -> None:
-        """Raise AccessError unless every page of an extent is one of these to the host."""
-        ledger = self._exchange.ledger
-        if not ledger.holds(self.peer.number, extent, holds):
-            held = {run.hold for run in ledger.runs(self.peer.number, extent)} - holds
-            why = _NO_ACCESS.get(min(held, default=Hold.NONE), "it is not the host's")
-            raise AccessError(f"the buffer cannot be used now: {why}")
-
-    def alloc(self, size: int) -> Buffer:
-        """Return zeroed pages for `size` bytes.
+    def alloc(self, size: SupportsIndex | str) -> Buffer:
+        """Return zeroed pages for `size` bytes: an int, or text such as "4M".
 
         Raises ResourceError if the pool has none left, ConfigError if that is no size.
         """
-        pages = pages_for(parse_size(size, "buffer size"))
-        request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
+        count = parse_size(size, "buffer size")
+        request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
         with self._turn():
             answer = self._exchange.serve(self.peer, lambda: request)
-        if answer.status is not Status.OK:
-            raise ResourceError(
-                f"no {format_size(size)} left in the page pool ({answer.status.name}): "
-                "give the monitor more (Monitor(pool=...))"
-            )
-        return Buffer(self, self._extent(answer.spans[0]), size)
-
-    def _extent(self, span: Span) -> Extent:
-        base = self.peer.window.region.base
-        return Extent((span.gpa - base) // PAGE_SIZE, span.pages)
+            if answer.status is Status.OK:
+                return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
+        raise ResourceError(
+            f"no {format_size(count)} left in the page pool ({answer.status.name}): "
+            "give the monitor more (Monitor(pool=...))"
+        )
 
     def release(self, buffer: Buffer) -> None:
         """Give a buffer's pages back to the pool, or let go of one that was reclaimed.
@@ -103,55 +106,60 @@ class HostEndpoint:
 
     # ---- Operations ----
 
-    def send(self, to: Machine, *buffers: Buffer | None, payload: bytes = b"", tag: int = 0) -> int:
+    def send(
+        self,
+        to: Machine,
+        *buffers: Buffer | None,
+        payload: Bytes = b"",
+        tag: SupportsIndex = 0,
+    ) -> int:
         """Send buffers, or a payload of at most 192 bytes, or both; return the message's number.
 
         The buffers are no longer the host's afterwards. Raises GuestError with the refusal's
-        status, and then they still are.
+        status, and then they still are: E_DEAD if the machine has stopped.
         """
         given = [buffer for buffer in buffers if buffer is not None]
-        what = f"send to {to.name}"
-        return self._ask(what, Operation.SEND, given, to.number, payload, tag).number
+        return self._tell("send to", Operation.SEND, to, given, payload, tag)
 
-    def exchange(self, to: Machine, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
+    def exchange(
+        self, to: Machine, *buffers: Buffer, payload: Bytes = b"", tag: SupportsIndex = 0
+    ) -> int:
         """Send what is in buffers; they are zeroed, and the host's, at once."""
-        what = f"exchange with {to.name}"
-        return self._ask(what, Operation.EXCHANGE, buffers, to.number, payload, tag).number
+        return self._tell("exchange with", Operation.EXCHANGE, to, buffers, payload, tag)
 
     def lend(
         self,
         to: Machine,
         *buffers: Buffer,
         writable: bool = True,
-        payload: bytes = b"",
-        tag: int = 0,
+        payload: Bytes = b"",
+        tag: SupportsIndex = 0,
     ) -> int:
         """Lend buffers; they cannot be used until they come back (`receive`, or `reclaim`)."""
-        what = f"lend to {to.name}"
-        return self._ask(what, Operation.LEND, buffers, to.number, payload, tag, writable).number
+        return self._tell("lend to", Operation.LEND, to, buffers, payload, tag, writable)
 
     def share(
         self,
         to: Machine,
         *buffers: Buffer,
         writable: bool = False,
-        payload: bytes = b"",
-        tag: int = 0,
+        payload: Bytes = b"",
+        tag: SupportsIndex = 0,
     ) -> int:
         """Let a machine see buffers that stay the host's; read-only, if nothing else is said.
 
         Shared again with others, all of them see the same pages.
         """
-        what = f"share with {to.name}"
-        return self._ask(what, Operation.SHARE, buffers, to.number, payload, tag, writable).number
+        return self._tell("share with", Operation.SHARE, to, buffers, payload, tag, writable)
 
-    def give_back(self, *buffers: Buffer, payload: bytes = b"", tag: int = 0) -> int:
+    def give_back(self, *buffers: Buffer, payload: Bytes = b"", tag: SupportsIndex = 0) -> int:
         """Return buffers that are borrowed of one machine to it; they are not the host's any more.
 
         Raises GuestError: E_RECLAIMED if it has taken them back meanwhile; `release` them then.
         """
-        with self.lock:
-            owners = [self.describe(buffer.extent).owner for buffer in buffers]
+        self._check_buffers(buffers)
+        with self._turn():
+            owners = [self._window.describe(buffer.extent).owner for buffer in buffers]
         owner = owners[0] if owners and owners[0] is not None else self.peer.number
         return self._ask("give it back", Operation.RETURN, buffers, owner, payload, tag).number
 
@@ -159,29 +167,55 @@ class HostEndpoint:
         """Take lent or shared buffers back from all who borrow them, whatever they are doing."""
         self._ask("reclaim it", Operation.RECLAIM, buffers)
 
+    def _tell(
+        self,
+        what: str,
+        operation: Operation,
+        to: Machine,
+        buffers: Sequence[Buffer],
+        payload: Bytes,
+        tag: SupportsIndex,
+        writable: bool = True,
+    ) -> int:
+        check_machine(to, "to", self._exchange)
+        what, writable = f"{what} {to.name}", flag(writable, "writable")
+        return self._ask(what, operation, buffers, to.number, payload, tag, writable).number
+
     def _ask(
         self,
         what: str,
         operation: Operation,
         buffers: Sequence[Buffer],
         receiver: int = 0,
-        payload: bytes = b"",
-        tag: int = 0,
+        payload: Bytes = b"",
+        tag: SupportsIndex = 0,
         writable: bool = True,
     ) -> Answer:
-        if not 0 <= tag < 1 << 64:
-            raise ConfigError(f"tag {tag} does not fit 64 bits")
+        self._check_buffers(buffers)
+        word = integer(tag, "tag", 0, _TAG_MAX)
+        inline = contiguous(payload, "payload")
+        if len(inline) > PAYLOAD_MAX:
+            why = f"payload has {len(inline)} bytes, of at most {PAYLOAD_MAX}: use a buffer"
+            raise refused(what, Status.E_LENGTH, why)
+        copied = bytes(inline)
         with self._turn():
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
-            request = Request(receiver, tag, length, spans, payload, operation, writable)
+            request = Request(receiver, word, length, spans, copied, operation, writable)
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
                 self._follow(operation, buffers)
         if answer.status is not Status.OK:
-            raise GuestError(f"cannot {what}: {answer.status.name}")
+            raise refused(what, answer.status)
         return answer
+
+    def _check_buffers(self, buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            if not isinstance(buffer, Buffer):
+                raise wrong_type("buffer", "a vmm.Buffer", buffer)
+            if buffer._window is not self._window:
+                raise ConfigError("buffer is of another monitor: copy what is in it")
 
     def _follow(self, operation: Operation, buffers: Sequence[Buffer]) -> None:
         self._journal.undo(
@@ -197,7 +231,7 @@ class HostEndpoint:
         """Know again what was known before an operation that has been undone."""
         self._parted = parted.copy()
         for buffer, extent in buffers:
-            buffer.come_back(extent)
+            buffer._come_back(extent)
 
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""
@@ -221,14 +255,14 @@ class HostEndpoint:
     def _buffers(self, message: Message) -> Iterator[Buffer]:
         """Yield the buffers of a message, each once: those that have come back, or new ones."""
         length, back = message.length, dict[Extent, Buffer]()
-        for extent in map(self._extent, message.spans):
+        for extent in (self._window.extent(*span) for span in message.spans):
             own = self._come_back(message.operation, extent)
             yield from (buffer for e, buffer in own.items() if e not in back)
             back |= own
             size = min(length, extent.pages * PAGE_SIZE)
             length -= size
             if not own and message.operation is not Operation.RETURN:
-                yield Buffer(self, extent, size)
+                yield Buffer(self._window, extent, size)
 
     def _come_back(self, operation: Operation, extent: Extent) -> dict[Extent, Buffer]:
         """Return the buffers that were lent or shared, and have a page of what comes back."""
@@ -238,10 +272,3 @@ class HostEndpoint:
             return {extent: self._parted[extent]}
         found = sorted(e for e in self._parted if e.overlaps(extent))
         return {e: self._parted[e] for e in found}
-
-
-_NO_ACCESS = {
-    Hold.LENT: "it is lent: wait until it comes back, or reclaim it",
-    Hold.REVOKED: "its owner has taken it back: release it",
-    Hold.VIEWED: "it is borrowed to be read only",
-}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 from vmm.engine.guest import Guest
-from vmm.errors import GuestFault
+from vmm.errors import AccessError, ClosedError, GuestFault
 from vmm.ferry.control import Wait
+from vmm.ferry.exchange import Exchange
 from vmm.ferry.peer import Peer
+from vmm.ferry.rules import READABLE
+from vmm.ferry.turns import Turns
+from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Exit
 from vmm.memory.pagemap import frame_number
-from vmm.memory.region import Region
+from vmm.memory.region import OutOfBounds, Region
+from vmm.memory.runs import Extent
+from vmm.sizes import integer, shown
 
 
 class State(enum.Enum):
@@ -38,12 +44,18 @@ class Machine:
     exit_code   what it exited with, None as long as it has not
     fault       why it was stopped, None if it was not
 
-    Made by `Monitor.spawn` only, and closed with it. Attributes may be read from any thread.
+    closed      whether it has been removed, or its monitor closed: its memory is no longer there
+
+    Made by `Monitor.spawn` only, and closed with it. Attributes may be read from any thread, and at
+    any time: they stay as they were when it was closed.
     """
 
-    def __init__(self, guest: Guest, peer: Peer) -> None:
+    def __init__(self, guest: Guest, peer: Peer, exchange: Exchange, turns: Turns) -> None:
         self.guest = guest
         self.peer = peer
+        self.closed = False
+        self.exchange = exchange
+        self._turns = turns
         self.state = State.READY
         self.exit_code: int | None = None
         self.fault: GuestFault | None = None
@@ -94,16 +106,36 @@ class Machine:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """What the guest says of its progress: done and total, (0, 0) if it says nothing."""
-        return (0, 0) if self.state is State.STOPPED else self.guest.control.progress
-
-    def frame_number(self, gpa: int) -> int | None:
-        """Return the physical frame behind a page of the window that it owns.
-
-        None without the privilege.
+        """What the guest says of its progress: done and total, (0, 0) if it says nothing, or has
+        stopped or been closed.
         """
-        page = self.window.page(gpa, 1)
-        return frame_number(self.peer.window.address(page))
+        if self.state is State.STOPPED or self.closed:
+            return 0, 0
+        try:
+            return self.guest.control.progress
+        except ValueError:  # closed by another thread just now
+            return 0, 0
+
+    def frame_number(self, gpa: SupportsIndex) -> int | None:
+        """Return the physical frame behind the page at an address of the window.
+
+        None without the privilege. Raises IndexError if the address is not of the window,
+        AccessError if the page is not the machine's at present, ClosedError.
+        """
+        address, window = integer(gpa, "gpa"), self.window
+        if not window.base <= address < window.end:
+            raise OutOfBounds(
+                f"gpa {shown(address, '#x')} is not within {self.name}'s window, "
+                f"{window.base:#x}..{window.end:#x}"
+            )
+        page = Extent(window.offset(address, 0) // PAGE_SIZE, 1)
+        with self._turns.turn():
+            if self.closed:
+                raise ClosedError(f"{self.name} has been closed")
+            ledger = self.exchange.ledger
+            if not self.peer.alive or not ledger.holds(self.number, page, READABLE):
+                raise AccessError(f"the page at gpa {address:#x} is not {self.name}'s at present")
+            return frame_number(self.peer.window.address(page.page))
 
     def outcome(self) -> dict[str, Any]:
         """Return how it ended, as an object for `--json`."""
@@ -114,6 +146,9 @@ class Machine:
             "messages_sent": self.peer.sent,
             "messages_received": self.peer.received,
         }
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Machine cannot be copied or pickled")
 
     def __repr__(self) -> str:
         return f"<Machine {self.number} {self.name!r} {self.state.value}>"

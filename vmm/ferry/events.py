@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from vmm.errors import ArgumentTypeError
+
 _MANY = 1024  # calls that may wait before machines that cause more have to wait as well
 
 
@@ -47,12 +49,16 @@ class Outbox:
         self._turn.append(partial(call, *arguments))
 
     def seal(self) -> bool:
-        """Let the calls of a turn that has been committed be made; return whether there are any."""
+        """Let the calls of a turn that has been committed be made; return whether any wait."""
         if not self._turn:
-            return False
+            return bool(self.waiting)
         self.waiting.extend(self._turn)
         self._turn.clear()
         return True
+
+    def leave(self, call: Callable[[], object]) -> None:
+        """Have a call made when the turn is over that a signal's handler has interrupted."""
+        self.waiting.append(call)
 
     def say(self, call: Callable[..., object], *arguments: object) -> None:
         """Make a call now, without the lock; or have it made by the thread that is at it."""
@@ -111,7 +117,9 @@ class Trace:
         return self.on
 
     def listen(self, listener: Listener) -> None:
-        """Hand every event from now on to `listener`."""
+        """Hand every event from now on to `listener`. Raises TypeError."""
+        if not callable(listener):
+            raise ArgumentTypeError(f"listener must be a function, not {type(listener).__name__}")
         self._listeners = [*self._listeners, listener]
         self.on = True
 

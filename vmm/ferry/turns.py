@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vmm.errors import BusyError, PageferryError
+from vmm.errors import BusyError, ClosedError, PageferryError
 from vmm.ferry.events import Outbox
 from vmm.ferry.rules import Refusal
 from vmm.memory.journal import Journal
@@ -25,27 +25,31 @@ class Turns:
 
     lock      reentrant: a signal's handler may come between any two lines of its thread
     recover   called after a roll-back, to put right what does not depend on the tables
+    gone      why there are no more turns, once there are none
     """
 
     def __init__(self, journal: Journal) -> None:
         self.lock: Any = threading.RLock()
         self.journal = journal
         self.outbox = Outbox()
+        self.gone: str | None = None
         self.recover: Callable[[], None] = _nothing
         journal.undone = self.outbox.drop
 
     @property
     def inside(self) -> bool:
         """Whether the calling thread is in a turn: it is a signal's handler that asks, then."""
-        return self.journal.active and self.lock._is_owned()
+        return (self.journal.active or self.journal.finishing) and self.lock._is_owned()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Hold the lock for a turn, and tell what is to be told after it.
 
         An error of ours is an answer, after which the tables are as they should be; what else is
-        raised undoes the turn. Raises BusyError from a signal's handler that has interrupted one.
+        raised undoes the turn. Raises BusyError from a signal's handler that has interrupted one,
+        ClosedError if there are no more.
         """
+        self.check_open()
         if self.inside:
             raise BusyError(
                 "the monitor is at work, interrupted by this signal: set a flag in the handler, "
@@ -54,6 +58,7 @@ class Turns:
         held = self.lock._is_owned()  # by what this signal's handler has interrupted
         try:
             with self.lock:
+                self.check_open()  # again: whoever had the lock may have been the last
                 self.journal.begin()
                 try:
                     yield
@@ -73,6 +78,27 @@ class Turns:
         """Let others have the lock, whatever has been raised where a `with` would have done so."""
         while self.lock._is_owned():
             self.lock.release()
+
+    def check_open(self) -> None:
+        """Raise ClosedError if there are no more turns."""
+        if self.gone is not None:
+            raise ClosedError(self.gone)
+
+    def stop(self, why: str) -> None:
+        """Let there be no more turns of calls; one that is under way is waited for.
+
+        Memory may be unmapped afterwards: who reads or writes it does so in a turn.
+        """
+        with self.lock:
+            self.gone = why
+
+    def abandon(self, why: str) -> None:
+        """Let there be no more turns in a process that was forked: they are its parent's, and so is
+        what another thread may have been at.
+        """
+        self.lock._at_fork_reinit()  # as `logging` does
+        self.journal.abandon()
+        self.gone = why
 
     def end(self) -> None:
         """End a turn: it has been, from now on."""

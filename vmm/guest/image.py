@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import io
 import itertools
@@ -73,7 +74,8 @@ class Image:
 def load_image(path: str | Path) -> Image:
     """Read and check an ELF file.
 
-    Raises GuestImageError, naming the file and what to do about it.
+    Raises GuestImageError, naming the file and what to do about it; OSError if no more files can be
+    opened.
     """
     path = os.fspath(path)
     if "\0" in path:
@@ -93,6 +95,8 @@ def load_image(path: str | Path) -> Image:
         )
         return _load(path, identity)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the file
+            raise
         raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
 
 

@@ -11,12 +11,14 @@ Everything that the program decides from a host's nature is decided here, from p
     choice          ring, doorbell, mover and what is copied from that, and why (pure)
     memory, cgroup  how much memory there is, and how much of it is allowed
     facts           all of it put together, once per process
+    limits          the kernel's limits, when they are reached
     quirks          what some hosts do differently, with the condition and the evidence (pure)
     hugepages, privilege    what was tried besides
 """
 
 from vmm.host.device import DEVICE, open_kvm
 from vmm.host.facts import Host, inspect, mapping_limit
+from vmm.host.limits import reported
 from vmm.host.memory import memory_available, total_memory
 from vmm.host.module import Backend
 
@@ -28,5 +30,6 @@ __all__ = [
     "mapping_limit",
     "memory_available",
     "open_kvm",
+    "reported",
     "total_memory",
 ]

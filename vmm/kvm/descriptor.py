@@ -5,7 +5,7 @@ import errno
 import os
 import warnings
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from .uapi import CAPABILITY_NAMES, Ioctl
 
@@ -65,6 +65,10 @@ class Descriptor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        # Its copy would close it, too.
+        raise TypeError(f"{self.kind} descriptors have one owner, and cannot be copied or pickled")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self._fd < 0 else f'fd {self._fd}'}>"

@@ -38,6 +38,7 @@ class Journal:
 
     turn      the number of the present turn, or of the last one
     active    whether a turn is under way
+    finishing whether what a turn has left to do is being done: no other may come in between
     touched   windows, and the pages of them, whose mapping has been, or may have been, changed
     moves     memory that has been moved, or may have been: from, to, bytes
     settled   what cannot be undone, and is harmless to be done again: called after a roll-back
@@ -49,6 +50,7 @@ class Journal:
         "_kept",
         "_later",
         "active",
+        "finishing",
         "moves",
         "repair",
         "settled",
@@ -59,7 +61,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.turn = 0
-        self.active = False
+        self.active = self.finishing = False
         self.touched: list[tuple[Any, int, int]] = []
         self.moves: list[tuple[int, int, int]] = []
         self.settled: list[Callable[[], object]] = []
@@ -105,9 +107,13 @@ class Journal:
             self._finish()
 
     def _finish(self) -> None:
-        while self._later:
-            self._later[0]()
-            del self._later[0]
+        self.finishing = True
+        try:
+            while self._later:
+                self._later[0]()
+                del self._later[0]
+        finally:
+            self.finishing = False
 
     def roll_back(self) -> None:
         """Put everything back to what it was when the turn began."""
@@ -117,6 +123,12 @@ class Journal:
         self._later.clear()
         self.undone()
         self.active = False
+
+    def abandon(self) -> None:
+        """Forget a turn, and what the last one has left to do: they are another process's."""
+        self.active = self.finishing = False
+        self._later.clear()
+        self._forget()
 
     def _forget(self) -> None:
         self._kept.clear()

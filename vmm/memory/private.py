@@ -5,6 +5,7 @@ It is never transferred.
 
 from __future__ import annotations
 
+from vmm.errors import ClosedError
 from vmm.memory.region import Region
 from vmm.memory.template import Template
 
@@ -27,26 +28,34 @@ class PrivateMemory:
         self._mapping = template.map(region.size)
         self._bytes = self._mapping.view()
 
+    def _check_open(self) -> None:
+        if not self._mapping.size:
+            raise ClosedError("the machine has been closed, and its memory with it")
+
     @property
     def address(self) -> int:
-        """The host address of guest-physical address 0."""
+        """The host address of guest-physical address 0. Raises ClosedError."""
+        self._check_open()
         return self._mapping.address
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Return a copy of `length` bytes at `gpa`. Raises OutOfBounds."""
+        """Return a copy of `length` bytes at `gpa`. Raises OutOfBounds, ClosedError."""
+        self._check_open()
         start = self.region.offset(gpa, length)
         return bytes(self._bytes[start : start + length])
 
     def write(self, gpa: int, data: bytes) -> None:
-        """Write `data` at `gpa`. Raises OutOfBounds."""
+        """Write `data` at `gpa`. Raises OutOfBounds, ClosedError."""
+        self._check_open()
         start = self.region.offset(gpa, len(data))
         self._bytes[start : start + len(data)] = data
 
     def view(self, gpa: int, length: int) -> memoryview:
         """Return `length` writable bytes at `gpa`, to be released before close().
 
-        Raises OutOfBounds.
+        Raises OutOfBounds, ClosedError.
         """
+        self._check_open()
         start = self.region.offset(gpa, length)
         return self._bytes[start : start + length]
 

@@ -1,0 +1,47 @@
+"""The examples of docs/python.md, as they stand there, print what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy  # noqa: F401 - its threads are there before they are counted
+import pytest
+from command import pageferry
+
+import vmm
+
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "python.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make there")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the guest that the examples talk to."""
+    folder = tmp_path_factory.mktemp("examples")
+    (guest,) = re.findall(r"```c\n(.*?)```", PAGE, re.S)
+    (folder / "shout.c").write_text(guest)
+    ended = pageferry("build", "shout.c", "-o", "shout.elf", cwd=folder)
+    assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_an_example_prints_what_it_says(
+    example: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.M)
+    printed: list[str] = []
+    monkeypatch.chdir(folder)
+    names = {"print": lambda *values: printed.append(" ".join(map(str, values)))}
+    exec(compile(example, "docs/python.md", "exec"), names)
+    assert printed == said
+    assert len(said) >= 1
+
+
+def test_the_errors_are_all_there() -> None:
+    errors = {name for name in vmm.__all__ if name.endswith("Error")}
+    assert errors - {"PageferryError"} <= set(re.findall(r"`(\w+Error)`", PAGE))
+    assert "PageferryError" in PAGE

@@ -1,0 +1,29 @@
+"""What the statuses mean that the host's operations are refused with, in a few words."""
+
+from __future__ import annotations
+
+from vmm.errors import GuestError
+from vmm.guest.abi import EXTENTS_MAX, Status
+
+_WORDS = {
+    Status.E_PEER: "no channel leads there",
+    Status.E_DEAD: "the machine has stopped",
+    Status.E_QUEUE_FULL: "the queue is full: let the machine run, or spawn it with a longer one",
+    Status.E_WINDOW_FULL: "the window has no room: spawn the machine with a larger one",
+    Status.E_OWNERSHIP: "a buffer is not the host's, or not yet",
+    Status.E_OVERLAP: "a buffer is given twice",
+    Status.E_LENGTH: f"it takes at least one buffer, and at most {EXTENTS_MAX}",
+    Status.E_QUOTA: "the quota of pages or pieces is used up: spawn the machine with a larger one",
+    Status.E_NO_MEMORY: "the pool is empty, or the host has no memory or mappings left",
+    Status.E_LENT: "a buffer is lent or shared: reclaim it first",
+    Status.E_BORROWED: "a buffer is borrowed: it can only be given back",
+    Status.E_RECLAIMED: "the owner has taken a buffer back: release it",
+    Status.E_NOT_LENT: "a buffer is not lent or shared, or not borrowed of that machine",
+    Status.E_REPEATED: "the machine sees a buffer already",
+}
+
+
+def refused(what: str, status: Status, why: str | None = None) -> GuestError:
+    """Return the error of an operation, by its name, that is refused with a status."""
+    words = _WORDS.get(status) if why is None else why
+    return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""))

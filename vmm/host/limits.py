@@ -1,0 +1,46 @@
+"""The kernel's limits on what a process may have: an error that says which, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from vmm.errors import LimitError, PageferryError
+
+_ADVICE = {
+    errno.EMFILE: "close some files, or raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files in other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, or use smaller sizes",
+    errno.EAGAIN: "raise the limits on threads and locked memory (ulimit -u, ulimit -l)",
+    errno.ENOSPC: "free some memory, or use smaller sizes",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+_NO_THREAD = "can't start new thread"  # what CPython says, in a RuntimeError
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Raise a LimitError for a limit that is reached in the block; other errors are left alone.
+
+    what    what is being made
+    """
+    try:
+        yield
+    except PageferryError:
+        raise
+    except OSError as error:
+        code = error.errno or 0
+        if code not in _ADVICE:
+            raise
+        raise LimitError(f"{what}: {_words(error, code)}: {_ADVICE[code]}", code) from error
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        code = errno.EAGAIN
+        raise LimitError(f"{what}: no thread can be started: {_ADVICE[code]}", code) from error
+
+
+def _words(error: OSError, code: int) -> str:
+    return " ".join((error.strerror or os.strerror(code)).split())
