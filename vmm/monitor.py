@@ -41,6 +41,11 @@ _MAX_WINDOW = 256 << 30
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
+_SPOILED = Ending(
+    "internal",
+    "the host refused to change its window, and to undo that: there are too many mappings "
+    "(vm.max_map_count), or too little memory for the kernel",
+)
 
 
 def print_line(name: str, line: str) -> None:
@@ -200,6 +205,7 @@ class Monitor:
             guest.close()
             raise
         machine = Machine(guest, Peer(number, name, window, depth, guest.control))
+        window.on_spoiled = partial(self._condemn, machine)
         try:
             if window.blinks:
                 machine.peer.hold_still = partial(self._scheduler.hold, machine)
@@ -329,6 +335,14 @@ class Monitor:
         with self._turns.turn():
             change()
 
+    def _condemn(self, machine: Machine) -> None:
+        """Let a machine end before it is entered again: its window is spoiled (Window)."""
+        machine.ending = machine.ending or _SPOILED
+        if machine.state is State.RUNNING:
+            self._scheduler.interrupt(machine)
+        elif machine.state is State.PARKED:
+            self._scheduler.make_ready(machine)
+
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
         if (
@@ -338,13 +352,16 @@ class Monitor:
         ):
             self._scheduler.make_ready(machine)
 
-    def audit(self) -> dict[str, int]:
+    def audit(self, *, mappings: bool = False) -> dict[str, int]:
         """Check the ledger; return how many pages are in each state (vmm.ferry.books).
+
+        mappings   check as well that each window shows what the ledger says, by what the kernel
+                   says, and nothing else (by the monitor's own list, for memslots)
 
         Their sum is the pool. Raises LedgerError.
         """
         with self._turns.turn():
-            return self._exchange.ledger.audit()
+            return self._exchange.audit(mappings=mappings)
 
     # ---- The end ----
 

@@ -98,6 +98,17 @@ class Ledger(Transit):
         account.charged -= sum(part.pages for part in freed)
         return self._free(freed)
 
+    def set_aside(self, frames: Frames) -> None:
+        """Keep frames that have been freed, and could not be zeroed, from everybody."""
+        if frames not in self.unclean:
+            self.unclean.append(frames)
+        self.recount()
+
+    def set_free(self, frames: Frames) -> None:
+        """Let frames that were set aside, and have been zeroed since, be free."""
+        self.unclean = [other for other in self.unclean if other != frames]
+        self.recount()
+
     # ---- The way back ----
 
     def returning(self, peer: int, owner: int, extents: Sequence[Extent]) -> Return:

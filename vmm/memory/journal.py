@@ -39,7 +39,8 @@ class Journal:
     turn      the number of the present turn, or of the last one
     active    whether a turn is under way
     touched   windows, and the pages of them, whose mapping has been, or may have been, changed
-    moves     memory that has been moved, or may have been: from, to, bytes
+    moves     memory that has been moved, or may have been: from, to, bytes; less than none, if it
+              has been copied back
     settled   what cannot be undone, and is harmless to be done again: called after a roll-back
     undone    called when a roll-back is over
     repair    makes everything derived, and the kernel's mappings, follow the restored tables

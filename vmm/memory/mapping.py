@@ -160,6 +160,17 @@ def store(address: int, size: int, fd: int, offset: int) -> None:
         address, size, offset = address + written, size - written, offset + written
 
 
+def overwrite(address: int, source: int, size: int) -> None:
+    """Copy over private memory that may only be read here: as a debugger does, by proc(5)'s
+    /proc/self/mem. Raises OSError, with some of it written.
+    """
+    fd = os.open("/proc/self/mem", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        store(source, size, fd, address)
+    finally:
+        os.close(fd)
+
+
 def clear(address: int, size: int) -> None:
     """Write zeros over memory that is there, and writable: there is no error to be raised."""
     ctypes.memset(address, 0, size)

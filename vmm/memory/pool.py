@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -61,11 +61,6 @@ class PagePool:
         Raises OSError: they may hold some of it then, and have to be zeroed.
         """
         mapping.store(address, size, self.fd, frame * PAGE_SIZE)
-
-    def give_back(self, frames: Sequence[tuple[int, int]]) -> None:
-        """Zero runs of frames (first, count) when what frees them can no longer be undone."""
-        if frames:
-            self.journal.later(partial(self.zero, tuple(frames)))
 
     def fill_for_now(self, frame: int, address: int, size: int) -> None:
         """Fill frames as `fill` does, until the turn is rolled back."""
