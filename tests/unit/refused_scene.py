@@ -81,6 +81,8 @@ class RefusingSlots(SlotTable):
         self, slot: int, gpa: int, size: int, address: int, flags: int = 0
     ) -> None:
         self._refuser.call()
+        if not size and slot not in self.slots:
+            raise OSError(errno.EINVAL, "there is none")
         super().set_user_memory_region(slot, gpa, size, address, flags)
 
 
@@ -108,7 +110,7 @@ class RefusedScene(Scene):
             if self._whole is None:
                 self._whole = Mapping.shared(FRAMES * PAGE_SIZE, self.pool.fd)
                 self._stack.callback(self._whole.close)
-            return PoolSlotsWindow(vm, abi.WINDOW_GPA, size, self._whole)
+            return PoolSlotsWindow(vm, abi.WINDOW_GPA, size, self._whole, self.pool.journal)
         assert isinstance(self.pool, Park)
         if self._mover == "park" or (self._mover == "both" and number % 2 == 0):
             return ParkSlotsWindow(self.pool, vm, abi.WINDOW_GPA, size)

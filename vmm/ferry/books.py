@@ -134,6 +134,7 @@ class Books:
         self.journal = journal
         self.pool = FramePool(frames)
         self.unclean: list[Frames] = []
+        self._torn = False
         self._pieces = pieces
         self._tally = Tally()
         self._accounts: dict[int, Account] = {}

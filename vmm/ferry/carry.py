@@ -61,26 +61,21 @@ class Carrier:
             self._roster.notice(self._roster[peer], Notice.RECLAIM)
 
     def zero(self, freed: Sequence[Frames]) -> None:
-        """Zero frames that are free now, as soon as that can no longer be undone.
-
-        What the host does not let be zeroed is set aside.
+        """Zero frames that have just been freed, as soon as that can no longer be undone, and let
+        them be free then. What the host does not let be zeroed stays set aside.
         """
         if freed:
-            self._pool.journal.later(partial(self._zero, tuple(freed)))
+            self._ledger.set_aside(freed)
+            self._pool.journal.later(partial(self.clean, tuple(freed)))
 
-    def _zero(self, freed: Sequence[Frames]) -> None:
-        for frames in freed:
-            try:
-                self._pool.zero((frames,))
-            except OSError:
-                self._ledger.set_aside(frames)
-
-    def clean(self) -> None:
-        """Try again to zero what has been set aside."""
+    def clean(self, wanted: Sequence[Frames] | None = None) -> None:
+        """Zero what has been set aside, and is wanted: at once, whatever becomes of the turn."""
+        self._ledger.mend()
         for frames in self._ledger.unclean:
-            with contextlib.suppress(OSError):
-                self._pool.zero((frames,))
-                self._ledger.set_free(frames)
+            if wanted is None or frames in wanted:
+                with contextlib.suppress(OSError):
+                    self._pool.zero((frames,))
+                    self._ledger.set_free(frames)
 
 
 class Moves:

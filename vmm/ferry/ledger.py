@@ -11,6 +11,7 @@ Not thread-safe: the exchange calls it under its lock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from vmm.ferry.books import UNLIMITED, Account, Bond, LedgerError
 from vmm.ferry.places import joined, reserve
@@ -98,16 +99,26 @@ class Ledger(Transit):
         account.charged -= sum(part.pages for part in freed)
         return self._free(freed)
 
-    def set_aside(self, frames: Frames) -> None:
-        """Keep frames that have been freed, and could not be zeroed, from everybody."""
-        if frames not in self.unclean:
-            self.unclean.append(frames)
-        self.recount()
+    def set_aside(self, freed: Sequence[Frames]) -> None:
+        """Keep frames from everybody that have just been freed, until they are zeroed."""
+        self.journal.undo(partial(setattr, self, "unclean", self.unclean))
+        self.unclean = [*self.unclean, *freed]
+        for frames in freed:
+            self.pool.withdraw(frames)
 
     def set_free(self, frames: Frames) -> None:
         """Let frames that were set aside, and have been zeroed since, be free."""
+        self.mend()
+        self._torn = True  # if we are cut off here, what is free is counted again
         self.unclean = [other for other in self.unclean if other != frames]
-        self.recount()
+        self.pool.release(frames)
+        self._torn = False
+
+    def mend(self) -> None:
+        """Put right what a `set_free` that was cut off has left."""
+        if self._torn:
+            self.recount()
+            self._torn = False
 
     # ---- The way back ----
 

@@ -113,9 +113,7 @@ class Operations(Sending):
 
     def grant(self, peer: Peer, counts: Sequence[int]) -> list[Extent]:
         """Give a peer zeroed pages, an extent for each count. Raises Refusal."""
-        if self._ledger.unclean:
-            self._carrier.clean()
-        extents, runs = self._ledger.grant(peer.number, counts)
+        extents, runs = self._grant(peer.number, counts)
         kept: list[Run] = []
         try:
             with self._carrier.all_or_nothing() as moves:
@@ -125,6 +123,16 @@ class Operations(Sending):
             self._carrier.zero(self._ledger.release(peer.number, unseen))
             raise
         return extents
+
+    def _grant(self, peer: int, counts: Sequence[int]) -> tuple[list[Extent], list[Run]]:
+        """Plan it; where there are too few pages, with those that were still to be zeroed."""
+        try:
+            return self._ledger.grant(peer, counts)
+        except Refusal as refusal:
+            if refusal.status is not Status.E_NO_MEMORY or not self._ledger.unclean:
+                raise
+        self._carrier.clean()
+        return self._ledger.grant(peer, counts)
 
     def release(self, peer: Peer, extents: Sequence[Extent]) -> None:
         """Take disjoint extents back into the pool; they read as zeros from now on.
