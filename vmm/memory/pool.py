@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import forks
 from vmm.memory import mapping
 from vmm.memory.journal import Journal
 
@@ -44,6 +45,7 @@ class PagePool:
         self.journal = Journal()
         self.advised = _advised()
         self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
+        forks.hold(self)
         try:
             os.ftruncate(self.fd, frames * PAGE_SIZE)
         except BaseException:
@@ -84,6 +86,10 @@ class PagePool:
 
     def recount(self) -> None:
         """Derive again what depends on tables that have been restored."""
+
+    def let_go(self) -> None:
+        """Close the memfd in a process that was forked."""
+        PagePool.close(self)
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""
