@@ -33,6 +33,7 @@ from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, parse_limit, parse_size
 
@@ -130,8 +131,10 @@ class Monitor:
             self._scheduler = Scheduler(turns, workers, self._by_number.values)
             undo.callback(self._scheduler.close)
             turns.recover = self._scheduler.recover
+            ledger = Ledger(frames, journal=turns.journal)
             mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH, turns.journal)
+            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
+            ledger.ask_for_pieces = BUDGET.balance
             self._exchange = Exchange(
                 ledger,
                 self._mover.pool,

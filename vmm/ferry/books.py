@@ -16,7 +16,7 @@ The first two are in the windows' maps alone, the last in a list; the others are
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -128,7 +128,10 @@ class Books:
     """What the ledger knows. Not thread-safe: the exchange uses it under its lock.
 
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
+    ask_for_pieces  called when there are too few: it may `allow` more
     """
+
+    ask_for_pieces: Callable[[], object] | None = None
 
     def __init__(self, frames: int, pieces: int = UNLIMITED, journal: Journal = IDLE) -> None:
         self.journal = journal
@@ -162,6 +165,14 @@ class Books:
             if run.hold is Hold.OWNED
         ]
         self.pool.keep_but(sorted(taken))
+
+    def pieces_used(self) -> int:
+        """Return how many runs all windows are cut into."""
+        return self._tally.intervals
+
+    def allow(self, pieces: int) -> None:
+        """Let the windows be cut into as many runs from now on."""
+        self._pieces = pieces
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
