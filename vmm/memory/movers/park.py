@@ -167,13 +167,19 @@ class Park(PagePool):
 
         Raises OSError, with nothing moved, or Torn.
         """
-        moved, error = self._advance(source, target, size)
-        if error is None:
+        try:
+            self._move(source, target, size)
             return
-        if moved:
-            back, _ = self._advance(target, source, moved)
-            raise Torn(back, moved, error) from None
-        raise error
+        except OSError as error:
+            if error.errno != errno.EFAULT or size == PAGE_SIZE:
+                raise
+        moved, refused = self._by_halves(source, target, size)
+        if refused is None:
+            return
+        if not moved:
+            raise refused
+        back, _ = self._advance(target, source, moved)
+        raise Torn(back, moved, refused) from None
 
     def _advance(self, source: int, target: int, size: int) -> tuple[int, OSError | None]:
         """Move memory from its first byte on; return how much has moved, and why no more."""
@@ -182,15 +188,17 @@ class Park(PagePool):
         except OSError as error:
             if error.errno != errno.EFAULT or size == PAGE_SIZE:
                 return 0, error
-        else:
-            return size, None
+            return self._by_halves(source, target, size)
+        return size, None
+
+    def _by_halves(self, source: int, target: int, size: int) -> tuple[int, OSError | None]:
         unit = HUGE if size > HUGE else PAGE_SIZE
         half = -(-size // 2 // unit) * unit
         moved, refused = self._advance(source, target, half)
-        if refused is not None:
-            return moved, refused
-        moved, refused = self._advance(source + half, target + half, size - half)
-        return half + moved, refused
+        if refused is None:
+            more, refused = self._advance(source + half, target + half, size - half)
+            moved += more
+        return moved, refused
 
     def _move(self, source: int, target: int, size: int) -> None:
         moves = self.journal.moves

@@ -64,7 +64,8 @@ class RemapWindow(MappedWindow):
             super().show(page, frame, count, writable=writable)
             return
         self.cover(page, count)
-        self.tidy()
+        if self._blank:
+            self.tidy()
         done = 0
         try:
             for part in self._park.lodgings.of(page, frame, count):
@@ -91,25 +92,23 @@ class RemapWindow(MappedWindow):
             if part.fresh:
                 self._park.lodgings.settle(part)
             return
+        stuck: Stuck | None = None
         try:
             self._fetch(part, page, writable)
         except Torn as torn:
-            here = torn.part_of(part)
-            there = Extent(page + torn.start // PAGE_SIZE, here.pages)
             if torn.start:
-                self.blank(page, there.page - page)
-            if not there.pages:
+                self.blank(page, torn.start // PAGE_SIZE)
+            if torn.start == torn.end:
                 raise
-            self._settle_here(here, there.page, writable)
-            raise Stuck([there], torn) from None
-        self._settle_here(part, page, writable)
-
-    def _settle_here(self, part: Lodging, page: int, writable: bool) -> None:
+            part, page = torn.part_of(part), page + torn.start // PAGE_SIZE
+            stuck = Stuck([Extent(page, part.pages)], torn)
         if part.window is not None:
             part.window.lose(part)
         self._park.lodgings.settle(part._replace(window=self, page=page))
         hold = Hold.OWNED if writable else Hold.VIEWED
         self._shown.insert(Run(page, part.pages, part.frame, hold))
+        if stuck is not None:
+            raise stuck
 
     def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
         """Move memory here. What is only to be read is never writable here, not for a moment."""
@@ -227,8 +226,9 @@ class RemapWindow(MappedWindow):
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)
+        if other._blank:
+            other.tidy()
         self._park.journal.touched.append((other, place, count))
-        other.tidy()
         try:
             self._park.move(here, there, size)
         except Torn as torn:
