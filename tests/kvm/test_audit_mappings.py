@@ -23,12 +23,12 @@ def test_the_audit_looks_at_every_window_if_it_is_to(mover: str) -> None:
         assert a.send(b, (span.gpa, 512)) == 0
         buffer = monitor.host.alloc(3 * PAGE_SIZE)
         assert monitor.audit(mappings=True) == monitor.audit()
-        mapping.hide(buffer.address + PAGE_SIZE, PAGE_SIZE)
+        beyond = buffer.address + 8 * PAGE_SIZE  # where the host has nothing
+        mapping.show(beyond, PAGE_SIZE, monitor._mover.pool.fd, 700 * PAGE_SIZE)
         assert monitor.audit()["owned"] == 603
-        with pytest.raises(LedgerError, match=r"^host reaches frame \d+ at page 0 \(1 pages"):
+        with pytest.raises(LedgerError, match=r"^host reaches frame 700 at page 8 \(1 pages"):
             monitor.audit(mappings=True)
-        (run,) = monitor._exchange.ledger.window(0)
-        monitor.host.peer.window.show(run.page + 1, run.frame + 1, 1)
+        mapping.hide(beyond, PAGE_SIZE)
         monitor.audit(mappings=True)
 
 
