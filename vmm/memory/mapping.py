@@ -243,7 +243,7 @@ class Mapping:
         self.address = address
         self.size = size
         self._whole = (address, size)  # what is unmapped
-        self._changes = False  # whether other things are mapped over it, and perhaps moved away
+        self._changes = False  # whether it is no plain memory of this process's own all the time
         forks.hold(self)
 
     @classmethod
@@ -267,7 +267,10 @@ class Mapping:
     @classmethod
     def shared(cls, size: int, fd: int) -> Mapping:
         """Map a file's first `size` bytes, shared."""
-        return cls._make(size, _READ_WRITE, mmap.MAP_SHARED | _MAP_NORESERVE, fd, "the page pool")
+        flags = mmap.MAP_SHARED | _MAP_NORESERVE
+        mapping = cls._make(size, _READ_WRITE, flags, fd, "the page pool")
+        mapping._changes = True
+        return mapping
 
     @classmethod
     def _aligned(cls, size: int, protection: int, what: str) -> Mapping:
@@ -311,13 +314,16 @@ class Mapping:
         """Replace what is mapped by zeros in a process that was forked: views stay what they were,
         and are not the parent's.
 
-        Of what changes, and what is left out of children, only what was inherited is replaced, by
-        inaccessible address space: in between there may be the child's own by now.
+        Of what is shared, changes, or is left out of children, only what was inherited is replaced,
+        by inaccessible address space: in between there may be the child's own by now.
         """
         (start, size), self._whole = self._whole, (0, 0)
         if not self._changes:
             if size:
-                _map(start, size, _READ_WRITE, _HOLE, -1, 0, "a child")
+                try:
+                    _map(start, size, _READ_WRITE, _HOLE, -1, 0, "a child")
+                except OSError:  # strict overcommit: rather no memory than the parent's
+                    hide(start, size)
             return
         self.address, self.size = _NOWHERE, 0
         for area in maps.areas(start, start + size):
