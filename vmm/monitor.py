@@ -36,6 +36,7 @@ from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
 
@@ -48,6 +49,11 @@ Seconds = SupportsFloat | SupportsIndex
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
+_SPOILED = Ending(
+    "internal",
+    "the host refused to change its window, and to undo that: there are too many mappings "
+    "(vm.max_map_count), or too little memory for the kernel",
+)
 
 
 def print_line(name: str, line: str) -> None:
@@ -138,8 +144,10 @@ class Monitor:
             self._scheduler = Scheduler(turns, threads, self._by_number.values)
             undo.callback(self._scheduler.close)
             turns.recover = self._scheduler.recover
+            ledger = Ledger(frames, journal=turns.journal)
             mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH, turns.journal)
+            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
+            ledger.ask_for_pieces = BUDGET.balance
             self._exchange = Exchange(
                 ledger,
                 self._mover.pool,
@@ -240,6 +248,7 @@ class Monitor:
             raise
         peer = Peer(number, name, window, depth, guest.control)
         machine = Machine(guest, peer, self._exchange, self._turns)
+        window.on_spoiled = partial(self._condemn, machine)
         try:
             if window.blinks:
                 machine.peer.hold_still = partial(self._scheduler.hold, machine)
@@ -390,6 +399,14 @@ class Monitor:
         with self._turns.turn():
             change()
 
+    def _condemn(self, machine: Machine) -> None:
+        """Let a machine end before it is entered again: its window is spoiled (Window)."""
+        machine.ending = machine.ending or _SPOILED
+        if machine.state is State.RUNNING:
+            self._scheduler.interrupt(machine)
+        elif machine.state is State.PARKED:
+            self._scheduler.make_ready(machine)
+
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
         if (
@@ -399,13 +416,16 @@ class Monitor:
         ):
             self._scheduler.make_ready(machine)
 
-    def audit(self) -> dict[str, int]:
+    def audit(self, *, mappings: bool = False) -> dict[str, int]:
         """Check the ledger; return how many pages are in each state (vmm.ferry.books).
+
+        mappings   check as well that each window shows what the ledger says, by what the kernel
+                   says, and nothing else (by the monitor's own list, for memslots)
 
         Their sum is the pool. Raises LedgerError.
         """
         with self._turns.turn():
-            return self._exchange.ledger.audit()
+            return self._exchange.audit(mappings=mappings)
 
     # ---- The end ----
 

@@ -262,7 +262,9 @@ def test_a_window_cannot_be_cut_into_more_pieces_than_it_may(
 def test_windows_cannot_be_cut_into_more_pieces_than_the_host_has_mappings(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scene.monitor._exchange.ledger, "_pieces", 1)
+    ledger = scene.monitor._exchange.ledger
+    monkeypatch.setattr(ledger, "ask_for_pieces", None)  # it gets no more
+    monkeypatch.setattr(ledger, "_pieces", 1)
     assert scene.wrong(without_mappings(scene)) == []
 
 

@@ -62,7 +62,7 @@ class Scene:
         self.pool = self.make_pool(FRAMES)
         self._stack.callback(self.pool.close)
         make_fragile(self.pool, self.host)
-        self.ledger = Ledger(FRAMES)
+        self.ledger = Ledger(FRAMES, journal=self.pool.journal)
         self.trace = Trace()
         self.exchange = Exchange(
             self.ledger,

@@ -16,6 +16,7 @@ import pytest
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.mapping import GIANT, HUGE, Mapping
+from vmm.memory.pagemap import frame_number
 from vmm.memory.pool import PagePool
 
 PAGES = 8
@@ -155,11 +156,36 @@ def test_closing_unmaps_the_range_and_again_does_nothing() -> None:
     assert kernels_word(address) is None
 
 
+def test_whoever_uses_a_mapping_that_was_closed_gets_an_error_and_nobody_elses_memory(
+    pool: PagePool,
+) -> None:
+    window = Mapping.anonymous(PAGES * PAGE_SIZE)
+    window.close()
+    with pytest.raises(ValueError, match="closed"):
+        window.view()
+    for change in (mapping.hide, mapping.empty):
+        with pytest.raises(OSError, match=r"mmap|madvise"):
+            change(window.address, PAGE_SIZE)
+    with pytest.raises(OSError, match="mmap"):
+        mapping.show(window.address, PAGE_SIZE, pool.fd, 0)
+    with pytest.raises(OSError, match="Bad address"):
+        frame_number(window.address)
+
+
+def test_the_frame_of_a_page_that_is_hidden_is_an_error(window: Mapping, pool: PagePool) -> None:
+    mapping.show(window.address, PAGE_SIZE, pool.fd, 0)
+    frame_number(window.address)
+    mapping.hide(window.address, PAGE_SIZE)
+    with pytest.raises(OSError, match="Bad address"):
+        frame_number(window.address)
+
+
 def test_with_closes_after_an_error_too() -> None:
     window = Mapping.reserve(PAGE_SIZE)
+    address = window.address
     with pytest.raises(KeyError), window:
         raise KeyError
-    assert kernels_word(window.address) is None
+    assert kernels_word(address) is None
 
 
 def test_an_exhausted_address_space_is_a_resource_error() -> None:

@@ -20,12 +20,11 @@ from unit.remap_scene import (
     write,
 )
 
-from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.guest.abi import PAGE_SIZE
 from vmm.host.hugepages import huge_pages
 from vmm.memory import frames, mapping
 from vmm.memory.movers import RemapWindow
 from vmm.memory.movers.park import Park
-from vmm.memory.runs import Run
 
 Move = Callable[[], bool]
 
@@ -278,16 +277,19 @@ def refused(act: Move, monkeypatch: pytest.MonkeyPatch, *at: int) -> tuple[Refus
             return refusals, None
 
 
-@pytest.mark.parametrize("at", [(2, 3), (2, 3, 4)], ids=["move back", "move back and home"])
+@pytest.mark.parametrize("at", [(2, 3), (2, 3, 4)], ids=["move back", "move back and hide"])
 def test_what_cannot_be_moved_back_is_not_left_with_its_receiver(
     park: Park, a: RemapWindow, b: RemapWindow, monkeypatch: pytest.MonkeyPatch, at: Sequence[int]
 ) -> None:
     """The second call hides it where it was; it is refused, and so is what would undo the first."""
-    _, brought = refused(middle(a, b), monkeypatch, *at)
+    move = middle(a, b)
+    before = seen(a), a.shown, read(a, 0, 16), lodged(park, 0, 16)
+    _, brought = refused(move, monkeypatch, *at)
     assert brought is None
+    assert (seen(a), a.shown, read(a, 0, 16), lodged(park, 0, 16)) == before
+    assert b.spoiled == (at == (2, 3, 4))
+    if b.spoiled:  # what is there is nobody's, and blank
+        assert "rw-p" in window_lines(b)[:-1]
+        assert not any(read(b, 35, 6))
+        b.tidy()
     assert seen(b) == [View(50, 5, 40, True)]
-    assert a.shown == (Run(0, 5, 0, Hold.OWNED), Run(11, 5, 11, Hold.OWNED))
-    assert lodged(park, 5, 6) == [(6, True, None, 0)]
-    a.show(5, 5, 6)
-    kept = at == (2, 3)
-    assert read(a, 0, 16) == [n if kept or not 6 <= n < 12 else 0 for n in range(1, 17)]

@@ -102,6 +102,7 @@ def test_a_copy_is_mapped_where_nothing_is(
     """Without the flag, as before Linux 4.17, the address is a wish."""
     monkeypatch.setattr(mapping, "_MAP_FIXED_NOREPLACE", flag)
     with Mapping.anonymous(SIZE) as there:
+        address = there.address
         with memoryview(there.view()) as view:
             view[:] = b"x" * SIZE
             assert not mapping.copy(there.address, template.size, template.fd, replace=False)
@@ -111,8 +112,8 @@ def test_a_copy_is_mapped_where_nothing_is(
         with memoryview(there.view()) as view:
             assert bytes(view[3:7]) == b"head"
     assert not mappings()
-    assert mapping.copy(there.address, template.size, template.fd, replace=False)
-    Mapping(there.address, template.size).close()
+    assert mapping.copy(address, template.size, template.fd, replace=False)
+    Mapping(address, template.size).close()
 
 
 def test_where_something_is_in_the_way_the_memory_is_mapped_elsewhere(

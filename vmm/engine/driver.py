@@ -66,7 +66,11 @@ class Driver:
         peer.entered, peer.idle = True, False
 
     def execute(self, machine: Machine) -> Exit:
-        """Run a machine until it exits. What the kernel refuses ends this machine, and no other."""
+        """Run a machine until it exits; not at all, if it is to end. What the kernel refuses ends
+        this machine, and no other.
+        """
+        if machine.ending is not None:
+            return Intr()
         try:
             return machine.guest.vcpu.run()
         except OSError as error:

@@ -8,19 +8,20 @@ A frame (a page of the pool) is at any time in exactly one of these states, and 
     lent       its owner's, with a borrower in its stead, or with nobody (taken back, not yet shown)
     shared     its owner's, and borrowers'
     orphaned   its owner has stopped; free as soon as its borrowers have let go of it
+    unclean    nobody's; free as soon as the host lets it be zeroed
 
-The first two are in the windows' maps alone; the others are bonds as well.
+The first two are in the windows' maps alone, the last in a list; the others are bonds as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from vmm.guest.abi import Hold
-from vmm.memory.frames import FramePool
+from vmm.memory.frames import FramePool, Frames
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import Extent, IntervalMap, Run, Tally
 
@@ -127,11 +128,16 @@ class Books:
     """What the ledger knows. Not thread-safe: the exchange uses it under its lock.
 
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
+    ask_for_pieces  called when there are too few: it may `allow` more
     """
+
+    ask_for_pieces: Callable[[], object] | None = None
 
     def __init__(self, frames: int, pieces: int = UNLIMITED, journal: Journal = IDLE) -> None:
         self.journal = journal
         self.pool = FramePool(frames)
+        self.unclean: list[Frames] = []
+        self._torn = False
         self._pieces = pieces
         self._tally = Tally()
         self._accounts: dict[int, Account] = {}
@@ -151,6 +157,7 @@ class Books:
         for peer, charged in self._charges().items():
             self._accounts[peer].charged = charged
         taken = [(bond.frame, bond.pages) for bond in self._bonds]
+        taken += self.unclean
         taken += [
             (run.frame, run.pages)
             for account in self._accounts.values()
@@ -158,6 +165,14 @@ class Books:
             if run.hold is Hold.OWNED
         ]
         self.pool.keep_but(sorted(taken))
+
+    def pieces_used(self) -> int:
+        """Return how many runs all windows are cut into."""
+        return self._tally.intervals
+
+    def allow(self, pieces: int) -> None:
+        """Let the windows be cut into as many runs from now on."""
+        self._pieces = pieces
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
@@ -203,7 +218,7 @@ class Books:
 
     def audit(self) -> dict[str, int]:
         """Check that every frame is in one state only, and both ends of each bond; return the pages
-        in each state, whose sum is the pool.
+        in each state, whose sum is the pool; `unclean` only if there are any.
 
         Raises LedgerError.
         """
@@ -219,6 +234,8 @@ class Books:
         }
         for bond in self._bonds:
             states[self._state(bond)].append((bond.frame, bond.pages))
+        if self.unclean:
+            states["unclean"] = [(run.first, run.pages) for run in self.unclean]
         self._check_partition(sorted(run for runs in states.values() for run in runs))
         self._check_windows()
         self._check_bonds()

@@ -6,6 +6,7 @@ here, and are as before where the host refuses.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,11 +16,12 @@ from vmm.ferry.control import Notice
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Span
 from vmm.ferry.peer import Peer
-from vmm.ferry.places import joined
+from vmm.ferry.places import joined, without
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import WRITABLE, Refusal
 from vmm.guest.abi import PAGE_SIZE, Hold, Status
-from vmm.memory.movers import Window
+from vmm.memory.frames import Frames
+from vmm.memory.movers import Stuck, Window
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, Run
 
@@ -54,9 +56,26 @@ class Carrier:
 
     def withhold(self, peer: int, run: Run) -> None:
         """Follow a host that does not show a run again: what was borrowed is so no more."""
-        self._pool.give_back(self._ledger.withhold(peer, run))
+        self.zero(self._ledger.withhold(peer, run))
         if run.hold is not Hold.OWNED:
             self._roster.notice(self._roster[peer], Notice.RECLAIM)
+
+    def zero(self, freed: Sequence[Frames]) -> None:
+        """Zero frames that have just been freed, as soon as that can no longer be undone, and let
+        them be free then. What the host does not let be zeroed stays set aside.
+        """
+        if freed:
+            self._ledger.set_aside(freed)
+            self._pool.journal.later(partial(self.clean, tuple(freed)))
+
+    def clean(self, wanted: Sequence[Frames] | None = None) -> None:
+        """Zero what has been set aside, and is wanted: at once, whatever becomes of the turn."""
+        self._ledger.mend()
+        for frames in self._ledger.unclean:
+            if wanted is None or frames in wanted:
+                with contextlib.suppress(OSError):
+                    self._pool.zero((frames,))
+                    self._ledger.set_free(frames)
 
 
 class Moves:
@@ -64,7 +83,8 @@ class Moves:
     Refusal(E_NO_MEMORY).
 
     What the host refuses to undo the ledger follows: it withholds what is not shown again, and lets
-    a peer keep what is not hidden again.
+    a peer keep what is not hidden again. `keep` is called with that: it is the peer's now, and
+    nobody else's to see.
     """
 
     def __init__(self, carrier: Carrier) -> None:
@@ -86,24 +106,33 @@ class Moves:
             self._carrier.window(peer).make_shareable(*extent)
 
     def show(self, peer: int, runs: Iterable[Run], keep: Callable[[Run], object]) -> None:
-        """Bring runs into a peer's window, writable or not as their hold says.
-
-        keep    called with one that is to be hidden again, and cannot be: it is the peer's now, and
-                nobody else's to see
-        """
+        """Bring runs into a peer's window, writable or not as their hold says."""
         for run in runs:
-            show(self._carrier.window(peer), run)
+            try:
+                show(self._carrier.window(peer), run)
+            except Stuck as stuck:
+                for part in parts(run, stuck):
+                    keep(part)
+                raise
             self._undo.append(partial(self._hide_again, peer, run, keep))
 
-    def pass_on(self, peer: int, run: Run, other: int, there: Run) -> None:
+    def pass_on(
+        self, peer: int, run: Run, other: int, there: Run, keep: Callable[[Run], object]
+    ) -> None:
         """Take a run out of a peer's window and bring it into another's: the last of the changes,
         which is not undone.
         """
         self._carrier.hold_still(peer)
         window, writable = self._carrier.window(other), there.hold in WRITABLE
-        if not self._carrier.window(peer).pass_on(
-            run.page, run.frame, run.pages, window, there.page, writable=writable
-        ):
+        try:
+            passed = self._carrier.window(peer).pass_on(
+                run.page, run.frame, run.pages, window, there.page, writable=writable
+            )
+        except Stuck as stuck:
+            for part in parts(there, stuck):
+                keep(part)
+            passed = False
+        if not passed:
             self._undo.append(partial(self._show_again, peer, run))
             raise OSError(errno.ENOMEM, "what has been hidden is not to be shown")
 
@@ -111,8 +140,9 @@ class Moves:
         for part in self._carrier.left(peer, run):
             try:
                 show(self._carrier.window(peer), part)
-            except OSError:
-                self._carrier.withhold(peer, part)
+            except OSError as error:
+                for unseen in without(part, parts(part, error)):
+                    self._carrier.withhold(peer, unseen)
 
     def _hide_again(self, peer: int, run: Run, keep: Callable[[Run], object]) -> None:
         try:
@@ -150,6 +180,13 @@ def hide(peer: Peer, run: Run) -> None:
 def show(window: Window, run: Run) -> None:
     """Bring a run into a window. Raises OSError."""
     window.show(run.page, run.frame, run.pages, writable=run.hold in WRITABLE)
+
+
+def parts(run: Run, error: OSError) -> list[Run]:
+    """Return what is to be seen of a run that the host has refused to show."""
+    if not isinstance(error, Stuck):
+        return []
+    return [run.clip(extent.page, extent.end) for extent in error.shown]
 
 
 def spans(window: Window, extents: Iterable[Extent]) -> tuple[Span, ...]:

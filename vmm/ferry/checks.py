@@ -53,7 +53,11 @@ class Checks(Books):
 
     def _check_host(self, growth: int) -> None:
         """Refused: E_NO_MEMORY if the host cannot be sure to have the mappings."""
-        if growth and self._tally.intervals + growth > self._pieces:
+        if not growth or self._tally.intervals + growth <= self._pieces:
+            return
+        if self.ask_for_pieces is not None:
+            self.ask_for_pieces()
+        if self._tally.intervals + growth > self._pieces:
             raise Refusal(Status.E_NO_MEMORY)
 
     def _fresh(

@@ -18,13 +18,12 @@ from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
-from vmm.ferry.places import joined
+from vmm.ferry.places import joined, without
 from vmm.ferry.plans import Homecoming
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
-from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, Run
 
 _BORROWED = (Hold.BORROWED, Hold.VIEWED)
@@ -44,14 +43,12 @@ class Delivery:
         ledger: Ledger,
         roster: Roster,
         carrier: Carrier,
-        pool: PagePool,
         trace: Trace,
         tell: Tell,
     ) -> None:
         self._ledger = ledger
         self._roster = roster
         self._carrier = carrier
-        self._pool = pool
         self._trace = trace
         self._tell = tell
 
@@ -81,7 +78,9 @@ class Delivery:
             else:
                 with self._carrier.all_or_nothing() as moves:
                     moves.show(number, runs, lambda run: self._ledger.arrive(number, [run]))
-        except (OSError, Refusal):
+        except (OSError, Refusal) as error:
+            if isinstance(error, OSError):
+                self._ledger.arrive(number, carry.parts(runs[0], error))
             self.send_back(peer, message, Status.E_NO_MEMORY)
             return False
         self._ledger.arrive(number, runs)
@@ -130,7 +129,7 @@ class Delivery:
             for page, pages, _, _ in seen:
                 if (part := run.clip(page, page + pages)).pages > 0:
                     self._ledger.restore(owner, [part])
-            back += [(owner, part) for part in _without(run, seen)]
+            back += [(owner, part) for part in without(run, seen)]
         self._bring_home(Homecoming(back, home.freed))
 
     def send_back(self, peer: Peer, message: Message, status: Status) -> None:
@@ -151,13 +150,14 @@ class Delivery:
 
         Return the owners of what the host does not show.
         """
-        self._pool.give_back(home.freed)
+        self._carrier.zero(home.freed)
         hidden = set()
         for owner, run in home.back:
             try:
                 carry.show(self._roster[owner].window, run._replace(hold=Hold.OWNED))
-            except OSError:
+            except OSError as error:
                 hidden.add(owner)
+                self._ledger.restore(owner, carry.parts(run, error))
             else:
                 self._ledger.restore(owner, [run])
         return hidden
@@ -198,7 +198,7 @@ class Delivery:
             else:
                 self.send_back(peer, message, Status.E_DEAD)
         self._return_borrowed(peer)
-        self._pool.give_back(self._ledger.dismiss(peer.number))
+        self._carrier.zero(self._ledger.dismiss(peer.number))
 
     def _untake(self, peer: Peer, message: Message) -> None:
         """Send a message back that a dead machine never took, although its pages had reached it."""
@@ -262,19 +262,6 @@ class Delivery:
         self._roster.put_back(owner, message)
         if self._trace.on:
             self._tell("return", message)
-
-
-def _without(run: Run, seen: Sequence[Run]) -> list[Run]:
-    """Return what is left of a run without the pages of others."""
-    left = [run]
-    for page, pages, _, _ in seen:
-        left = [
-            part
-            for whole in left
-            for part in (whole.clip(0, page), whole.clip(page + pages, whole.end))
-            if part.pages > 0
-        ]
-    return left
 
 
 def _batched(extents: Sequence[Extent], count: int) -> Iterator[Sequence[Extent]]:

@@ -33,6 +33,7 @@ from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
+from vmm.ferry.sight import check_mappings
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -67,7 +68,7 @@ class Exchange:
         self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
-        self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
+        self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
         self._start = 0
@@ -90,6 +91,13 @@ class Exchange:
     def _check(self) -> None:
         if self._audit:
             self.ledger.audit()
+
+    def audit(self, *, mappings: bool = False) -> dict[str, int]:
+        """Check the books, and the windows if they are to be; see Books.audit, check_mappings."""
+        states = self.ledger.audit()
+        if mappings:
+            check_mappings(self.ledger, self.roster)
+        return states
 
     def hold(self, peer: Peer, gpa: int) -> Hold:
         """Return what the page at an address of its window is to a peer."""

@@ -11,6 +11,7 @@ Not thread-safe: the exchange calls it under its lock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from vmm.ferry.books import UNLIMITED, Account, Bond, LedgerError
 from vmm.ferry.places import joined, reserve
@@ -97,6 +98,27 @@ class Ledger(Transit):
         freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
         account.charged -= sum(part.pages for part in freed)
         return self._free(freed)
+
+    def set_aside(self, freed: Sequence[Frames]) -> None:
+        """Keep frames from everybody that have just been freed, until they are zeroed."""
+        self.journal.undo(partial(setattr, self, "unclean", self.unclean))
+        self.unclean = [*self.unclean, *freed]
+        for frames in freed:
+            self.pool.withdraw(frames)
+
+    def set_free(self, frames: Frames) -> None:
+        """Let frames that were set aside, and have been zeroed since, be free."""
+        self.mend()
+        self._torn = True  # if we are cut off here, what is free is counted again
+        self.unclean = [other for other in self.unclean if other != frames]
+        self.pool.release(frames)
+        self._torn = False
+
+    def mend(self) -> None:
+        """Put right what a `set_free` that was cut off has left."""
+        if self._torn:
+            self.recount()
+            self._torn = False
 
     # ---- The way back ----
 

@@ -15,6 +15,7 @@ from vmm.ferry.carry import spans
 from vmm.ferry.control import Notice
 from vmm.ferry.message import Answer, Message, Request
 from vmm.ferry.peer import Peer
+from vmm.ferry.places import without
 from vmm.ferry.plans import Reclaim
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, Sending
@@ -51,14 +52,15 @@ class Operations(Sending):
         plan = self._ledger.returning(borrower.number, request.receiver, extents)
         if owner is not None:
             self._check_return(borrower, owner, request, plan.spans)
+        keep = partial(self._take_back, request.receiver)
         with self._carrier.all_or_nothing() as moves:
             shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
             if len(shown) == len(plan.runs) == 1 and shown[0].pages == plan.runs[0].pages:
-                moves.pass_on(borrower.number, plan.runs[0], request.receiver, shown[0])
+                moves.pass_on(borrower.number, plan.runs[0], request.receiver, shown[0], keep)
             else:
                 moves.hide(borrower.number, plan.runs)
-                moves.show(request.receiver, shown, partial(self._take_back, request.receiver))
-        self._pool.give_back(self._ledger.commit_return(plan))
+                moves.show(request.receiver, shown, keep)
+        self._carrier.zero(self._ledger.commit_return(plan))
         if owner is None:
             return Answer(Status.OK)
         message = Message(
@@ -111,15 +113,26 @@ class Operations(Sending):
 
     def grant(self, peer: Peer, counts: Sequence[int]) -> list[Extent]:
         """Give a peer zeroed pages, an extent for each count. Raises Refusal."""
-        extents, runs = self._ledger.grant(peer.number, counts)
+        extents, runs = self._grant(peer.number, counts)
         kept: list[Run] = []
         try:
             with self._carrier.all_or_nothing() as moves:
                 moves.show(peer.number, runs, kept.append)
         except Refusal:
-            self._ledger.release(peer.number, [run for run in runs if run not in kept])
+            unseen = [part for run in runs for part in without(run, kept)]
+            self._carrier.zero(self._ledger.release(peer.number, unseen))
             raise
         return extents
+
+    def _grant(self, peer: int, counts: Sequence[int]) -> tuple[list[Extent], list[Run]]:
+        """Plan it; where there are too few pages, with those that were still to be zeroed."""
+        try:
+            return self._ledger.grant(peer, counts)
+        except Refusal as refusal:
+            if refusal.status is not Status.E_NO_MEMORY or not self._ledger.unclean:
+                raise
+        self._carrier.clean()
+        return self._ledger.grant(peer, counts)
 
     def release(self, peer: Peer, extents: Sequence[Extent]) -> None:
         """Take disjoint extents back into the pool; they read as zeros from now on.
@@ -131,7 +144,7 @@ class Operations(Sending):
             raise Refusal(Status.E_OWNERSHIP)
         with self._carrier.all_or_nothing() as moves:
             moves.hide(peer.number, [run for run in runs if run.hold is Hold.OWNED])
-        self._pool.give_back(self._ledger.release(peer.number, runs))
+        self._carrier.zero(self._ledger.release(peer.number, runs))
 
     def _alloc(self, peer: Peer, request: Request) -> Answer:
         return Answer(Status.OK, spans=spans(peer.window, self.grant(peer, request.counts())))

@@ -35,6 +35,20 @@ def joined(extents: Iterable[Extent]) -> list[Extent]:
     return found
 
 
+def without(run: Run, parts: Iterable[Extent | Run]) -> list[Run]:
+    """Return what is left of a run without the pages of others."""
+    left = [run]
+    for other in parts:
+        page, end = other.page, other.end
+        left = [
+            part
+            for whole in left
+            for part in (whole.clip(0, page), whole.clip(end, whole.end))
+            if part.pages > 0
+        ]
+    return left
+
+
 def place_for(window: IntervalMap[Run], count: int) -> int:
     """Choose a place for `count` pages: large extents aligned (frames.alignments) from the top,
     small ones from below. Refused: E_WINDOW_FULL.

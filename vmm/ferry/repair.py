@@ -5,8 +5,10 @@ The tables say again what they said before the turn (vmm.memory.journal).
 
 from __future__ import annotations
 
+from vmm.ferry.carry import parts
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
+from vmm.ferry.places import without
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.memory.movers import Window
@@ -73,8 +75,9 @@ class Repair:
         page, pages, frame, hold = run
         try:
             peer.window.show_again(page, frame, pages, writable=hold in WRITABLE)
-        except OSError:
-            self._pool.zero(self._ledger.withhold(peer.number, run))
+        except OSError as error:
+            for part in without(run, parts(run, error)):
+                self._pool.zero(self._ledger.withhold(peer.number, part))
 
 
 def _disjoint(extents: list[Extent]) -> list[Extent]:

@@ -41,6 +41,7 @@ class Roster:
         self._peers.update(saved)
 
     def __iter__(self) -> Iterator[Peer]:
+        """Yield the peers that are alive."""
         return iter(self._peers.values())
 
     def __getitem__(self, number: int) -> Peer:

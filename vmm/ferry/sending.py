@@ -15,13 +15,14 @@ from vmm.ferry.carry import Carrier, spans
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
-from vmm.ferry.places import joined
+from vmm.ferry.places import joined, without
 from vmm.ferry.plans import Transfer
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory import mapping
+from vmm.memory.movers import Stuck
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, Run
 
@@ -231,20 +232,21 @@ class Sending:
             else:
                 carry.hide(sender, plan.runs[0])
         except Refusal:
-            fresh = tuple(run for run in plan.fresh if run not in kept)
-            self._ledger.abandon(plan._replace(fresh=fresh))
+            fresh = tuple(part for run in plan.fresh for part in without(run, kept))
+            self._carrier.zero(self._ledger.abandon(plan._replace(fresh=fresh)))
             raise
         self._ledger.commit_transfer(plan)
         return plan, False
 
     def _pass_on(self, sender: Peer, receiver: Peer, plan: Transfer) -> bool:
         """Bring the pages of a SEND, LEND or SHARE to an idle receiver at once, while they are at
-        hand; they are in flight only if the host refuses that. Return whether they have been
-        brought.
+        hand; if the host refuses that, they are in flight, but for what can be seen there. Return
+        whether they have been brought.
         """
         ((page, pages, frame, _),) = plan.runs
         writable = plan.writable or plan.operation is Operation.SEND
         window, place = receiver.window, plan.places[0]
+        there: Sequence[Extent] = ()
         sender.hold_still()
         try:
             if plan.operation is Operation.SHARE:
@@ -254,13 +256,17 @@ class Sending:
                 brought = sender.window.pass_on(
                     page, frame, pages, window, place, writable=writable
                 )
+        except Stuck as stuck:
+            brought, there = False, stuck.shown
         except OSError:
             raise Refusal(Status.E_NO_MEMORY) from None
         if brought:
             self._ledger.hand_over(plan)
-        else:
-            self._ledger.commit_transfer(plan)
-        return brought
+            return True
+        self._ledger.commit_transfer(plan)
+        if there:
+            self._ledger.arrive(receiver.number, self._ledger.arriving(receiver.number, there))
+        return False
 
     def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
         size = sum([extent.pages for extent in extents]) * PAGE_SIZE
@@ -280,7 +286,7 @@ class Sending:
                     cleared.append((address, count * PAGE_SIZE))
                     frame += count
         except OSError:
-            self._pool.give_back(self._ledger.abandon(plan))
+            self._carrier.zero(self._ledger.abandon(plan))
             raise Refusal(Status.E_NO_MEMORY) from None
         self._ledger.commit_transfer(plan)
         for address, size in cleared:

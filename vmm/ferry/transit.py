@@ -73,7 +73,7 @@ class Transit(Checks):
         if len(target.window.items) >= target.pieces:
             raise Refusal(Status.E_WINDOW_FULL)
         if self._tally.intervals + growth + 1 > self._pieces:
-            raise Refusal(Status.E_NO_MEMORY)
+            self._check_host(growth + 1)
         runs, sources, targets = (run,), (extent,), (Extent(there, pages),)
         return Transfer(
             operation, sender, receiver, writable, runs, (page,), (there,), sources, targets

@@ -7,6 +7,7 @@ import warnings
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
+from . import forks
 from .uapi import CAPABILITY_NAMES, Ioctl
 
 # Called through ctypes rather than fcntl.ioctl for its errors by value: an interrupted KVM_RUN
@@ -34,6 +35,11 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         """Take ownership of ``fd``."""
         self._fd = fd
+        forks.hold(self)
+
+    def let_go(self) -> None:
+        """Close it in a process that was forked."""
+        self.close()
 
     @property
     def closed(self) -> bool:

@@ -91,6 +91,11 @@ class FramePool:
             runs.append(Frames(start, self.total - start))
         self._runs, self.free = runs, sum(run.pages for run in runs)
 
+    def withdraw(self, frames: Frames) -> None:
+        """Take frames that are free, and just these."""
+        index = bisect.bisect_right(self._runs, (frames.first, self.total)) - 1
+        self._take(index, frames)
+
     def release(self, frames: Frames) -> None:
         """Give frames back, joining them with their free neighbours."""
         index = bisect.bisect_left(self._runs, frames)

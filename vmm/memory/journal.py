@@ -40,7 +40,8 @@ class Journal:
     active    whether a turn is under way
     finishing whether what a turn has left to do is being done: no other may come in between
     touched   windows, and the pages of them, whose mapping has been, or may have been, changed
-    moves     memory that has been moved, or may have been: from, to, bytes
+    moves     memory that has been moved, or may have been: from, to, bytes; less than none, if it
+              has been copied back
     settled   what cannot be undone, and is harmless to be done again: called after a roll-back
     undone    called when a roll-back is over
     repair    makes everything derived, and the kernel's mappings, follow the restored tables

@@ -19,6 +19,8 @@ from types import TracebackType
 from typing import NoReturn
 
 from vmm.errors import ResourceError
+from vmm.kvm import forks
+from vmm.memory import maps
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,6 +56,9 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _pwrite = _libc.pwrite
 _pwrite.restype = ctypes.c_ssize_t
 _pwrite.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
+_write = _libc.write
+_write.restype = ctypes.c_ssize_t
+_write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 
 # Not in the mmap module of Python 3.11 (mman-common.h, mman-linux.h, falloc.h).
 _PROT_NONE = 0
@@ -71,6 +76,8 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 _MAP_FAILED = ctypes.c_void_p(-1).value
+
+_NOWHERE = 1 << 62  # where nothing can be mapped, nor read
 
 _PAGEMAP_STEP = 65536  # entries read at once
 
@@ -160,9 +167,31 @@ def store(address: int, size: int, fd: int, offset: int) -> None:
         address, size, offset = address + written, size - written, offset + written
 
 
+def overwrite(address: int, source: int, size: int) -> None:
+    """Copy over private memory that may only be read here: as a debugger does, by proc(5)'s
+    /proc/self/mem. Raises OSError, with some of it written.
+    """
+    fd = os.open("/proc/self/mem", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        store(source, size, fd, address)
+    finally:
+        os.close(fd)
+
+
 def clear(address: int, size: int) -> None:
     """Write zeros over memory that is there, and writable: there is no error to be raised."""
     ctypes.memset(address, 0, size)
+
+
+def touch(address: int) -> None:
+    """Read a byte, as the kernel does: what is not there, or hidden, is an OSError (EFAULT)."""
+    reader, writer = os.pipe()
+    try:
+        if _write(writer, address, 1) != 1:
+            _fail(f"reading at {address:#x}")
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def resident(address: int) -> bool:
@@ -214,6 +243,8 @@ class Mapping:
         self.address = address
         self.size = size
         self._whole = (address, size)  # what is unmapped
+        self._changes = False  # whether it is no plain memory of this process's own all the time
+        forks.hold(self)
 
     @classmethod
     def reserve(cls, size: int) -> Mapping:
@@ -236,7 +267,10 @@ class Mapping:
     @classmethod
     def shared(cls, size: int, fd: int) -> Mapping:
         """Map a file's first `size` bytes, shared."""
-        return cls._make(size, _READ_WRITE, mmap.MAP_SHARED | _MAP_NORESERVE, fd, "the page pool")
+        flags = mmap.MAP_SHARED | _MAP_NORESERVE
+        mapping = cls._make(size, _READ_WRITE, flags, fd, "the page pool")
+        mapping._changes = True
+        return mapping
 
     @classmethod
     def _aligned(cls, size: int, protection: int, what: str) -> Mapping:
@@ -246,7 +280,8 @@ class Mapping:
         align = GIANT if size > GIANT else HUGE
         whole = cls._make(size, protection, _HIDDEN, -1, what, align)
         aligned = cls(-(-whole.address // align) * align, size)
-        aligned._whole = (whole.address, whole.size)
+        aligned._whole, whole._whole = whole._whole, (0, 0)
+        aligned._changes = True
         return aligned
 
     @classmethod
@@ -265,17 +300,41 @@ class Mapping:
             ) from error
 
     def view(self) -> memoryview:
-        """Return the range as writable bytes.
+        """Return the range as writable bytes. Raises ValueError if it has been closed.
 
         The view does not keep the mapping alive: its holder must drop it before close(), and must
         never let it cover a range that can be hidden.
         """
+        if not self.size:
+            raise ValueError("a view of a mapping that has been closed")
         array = (ctypes.c_ubyte * self.size).from_address(self.address)
         return memoryview(array).cast("B")
 
+    def let_go(self) -> None:
+        """Replace what is mapped by zeros in a process that was forked: views stay what they were,
+        and are not the parent's.
+
+        Of what is shared, changes, or is left out of children, only what was inherited is replaced,
+        by inaccessible address space: in between there may be the child's own by now.
+        """
+        (start, size), self._whole = self._whole, (0, 0)
+        if not self._changes:
+            if size:
+                try:
+                    _map(start, size, _READ_WRITE, _HOLE, -1, 0, "a child")
+                except OSError:  # strict overcommit: rather no memory than the parent's
+                    hide(start, size)
+            return
+        self.address, self.size = _NOWHERE, 0
+        for area in maps.areas(start, start + size):
+            if area.shared or not area.access:
+                hide(area.start, area.end - area.start)
+
     def close(self) -> None:
-        """Unmap the range. Further calls do nothing."""
-        self.size = 0
+        """Unmap the range, and forget where it was: it may be somebody else's from now on. Further
+        calls do nothing.
+        """
+        self.address, self.size = _NOWHERE, 0
         (address, size), self._whole = self._whole, (0, 0)
         if size and _munmap(address, size) != 0:
             _fail(f"munmap of {size} bytes")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import forks
 from vmm.memory import mapping
 from vmm.memory.journal import Journal
 
@@ -44,6 +45,7 @@ class PagePool:
         self.journal = Journal()
         self.advised = _advised()
         self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
+        forks.hold(self)
         try:
             os.ftruncate(self.fd, frames * PAGE_SIZE)
         except BaseException:
@@ -61,11 +63,6 @@ class PagePool:
         Raises OSError: they may hold some of it then, and have to be zeroed.
         """
         mapping.store(address, size, self.fd, frame * PAGE_SIZE)
-
-    def give_back(self, frames: Sequence[tuple[int, int]]) -> None:
-        """Zero runs of frames (first, count) when what frees them can no longer be undone."""
-        if frames:
-            self.journal.later(partial(self.zero, tuple(frames)))
 
     def fill_for_now(self, frame: int, address: int, size: int) -> None:
         """Fill frames as `fill` does, until the turn is rolled back."""
@@ -89,6 +86,10 @@ class PagePool:
 
     def recount(self) -> None:
         """Derive again what depends on tables that have been restored."""
+
+    def let_go(self) -> None:
+        """Close the memfd in a process that was forked."""
+        PagePool.close(self)
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import forks
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 
@@ -34,6 +35,7 @@ class Template:
         Raises OSError.
         """
         self.fd = os.memfd_create("pageferry-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        forks.hold(self)
         try:
             self.size = self._fill(parts)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
@@ -78,6 +80,10 @@ class Template:
             whole.close()
             raise
         return whole
+
+    def let_go(self) -> None:
+        """Close the memfd in a process that was forked."""
+        self.close()
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""

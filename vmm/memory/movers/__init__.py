@@ -8,7 +8,15 @@
 from vmm.memory.movers.memfd import MemfdMover
 from vmm.memory.movers.remap import RemapMover, RemapWindow
 from vmm.memory.movers.slots import SlotsMover, SlotsWindow
-from vmm.memory.movers.windows import PRIVATE_SLOT, WINDOW_SLOT, MappedWindow, Mover, Window
+from vmm.memory.movers.windows import (
+    PRIVATE_SLOT,
+    WINDOW_SLOT,
+    MappedWindow,
+    Mover,
+    Sight,
+    Stuck,
+    Window,
+)
 
 __all__ = [
     "MOVERS",
@@ -19,8 +27,10 @@ __all__ = [
     "Mover",
     "RemapMover",
     "RemapWindow",
+    "Sight",
     "SlotsMover",
     "SlotsWindow",
+    "Stuck",
     "Window",
 ]
 

@@ -23,10 +23,13 @@ SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings m
 class Park(PagePool):
     """A page pool whose frames have a memfd, and a home in anonymous memory.
 
-    Nobody looks at homes: what a page that has left may have left behind is not cleared away.
+    wary   whether the host has refused something that tidies up: a home may be read-only then, and
+           hold what has left it; the memfd may hold what is not its own. Nothing of that is taken
+           for granted any more
     """
 
     def __init__(self, frames: int, large: int = LARGE) -> None:
+        self.wary = False
         self._memfd: Mapping | None = None  # as a whole
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
@@ -47,7 +50,9 @@ class Park(PagePool):
         return self._homes.address + frame * PAGE_SIZE
 
     def memory(self, part: Lodging) -> int:
-        """Return where anonymous memory is now."""
+        """Return where memory is now."""
+        if not part.anonymous:
+            return self.memfd + part.frame * PAGE_SIZE
         return self.home(part.frame) if part.window is None else part.window.address(part.page)
 
     def settled(self, part: Lodging) -> int:
@@ -57,13 +62,72 @@ class Park(PagePool):
         if not part.anonymous:
             if part.fresh:
                 self.lodgings.settle(part)
-            return self.memfd + part.frame * PAGE_SIZE
+            return self.memory(part)
+        home, size = self.home(part.frame), part.pages * PAGE_SIZE
         if part.window is not None:  # which the host has not let hide them
-            self.move(self.memory(part), self.home(part.frame), part.pages * PAGE_SIZE)
-            part.window.lose(part)
+            try:
+                self.move(self.memory(part), home, size)
+            except Torn as torn:
+                if (moved := torn.part_of(part)).pages:
+                    self._come_home(moved)
+                raise
         if part.fresh or part.window is not None:
-            self.lodgings.settle(Lodging(part.frame, part.pages, anonymous=True))
-        return self.home(part.frame)
+            self._come_home(part)
+        if part.window is not None or self.wary:
+            self.let_write(home, size, needed=True)
+        return home
+
+    def let_write(self, address: int, size: int, *, needed: bool = False) -> None:
+        """Make homes, or what has been moved out of a window, writable again.
+
+        Raises OSError, if that is needed now.
+        """
+        try:
+            mapping.protect(address, size, writable=True)
+        except OSError:
+            self.wary = True
+            if needed:
+                raise
+
+    def _come_home(self, part: Lodging) -> None:
+        if part.window is not None:
+            part.window.lose(part)
+        self.lodgings.settle(Lodging(part.frame, part.pages, anonymous=True))
+
+    def copy_back(self, source: int, target: int, size: int, *, writable: bool) -> None:
+        """Undo a move that the host does not undo, by copying into what it has left at `target`:
+        empty memory, writable or not as the memory itself. What is writable is never refused.
+
+        Raises OSError.
+        """
+        if not size:
+            return
+        self.journal.moves.append((target, source, -size))
+        if writable:
+            ctypes.memmove(target, source, size)
+        else:
+            mapping.overwrite(target, source, size)
+        try:
+            mapping.empty(source, size)
+        except OSError:
+            if writable:
+                mapping.clear(source, size)
+            else:
+                self.wary = True
+
+    def disown(self, frame: int, count: int) -> None:
+        """Forget what the memfd has of frames that are not its own."""
+        try:
+            mapping.punch(self.fd, frame * PAGE_SIZE, count * PAGE_SIZE)
+        except OSError:
+            self.wary = True
+
+    def vacate(self, frame: int, count: int) -> None:
+        """Forget what is at the homes of frames that are the memfd's."""
+        try:
+            mapping.empty(self.home(frame), count * PAGE_SIZE)
+        except OSError:
+            self.wary = True
 
     @property
     def memfd(self) -> int:
@@ -84,18 +148,24 @@ class Park(PagePool):
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
         for first, count in frames:
             for part in self.lodgings.within(first, count):
-                if part.anonymous:
-                    mapping.empty(self.memory(part), part.pages * PAGE_SIZE)
-                else:
-                    super().zero([(part.frame, part.pages)])
+                self._zero(part)
                 if part.window is not None:
                     part.window.lose(part)
-            self.lodgings.forget(first, count)
+                self.lodgings.forget(part.frame, part.pages)  # at once: the next may be refused
+
+    def _zero(self, part: Lodging) -> None:
+        """Zero frames wherever they are; whatever they may have left behind, too."""
+        if part.anonymous:
+            mapping.empty(self.memory(part), part.pages * PAGE_SIZE)
+        if self.wary:
+            mapping.empty(self.home(part.frame), part.pages * PAGE_SIZE)
+        if self.wary or not part.anonymous:
+            super().zero([(part.frame, part.pages)])
 
     def move(self, source: int, target: int, size: int) -> None:
         """Move memory, by halves where it is several mappings to the kernel.
 
-        All of it or, as far as the host does not refuse to undo it, none.
+        Raises OSError, with nothing moved, or Torn.
         """
         try:
             self._move(source, target, size)
@@ -103,14 +173,32 @@ class Park(PagePool):
         except OSError as error:
             if error.errno != errno.EFAULT or size == PAGE_SIZE:
                 raise
+        moved, refused = self._by_halves(source, target, size)
+        if refused is None:
+            return
+        if not moved:
+            raise refused
+        back, _ = self._advance(target, source, moved)
+        raise Torn(back, moved, refused) from None
+
+    def _advance(self, source: int, target: int, size: int) -> tuple[int, OSError | None]:
+        """Move memory from its first byte on; return how much has moved, and why no more."""
+        try:
+            self._move(source, target, size)
+        except OSError as error:
+            if error.errno != errno.EFAULT or size == PAGE_SIZE:
+                return 0, error
+            return self._by_halves(source, target, size)
+        return size, None
+
+    def _by_halves(self, source: int, target: int, size: int) -> tuple[int, OSError | None]:
         unit = HUGE if size > HUGE else PAGE_SIZE
         half = -(-size // 2 // unit) * unit
-        self.move(source, target, half)
-        try:
-            self.move(source + half, target + half, size - half)
-        except OSError:
-            self.move(target, source, half)
-            raise
+        moved, refused = self._advance(source, target, half)
+        if refused is None:
+            more, refused = self._advance(source + half, target + half, size - half)
+            moved += more
+        return moved, refused
 
     def _move(self, source: int, target: int, size: int) -> None:
         moves = self.journal.moves
@@ -125,7 +213,8 @@ class Park(PagePool):
         self.lodgings.recount()
 
     def undo_moves(self) -> None:
-        """Move everything back that has been moved in a turn that was cut off, the last first.
+        """Move everything back that has been moved in a turn that was cut off, the last first; copy
+        it there again, if it was copied back.
 
         Of the last one it is not known whether it was done: then the memory is where pages are. If
         there are none on either side, both are the same.
@@ -134,7 +223,10 @@ class Park(PagePool):
         sure = False
         while moves:
             source, target, size = moves[-1]
-            if sure or mapping.populated(target, size):
+            if size < 0:
+                if sure or not mapping.populated(target, -size):
+                    mapping.overwrite(target, source, -size)
+            elif sure or mapping.populated(target, size):
                 mapping.move(target, source, size)
             moves.pop()
             sure = True
@@ -144,3 +236,22 @@ class Park(PagePool):
         self._homes.close()
         if self._memfd is not None:
             self._memfd.close()
+
+
+class Torn(OSError):
+    """A move that the host has refused half way: some has moved, and back if that could be had.
+
+    start, end   the bytes that have moved, and not back; before them the target is blank now
+    """
+
+    def __init__(self, start: int, end: int, error: OSError) -> None:
+        super().__init__(*error.args)
+        self.start, self.end = start, end
+
+    def part_of(self, part: Lodging) -> Lodging:
+        """Return what has moved of the memory that was to."""
+        return part.clip(part.frame + self.start // PAGE_SIZE, part.frame + self.end // PAGE_SIZE)
+
+    def rest(self, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return where what has not moved starts, and how long it is."""
+        return (0, self.start), (self.end, size - self.end)

@@ -30,6 +30,10 @@ class ParkSlotsWindow(SlotsWindow):
         for part in self._park.lodgings.of(page, frame, count):
             yield self._park.settled(part), part.pages
 
+    def lodged(self, frame: int, count: int) -> Iterator[tuple[int, int]]:
+        for part in self._park.lodgings.within(frame, count):
+            yield self._park.memory(part), part.pages
+
     def make_shareable(self, page: int, count: int) -> None:
         end = page + count
         for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
@@ -47,14 +51,15 @@ class ParkSlotsWindow(SlotsWindow):
             mapping.store(park.home(frame), size, park.fd, frame * PAGE_SIZE)
             self.hide(page, count)
         except OSError:
-            mapping.punch(park.fd, frame * PAGE_SIZE, size)
+            park.disown(frame, count)
             raise
         park.lodgings.settle(Lodging(frame, count, anonymous=False))
         try:
             self.show(page, frame, count, writable=writable)
         except OSError:
             park.lodgings.settle(Lodging(frame, count, anonymous=True))
-            self.show(page, frame, count, writable=writable)
-            mapping.punch(park.fd, frame * PAGE_SIZE, size)
+            if not self.try_to_show(page, frame, count, writable=writable):
+                self.spoil()
+            park.disown(frame, count)
             raise
-        mapping.empty(park.home(frame), size)
+        park.vacate(frame, count)

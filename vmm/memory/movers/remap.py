@@ -17,18 +17,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
+from vmm.memory.maps import Area
 from vmm.memory.movers.lodgings import Lodging
-from vmm.memory.movers.park import SEAMS, Park
+from vmm.memory.movers.park import SEAMS, Park, Torn
 from vmm.memory.movers.park_slots import ParkSlotsWindow
-from vmm.memory.movers.windows import MappedWindow, Mover, Window
+from vmm.memory.movers.windows import MappedWindow, Mover, Sight, Stuck, Window
 from vmm.memory.pool import PagePool
-from vmm.memory.runs import IntervalMap, Run
+from vmm.memory.runs import Extent, IntervalMap, Run
 
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
 
@@ -37,6 +39,9 @@ class RemapWindow(MappedWindow):
     """A window to which memory is moved, or where the memfd is mapped.
 
     It knows what it shows of anonymous memory: OWNED is writable, VIEWED is not.
+
+    Anonymous memory is nowhere twice. So what the host refuses to move back is copied back, into
+    what the move has left, and cleared where it was: that takes no call that could be refused.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class RemapWindow(MappedWindow):
         super().__init__(park, size, base, vm)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
+        self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
 
     @property
     def shown(self) -> tuple[Run, ...]:
@@ -58,15 +64,27 @@ class RemapWindow(MappedWindow):
             super().show(page, frame, count, writable=writable)
             return
         self.cover(page, count)
+        if self._blank:
+            self.tidy()
         done = 0
         try:
             for part in self._park.lodgings.of(page, frame, count):
                 self._show(part, page + done, writable)
                 done += part.pages
-        except OSError:
-            if done:
-                self.hide(page, done)
+        except OSError as error:
+            left = list(error.shown) if isinstance(error, Stuck) else []
+            if done and not self._hides(page, done):
+                left.append(Extent(page, done))
+            if left:
+                raise Stuck(left, error) from None
             raise
+
+    def _hides(self, page: int, count: int) -> bool:
+        try:
+            self.hide(page, count)
+        except OSError:
+            return False
+        return True
 
     def _show(self, part: Lodging, page: int, writable: bool) -> None:
         if not part.anonymous:
@@ -74,17 +92,28 @@ class RemapWindow(MappedWindow):
             if part.fresh:
                 self._park.lodgings.settle(part)
             return
-        self._fetch(part, page, writable)
+        stuck: Stuck | None = None
+        try:
+            self._fetch(part, page, writable)
+        except Torn as torn:
+            if torn.start:
+                self.blank(page, torn.start // PAGE_SIZE)
+            if torn.start == torn.end:
+                raise
+            part, page = torn.part_of(part), page + torn.start // PAGE_SIZE
+            stuck = Stuck([Extent(page, part.pages)], torn)
         if part.window is not None:
             part.window.lose(part)
         self._park.lodgings.settle(part._replace(window=self, page=page))
         hold = Hold.OWNED if writable else Hold.VIEWED
         self._shown.insert(Run(page, part.pages, part.frame, hold))
+        if stuck is not None:
+            raise stuck
 
     def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
         """Move memory here. What is only to be read is never writable here, not for a moment."""
         source, size = self._park.memory(part), part.pages * PAGE_SIZE
-        plain = writable and part.window is None  # a home is writable
+        plain = writable and part.window is None and not self._park.wary  # a home is writable
         journal = self._park.journal
         journal.touched.append((self, page, part.pages))
         if not plain:
@@ -97,8 +126,7 @@ class RemapWindow(MappedWindow):
             self._park.move(source, self.address(page), size)
         finally:
             if not plain:
-                with contextlib.suppress(OSError):  # an empty home may be a mapping of its own
-                    mapping.protect(source, size, writable=True)
+                self._park.let_write(source, size)
 
     # ---- Hiding ----
 
@@ -123,21 +151,46 @@ class RemapWindow(MappedWindow):
     def _send_home(self, run: Run) -> None:
         here, home, size = self.address(run.page), self._park.home(run.frame), run.pages * PAGE_SIZE
         self._park.journal.touched.append((self, run.page, run.pages))
-        self._park.move(here, home, size)
+        try:
+            self._park.move(here, home, size)
+        except Torn as torn:
+            self._copy_back(run, home, [(torn.start, torn.end - torn.start)])
+            if run.hold is Hold.VIEWED:  # as what has been moved was, its place is now
+                self._park.let_write(home, size)
+            raise
         if run.hold is Hold.VIEWED:
             try:
-                mapping.protect(home, size, writable=True)
+                self._park.let_write(home, size, needed=True)
             except OSError:
-                self._park.move(home, here, size)
+                self._fetch_again(run)
                 raise
 
     def _fetch_again(self, run: Run) -> None:
-        """Undo `_send_home`. If the host refuses that too, the memory stays there, unseen."""
+        """Undo `_send_home`."""
+        home, size = self._park.home(run.frame), run.pages * PAGE_SIZE
+        left: Iterable[tuple[int, int]] = [(0, size)]
         try:
             part = Lodging(run.frame, run.pages, anonymous=True)
             self._fetch(part, run.page, run.hold is Hold.OWNED)
+        except Torn as torn:
+            left = torn.rest(size)
         except OSError:
-            self._settle_home(run)
+            pass
+        else:
+            return
+        self._copy_back(run, home, left)
+
+    def _copy_back(self, run: Run, there: int, parts: Iterable[tuple[int, int]]) -> None:
+        """Copy parts (start, bytes) of a run back from where they have been moved."""
+        here, writable = self.address(run.page), run.hold is Hold.OWNED
+        for start, size in parts:
+            try:
+                self._park.copy_back(there + start, here + start, size, writable=writable)
+            except OSError:  # it is at home, and was to be read only: what is here is blank
+                page = run.page + start // PAGE_SIZE
+                self._settle_home(run.clip(page, page + size // PAGE_SIZE))
+                self._park.wary = True
+                self.spoil()
 
     def _settle_home(self, run: Run) -> None:
         self._shown.remove(*run.extent)
@@ -146,7 +199,8 @@ class RemapWindow(MappedWindow):
     def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken from here to where it is wanted.
 
-        That is so if the host has refused to hide it, which is done only to the dead (`bury`).
+        That is so if the host has refused to hide it, which is let pass only with the dead
+        (`bury`).
         """
         self._shown.remove(part.page, part.pages)
         with contextlib.suppress(OSError):
@@ -159,7 +213,7 @@ class RemapWindow(MappedWindow):
     ) -> bool:
         if not isinstance(other, RemapWindow):
             return super().pass_on(page, frame, count, other, place, writable=writable)
-        if not self._shown.items:  # the memfd's, here and there
+        if not self._shown.items and not other._blank:  # the memfd's, here and there
             MappedWindow.hide(self, page, count)
             try:
                 MappedWindow.show(other, place, frame, count, writable=writable)
@@ -172,31 +226,54 @@ class RemapWindow(MappedWindow):
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)
+        if other._blank:
+            other.tidy()
         self._park.journal.touched.append((other, place, count))
-        self._park.move(here, there, size)
+        try:
+            self._park.move(here, there, size)
+        except Torn as torn:
+            self._copy_back(part[0], there, [(torn.start, torn.end - torn.start)])
+            other.blank(place, count)
+            raise
         try:
             MappedWindow.hide(self, page, count)
         except OSError:
-            self._fetch_back(part[0], other, place)
+            self._fetch_back(part[0], there, size)
+            other.blank(place, count)
             raise
         self._shown.remove(page, count)
         other._shown.insert(part[0]._replace(page=place))
         self._park.lodgings.settle(Lodging(frame, count, True, other, place))
         return True
 
-    def _fetch_back(self, run: Run, other: RemapWindow, place: int) -> None:
-        """Undo a move to another window. If the host refuses that, the memory goes home, unseen; if
-        that too, what is in it is lost: it is not the other's to see.
-        """
-        there, size = other.address(place), run.pages * PAGE_SIZE
+    def _fetch_back(self, run: Run, there: int, size: int) -> None:
+        """Undo a move to another window."""
+        left: Iterable[tuple[int, int]] = [(0, size)]
         try:
             self._park.move(there, self.address(run.page), size)
+        except Torn as torn:
+            left = torn.rest(size)
         except OSError:
-            with contextlib.suppress(OSError):
-                self._park.move(there, self._park.home(run.frame), size)
-            self._settle_home(run)
-        with contextlib.suppress(OSError):
-            MappedWindow.hide(other, place, run.pages)
+            pass
+        else:
+            return
+        self._copy_back(run, there, left)
+
+    def blank(self, page: int, count: int) -> None:
+        """Hide empty memory that a move has left. What cannot be hidden now is hidden later: it is
+        nobody's.
+        """
+        self._blank.append(Extent(page, count))
+        try:
+            self.tidy()
+        except OSError:
+            self.spoil()
+
+    def tidy(self) -> None:
+        """Hide what is nobody's. Raises OSError."""
+        while self._blank:
+            MappedWindow.hide(self, *self._blank[-1])
+            self._blank.pop()
 
     # ---- Sharing ----
 
@@ -219,8 +296,7 @@ class RemapWindow(MappedWindow):
         except OSError:
             if settle in settled:
                 settled.remove(settle)
-            with contextlib.suppress(OSError):
-                mapping.punch(self._park.fd, offset, size)
+            self._park.disown(run.frame, run.pages)
             raise
         self._settle_stored(run)
 
@@ -236,6 +312,27 @@ class RemapWindow(MappedWindow):
                 mapping.protect(self.address(place), size, writable=writable)
             else:
                 self.show(place, part.frame, part.pages, writable=writable)
+
+    def seen(self) -> Sequence[Sight]:
+        with contextlib.suppress(OSError):
+            self.tidy()
+        return super().seen()
+
+    def _sights(self, area: Area, page: int, pages: int) -> Sequence[Sight]:
+        """Return what a mapping shows: of anonymous memory the kernel does not say whose it is."""
+        if area.file is not None or area.shared:
+            return super()._sights(area, page, pages)
+        found, end, writable = list[Sight](), page + pages, "w" in area.access
+        for run in self._shown.within(page, pages):
+            if run.page > page:
+                found.append(Sight(page, run.page - page, None, writable))
+            home = self._park.lodgings.within(run.frame, run.pages)
+            here = all(p.window is self and p.page - p.frame == run.page - run.frame for p in home)
+            found.append(Sight(run.page, run.pages, run.frame if here else None, writable))
+            page = run.end
+        if page < end:
+            found.append(Sight(page, end - page, None, writable))
+        return found
 
     def close(self) -> None:
         """Send home what is here, and unmap it all."""

@@ -22,8 +22,9 @@ from vmm.kvm.uapi import (
 )
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.mapping import Mapping
-from vmm.memory.movers.windows import WINDOW_SLOT, Mover, Window
+from vmm.memory.movers.windows import WINDOW_SLOT, Mover, Sight, Stuck, Window
 from vmm.memory.region import Region
+from vmm.memory.runs import Extent
 
 
 class _Slot(NamedTuple):
@@ -71,16 +72,28 @@ class SlotsWindow(Window):
         address, and number of pages. Raises OSError.
         """
 
+    @abstractmethod
+    def lodged(self, frame: int, count: int) -> Iterable[tuple[int, int]]:
+        """Return where the memory of frames is that have been shown, and change nothing."""
+
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
         made: list[_Slot] = []
         try:
             for address, pages in self.places(page, frame, count):
                 made.append(self._create(_Slot(page, pages, frame, address, 0, writable)))
                 page, frame = page + pages, frame + pages
-        except OSError:
-            for slot in made:
-                self._delete(slot)
+        except OSError as error:
+            left = [Extent(slot.page, slot.pages) for slot in made if not self._deletes(slot)]
+            if left:
+                raise Stuck(left, error) from None
             raise
+
+    def _deletes(self, slot: _Slot) -> bool:
+        try:
+            self._delete(slot)
+        except OSError:
+            return False
+        return True
 
     def _create(self, slot: _Slot) -> _Slot:
         """Create a slot, with a number of its own."""
@@ -98,7 +111,10 @@ class SlotsWindow(Window):
         return slot
 
     def hide(self, page: int, count: int) -> None:
-        """Delete the slots that overlap, and create new ones for what is left of them."""
+        """Delete the slots that overlap, and create new ones for what is left of them.
+
+        At no time is more to be seen than before; but if the host refuses to undo it, less.
+        """
         end = page + count
         old = self.overlapping(page, end)
         done: list[Callable[[], object]] = []
@@ -110,8 +126,11 @@ class SlotsWindow(Window):
                     self._create(left)
                     done.append(lambda left=left: self._delete(self._at(left.page)))  # type: ignore[misc]
         except OSError:
-            for undo in reversed(done):
-                undo()
+            try:
+                for undo in reversed(done):
+                    undo()
+            except OSError:
+                self.spoil()
             raise
 
     def overlapping(self, page: int, end: int) -> list[_Slot]:
@@ -161,6 +180,20 @@ class SlotsWindow(Window):
         parts = [slot.clip(page, end) for slot in self.overlapping(page, end)]
         return [(part.address, part.pages) for part in parts]
 
+    def seen(self) -> Sequence[Sight]:
+        """Return what the memslots show, as they were made: the kernel does not say."""
+        slots = [self._slots[start] for start in self._starts]
+        return [Sight(s.page, s.pages, self._frame_of(s), s.writable) for s in slots]
+
+    def _frame_of(self, slot: _Slot) -> int | None:
+        """Return the first frame of a slot, if all of its memory is where theirs is."""
+        at = slot.address
+        for address, pages in self.lodged(slot.frame, slot.pages):
+            if address != at:
+                return None
+            at += pages * PAGE_SIZE
+        return slot.frame
+
     def close(self) -> None:
         """Nothing to unmap: the slots went with the VM, their memory is the mover's."""
         self._slots.clear()
@@ -177,6 +210,9 @@ class PoolSlotsWindow(SlotsWindow):
         self._pool = pool
 
     def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
+        return self.lodged(frame, count)
+
+    def lodged(self, frame: int, count: int) -> Iterable[tuple[int, int]]:
         return ((self._pool.address + frame * PAGE_SIZE, count),)
 
 

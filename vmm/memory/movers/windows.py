@@ -7,33 +7,68 @@ exchange always hides an extent on the old side before it shows it on the new on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
-from vmm.memory import mapping
+from vmm.memory import mapping, maps
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
+from vmm.memory.runs import Extent
 
 PRIVATE_SLOT = 0  # the memslot of a machine's private memory
 WINDOW_SLOT = 1  # the first memslot of its window
 
 
+class Stuck(OSError):
+    """A `show` that the host has refused, and then to undo it. `shown` can be seen now."""
+
+    def __init__(self, shown: Sequence[Extent], error: OSError) -> None:
+        super().__init__(*error.args)
+        self.shown = tuple(shown)
+
+
+class Sight(NamedTuple):
+    """Adjacent pages of a window, and the frames that the kernel shows there.
+
+    frame   None if it is something else
+    """
+
+    page: int
+    pages: int
+    frame: int | None
+    writable: bool
+
+
 class Window(ABC):
     """The address range in which a peer's transferable pages appear.
 
-    region    where it lies: guest-physical addresses for a machine, host addresses for the host
-              process
+    region      where it lies: guest-physical addresses for a machine, host addresses for the host
+                process
+    on_spoiled  called when it is `spoiled`, in the middle of whatever it is
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
-    only called on hidden pages. Both raise OSError, having changed nothing. Not thread-safe; a
-    machine may be running on the window meanwhile, unless `blinks`.
+    only called on hidden pages. What changes them raises OSError, having changed nothing; or
+    `Stuck`, having shown more than nothing. What can be told in neither way spoils the window: the
+    host has refused a change and to undo it, and some of its pages have vanished, or are blank
+    memory of nobody's where there should be none. Its machine cannot go on.
+
+    Not thread-safe; a machine may be running on the window meanwhile, unless `blinks`.
     """
 
     region: Region
     blinks = False  # whether hiding some pages takes others with them for a moment
+    spoiled = False
+    on_spoiled: Callable[[], object] | None = None
+
+    def spoil(self) -> None:
+        """Note that the window is no longer what it should be."""
+        self.spoiled = True
+        if self.on_spoiled is not None:
+            self.on_spoiled()
 
     @abstractmethod
     def show(self, page: int, frame: int, count: int, *, writable: bool = True) -> None:
@@ -49,16 +84,18 @@ class Window(ABC):
         """Hide the one run of frames that is shown from `page` on, and show it in another window
         from `place` on.
 
-        False if it is hidden here, and the host refuses to show it there. An OSError has changed
-        nothing.
+        False if it is hidden here, and the host refuses to show it there; Stuck if it is hidden
+        here, and shown there in part. Any other OSError has changed nothing.
         """
         self.hide(page, count)
         return other.try_to_show(place, frame, count, writable=writable)
 
     def try_to_show(self, page: int, frame: int, count: int, *, writable: bool = True) -> bool:
-        """Show frames. False if the host refuses that."""
+        """Show frames. False if the host refuses that. Raises Stuck."""
         try:
             self.show(page, frame, count, writable=writable)
+        except Stuck:
+            raise
         except OSError:
             return False
         return True
@@ -87,6 +124,13 @@ class Window(ABC):
         change that was cut off has left there.
         """
         self.show(page, frame, count, writable=writable)
+
+    def seen(self) -> Sequence[Sight] | None:
+        """Return what the kernel shows here, in order; None if that cannot be looked at.
+
+        Raises OSError.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:
@@ -158,6 +202,25 @@ class MappedWindow(Window):
 
     def address(self, page: int) -> int:
         return self.mapping.address + page * PAGE_SIZE
+
+    def seen(self) -> Sequence[Sight]:
+        start, found, page = self.mapping.address, list[Sight](), 0
+        for area in maps.areas(start, start + self.mapping.size):
+            first, pages = (area.start - start) // PAGE_SIZE, (area.end - area.start) // PAGE_SIZE
+            if first > page:  # a hole, where anything may come to be mapped
+                found.append(Sight(page, first - page, None, True))
+            if area.access:
+                found += self._sights(area, first, pages)
+            page = first + pages
+        if page < self.region.pages:
+            found.append(Sight(page, self.region.pages - page, None, True))
+        return found
+
+    def _sights(self, area: maps.Area, page: int, pages: int) -> Sequence[Sight]:
+        """Return what a mapping shows that something can be seen through."""
+        ours = area.file == maps.identity(self._pool.fd) and area.shared and "x" not in area.access
+        frame = area.offset // PAGE_SIZE if ours else None
+        return (Sight(page, pages, frame, "w" in area.access),)
 
     def close(self) -> None:
         self.mapping.close()
