@@ -41,6 +41,8 @@ _MAX_WINDOW = 256 << 30
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
+_PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
+_FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
 
 
 def print_line(name: str, line: str) -> None:
@@ -126,7 +128,13 @@ class Monitor:
             undo.callback(self._scheduler.close)
             turns.recover = self._scheduler.recover
             mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger = Ledger(frames, max(mappings, 2) // _MAPPINGS_EACH, turns.journal)
+            ledger = Ledger(
+                frames,
+                max(mappings, 2) // _MAPPINGS_EACH,
+                turns.journal,
+                share=_PIECES_SHARE,
+                frames_share=min(_FRAMES_SHARE, frames // 64),
+            )
             self._exchange = Exchange(
                 ledger,
                 self._mover.pool,

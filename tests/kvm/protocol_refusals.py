@@ -63,7 +63,9 @@ class Refusals(Books):
             yield Status.E_REPEATED
         if wish.operation in GIVEN:
             yield from self._no_room(receiver, wish.counts, fresh=False)
-        elif not receiver.fits(wish.counts):
+        elif not receiver.fits(wish.counts) or not receiver.takes_loan(
+            sender.number, sum(wish.counts)
+        ):
             yield Status.E_WINDOW_FULL
         if wish.operation == Operation.EXCHANGE:
             yield from self._no_room(sender, wish.counts)

@@ -15,10 +15,12 @@ The first two are in the windows' maps alone; the others are bonds as well.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from vmm.ferry.shares import FrameShares
 from vmm.guest.abi import Hold
 from vmm.memory.frames import FramePool
 from vmm.memory.journal import IDLE, Journal
@@ -99,6 +101,27 @@ class Bond(NamedTuple):
         return next(b for b in self.borrowers if b.peer == peer)
 
 
+class Revoked(NamedTuple):
+    """Places whose pages `lender` has reclaimed, and that the borrower has not let go of."""
+
+    page: int
+    pages: int
+    lender: int
+
+    def clip(self, start: int, end: int) -> Revoked:
+        """Return the part that lies in start..end."""
+        first, last = max(start, self.page), min(end, self.page + self.pages)
+        return Revoked(first, last - first, self.lender)
+
+    def continues(self, other: Revoked) -> bool:
+        """Whether `other` directly follows, of the same lender."""
+        return self.page + self.pages == other.page and self.lender == other.lender
+
+    def lengthened(self, pages: int) -> Revoked:
+        """Return it with so many places more at its end."""
+        return self._replace(pages=self.pages + pages)
+
+
 @dataclasses.dataclass(slots=True)
 class Account:
     """One peer's window, and what it may have.
@@ -106,12 +129,30 @@ class Account:
     quota    pages that may be its own at a time, those coming in to stay included
     charged  how many are
     pieces   runs that its window may be cut into
+    loans    pages of its window that are taken up by what it borrows, is to borrow, or had
+             borrowed until that was reclaimed: by their lenders
+    revoked  which of them had been lent by whom
+    loaned   how many they are together
+    loan_limit  of `loaned`; of one lender's it is four sevenths of that
     """
 
     window: IntervalMap[Run]
     quota: int
     pieces: int
+    revoked: IntervalMap[Revoked]
+    loan_limit: int = UNLIMITED
     charged: int = 0
+    loaned: int = 0
+    loans: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def lend(self, lender: int, pages: int) -> None:
+        """So many pages more of the window are a lender's, or, below 0, so many less."""
+        self.loaned += pages
+        left = self.loans.get(lender, 0) + pages
+        if left:
+            self.loans[lender] = left
+        else:
+            self.loans.pop(lender, None)
 
 
 class Description(NamedTuple):
@@ -127,12 +168,26 @@ class Books:
     """What the ledger knows. Not thread-safe: the exchange uses it under its lock.
 
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
+    share    of these, kept for each peer; half of them at most, for all
+    frames_share  frames that are kept for each peer (see FrameShares)
     """
 
-    def __init__(self, frames: int, pieces: int = UNLIMITED, journal: Journal = IDLE) -> None:
+    def __init__(
+        self,
+        frames: int,
+        pieces: int = UNLIMITED,
+        journal: Journal = IDLE,
+        *,
+        share: int = 0,
+        frames_share: int = 0,
+    ) -> None:
         self.journal = journal
         self.pool = FramePool(frames)
+        self.shares = FrameShares(self.pool, frames_share)
         self._pieces = pieces
+        self._share = share
+        self._reserve = 0  # pieces that each peer has for itself
+        self._reserved = 0  # and all of them
         self._tally = Tally()
         self._accounts: dict[int, Account] = {}
         self._bonds: IntervalMap[Bond] = IntervalMap(frames, journal=journal)
@@ -158,6 +213,17 @@ class Books:
             if run.hold is Hold.OWNED
         ]
         self.pool.keep_but(sorted(taken))
+        self._share_out()
+        self.shares.recount(self._accounts)
+        for peer, loans in self._loans().items():
+            self._accounts[peer].loans = dict(loans)
+            self._accounts[peer].loaned = loans.total()
+
+    def _share_out(self) -> None:
+        """Say how many pieces are kept for each of the peers that there are."""
+        count = len(self._accounts)
+        self._reserve = min(self._share, self._pieces // 2 // count) if count else 0
+        self._reserved = self._reserve * count
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
@@ -306,6 +372,29 @@ class Books:
         for peer, account in self._accounts.items():
             if account.charged != charged[peer]:
                 raise LedgerError(f"peer {peer} has {charged[peer]} pages, not {account.charged}")
+        self._check_loans()
         pieces = sum(len(account.window) for account in self._accounts.values())
         if pieces != self._tally.intervals:
             raise LedgerError(f"the windows have {pieces} runs, not {self._tally.intervals}")
+
+    def _check_loans(self) -> None:
+        """Check that what is taken up by loans is what is borrowed, or was until it was reclaimed."""
+        loans = self._loans()
+        for peer, account in self._accounts.items():
+            revoked = [run.extent for run in account.window if run.hold is Hold.REVOKED]
+            if sum(place.pages for place in account.revoked) != sum(e.pages for e in revoked):
+                raise LedgerError(f"peer {peer} has other places revoked than were lent")
+            if loans[peer] != account.loans or account.loaned != loans[peer].total():
+                raise LedgerError(f"peer {peer} has {dict(loans[peer])} lent, not {account.loans}")
+
+    def _loans(self) -> dict[int, Counter[int]]:
+        """Return what lenders' loans take up of each window, those that were reclaimed included."""
+        loans: dict[int, Counter[int]] = {peer: Counter() for peer in self._accounts}
+        for bond in self._bonds:
+            if bond.hold is not Hold.SENT:
+                for borrower in bond.borrowers:
+                    loans[borrower.peer][bond.owner] += bond.pages
+        for peer, account in self._accounts.items():
+            for place in account.revoked:
+                loans[peer][place.lender] += place.pages
+        return loans

@@ -73,8 +73,12 @@ class Exchange:
         self._start = 0
 
     def join(self, peer: Peer, quota: int, pieces: int) -> None:
-        """Admit a peer with an empty window, no channels, and limits (see books.Account)."""
-        self.ledger.admit(peer.number, peer.window.region.pages, quota, pieces)
+        """Admit a peer with an empty window, no channels, and limits (see books.Account).
+
+        An eighth of its window is kept from lenders: a message that gives pages has room there.
+        """
+        pages = peer.window.region.pages
+        self.ledger.admit(peer.number, pages, quota, pieces, loan_limit=pages - pages // 8)
         self.roster.join(peer)
 
     def leave(self, peer: Peer) -> None:
