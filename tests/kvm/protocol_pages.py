@@ -119,9 +119,9 @@ class Member:
     channels: set[int] = dataclasses.field(default_factory=set)
     knows: set[int] = dataclasses.field(default_factory=set)
 
-    @property
-    def full(self) -> bool:
-        return len(self.queue) >= self.depth
+    def full(self, sender: int) -> bool:
+        """Whether its queue takes nothing of a sender's: who has nothing in it has a place."""
+        return len(self.queue) >= self.depth and any(m.sender == sender for m in self.queue)
 
     def hold(self, place: int) -> Hold:
         if place not in self.places:

@@ -83,7 +83,7 @@ class Operations(Sending):
         """Check that the owner can be told. Giving back is no way around a missing channel."""
         if request.payload and borrower.receiver(owner.number) is None:
             raise Refusal(Status.E_PEER)
-        if not owner.queue.room:
+        if not owner.queue.takes(borrower.number):
             raise Refusal(Status.E_QUEUE_FULL)
         if len(places) > abi.EXTENTS_MAX:  # apart in the owner's window: to be returned by parts
             raise Refusal(Status.E_LENGTH)

@@ -83,7 +83,7 @@ class Sending:
         extents: Sequence[Extent] = ()
         if spans_ or length or operation is not Operation.SEND or len(payload) > abi.PAYLOAD_MAX:
             extents = request.extents(sender.window.region)
-        if not receiver.queue.room:
+        if not receiver.queue.room and not receiver.queue.takes(sender.number):
             raise Refusal(Status.E_QUEUE_FULL)
         plan: Transfer | None = None
         brought = False
