@@ -135,6 +135,7 @@ class Monitor:
                 share=_PIECES_SHARE,
                 frames_share=min(_FRAMES_SHARE, frames // 64),
             )
+            ledger.lazy = True
             self._exchange = Exchange(
                 ledger,
                 self._mover.pool,
@@ -351,6 +352,10 @@ class Monitor:
 
         Their sum is the pool. Raises LedgerError.
         """
+        more = True
+        while more:  # what has been freed is free when it has been zeroed
+            with self._turns.turn():
+                more = self._exchange.slices.chores()
         with self._turns.turn():
             return self._exchange.ledger.audit()
 

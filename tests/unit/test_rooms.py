@@ -101,7 +101,15 @@ def test_the_public_names_are_the_same_for_the_interpreter_and_for_type_checkers
 
 # What users import. To take one away is to break their programs.
 HELD = (
-    *("AccessError", "Buffer", "BusyError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
+    *(
+        "AccessError",
+        "Buffer",
+        "BusyError",
+        "ClosedError",
+        "ConfigError",
+        "GuestError",
+        "GuestFault",
+    ),
     *("GuestImageError", "HostEndpoint", "HostError", "Machine", "Monitor", "PageferryError"),
     *("Place", "Received", "ResourceError", "State"),
 )

@@ -7,7 +7,8 @@ Nothing here hands out a view that could outlive the memory behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from vmm.ferry.books import Description
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.slices import PREPARED
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
@@ -77,18 +79,57 @@ class HostEndpoint:
     def alloc(self, size: int) -> Buffer:
         """Return zeroed pages for `size` bytes.
 
-        Raises ResourceError if the pool has none left, ConfigError if that is no size.
+        Raises ResourceError, which says why, if they are not to be had; ConfigError if that is no
+        size.
         """
         pages = pages_for(parse_size(size, "buffer size"))
         request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
+        why = ""
+        self._prepare(lambda: request)
         with self._turn():
             answer = self._exchange.serve(self.peer, lambda: request)
-        if answer.status is not Status.OK:
+            if answer.status is not Status.OK:
+                why = self._why_not(answer.status, pages)
+        if why:
             raise ResourceError(
-                f"no {format_size(size)} left in the page pool ({answer.status.name}): "
-                "give the monitor more (Monitor(pool=...))"
+                f"no {format_size(size)} for a buffer ({answer.status.name}): {why}"
             )
         return Buffer(self, self._extent(answer.spans[0]), size)
+
+    def _prepare(self, read: Callable[[], Request]) -> None:
+        """Do what a request needs done before it is served, in slices; others may have the lock in
+        between.
+        """
+        more = True
+        while more:
+            with self._turn():
+                more = self._exchange.slices.prepare(self.peer, read())
+            time.sleep(0)
+
+    def _clean(self) -> None:
+        """Zero what has been freed, in slices."""
+        while self._exchange.ledger.pool.unclean:
+            with self._turn():
+                self._exchange.slices.chores()
+            time.sleep(0)
+
+    def _why_not(self, status: Status, pages: int) -> str:
+        """Return why so many pages are not to be had, and what helps."""
+        ledger = self._exchange.ledger
+        free = ledger.shares.available(self.peer.number)
+        if status is Status.E_WINDOW_FULL:
+            return "the host's window has no gap of that size: release buffers"
+        if pages > free:
+            return (
+                f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
+                "release buffers, or give the monitor more (Monitor(pool=...))"
+            )
+        if ledger.growth_left(self.peer.number) < 1:
+            return (
+                "the windows are cut into as many pieces as this host can map: "
+                "release buffers, or raise vm.max_map_count"
+            )
+        return "the pool has as much, but the kernel refused to map it: see ulimit -v"
 
     def _extent(self, span: Span) -> Extent:
         base = self.peer.window.region.base
@@ -171,14 +212,21 @@ class HostEndpoint:
     ) -> Answer:
         if not 0 <= tag < 1 << 64:
             raise ConfigError(f"tag {tag} does not fit 64 bits")
-        with self._turn():
+
+        def read() -> Request:
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
-            request = Request(receiver, tag, length, spans, payload, operation, writable)
+            return Request(receiver, tag, length, spans, payload, operation, writable)
+
+        if operation in PREPARED:
+            self._prepare(read)
+        with self._turn():
+            request = read()
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
                 self._follow(operation, buffers)
+        self._clean()
         if answer.status is not Status.OK:
             raise GuestError(f"cannot {what}: {answer.status.name}")
         return answer

@@ -3,13 +3,14 @@
 A frame (a page of the pool) is at any time in exactly one of these states, and `audit` proves it:
 
     free       in the pool, reading as zeros
+    unclean    nobody's, and to be zeroed before it is free
     owned      one peer's, at one place in its window, and nobody else's
     in flight  on its way from a sender's window to a receiver's
     lent       its owner's, with a borrower in its stead, or with nobody (taken back, not yet shown)
     shared     its owner's, and borrowers'
     orphaned   its owner has stopped; free as soon as its borrowers have let go of it
 
-The first two are in the windows' maps alone; the others are bonds as well.
+What is owned is in a window's map alone; what follows it is a bond as well.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ class Books:
         self.pool = FramePool(frames)
         self.shares = FrameShares(self.pool, frames_share)
         self._pieces = pieces
+        self.soiled = False  # whether any has been freed so, for who looks at that
+        self.lazy = False  # whether what is freed, and is much, is zeroed later (FramePool.unclean)
         self._share = share
         self._reserve = 0  # pieces that each peer has for itself
         self._reserved = 0  # and all of them
@@ -212,7 +215,7 @@ class Books:
             for run in account.window
             if run.hold is Hold.OWNED
         ]
-        self.pool.keep_but(sorted(taken))
+        self.pool.keep_but(sorted([*taken, *self.pool.unclean]))
         self._share_out()
         self.shares.recount(self._accounts)
         for peer, loans in self._loans().items():
@@ -283,6 +286,8 @@ class Books:
             ],
             **{state: [] for state in ("in_flight", "lent", "shared", "orphaned")},
         }
+        if self.pool.unclean:
+            states["unclean"] = list(self.pool.unclean)
         for bond in self._bonds:
             states[self._state(bond)].append((bond.frame, bond.pages))
         self._check_partition(sorted(run for runs in states.values() for run in runs))
@@ -378,7 +383,7 @@ class Books:
             raise LedgerError(f"the windows have {pieces} runs, not {self._tally.intervals}")
 
     def _check_loans(self) -> None:
-        """Check that what is taken up by loans is what is borrowed, or was until it was reclaimed."""
+        """Check that what loans take up is what is borrowed, or was until it was reclaimed."""
         loans = self._loans()
         for peer, account in self._accounts.items():
             revoked = [run.extent for run in account.window if run.hold is Hold.REVOKED]

@@ -6,6 +6,7 @@ Not thread-safe: the exchange calls it under its lock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from vmm.ferry.books import UNLIMITED, Books
 from vmm.ferry.rules import RULES, Refusal
@@ -13,6 +14,8 @@ from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames
 from vmm.memory.runs import Extent, Run
 
+ZEROED_AT_ONCE = 4096  # pages (16 MiB), which takes the kernel a millisecond or two
+_PARTS_AT_ONCE = 256
 
 
 class Checks(Books):
@@ -147,9 +150,30 @@ class Checks(Books):
         return runs
 
     def _free(self, frames: Iterable[Frames]) -> list[Frames]:
-        freed = list(frames)
-        for part in freed:
+        """Give frames back to the pool; return those that are to be zeroed before anything else
+        happens. If the ledger is `lazy`, what is too much for that is unclean.
+        """
+        freed, pages = list[Frames](), 0
+        for part in frames:
+            pages += part.pages
+            if self.lazy and (pages > ZEROED_AT_ONCE or len(freed) == _PARTS_AT_ONCE):
+                self.keep_unclean()
+                self.pool.unclean.append(part)
+                self.soiled = True
+                pages -= part.pages
+                continue
             self.pool.release(part)
+            freed.append(part)
         if freed:
             self.shares.refill()
         return freed
+
+    def keep_unclean(self) -> None:
+        """Keep what is to be zeroed, before it changes."""
+        if self.journal.active:
+            self.journal.undo(partial(self.pool.have_unclean, tuple(self.pool.unclean)))
+
+    def cleaned(self, frames: Frames) -> None:
+        """Follow frames that were unclean and have been zeroed: they are free."""
+        self.pool.release(frames)
+        self.shares.refill()

@@ -33,6 +33,7 @@ from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
+from vmm.ferry.slices import PREPARED, Slices
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -41,6 +42,8 @@ from vmm.memory.runs import Extent
 _RX_ENTRIES = abi.RX_ENTRIES
 _FREES = frozenset({Operation.RELEASE, Operation.RETURN})
 _TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
+_APART = 3  # pages that follow each other cost less than one that is elsewhere
+_WEIGHT = _APART * abi.TX_ENTRIES  # of a slice: 64 single pages, or 48 of messages of several
 
 
 class Exchange:
@@ -66,11 +69,13 @@ class Exchange:
         self.roster = Roster(wake, self.journal)
         self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
+        self.slices = Slices(ledger, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, pool, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
         self._start = 0
+        self._freed: set[int] = set()  # whose doorbells have left something to be zeroed
 
     def join(self, peer: Peer, quota: int, pieces: int) -> None:
         """Admit a peer with an empty window, no channels, and limits (see books.Account).
@@ -110,22 +115,47 @@ class Exchange:
         """
         control = sender.control
         assert control is not None
+        if self._freed and self._clean(sender):
+            return None
         if sender.turn != self.journal.turn:
             self.journal.keep(sender)
         try:
             indices = control.transmit_indices()
         except Refusal as refusal:
             return refusal.status
+        self.ledger.soiled = False
         if len(indices) > 1:
             done = self._transmit_many(sender, control, indices)
-            return Status.OK if done == len(indices) else None
+            return None if self._soiled(sender) or done < len(indices) else Status.OK
         plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
         for index in indices:
             if plain and self._express(sender, control, index):
                 break
+            if control.operation(index) in PREPARED:
+                request = self._read(control, index)
+                if isinstance(request, Request) and self.slices.prepare(sender, request):
+                    return None
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             self._answer(sender, control, index, answer)
+            if self._soiled(sender):
+                return None
         return Status.OK
+
+    def _soiled(self, sender: Peer) -> bool:
+        """Whether a sender has freed so much that it is zeroed later: by itself, in this doorbell,
+        so that it is its own time that this takes.
+        """
+        if self.ledger.soiled:
+            self._freed.add(sender.number)
+        return self.ledger.soiled
+
+    def _clean(self, sender: Peer) -> bool:
+        """Zero a slice if a sender has left anything to be zeroed. True if more is left."""
+        if sender.number not in self._freed:
+            return False
+        if not self.slices.chores():
+            self._freed.clear()
+        return bool(self._freed)
 
     def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
         """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
@@ -155,7 +185,7 @@ class Exchange:
         these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._start = time.perf_counter_ns()
-        requests = _one_turn([self._read(control, index) for index in indices])
+        requests = _one_turn(self._slice(sender, control, indices))
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
@@ -182,6 +212,26 @@ class Exchange:
             self._answer(sender, control, index, answer)
         self._check()
         return len(requests)
+
+    def _slice(
+        self, sender: Peer, control: ControlStructure, indices: range
+    ) -> list[Request | Status]:
+        """Return what the first descriptors ask for: as many as take a few milliseconds; none if
+        the first is still to be prepared.
+        """
+        requests = [self._read(control, index) for index in indices]
+        weight, before = 0, requests[0]
+        for count, request in enumerate(requests):
+            weight += _weight(before, request)
+            if count and weight > _WEIGHT:
+                return requests[:count]
+            if isinstance(request, Request) and self.slices.needs(sender, request):
+                if count:  # those before it may change what it needs
+                    return requests[:count]
+                if self.slices.prepare(sender, request):
+                    return []
+            before = request
+        return requests
 
     @staticmethod
     def _read(control: ControlStructure, index: int) -> Request | Status:
@@ -231,6 +281,8 @@ class Exchange:
         self.journal.keep(peer)
         try:
             request = read(*what)
+            while self.ledger.pool.unclean and self.slices.prepare(peer, request):
+                pass  # in one go: who cares for the others has prepared it in slices
             answer = self.operations.serve(peer, request)
         except Refusal as refusal:
             answer = Answer(refusal.status)
@@ -351,6 +403,15 @@ def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
             return requests[:index]
         freed = freed or request.operation in _FREES
     return requests
+
+
+def _weight(before: Request | Status, request: Request | Status) -> int:
+    """Return how long a request takes, roughly: in units of a page that follows the one before."""
+    if isinstance(request, Status) or not request.spans:
+        return 1
+    if not isinstance(before, Status) and before is not request and touching(before, request):
+        return len(request.spans)
+    return _APART * len(request.spans) + (len(request.spans) > 1) * len(request.spans)
 
 
 def _idle(sender: Peer, request: Request) -> bool:

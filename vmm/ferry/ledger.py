@@ -157,7 +157,9 @@ class Ledger(Transit):
                 cuts = self._accounts[peer].window.cuts(*place)
                 growth[peer] = growth.get(peer, 0) + cuts
                 hidden += [(peer, r) for r in self.runs(peer, place) if r.hold in READABLE]
-        if growth[owner]:  # of a part of what it lent: it must not cut up a borrower's window either
+        if growth[
+            owner
+        ]:  # of a part of what it lent: it must not cut up a borrower's window either
             self._check_cuts(growth)
         self._check_host(growth)
         return Reclaim(owner, tuple(runs), tuple(hidden), tuple(shown))

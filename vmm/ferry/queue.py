@@ -41,7 +41,7 @@ class Queue(collections.deque["Message"]):
 
     def holds(self, sender: int) -> bool:
         """Whether a message of this sender's is in it."""
-        return any([message.sender == sender for message in self])
+        return any(message.sender == sender for message in self)
 
     def put(self, message: Message) -> None:
         """Enqueue a message. The caller has seen that there is room."""

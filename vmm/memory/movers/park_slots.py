@@ -38,6 +38,19 @@ class ParkSlotsWindow(SlotsWindow):
                     at = shown.page + part.frame - shown.frame
                     self._store(at, part.frame, part.pages, writable=shown.writable)
 
+    def share_slice(self, page: int, count: int, most: int) -> bool:
+        end = page + count
+        for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
+            for part in self._park.lodgings.within(shown.frame, shown.pages):
+                if part.anonymous:
+                    at, pages = shown.page + part.frame - shown.frame, min(part.pages, most)
+                    try:
+                        self._store(at, part.frame, pages, writable=shown.writable)
+                    except OSError:
+                        return False
+                    return True
+        return False
+
     def _store(self, page: int, frame: int, count: int, *, writable: bool) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""
         park, size = self._park, count * PAGE_SIZE

@@ -207,6 +207,16 @@ class RemapWindow(MappedWindow):
         for run in self._shown.within(page, count):
             self._store(run)
 
+    def share_slice(self, page: int, count: int, most: int) -> bool:
+        runs = self._shown.within(page, count)
+        if not runs or len(self._shown) >= PIECES or self._park.lodgings.seams >= SEAMS:
+            return False
+        try:
+            self._store(runs[0].clip(runs[0].page, runs[0].page + most))
+        except OSError:
+            return False
+        return True
+
     def _store(self, run: Run) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""
         size, offset = run.pages * PAGE_SIZE, run.frame * PAGE_SIZE
