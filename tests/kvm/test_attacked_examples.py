@@ -1,4 +1,4 @@
-"""The examples, attacked by a machine that may send to them: whatever it sends, they do their work."""
+"""The examples, attacked by a machine that may send to them: they do their work all the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TAGS = (0, 7)  # the README's guest looks at none
 
 @pytest.fixture(scope="session")
 def readme_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guest that the README shows, built; where there is no compiler, as it was built before."""
+    """The guest that the README shows; where there is no compiler, as it was built before."""
     folder = Path(__file__).resolve().parent.parent / "_guests"
     elf = folder / "of_the_readme.elf"
     try:
@@ -74,8 +74,8 @@ class Attacker(Puppet):
         taken_back: bool = False,
         **fields: object,
     ) -> None:
-        """Send a message whose extents are apart, and as long as it says; maybe with its pages taken
-        back before anybody can look.
+        """Send a message whose extents are apart; maybe with its pages taken back before anybody
+        can look.
         """
         pages = self.apart(extents) if extents else []
         length = len(pages) * PAGE_SIZE
@@ -93,7 +93,7 @@ class Attacker(Puppet):
 
 
 class Scene:
-    """Machines of examples, and an attacker that may send to them all, and whom they know nothing of."""
+    """Machines of examples, and an attacker that may send to them all, unknown to them."""
 
     def __init__(self, monitor: Monitor, lines: list[str], elf: Elf) -> None:
         self.monitor = monitor

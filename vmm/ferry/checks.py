@@ -149,9 +149,10 @@ class Checks(Books):
         self.shares.took(peer)
         return runs
 
-    def _free(self, frames: Iterable[Frames]) -> list[Frames]:
-        """Give frames back to the pool; return those that are to be zeroed before anything else
-        happens. If the ledger is `lazy`, what is too much for that is unclean.
+    def _free(self, frames: Iterable[Frames], peer: int | None = None) -> list[Frames]:
+        """Give frames back to the pool, for a peer that has had them; return those that are to be
+        zeroed before anything else happens. If the ledger is `lazy`, what is too much for that is
+        unclean.
         """
         freed, pages = list[Frames](), 0
         for part in frames:
@@ -165,7 +166,7 @@ class Checks(Books):
             self.pool.release(part)
             freed.append(part)
         if freed:
-            self.shares.refill()
+            self.shares.refill(peer)
         return freed
 
     def keep_unclean(self) -> None:

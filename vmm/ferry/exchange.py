@@ -15,6 +15,7 @@ Not thread-safe: the monitor calls it under its lock.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -42,8 +43,11 @@ from vmm.memory.runs import Extent
 _RX_ENTRIES = abi.RX_ENTRIES
 _FREES = frozenset({Operation.RELEASE, Operation.RETURN})
 _TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
+_FEW = abi.RX_ENTRIES // abi.EXTENTS_MAX  # messages, whatever their extents
+_EXTENTS = abi.RX_ENTRIES  # that are shown together, and do not follow each other
 _APART = 3  # pages that follow each other cost less than one that is elsewhere
 _WEIGHT = _APART * abi.TX_ENTRIES  # of a slice: 64 single pages, or 48 of messages of several
+_WEIGHT_OF_SLOTS = abi.TX_ENTRIES + _APART  # which take longer, but those that follow each other
 
 
 class Exchange:
@@ -221,9 +225,10 @@ class Exchange:
         """
         requests = [self._read(control, index) for index in indices]
         weight, before = 0, requests[0]
+        most = _WEIGHT_OF_SLOTS if sender.window.blinks else _WEIGHT
         for count, request in enumerate(requests):
             weight += _weight(before, request)
-            if count and weight > _WEIGHT:
+            if count and weight > most:
                 return requests[:count]
             if isinstance(request, Request) and self.slices.needs(sender, request):
                 if count:  # those before it may change what it needs
@@ -296,7 +301,8 @@ class Exchange:
     # ---- Delivering ----
 
     def deliver(self, peer: Peer) -> int | None:
-        """Dequeue into a machine's control structure as much as its receive ring takes.
+        """Dequeue into a machine's control structure as much as its receive ring takes; less where
+        that has very many extents: the rest then comes when it is entered the next time.
 
         Returns how many messages it now has to take, those of before included; None if its index
         makes no sense.
@@ -309,7 +315,10 @@ class Exchange:
             assert control is not None
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
-            for message in self._take(peer, waiting if waiting < room else room):
+            count = waiting if waiting < room else room
+            if count > _FEW:
+                count = _some(peer, count)
+            for message in self._take(peer, count):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
                 pending += 1
@@ -403,6 +412,19 @@ def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
             return requests[:index]
         freed = freed or request.operation in _FREES
     return requests
+
+
+def _some(peer: Peer, count: int) -> int:
+    """Return how many of the first messages in a queue are delivered together."""
+    extents, end, most = 0, 0, _EXTENTS // 4 if peer.window.blinks else _EXTENTS
+    for index, message in enumerate(itertools.islice(peer.queue, count)):
+        if not message.brought:
+            for target in message.targets:
+                extents += target.page != end
+                end = target.end
+        if extents > most and index:
+            return index
+    return count
 
 
 def _weight(before: Request | Status, request: Request | Status) -> int:

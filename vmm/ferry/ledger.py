@@ -111,7 +111,7 @@ class Ledger(Transit):
                     account.lend(place.lender, -place.pages)
         freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
         account.charged -= sum(part.pages for part in freed)
-        return self._free(freed)
+        return self._free(freed, peer)
 
     # ---- The way back ----
 

@@ -60,13 +60,15 @@ class FrameShares:
             self._kept[whose] -= part
             missing -= part
 
-    def refill(self) -> None:
-        """Frames are free again: those come first of whose share something is missing."""
+    def refill(self, first: int | None = None) -> None:
+        """Frames are free again: those come first of whose share something is missing; before all
+        others, who has freed them.
+        """
         spare = self._pool.free - self.kept
         if spare <= 0 or self.kept >= self._share * len(self._kept):
             return
-        for peer, kept in self._kept.items():
-            more = min(self._share - kept, spare)
+        for peer in (*((first,) if first in self._kept else ()), *self._kept):
+            more = min(self._share - self._kept[peer], spare)
             self._kept[peer] += more
             self.kept += more
             spare -= more
