@@ -271,6 +271,7 @@ class Monitor:
             journal.undo(partial(self._remember, machine))
             del self._by_number[machine.number], self.machines[machine.name]
             journal.later(partial(_free, machine))
+        self._clean()
 
     def _remember(self, machine: Machine) -> None:
         """Undo a removal."""
@@ -296,6 +297,7 @@ class Monitor:
                     if machine.state is not State.STOPPED:
                         self._turns.journal.keep(machine)
                         self._driver.end(machine, Ending("timeout", reason))
+        self._clean()
         return list(self.machines.values())
 
     def interrupt(self, machine: Machine) -> None:
@@ -352,12 +354,15 @@ class Monitor:
 
         Their sum is the pool. Raises LedgerError.
         """
-        more = True
-        while more:  # what has been freed is free when it has been zeroed
-            with self._turns.turn():
-                more = self._exchange.slices.chores()
+        self._clean()
         with self._turns.turn():
             return self._exchange.ledger.audit()
+
+    def _clean(self) -> None:
+        """Zero what has been freed and is not free before that, in slices."""
+        while self._exchange.ledger.pool.unclean:
+            with self._turns.turn():
+                self._exchange.slices.chores()
 
     # ---- The end ----
 

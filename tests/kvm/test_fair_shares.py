@@ -29,9 +29,7 @@ pytestmark = pytest.mark.smaller_in_lanes("an emulated processor's times are non
 def messages(open_monitor: Open, elfs: Path, mover: str, workers: int, way: int | None) -> float:
     """Return how many messages the pair sends in a second, beside who does what it does."""
     monitor = open_monitor(mover=mover, workers=workers, pool="1G", copy_below=0)
-    a, b = (
-        monitor.spawn(elfs / "rally.elf", name=name, window="2M", memory="4M") for name in "ab"
-    )
+    a, b = (monitor.spawn(elfs / "rally.elf", name=name, window="2M", memory="4M") for name in "ab")
     monitor.connect(a, b)
     monitor.host.send(a, payload=struct.pack("<I", b.number))
     if way is not None:

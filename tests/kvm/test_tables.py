@@ -30,10 +30,11 @@ def objects(root: object) -> Iterator[object]:
         yield one
         for other in gc.get_referents(one):
             ours = type(other).__module__.startswith("vmm")
+            if id(other) in seen or isinstance(other, _LEAVES):
+                continue
             if ours or isinstance(other, dict | list | tuple | set | deque):
-                if id(other) not in seen and not isinstance(other, _LEAVES):
-                    seen.add(id(other))
-                    todo.append(other)
+                seen.add(id(other))
+                todo.append(other)
 
 
 def attributes(one: object) -> Iterator[tuple[str, object]]:
