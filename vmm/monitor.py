@@ -21,7 +21,7 @@ from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
 from vmm.errors import BusyError, ClosedError, ConfigError
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange

@@ -7,40 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guest_elfs import OF_THE_README
 from kvm.puppets import Puppet, Span, descriptor, spans_of
 
 from vmm import Machine, Monitor
 from vmm.guest import abi
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, PAYLOAD_MAX, Flags, Operation, Status
-from vmm.guest.build import build_guest
-from vmm.guest.bundled import ROOT
-from vmm.guest.compiler import BuildError, find_compiler
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
 SEND, LEND, SHARE = Operation.SEND, Operation.LEND, Operation.SHARE
 TAGS = (0, 7)  # the README's guest looks at none
-
-
-@pytest.fixture(scope="session")
-def readme_guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guest that the README shows; where there is no compiler, as it was built before."""
-    folder = Path(__file__).resolve().parent.parent / "_guests"
-    elf = folder / "of_the_readme.elf"
-    try:
-        compiler = find_compiler()
-    except BuildError:
-        assert elf.exists(), "no compiler, and the README's guest was not built before"
-        return elf
-    shown = re.search(r"^## A guest\n\n```c\n(.*?)```", README.read_text(), re.S | re.M)
-    assert shown is not None
-    source = tmp_path_factory.mktemp("readme") / "echo.c"
-    source.write_text(shown[1])
-    return build_guest(
-        [source], elf, include_dirs=[ROOT / "include"], library_dir=ROOT / "lib", compiler=compiler
-    )
 
 
 class Attacker(Puppet):
@@ -122,8 +100,8 @@ def scene(open_monitor: Open, mover: str, guest_elf: Elf) -> Scene:
     return Scene(monitor, lines, guest_elf)
 
 
-def test_the_guest_of_the_readme_answers_everybody(scene: Scene, readme_guest: Path) -> None:
-    echo = scene.spawn("echo", readme_guest)
+def test_the_guest_of_the_readme_answers_everybody(scene: Scene, test_guests: Path) -> None:
+    echo = scene.spawn("echo", test_guests / OF_THE_README.name)
     friend = Puppet(scene.monitor, "friend")
     scene.monitor.connect(friend.machine, echo)
     friend.boot()

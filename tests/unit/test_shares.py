@@ -7,7 +7,7 @@ import itertools
 import pytest
 from unit.ledger_scene import A, B, C, bury, delivered, give_back, refused, release, take_back
 
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.rules import Refusal
 from vmm.guest.abi import PEER_HOST, Operation, Status

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from unit.exchange_scene import FRAMES, Scene
 
-from vmm.ferry import checks, exchange, slices
+from vmm.ferry import checks, slices
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.movers.park import Park
 from vmm.memory.runs import Extent
@@ -105,7 +105,7 @@ def test_what_is_not_ones_own_is_not_prepared(scene: Scene) -> None:
 def test_many_descriptors_are_answered_in_slices_and_in_their_order(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "_WEIGHT", 6)
+    monkeypatch.setattr(slices, "_WEIGHT", 6)
     own = scene.alloc(scene.a, *[1] * 12)[::2]  # that do not follow each other
     entries = [scene.put(scene.a, Operation.SEND, page, to=scene.b, tag=page.page) for page in own]
     answered = []

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from vmm.ferry.books import UNLIMITED, Books
+from vmm.ferry.accounts import UNLIMITED
+from vmm.ferry.books import Books
 from vmm.ferry.rules import RULES, Refusal
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames

@@ -15,7 +15,6 @@ Not thread-safe: the monitor calls it under its lock.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
-from vmm.ferry.slices import PREPARED, Slices
+from vmm.ferry.slices import FEW, PREPARED, Slices, some
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -43,11 +42,6 @@ from vmm.memory.runs import Extent
 _RX_ENTRIES = abi.RX_ENTRIES
 _FREES = frozenset({Operation.RELEASE, Operation.RETURN})
 _TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
-_FEW = abi.RX_ENTRIES // abi.EXTENTS_MAX  # messages, whatever their extents
-_EXTENTS = abi.RX_ENTRIES  # that are shown together, and do not follow each other
-_APART = 3  # pages that follow each other cost less than one that is elsewhere
-_WEIGHT = _APART * abi.TX_ENTRIES  # of a slice: 64 single pages, or 48 of messages of several
-_WEIGHT_OF_SLOTS = abi.TX_ENTRIES + _APART  # which take longer, but those that follow each other
 
 
 class Exchange:
@@ -189,7 +183,8 @@ class Exchange:
         these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._start = time.perf_counter_ns()
-        requests = _one_turn(self._slice(sender, control, indices))
+        requests = [self._read(control, index) for index in indices]
+        requests = _one_turn(self.slices.first(sender, requests))
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
@@ -216,27 +211,6 @@ class Exchange:
             self._answer(sender, control, index, answer)
         self._check()
         return len(requests)
-
-    def _slice(
-        self, sender: Peer, control: ControlStructure, indices: range
-    ) -> list[Request | Status]:
-        """Return what the first descriptors ask for: as many as take a few milliseconds; none if
-        the first is still to be prepared.
-        """
-        requests = [self._read(control, index) for index in indices]
-        weight, before = 0, requests[0]
-        most = _WEIGHT_OF_SLOTS if sender.window.blinks else _WEIGHT
-        for count, request in enumerate(requests):
-            weight += _weight(before, request)
-            if count and weight > most:
-                return requests[:count]
-            if isinstance(request, Request) and self.slices.needs(sender, request):
-                if count:  # those before it may change what it needs
-                    return requests[:count]
-                if self.slices.prepare(sender, request):
-                    return []
-            before = request
-        return requests
 
     @staticmethod
     def _read(control: ControlStructure, index: int) -> Request | Status:
@@ -316,8 +290,8 @@ class Exchange:
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
             count = waiting if waiting < room else room
-            if count > _FEW:
-                count = _some(peer, count)
+            if count > FEW:
+                count = some(peer, count)
             for message in self._take(peer, count):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
@@ -412,28 +386,6 @@ def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
             return requests[:index]
         freed = freed or request.operation in _FREES
     return requests
-
-
-def _some(peer: Peer, count: int) -> int:
-    """Return how many of the first messages in a queue are delivered together."""
-    extents, end, most = 0, 0, _EXTENTS // 4 if peer.window.blinks else _EXTENTS
-    for index, message in enumerate(itertools.islice(peer.queue, count)):
-        if not message.brought:
-            for target in message.targets:
-                extents += target.page != end
-                end = target.end
-        if extents > most and index:
-            return index
-    return count
-
-
-def _weight(before: Request | Status, request: Request | Status) -> int:
-    """Return how long a request takes, roughly: in units of a page that follows the one before."""
-    if isinstance(request, Status) or not request.spans:
-        return 1
-    if not isinstance(before, Status) and before is not request and touching(before, request):
-        return len(request.spans)
-    return _APART * len(request.spans) + (len(request.spans) > 1) * len(request.spans)
 
 
 def _idle(sender: Peer, request: Request) -> bool:

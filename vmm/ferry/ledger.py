@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vmm.ferry.books import UNLIMITED, Account, Bond, LedgerError, Revoked
+from vmm.ferry.accounts import UNLIMITED, Account, Revoked
+from vmm.ferry.books import Bond, LedgerError
 from vmm.ferry.places import joined, reserve
 from vmm.ferry.plans import Homecoming, Reclaim, Return
 from vmm.ferry.rules import READABLE, Refusal

@@ -14,7 +14,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.movers.lodgings import Lodging
-from vmm.memory.movers.park import SEAMS, Park
+from vmm.memory.movers.park import Park
 from vmm.memory.movers.slots import SlotsWindow
 
 
@@ -54,7 +54,7 @@ class ParkSlotsWindow(SlotsWindow):
     def _store(self, page: int, frame: int, count: int, *, writable: bool) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""
         park, size = self._park, count * PAGE_SIZE
-        if park.lodgings.seams >= SEAMS:
+        if not park.may_cut(self):
             raise OSError(errno.ENOMEM, "too many frames have been shared out of larger runs")
         try:
             mapping.store(park.home(frame), size, park.fd, frame * PAGE_SIZE)
@@ -63,6 +63,7 @@ class ParkSlotsWindow(SlotsWindow):
             mapping.punch(park.fd, frame * PAGE_SIZE, size)
             raise
         park.lodgings.settle(Lodging(frame, count, anonymous=False))
+        park.has_cut(self)
         try:
             self.show(page, frame, count, writable=writable)
         except OSError:
