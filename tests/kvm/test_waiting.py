@@ -93,6 +93,7 @@ def test_what_a_machine_waits_for_wakes_it_and_nothing_else_does(
     a, b, d = stage.puppets
     for wait_for in (event, ANY, ANY & ~event):
         fill(b, d)
+        fill(a, d)  # its own place
         begin(a, wait_for, d.number)
         happen(stage, event)
         assert a.done() == bool(wait_for & event)
