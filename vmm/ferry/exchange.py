@@ -32,7 +32,7 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
+from vmm.ferry.sending import TOGETHER, Parted, adjacent, overlap, touching
 from vmm.ferry.slices import FEW, PREPARED, Slices, some
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
@@ -376,14 +376,19 @@ class Exchange:
 def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
     """Return the requests that can be processed in one turn.
 
-    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before.
+    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before;
+    so is what a copied exchange leaves, with which nothing else is done before.
     """
-    freed = False
+    freed, exchanged = False, list[Span]()
     for index, request in enumerate(requests):
         if isinstance(request, Status):
             continue
         if freed and request.operation in _TAKES:
             return requests[:index]
+        if exchanged and overlap(exchanged, request.spans):
+            return requests[:index]
+        if request.operation is Operation.EXCHANGE:
+            exchanged += request.spans
         freed = freed or request.operation in _FREES
     return requests
 
