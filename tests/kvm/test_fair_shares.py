@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests_support import sized
 
 from vmm import Monitor
 
 Open = Callable[..., Monitor]
 
-SECONDS = 0.25  # of each measurement
+SECONDS = sized(0.2, 1.0)  # of each measurement
 TRIES = 3  # other programs take their share of the processors, too
 LARGE = 64 << 20  # bytes that are shared
 
@@ -23,7 +24,13 @@ WAYS = {"an endless loop": 1, "doorbells": 2, "logs": 3, "scattered loans": 4, "
 PAGES = {"scattered loans", "a large share"}  # which another has to receive
 SINK = 6
 
-pytestmark = pytest.mark.smaller_in_lanes("an emulated processor's times are none")
+# Of its fair share: half. An emulated processor's times are none, and there it is enough to go on.
+KEPT = sized(1 / 2, 1 / 16)
+
+pytestmark = [
+    pytest.mark.smaller_in_lanes("an emulated processor's times are none: only that it goes on"),
+    pytest.mark.not_in_ept("an emulated processor's times are none"),
+]
 
 
 def messages(open_monitor: Open, elfs: Path, mover: str, workers: int, way: int | None) -> float:
@@ -57,7 +64,7 @@ def test_a_pair_keeps_half_of_its_fair_share_beside_a_nuisance(
     monitor's, which two workers share. The pair has one between them, as only one of them has
     anything to do at a time; a nuisance has one, and who has to receive its pages another.
     """
-    failed = dict(WAYS)
+    failed = dict(list(WAYS.items())[: sized(len(WAYS), 1)])
     seen: dict[str, list[str]] = {}
     for _ in range(TRIES):
         alone = messages(open_monitor, test_guests, mover, workers, None)
@@ -65,7 +72,7 @@ def test_a_pair_keeps_half_of_its_fair_share_beside_a_nuisance(
             beside = messages(open_monitor, test_guests, mover, workers, way)
             seen.setdefault(name, []).append(f"{beside:.0f} of {alone:.0f}")
             share = 1 / 3 if name in PAGES else 1 / 2
-            if beside >= alone * share / 2:
+            if beside >= alone * share * KEPT:
                 del failed[name]
         if not failed:
             break

@@ -14,12 +14,14 @@ from vmm.guest.abi import PAGE_SIZE, Status
 
 Open = Callable[..., Monitor]
 
+pytestmark = pytest.mark.smaller_in_lanes("each page is a fault")
+
 PAGES = sized(48 << 20, 20 << 20) // PAGE_SIZE
 
 
 @pytest.fixture
 def monitor(open_monitor: Open, mover: str) -> Monitor:
-    return open_monitor(mover=mover, pool="128M", audit=True)
+    return open_monitor(mover=mover, pool="128M")
 
 
 def turns_of(monitor: Monitor, monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:

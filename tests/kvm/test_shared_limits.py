@@ -19,13 +19,15 @@ Open = Callable[..., Monitor]
 PIECES = 800  # that the host can map, for all
 POOL = 4096  # pages
 
+pytestmark = pytest.mark.not_in_ept("limits, which are the monitor's own")
+
 
 @pytest.fixture
 def monitor(open_monitor: Open, mover: str, monkeypatch: pytest.MonkeyPatch) -> Monitor:
     """A monitor on a host that maps little."""
     probe = open_monitor(mover=mover, pool="1M")
     monkeypatch.setattr(host, "mapping_limit", lambda: 2 * (2 * PIECES + probe._mover.seams))
-    return open_monitor(mover=mover, pool=POOL * PAGE_SIZE, audit=True)
+    return open_monitor(mover=mover, pool=POOL * PAGE_SIZE)
 
 
 def puppets(monitor: Monitor, *names: str, **options: object) -> list[Puppet]:
