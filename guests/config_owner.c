@@ -13,6 +13,8 @@ static void take_message(void)
     PF_CHECK(pf_receive(&m, PF_FOREVER) == PF_OK);
     if (m.operation == PF_OP_SEND && m.tag == CONFIG_SEEN)
         seen++;
+    if (m.operation != PF_OP_RETURN)
+        pf_drop(&m); /* nobody was asked for pages */
     if (m.operation == PF_OP_RETURN && m.status == PF_OK)
         returned++;
     if (m.operation == PF_OP_RETURN && m.status == PF_E_DEAD)
@@ -33,16 +35,15 @@ int main(void)
 
     /* The same page again and again: as often as there are readers. This machine keeps it, and may go on writing. */
     for (uint32_t i = 0; i < count; i++)
-        PF_CHECK(pf_share(readers[i].id, page, 1, CONFIG_SHARED, PF_FLAG_READONLY) == PF_OK);
+        if (pf_share(readers[i].id, page, 1, CONFIG_SHARED, PF_FLAG_READONLY) != PF_OK)
+            stopped++; /* or it has no room: then it is left out */
     while (seen + stopped < count)
         take_message();
 
     config->rate = 250;
     config->version = 2;
-    for (uint32_t i = 0; i < count; i++) {
-        int status = pf_send_inline(readers[i].id, "", 0, CONFIG_CHANGED);
-        PF_CHECK(status == PF_OK || status == PF_E_DEAD);
-    }
+    for (uint32_t i = 0; i < count; i++)
+        pf_send_inline(readers[i].id, "", 0, CONFIG_CHANGED); /* one that takes nothing is not told */
     while (returned + stopped < count)
         take_message();
 

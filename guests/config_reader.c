@@ -8,9 +8,9 @@ int main(void)
 {
     pf_message shared, changed;
 
-    PF_CHECK(pf_receive(&shared, PF_FOREVER) == PF_OK);
-    PF_CHECK(shared.operation == PF_OP_SHARE && shared.tag == CONFIG_SHARED);
-    PF_CHECK(shared.flags & PF_FLAG_READONLY); /* told by the monitor, not by the sender */
+    do
+        PF_CHECK(example_receive(&shared, PF_OP_SHARE, PF_NO_PEER, PF_FOREVER) == PF_OK);
+    while (shared.tag != CONFIG_SHARED || !(shared.flags & PF_FLAG_READONLY) || shared.extent_count != 1);
 
     volatile struct config *config = pf_data(&shared);
     uint64_t first = config->rate;
@@ -21,8 +21,10 @@ int main(void)
     }
     PF_CHECK(pf_send_inline(shared.sender, "", 0, CONFIG_SEEN) == PF_OK);
 
-    PF_CHECK(pf_receive(&changed, PF_FOREVER) == PF_OK);
-    PF_CHECK(changed.tag == CONFIG_CHANGED && changed.extent_count == 0); /* no page came with it */
+    do
+        PF_CHECK(example_receive(&changed, PF_OP_SEND, shared.sender, PF_FOREVER) == PF_OK);
+    while (changed.tag != CONFIG_CHANGED);
+    PF_CHECK(changed.extent_count == 0); /* no page came with it */
     PF_CHECK(config->version == 2);
     pf_printf("the rate was %lu, and is %lu in the same page", first, config->rate);
 

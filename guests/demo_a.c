@@ -45,10 +45,22 @@ int main(void)
     for (;;) {
         PF_CHECK(pf_receive(&message, PF_FOREVER) == PF_OK);
         switch (message.tag) {
-        case DEMO_FILE: announce_and_send(&message); break;
-        case DEMO_RESULT: pass_on(&message); break;
-        case DEMO_TOUCH: touch_after_sending(&message); break;
-        default: pf_panic("a message with a tag that is not the demo's");
+        case DEMO_FILE:
+        case DEMO_TOUCH:
+            if (message.sender != PF_PEER_HOST || !pf_owned(&message))
+                pf_drop(&message);
+            else if (message.tag == DEMO_FILE)
+                announce_and_send(&message);
+            else
+                touch_after_sending(&message);
+            break;
+        case DEMO_RESULT:
+            if (message.sender == b && pf_owned(&message))
+                pass_on(&message);
+            else
+                pf_drop(&message);
+            break;
+        default: pf_drop(&message); /* a tag that is not the demo's */
         }
     }
 }

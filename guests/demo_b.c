@@ -47,16 +47,26 @@ int main(void)
         PF_CHECK(pf_receive(&message, PF_FOREVER) == PF_OK);
         switch (message.tag) {
         case DEMO_ANNOUNCE:
+            pf_drop(&message);
             memcpy(&length, message.payload, sizeof length);
             pf_printf("a announces a file of %lu bytes", length);
             break;
-        case DEMO_FILE: process_and_reply(&message); break;
+        case DEMO_FILE:
+            if (pf_owned(&message))
+                process_and_reply(&message);
+            else
+                pf_drop(&message);
+            break;
         case DEMO_TOUCH:
+            if (!pf_owned(&message)) {
+                pf_drop(&message);
+                break;
+            }
             message.receiver = PF_PEER_HOST;
             PF_CHECK(pf_transmit(&message) == PF_OK);
             break;
         case DEMO_END: return 0;
-        default: pf_panic("a message with a tag that is not the demo's");
+        default: pf_drop(&message); /* a tag that is not the demo's */
         }
     }
 }

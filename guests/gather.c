@@ -25,8 +25,8 @@ static uint64_t gather(uint32_t *worker)
     struct work_result result;
     pf_message part;
 
-    PF_CHECK(pf_receive(&part, PF_FOREVER) == PF_OK);
-    PF_CHECK(part.operation == PF_OP_RETURN && part.status == PF_OK && part.tag < PARTS);
+    PF_CHECK(example_receive(&part, PF_OP_RETURN, PF_NO_PEER, PF_FOREVER) == PF_OK); /* of what was lent, then */
+    PF_CHECK(part.status == PF_OK && part.tag < PARTS);
     PF_CHECK(pf_data(&part) == numbers + part.tag * PART_NUMBERS);
     PF_CHECK(work_sorted(pf_data(&part), PART_NUMBERS));
     memcpy(&result, part.payload, sizeof result);

@@ -10,9 +10,14 @@ int main(void)
     struct pf_answer about;
     pf_message job;
 
-    PF_CHECK(pf_receive(&job, PF_FOREVER) == PF_OK);
-    if (!job.extent_count)
-        return 0;
+    for (;;) {
+        PF_CHECK(pf_receive(&job, PF_FOREVER) == PF_OK);
+        if (!job.extent_count && !job.payload_length)
+            return 0;
+        if (example_lent(&job))
+            break;
+        pf_drop(&job);
+    }
     uint64_t pages = job.extents[0].pages;
     memset(pf_data(&job), 0xff, 64); /* it has made a mess of it by then */
 

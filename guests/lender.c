@@ -25,9 +25,8 @@ int main(void)
      * buffer back before it is returned (see supervisor.c). */
     PF_CHECK(pf_query(buffer, PAGES, &about) == PF_OK && about.owner == PF->self);
 
-    PF_CHECK(pf_receive(&returned, PF_FOREVER) == PF_OK);
-    PF_CHECK(returned.operation == PF_OP_RETURN && returned.status == PF_OK);
-    PF_CHECK(returned.sender == worker && returned.tag == TAG);
+    PF_CHECK(example_receive(&returned, PF_OP_RETURN, worker, PF_FOREVER) == PF_OK);
+    PF_CHECK(returned.status == PF_OK && returned.tag == TAG);
     PF_CHECK(pf_data(&returned) == buffer && returned.extents[0].pages == PAGES);
 
     memcpy(&result, returned.payload, sizeof result);

@@ -21,7 +21,11 @@ int main(void)
     pf_message block;
 
     do {
-        PF_CHECK(pf_receive(&block, PF_FOREVER) == PF_OK);
+        PF_CHECK(example_receive(&block, PF_OP_SEND, pf_peer("stage_source"), PF_FOREVER) == PF_OK);
+        if (block.extent_count > 1) { /* not a block: these would not be where one expects them */
+            pf_drop(&block);
+            continue;
+        }
         uint32_t *numbers = pf_data(&block);
         for (uint64_t i = 0; i < block.length / sizeof *numbers; i++)
             numbers[i] *= 2;

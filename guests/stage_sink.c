@@ -10,10 +10,9 @@ int main(void)
     pf_message block;
 
     for (;;) {
-        PF_CHECK(pf_receive(&block, PF_FOREVER) == PF_OK);
+        PF_CHECK(example_receive(&block, PF_OP_SEND, pf_peer("stage_filter"), PF_FOREVER) == PF_OK);
         if (!block.extent_count)
             break;
-        PF_CHECK(block.operation == PF_OP_SEND); /* an exchange is that, for who receives */
         PF_CHECK(block.tag == next); /* from one sender, in the order in which they were sent */
         const uint32_t *numbers = pf_data(&block);
         for (uint32_t i = 0; i < STAGE_NUMBERS; i++) {

@@ -8,13 +8,27 @@
 #define NUMBERS WORK_NUMBERS(PAGES)
 #define LIMIT_MS 400
 
+/* Waits for what becomes of a job; drops whatever else comes. */
+static int outcome(const struct pf_peer *worker, pf_message *answer, uint64_t timeout_us)
+{
+    int status;
+
+    while ((status = pf_receive(answer, timeout_us)) == PF_OK) {
+        if ((answer->operation == PF_OP_RETURN && answer->sender == worker->id) || answer->operation == PF_OP_UNDELIVERED)
+            break;
+        if (answer->operation != PF_OP_RETURN)
+            pf_drop(answer);
+    }
+    return status;
+}
+
 /* Whether a worker has done the job in time. In any case the buffer is ours when this returns. */
 static bool done_by(const struct pf_peer *worker, void *buffer, uint64_t job, pf_message *answer)
 {
     int status = pf_lend(worker->id, buffer, PAGES, job, 0);
 
     if (status == PF_OK)
-        status = pf_receive(answer, LIMIT_MS * 1000);
+        status = outcome(worker, answer, LIMIT_MS * 1000);
     if (status == PF_E_TIMEOUT) {
         status = pf_reclaim(buffer, PAGES);
         if (status == PF_OK) {
@@ -22,12 +36,11 @@ static bool done_by(const struct pf_peer *worker, void *buffer, uint64_t job, pf
             return false;
         }
         PF_CHECK(status == PF_E_NOT_LENT); /* it was returned in this very moment */
-        status = pf_receive(answer, 0);
+        status = outcome(worker, answer, 0);
     }
-    if (status == PF_E_DEAD) /* it had stopped before it could be lent anything */
+    if (status != PF_OK) /* it has stopped, or has no room, and could not be lent anything */
         return false;
-    PF_CHECK(status == PF_OK && answer->tag == job);
-    return answer->operation == PF_OP_RETURN && answer->status == PF_OK; /* and not PF_E_DEAD */
+    return answer->operation == PF_OP_RETURN && answer->status == PF_OK && answer->tag == job; /* and not PF_E_DEAD */
 }
 
 int main(void)

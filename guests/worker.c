@@ -19,7 +19,7 @@ static void sort(uint32_t *numbers, uint64_t count)
 static struct work_result work(const pf_message *job)
 {
     uint32_t *numbers = pf_data(job);
-    struct work_result result = { .count = job->length / sizeof *numbers };
+    struct work_result result = { .count = job->length / sizeof *numbers }; /* within its one extent */
 
     sort(numbers, result.count);
     for (uint64_t i = 0; i < result.count; i++)
@@ -28,24 +28,27 @@ static struct work_result work(const pf_message *job)
 }
 
 /* pf_reply() takes the tag from the job, and returns pages that were lent. What can go wrong then is not an error of
- * ours: the owner may have no room for the answer at the moment, or may have lost patience. */
+ * ours: the owner may have no room for the answer at the moment, may have lost patience, or its life. */
 static void answer(const pf_message *job, const struct work_result *result)
 {
     int status;
 
     while ((status = pf_reply(job, result, sizeof *result)) == PF_E_QUEUE_FULL)
-        PF_CHECK(pf_wait_room_only(job->sender, PF_FOREVER) == PF_OK);
-    if (status == PF_E_RECLAIMED) /* let go of the place, so that others can have it */
-        status = pf_release(pf_data(job), job->extents[0].pages);
-    PF_CHECK(status == PF_OK);
+        if (pf_wait_room_only(job->sender, PF_FOREVER) != PF_OK)
+            break;
+    if (status != PF_OK) /* let go of the place, so that others can have it */
+        pf_drop(job);
 }
 
 int main(void)
 {
     pf_message job;
 
-    while (pf_receive(&job, PF_FOREVER) == PF_OK && job.extent_count) {
-        PF_CHECK(job.operation == PF_OP_LEND);
+    while (pf_receive(&job, PF_FOREVER) == PF_OK && (job.extent_count || job.payload_length)) {
+        if (!example_lent(&job)) { /* sent, or to be read only, or in parts: not what was agreed on */
+            pf_drop(&job);
+            continue;
+        }
         struct work_result result = work(&job);
         answer(&job, &result);
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from vmm.guest.build import build_each
+from vmm.guest.build import build_each, build_guest
 from vmm.guest.bundled import ROOT
-from vmm.guest.compiler import BuildError, find_compiler
+from vmm.guest.compiler import BuildError, Compiler, find_compiler
 
 SOURCES = Path(__file__).resolve().parent / "guests"
 ELFS = SOURCES.parent / "_guests"
+README = SOURCES.parent.parent / "README.md"
+OF_THE_README = ELFS / "of_the_readme.elf"
 
 
 def build_test_guests() -> Path:
@@ -30,7 +33,25 @@ def build_test_guests() -> Path:
         library_dir=ROOT / "lib",
         compiler=compiler,
     )
+    _build_shown(compiler)
     return ELFS
+
+
+def _build_shown(compiler: Compiler) -> None:
+    """Build the guest that the README shows, if that has changed."""
+    shown = re.search(r"^## A guest\n\n```c\n(.*?)```", README.read_text(), re.S | re.M)
+    assert shown is not None, "the README shows no guest"
+    source = ELFS / "of_the_readme.c"
+    if source.is_file() and source.read_text() == shown[1] and OF_THE_README.is_file():
+        return
+    source.write_text(shown[1])
+    build_guest(
+        [source],
+        OF_THE_README,
+        include_dirs=[ROOT / "include"],
+        library_dir=ROOT / "lib",
+        compiler=compiler,
+    )
 
 
 if __name__ == "__main__":

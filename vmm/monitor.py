@@ -23,7 +23,7 @@ from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
 from vmm.errors import BusyError, ConfigError
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
@@ -49,6 +49,8 @@ Seconds = SupportsFloat | SupportsIndex
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
+_PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
+_FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
 _SPOILED = Ending(
     "internal",
     "the host refused to change its window, and to undo that: there are too many mappings "
@@ -144,8 +146,14 @@ class Monitor:
             self._scheduler = Scheduler(turns, threads, self._by_number.values)
             undo.callback(self._scheduler.close)
             turns.recover = self._scheduler.recover
-            ledger = Ledger(frames, journal=turns.journal)
+            ledger = Ledger(
+                frames,
+                journal=turns.journal,
+                share=_PIECES_SHARE,
+                frames_share=min(_FRAMES_SHARE, frames // 64),
+            )
             mappings = host.mapping_limit() // 2 - self._mover.seams
+            ledger.lazy = True
             undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
             ledger.ask_for_pieces = BUDGET.balance
             self._exchange = Exchange(
@@ -320,6 +328,7 @@ class Monitor:
             machine.closed = True
             del self._by_number[machine.number], self.machines[machine.name]
             journal.later(partial(_free, machine))
+        self._clean()
 
     def _remember(self, machine: Machine) -> None:
         """Undo a removal."""
@@ -347,6 +356,7 @@ class Monitor:
                     if machine.state is not State.STOPPED:
                         self._turns.journal.keep(machine)
                         self._driver.end(machine, Ending("timeout", reason))
+        self._clean()
         return list(self.machines.values())
 
     def interrupt(self, machine: Machine) -> None:
@@ -424,8 +434,16 @@ class Monitor:
 
         Their sum is the pool. Raises LedgerError.
         """
+        self._clean()
         with self._turns.turn():
             return self._exchange.audit(mappings=mappings)
+
+    def _clean(self) -> None:
+        """Zero what has been freed and is not free before that, in slices."""
+        while self._exchange.ledger.pool.unclean:
+            with self._turns.turn():
+                if not self._exchange.slices.chores():
+                    break
 
     # ---- The end ----
 

@@ -72,12 +72,31 @@ static inline uint32_t example_peers(struct pf_peer peers[EXAMPLE_PEERS])
     return count;
 }
 
+/* Waits for a message of `operation` from `sender`, if that is not PF_NO_PEER; drops whatever else comes: a machine that
+ * stops at what others send can be stopped by them. */
+static inline int example_receive(pf_message *message, uint16_t operation, uint32_t sender, uint64_t timeout_us)
+{
+    int status;
+
+    while ((status = pf_receive(message, timeout_us)) == PF_OK) {
+        if (message->operation == operation && (sender == PF_NO_PEER || message->sender == sender))
+            break;
+        if (message->operation != PF_OP_RETURN && message->operation != PF_OP_UNDELIVERED)
+            pf_drop(message); /* those bring back what is one's own */
+    }
+    return status;
+}
+
+/* Whether a message has lent one extent that may be written to, as long as its owner does not reclaim it. */
+static inline bool example_lent(const pf_message *message)
+{
+    return message->operation == PF_OP_LEND && message->extent_count == 1 && !(message->flags & PF_FLAG_READONLY);
+}
+
 /* Tells a worker that there is nothing more to do. One that has stopped knows. */
 static inline void example_end(uint32_t peer)
 {
-    int status = pf_send_inline(peer, "", 0, 0);
-
-    PF_CHECK(status == PF_OK || status == PF_E_DEAD);
+    pf_send_inline(peer, "", 0, 0); /* one whose queue is full has other things to do than to listen */
 }
 
 #endif

@@ -124,7 +124,7 @@ enum pf_status {
     PF_E_OPERATION = -1,    /* unknown, or not served */
     PF_E_PEER = -2,         /* no such peer, or no channel to it: the two look the same */
     PF_E_DEAD = -3,         /* the peer has stopped */
-    PF_E_QUEUE_FULL = -4,   /* the peer's queue is full */
+    PF_E_QUEUE_FULL = -4,   /* the peer's queue is full, and has a message of one's own in it */
     PF_E_WINDOW_FULL = -5,  /* the window that is to have the extents (the peer's, for ALLOC one's own) has no room */
     PF_E_ALIGNMENT = -6,    /* an extent's address is not a multiple of the page size */
     PF_E_RANGE = -7,        /* an extent is empty, overflows, or leaves the window */
@@ -133,7 +133,8 @@ enum pf_status {
     PF_E_RESERVED = -10,    /* a reserved field or flag is not zero */
     PF_E_LENGTH = -11,      /* a count or length is not within its limits, or beyond the extents */
     PF_E_QUOTA = -12,       /* the pages, or pieces of window, that the owner-to-be may have are used up */
-    PF_E_NO_MEMORY = -13,   /* the host could not do it; nothing has changed */
+    PF_E_NO_MEMORY = -13,   /* the pool, or the host's mappings, have nothing left but others' shares; or the host could
+                             * not do it. Nothing has changed */
     PF_E_TIMEOUT = -14,     /* the wait timed out */
     PF_E_ADDRESS = -15,     /* log_gpa and log_length do not lie in private memory */
     PF_E_RING = -16,        /* tx_head or rx_tail makes no sense; nothing was processed */
@@ -202,7 +203,7 @@ struct pf_answer {
 enum pf_peer_flags {
     PF_PEER_ALIVE = 1, /* it runs, or will */
     PF_PEER_SEND = 2,  /* a channel leads there */
-    PF_PEER_ROOM = 4,  /* its queue has room, as of now */
+    PF_PEER_ROOM = 4,  /* its queue has room for a message of one's own, as of now */
 };
 
 struct pf_peer {

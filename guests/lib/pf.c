@@ -263,6 +263,33 @@ int pf_reply(const pf_message *request, const void *payload, size_t bytes)
     return pf_transmit(&message);
 }
 
+/* Lets go of the first pages of an extent that are one thing to this machine; returns how many these are. */
+static uint64_t drop_some(uint64_t gpa, uint64_t pages)
+{
+    struct pf_answer about;
+    void *address = (void *)gpa;
+
+    if (pf_query(address, pages, &about) != PF_OK || about.pages == 0)
+        return pages;
+    if (about.hold == PF_HOLD_BORROWED || about.hold == PF_HOLD_VIEWED)
+        pf_return(about.owner, address, about.pages, 0);
+    else if (about.hold == PF_HOLD_OWNED || about.hold == PF_HOLD_REVOKED)
+        pf_release(address, about.pages);
+    return about.pages;
+}
+
+void pf_drop(const pf_message *message)
+{
+    for (uint32_t i = 0; i < message->extent_count && i < PF_EXTENTS_MAX; i++) {
+        uint64_t gpa = message->extents[i].gpa, left = message->extents[i].pages;
+        while (left) {
+            uint64_t done = drop_some(gpa, left);
+            gpa += done * PF_PAGE_SIZE;
+            left -= done < left ? done : left;
+        }
+    }
+}
+
 /* ---- Receiving ---- */
 
 static uint32_t seen; /* the notice_count that pf_noticed() has told of */

@@ -53,6 +53,18 @@ int pf_receive(pf_message *message, uint64_t timeout_us);
  * sent; returned, if they were lent or shared. */
 int pf_reply(const pf_message *request, const void *payload, size_t bytes);
 
+/* Lets go of whatever pages a message has brought: releases what is one's own, returns what is borrowed, and gives up
+ * places whose pages were reclaimed. It rings, also for what was posted. For a message that is not what it should be, or that cannot be answered: pages that
+ * nobody lets go of fill the window until nothing else fits. */
+void pf_drop(const pf_message *message);
+
+/* Whether a message has brought one extent that is this machine's own from now on. Nobody can take it back, so that it
+ * can be used safely whoever has sent it; what is lent or shared may be reclaimed at any moment, and may be read-only. */
+static inline bool pf_owned(const pf_message *message)
+{
+    return message->operation == PF_OP_SEND && message->extent_count == 1;
+}
+
 /* ---- Pages ---- */
 
 /* Lends whole pages to `peer`: gone, until it returns them (a PF_OP_RETURN message) or you reclaim them. With

@@ -181,4 +181,4 @@ def check_tables(world: World, model: Model) -> None:
 
 def _flags(member: Member, other: Member) -> PeerFlags:
     flags = PeerFlags.SEND * (other.number in member.channels) | PeerFlags.ALIVE * other.alive
-    return PeerFlags(flags | PeerFlags.ROOM * (other.alive and not other.full))
+    return PeerFlags(flags | PeerFlags.ROOM * (other.alive and not other.full(member.number)))

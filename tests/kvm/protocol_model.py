@@ -101,6 +101,7 @@ class Model(Refusals):
         page = owner.places[place]
         for peer, loan in page.loans.items():
             self.members[peer].places[loan.place] = None
+            self.members[peer].robbers[loan.place] = owner.number
             yield peer
         page.loans, page.hold = {}, Hold.OWNED
 

@@ -104,7 +104,7 @@ class Page:
 
 @dataclasses.dataclass(eq=False)
 class Member:
-    """A peer. `places`: what is where in its window, None for what was reclaimed."""
+    """A peer. `places`: what is where in its window, None for what was reclaimed, by `robbers`."""
 
     number: int
     pages: int
@@ -113,20 +113,37 @@ class Member:
     alive: bool = True
     asleep: bool = False  # it is given no orders
     places: dict[int, Page | None] = dataclasses.field(default_factory=dict)
+    robbers: dict[int, int] = dataclasses.field(default_factory=dict)
     queue: list[Message] = dataclasses.field(default_factory=list)
     ring: list[Message] = dataclasses.field(default_factory=list)
     channels: set[int] = dataclasses.field(default_factory=set)
     knows: set[int] = dataclasses.field(default_factory=set)
 
-    @property
-    def full(self) -> bool:
-        return len(self.queue) >= self.depth
+    def full(self, sender: int) -> bool:
+        """Whether its queue takes nothing of a sender's: who has nothing in it has a place."""
+        return len(self.queue) >= self.depth and any(m.sender == sender for m in self.queue)
 
     def hold(self, place: int) -> Hold:
         if place not in self.places:
             return Hold.NONE
         page = self.places[place]
         return Hold.REVOKED if page is None else page.hold_of(self.number)
+
+    def lenders(self) -> Counter[int]:
+        """Return how many places are taken up by whose loans, those that were reclaimed too."""
+        found: Counter[int] = Counter()
+        for place, page in self.places.items():
+            if page is None:
+                found[self.robbers[place]] += 1
+            elif page.owner != self.number and page.hold is not Hold.SENT:
+                found[page.owner] += 1
+        return found
+
+    def takes_loan(self, lender: int, pages: int) -> bool:
+        """Whether it has room for a loan: of seven eighths for all lenders, half for each."""
+        lenders = self.lenders()
+        limit = self.pages - self.pages // 8
+        return lenders.total() + pages <= limit and lenders[lender] + pages <= limit * 4 // 7
 
     def awaits(self, place: int) -> bool:
         """Whether a message in its queue says that it comes to this place, reclaimed or not."""

@@ -24,7 +24,7 @@ class Refusals(Books):
         found = set(_malformed(asker, wish))
         known = wish.operation in TRANSFERS and wish.receiver in asker.channels
         if wish.operation in TRANSFERS:
-            found |= set(self._unreachable(wish.receiver)) if known else {Status.E_PEER}
+            found |= set(self._unreachable(number, wish.receiver)) if known else {Status.E_PEER}
         if found & _MALFORMED or wish.operation == Operation.QUERY or not wish.spans:
             return found
         if wish.operation == Operation.ALLOC:
@@ -40,10 +40,10 @@ class Refusals(Books):
             found |= set(self._no_return(asker, wish))
         return found
 
-    def _unreachable(self, receiver: int) -> Iterator[Status]:
+    def _unreachable(self, sender: int, receiver: int) -> Iterator[Status]:
         if not self.members[receiver].alive:
             yield Status.E_DEAD
-        elif self.members[receiver].full:
+        elif self.members[receiver].full(sender):
             yield Status.E_QUEUE_FULL
 
     def _no_room(self, member: Member, counts: list[int], fresh: bool = True) -> Iterator[Status]:
@@ -63,7 +63,9 @@ class Refusals(Books):
             yield Status.E_REPEATED
         if wish.operation in GIVEN:
             yield from self._no_room(receiver, wish.counts, fresh=False)
-        elif not receiver.fits(wish.counts):
+        elif not receiver.fits(wish.counts) or not receiver.takes_loan(
+            sender.number, sum(wish.counts)
+        ):
             yield Status.E_WINDOW_FULL
         if wish.operation == Operation.EXCHANGE:
             yield from self._no_room(sender, wish.counts)
@@ -75,7 +77,7 @@ class Refusals(Books):
         elif self.members[wish.receiver].alive:
             if wish.payload and wish.receiver not in borrower.channels:
                 yield Status.E_PEER
-            if self.members[wish.receiver].full:
+            if self.members[wish.receiver].full(borrower.number):
                 yield Status.E_QUEUE_FULL
             if len(spans_of(page.place for page in pages)) > EXTENTS_MAX:
                 yield Status.E_LENGTH

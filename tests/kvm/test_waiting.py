@@ -93,6 +93,7 @@ def test_what_a_machine_waits_for_wakes_it_and_nothing_else_does(
     a, b, d = stage.puppets
     for wait_for in (event, ANY, ANY & ~event):
         fill(b, d)
+        fill(a, d)  # its own place
         begin(a, wait_for, d.number)
         happen(stage, event)
         assert a.done() == bool(wait_for & event)
@@ -121,10 +122,14 @@ def test_a_wait_that_makes_no_sense_is_refused(stage: Stage) -> None:
 def test_who_waits_for_room_at_one_that_dies_is_told(stage: Stage) -> None:
     a, b, d = stage.puppets
     fill(a, d)
+    fill(b, d)  # its own place
     begin(a, WaitFor.ROOM, d.number)
     begin_for_room(b, d.number)
     stage.monitor.kill(d.machine)
-    assert [end(a), end(b)] == [Status.E_DEAD] * 2
+    assert [end(a), end(b)] == [Status.E_DEAD, Status.PENDING]  # what b has sent is back
+    b.inbox()
+    begin_for_room(b, d.number)
+    assert end(b) is Status.E_DEAD
     assert a.wait(WaitFor.ROOM, d.number) is Status.E_DEAD
     assert a.peer_flags(d) == PeerFlags.SEND
 
@@ -194,6 +199,7 @@ def test_the_library_waits_for_room_or_for_what_is_to_be_taken_first(stage: Stag
     begin_for_room(a, 9999)
     assert end(a) is Status.E_PEER
     fill(b, d)
+    fill(a, d)
     a.send_order(ROOM, 1000, value=d.number)
     assert end(a) is Status.E_TIMEOUT
     begin_for_room(a, d.number)

@@ -246,18 +246,31 @@ class Model:
             yield Status.E_NOT_LENT
         growth = cuts(window, extents)
         yield from self.by_own_pieces(peer, growth)
-        yield from self.by_the_host(2 * growth)
+        alive = owner in self.members
+        yield from self.by_the_host(2 * growth if alive else growth)
+        if growth and alive:
+            places = [
+                Extent(self.frames[piece[0]].page, len(piece))
+                for extent in extents
+                for piece in self.bound_alike([window[page][0] for page in pages_of([extent])])
+            ]
+            yield from self.by_own_pieces(owner, cuts(self.window(owner), places))
 
     def reclaim_refused(self, owner: int, extents: Sequence[Extent]) -> Iterator[Status]:
         yield from self.by_the_rules(Operation.RECLAIM, owner, extents)
         window = self.window(owner)
         growth = cuts(window, extents)
         yield from self.by_own_pieces(owner, growth)
+        others: Counter[int] = Counter()
         for extent in extents:
             for piece in self.bound_alike([window[page][0] for page in pages_of([extent])]):
                 for borrower, share in self.frames[piece[0]].borrowers.items():
-                    growth += cuts(self.window(borrower), [Extent(share.page, len(piece))])
-        yield from self.by_the_host(growth)
+                    there = [Extent(share.page, len(piece))]
+                    others[borrower] += cuts(self.window(borrower), there)
+        for borrower, more in others.items():
+            if growth:
+                yield from self.by_own_pieces(borrower, more)
+        yield from self.by_the_host(growth + others.total())
 
     def bound_alike(self, numbers: Sequence[int]) -> list[list[int]]:
         """Frames in order, cut where one is not bound as the one before it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Homecoming
 from vmm.ferry.rules import Refusal

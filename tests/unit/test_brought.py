@@ -8,6 +8,7 @@ import pytest
 from unit.exchange_scene import Scene, extents_of, queued, told
 from unit.refusing_host import every_way
 
+from vmm.ferry.queue import Queue
 from vmm.ferry.rules import READABLE
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
@@ -138,7 +139,7 @@ def test_its_sender_holds_still_before_its_pages_go(scene: Scene) -> None:
 
 
 REFUSED: dict[Status, Callable[[Scene, Extent], object]] = {
-    Status.E_QUEUE_FULL: lambda scene, own: setattr(scene.b.queue, "room", 0),
+    Status.E_QUEUE_FULL: lambda scene, own: setattr(scene.b, "queue", Queue(0)),
     Status.E_WINDOW_FULL: lambda scene, own: setattr(
         scene.ledger.account(scene.b.number), "pieces", 0
     ),

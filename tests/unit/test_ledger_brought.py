@@ -31,7 +31,7 @@ from unit.ledger_scene import (
     transfer,
 )
 
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import RULES, Refusal

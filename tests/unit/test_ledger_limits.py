@@ -28,7 +28,7 @@ from unit.ledger_scene import (
     transfer,
 )
 
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.runs import Extent, Run

@@ -39,7 +39,7 @@ from unit.ledger_model import (
     runs,
 )
 
-from vmm.ferry.books import UNLIMITED
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import Refusal

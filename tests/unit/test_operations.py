@@ -245,9 +245,11 @@ def test_a_return_tells_nothing_where_no_channel_leads(scene: Scene, full: bool)
 
 
 def test_a_return_waits_for_room_in_its_owners_queue(scene: Scene) -> None:
-    (own,) = scene.alloc(scene.a, 1)
+    (own,) = scene.alloc(scene.a, 2)
     (there,) = scene.pass_on(scene.a, Operation.LEND, own, to=scene.c)
-    for _ in range(scene.a.queue.depth):
+    first, there = Extent(there.page, 1), Extent(there.page + 1, 1)
+    scene.done(scene.c, Operation.RETURN, first, to=scene.a)
+    for _ in range(scene.a.queue.depth - 1):
         scene.done(scene.b, Operation.SEND, to=scene.a)
     before = scene.snapshot()
     assert scene.ask(scene.c, Operation.RETURN, there, to=scene.a) == Answer(Status.E_QUEUE_FULL)

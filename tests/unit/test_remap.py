@@ -129,9 +129,28 @@ def test_a_window_of_many_pieces_is_not_cut_for_a_share(
     a.make_shareable(4, 4)
     monkeypatch.setattr(remap, "PIECES", 1)
     a.make_shareable(0, 4)  # whole
-    monkeypatch.setattr(remap, "SEAMS", 1)
+    monkeypatch.setattr(parking, "SEAMS", 1)
+    monkeypatch.setattr(parking, "_COMMON", 0)
     with pytest.raises(OSError, match="too many pieces"):
         a.make_shareable(9, 1)
+
+
+def test_a_window_that_makes_all_the_seams_leaves_the_others_a_few(
+    park: Park, a: RemapWindow, b: RemapWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parking, "_COMMON", 4)
+    monkeypatch.setattr(parking, "_OWN", 2)
+    a.show(0, 0, 32)
+    b.show(0, 32, 32)
+    for page in (1, 3, 5):  # two of them while there are few
+        a.make_shareable(page, 1)
+    with pytest.raises(OSError, match="too many pieces"):
+        a.make_shareable(9, 1)
+    for page in (1, 3):
+        b.make_shareable(page, 1)
+    with pytest.raises(OSError, match="too many pieces"):
+        b.make_shareable(9, 1)
+    b.make_shareable(4, 28)  # which cuts nothing
 
 
 def test_frames_that_the_dead_still_have_are_taken_from_them(

@@ -109,7 +109,8 @@ def test_the_senders_entry_counts_the_room_and_the_others_say_if_there_is_any(cl
     assert club.table(club.a) == [("b", ALIVE | SEND | ROOM, 1)]
     assert club.table(club.c) == [("b", ALIVE | SEND | ROOM, 2)]  # as of its own last message
     club.roster.put(club.a, club.b, message())
-    assert club.table(club.a) == club.table(club.c) == [("b", ALIVE | SEND, 0)]
+    assert club.table(club.a) == [("b", ALIVE | SEND, 0)]
+    assert club.table(club.c) == [("b", ALIVE | SEND | ROOM, 0)]  # a place of its own
     club.roster.get_message(club.b)
     assert club.table(club.a) == club.table(club.c) == [("b", ALIVE | SEND | ROOM, 1)]
 
@@ -168,13 +169,33 @@ def test_a_withdrawn_message_leaves_room_and_who_waits_for_that_is_told(club: Cl
     first, second = message(1), message(2)
     for one in (first, second):
         club.roster.put(club.a, club.b, one)
-    assert club.table(club.c) == [("b", ALIVE | SEND, 0)]
+    assert club.table(club.a) == [("b", ALIVE | SEND, 0)]
     club.b.waiters = {club.c.number: club.c}
     club.woken.clear()
     club.roster.withdraw(club.b, first)
     assert list(club.b.queue) == [second]
     assert club.table(club.a) == club.table(club.c) == [("b", ALIVE | SEND | ROOM, 1)]
     assert (club.woken, club.b.waiters, club.b.full) == (["c"], {}, False)
+
+
+def test_a_flood_of_one_sender_leaves_each_of_the_others_a_place(club: Club) -> None:
+    for sender in (club.a, club.c):
+        club.roster.connect(sender, club.b)
+    for _ in range(2):
+        club.roster.put(club.a, club.b, message())
+    own = message()._replace(sender=club.c.number)
+    for _ in range(3):
+        assert not club.b.queue.takes(club.a.number)
+        assert club.b.queue.takes(club.c.number)
+        club.roster.put(club.c, club.b, own)
+        assert club.table(club.c) == [("b", ALIVE | SEND, 0)]
+        with pytest.raises(OverflowError):
+            club.roster.put(club.c, club.b, own)
+        club.b.waiters = {club.c.number: club.c}
+        while club.roster.get_message(club.b).sender != club.c.number:
+            club.roster.put_back(club.b, message())
+        assert club.table(club.c) == [("b", ALIVE | SEND | ROOM, 0)]  # though it is full
+        assert club.woken.pop() == "c"
 
 
 def test_who_gets_a_message_is_woken(club: Club) -> None:

@@ -7,7 +7,8 @@ Nothing here hands out a view that could outlive the memory behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex
 
@@ -21,6 +22,7 @@ from vmm.ferry import carry
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.slices import PREPARED
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
 from vmm.memory.runs import Extent
@@ -84,18 +86,54 @@ class HostEndpoint:
     def alloc(self, size: SupportsIndex | str) -> Buffer:
         """Return zeroed pages for `size` bytes: an int, or text such as "4M".
 
-        Raises ResourceError if the pool has none left, ConfigError if that is no size.
+        Raises ResourceError, which says why, if they are not to be had; ConfigError if that is no
+        size.
         """
         count = parse_size(size, "buffer size")
         request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
+        self._prepare(lambda: request)
         with self._turn():
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
                 return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
-        raise ResourceError(
-            f"no {format_size(count)} left in the page pool ({answer.status.name}): "
-            "give the monitor more (Monitor(pool=...))"
-        )
+            why = self._why_not(answer.status, pages_for(count))
+        raise ResourceError(f"no {format_size(count)} for a buffer ({answer.status.name}): {why}")
+
+    def _prepare(self, read: Callable[[], Request]) -> None:
+        """Do what a request needs done before it is served, in slices; others may have the lock in
+        between.
+        """
+        more = True
+        while more:
+            with self._turn():
+                more = self._exchange.slices.prepare(self.peer, read())
+            time.sleep(0)
+
+    def _clean(self) -> None:
+        """Zero what has been freed, in slices."""
+        while self._exchange.ledger.pool.unclean:
+            with self._turn():
+                if not self._exchange.slices.chores():
+                    break
+            time.sleep(0)
+
+    def _why_not(self, status: Status, pages: int) -> str:
+        """Return why so many pages are not to be had, and what helps."""
+        ledger = self._exchange.ledger
+        free = ledger.shares.available(self.peer.number)
+        if status is Status.E_WINDOW_FULL:
+            return "the host's window has no gap of that size: release buffers"
+        if pages > free:
+            return (
+                f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
+                "release buffers, or give the monitor more (Monitor(pool=...))"
+            )
+        if ledger.growth_left(self.peer.number) < 1:
+            return (
+                "the windows are cut into as many pieces as this host can map: "
+                "release buffers, or raise vm.max_map_count"
+            )
+        return "the pool has as much, but the kernel refused to map it: see ulimit -v"
 
     def release(self, buffer: Buffer) -> None:
         """Give a buffer's pages back to the pool, or let go of one that was reclaimed.
@@ -198,14 +236,21 @@ class HostEndpoint:
             why = f"payload has {len(inline)} bytes, of at most {PAYLOAD_MAX}: use a buffer"
             raise refused(what, Status.E_LENGTH, why)
         copied = bytes(inline)
-        with self._turn():
+
+        def read() -> Request:
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
-            request = Request(receiver, word, length, spans, copied, operation, writable)
+            return Request(receiver, word, length, spans, copied, operation, writable)
+
+        if operation in PREPARED:
+            self._prepare(read)
+        with self._turn():
+            request = read()
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
                 self._follow(operation, buffers)
+        self._clean()
         if answer.status is not Status.OK:
             raise refused(what, answer.status)
         return answer

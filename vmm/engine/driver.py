@@ -246,7 +246,7 @@ def _room(peer: Peer, number: int) -> Status | None:
         return Status.E_PEER
     if not entry.peer.alive:
         return Status.E_DEAD
-    return Status.OK if entry.peer.queue.room else None
+    return Status.OK if entry.peer.queue.takes(peer.number) else None
 
 
 def _printable(text: str) -> str:

@@ -328,6 +328,8 @@ class Scheduler:
                             machine = None
                         if self._woken:
                             machine = self._take_woken(machine, now < slice_end and not told, woken)
+                    if more and now >= slice_end:
+                        more = False  # the rest when it is its turn again
                     if not (more or told):
                         machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
@@ -355,6 +357,8 @@ class Scheduler:
                 driver.tell(machine, exit_)
             elif more:
                 driver.diagnose(machine)
+                if len(self._running) > 1:  # others may want the lock, or Python's: for as long
+                    time.sleep(max(_MOMENT, time.monotonic() - now))
 
     def _take_woken(
         self, machine: Machine | None, at_once: bool, woken: list[Machine]

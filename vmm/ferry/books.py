@@ -3,29 +3,29 @@
 A frame (a page of the pool) is at any time in exactly one of these states, and `audit` proves it:
 
     free       in the pool, reading as zeros
+    unclean    nobody's, and to be zeroed before it is free: in the pool, or set aside
     owned      one peer's, at one place in its window, and nobody else's
     in flight  on its way from a sender's window to a receiver's
     lent       its owner's, with a borrower in its stead, or with nobody (taken back, not yet shown)
     shared     its owner's, and borrowers'
     orphaned   its owner has stopped; free as soon as its borrowers have let go of it
-    unclean    nobody's; free as soon as the host lets it be zeroed
 
-The first two are in the windows' maps alone, the last in a list; the others are bonds as well.
+What is owned is in a window's map alone; what follows it is a bond as well.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from vmm.ferry.accounts import UNLIMITED, Account
+from vmm.ferry.shares import FrameShares
 from vmm.guest.abi import Hold
 from vmm.memory.frames import FramePool, Frames
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import Extent, IntervalMap, Run, Tally
-
-UNLIMITED = 1 << 62
 
 
 class LedgerError(AssertionError):
@@ -100,21 +100,6 @@ class Bond(NamedTuple):
         return next(b for b in self.borrowers if b.peer == peer)
 
 
-@dataclasses.dataclass(slots=True)
-class Account:
-    """One peer's window, and what it may have.
-
-    quota    pages that may be its own at a time, those coming in to stay included
-    charged  how many are
-    pieces   runs that its window may be cut into
-    """
-
-    window: IntervalMap[Run]
-    quota: int
-    pieces: int
-    charged: int = 0
-
-
 class Description(NamedTuple):
     """What is true of the first `pages` pages of an extent, as one peer may know it."""
 
@@ -129,16 +114,32 @@ class Books:
 
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
     ask_for_pieces  called when there are too few: it may `allow` more
+    share    of these, kept for each peer; half of them at most, for all
+    frames_share  frames that are kept for each peer (see FrameShares)
     """
 
     ask_for_pieces: Callable[[], object] | None = None
 
-    def __init__(self, frames: int, pieces: int = UNLIMITED, journal: Journal = IDLE) -> None:
+    def __init__(
+        self,
+        frames: int,
+        pieces: int = UNLIMITED,
+        journal: Journal = IDLE,
+        *,
+        share: int = 0,
+        frames_share: int = 0,
+    ) -> None:
         self.journal = journal
         self.pool = FramePool(frames)
-        self.unclean: list[Frames] = []
+        self.shares = FrameShares(self.pool, frames_share)
+        self.aside: list[Frames] = []  # to be zeroed as soon as that can no longer be undone
         self._torn = False
         self._pieces = pieces
+        self.soiled = False  # whether any has been freed so, for who looks at that
+        self.lazy = False  # whether what is freed, and is much, is zeroed later (FramePool.unclean)
+        self._share = share
+        self._reserve = 0  # pieces that each peer has for itself
+        self._reserved = 0  # and all of them
         self._tally = Tally()
         self._accounts: dict[int, Account] = {}
         self._bonds: IntervalMap[Bond] = IntervalMap(frames, journal=journal)
@@ -157,14 +158,25 @@ class Books:
         for peer, charged in self._charges().items():
             self._accounts[peer].charged = charged
         taken = [(bond.frame, bond.pages) for bond in self._bonds]
-        taken += self.unclean
+        taken += self.aside
         taken += [
             (run.frame, run.pages)
             for account in self._accounts.values()
             for run in account.window
             if run.hold is Hold.OWNED
         ]
-        self.pool.keep_but(sorted(taken))
+        self.pool.keep_but(sorted([*taken, *self.pool.unclean]))
+        self._share_out()
+        self.shares.recount(self._accounts)
+        for peer, loans in self._loans().items():
+            self._accounts[peer].loans = dict(loans)
+            self._accounts[peer].loaned = loans.total()
+
+    def _share_out(self) -> None:
+        """Say how many pieces are kept for each of the peers that there are."""
+        count = len(self._accounts)
+        self._reserve = min(self._share, self._pieces // 2 // count) if count else 0
+        self._reserved = self._reserve * count
 
     def pieces_used(self) -> int:
         """Return how many runs all windows are cut into."""
@@ -173,6 +185,7 @@ class Books:
     def allow(self, pieces: int) -> None:
         """Let the windows be cut into as many runs from now on."""
         self._pieces = pieces
+        self._share_out()
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
@@ -232,10 +245,11 @@ class Books:
             ],
             **{state: [] for state in ("in_flight", "lent", "shared", "orphaned")},
         }
+        unclean = [*self.pool.unclean, *self.aside]
+        if unclean:
+            states["unclean"] = [(run.first, run.pages) for run in unclean]
         for bond in self._bonds:
             states[self._state(bond)].append((bond.frame, bond.pages))
-        if self.unclean:
-            states["unclean"] = [(run.first, run.pages) for run in self.unclean]
         self._check_partition(sorted(run for runs in states.values() for run in runs))
         self._check_windows()
         self._check_bonds()
@@ -323,6 +337,29 @@ class Books:
         for peer, account in self._accounts.items():
             if account.charged != charged[peer]:
                 raise LedgerError(f"peer {peer} has {charged[peer]} pages, not {account.charged}")
+        self._check_loans()
         pieces = sum(len(account.window) for account in self._accounts.values())
         if pieces != self._tally.intervals:
             raise LedgerError(f"the windows have {pieces} runs, not {self._tally.intervals}")
+
+    def _check_loans(self) -> None:
+        """Check that what loans take up is what is borrowed, or was until it was reclaimed."""
+        loans = self._loans()
+        for peer, account in self._accounts.items():
+            revoked = [run.extent for run in account.window if run.hold is Hold.REVOKED]
+            if sum(place.pages for place in account.revoked) != sum(e.pages for e in revoked):
+                raise LedgerError(f"peer {peer} has other places revoked than were lent")
+            if loans[peer] != account.loans or account.loaned != loans[peer].total():
+                raise LedgerError(f"peer {peer} has {dict(loans[peer])} lent, not {account.loans}")
+
+    def _loans(self) -> dict[int, Counter[int]]:
+        """Return what lenders' loans take up of each window, those that were reclaimed included."""
+        loans: dict[int, Counter[int]] = {peer: Counter() for peer in self._accounts}
+        for bond in self._bonds:
+            if bond.hold is not Hold.SENT:
+                for borrower in bond.borrowers:
+                    loans[borrower.peer][bond.owner] += bond.pages
+        for peer, account in self._accounts.items():
+            for place in account.revoked:
+                loans[peer][place.lender] += place.pages
+        return loans

@@ -71,7 +71,7 @@ class Carrier:
     def clean(self, wanted: Sequence[Frames] | None = None) -> None:
         """Zero what has been set aside, and is wanted: at once, whatever becomes of the turn."""
         self._ledger.mend()
-        for frames in self._ledger.unclean:
+        for frames in self._ledger.aside:
             if wanted is None or frames in wanted:
                 with contextlib.suppress(OSError):
                     self._pool.zero((frames,))

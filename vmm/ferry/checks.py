@@ -5,13 +5,18 @@ Not thread-safe: the exchange calls it under its lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
+from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.books import Books
 from vmm.ferry.rules import RULES, Refusal
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames
 from vmm.memory.runs import Extent, Run
+
+ZEROED_AT_ONCE = 4096  # pages (16 MiB), which takes the kernel a millisecond or two
+_PARTS_AT_ONCE = 256
 
 
 class Checks(Books):
@@ -51,24 +56,83 @@ class Checks(Books):
             raise Refusal(Status.E_QUOTA)
         return growth
 
-    def _check_host(self, growth: int) -> None:
-        """Refused: E_NO_MEMORY if the host cannot be sure to have the mappings."""
-        if not growth or self._tally.intervals + growth <= self._pieces:
+    def _check_cuts(self, growth: Mapping[int, int]) -> None:
+        """Refused: E_QUOTA if windows that grow by so many runs would have too many."""
+        for peer, more in growth.items():
+            account = self._accounts[peer]
+            if more and len(account.window) + more > account.pieces:
+                raise Refusal(Status.E_QUOTA)
+
+    def _check_host(self, growth: Mapping[int, int]) -> None:
+        """Check that the host has the mappings if windows grow by so many runs, each by its own.
+
+        Refused: E_NO_MEMORY. A window that is within its peer's share is not.
+        """
+        more = sum(growth.values())
+        if not more or self._tally.intervals + more + self._reserved <= self._pieces:
             return
         if self.ask_for_pieces is not None:
             self.ask_for_pieces()
-        if self._tally.intervals + growth > self._pieces:
+        beyond = 0
+        for peer, runs in growth.items():
+            left = self._left_of_share(peer)
+            beyond += max(runs - max(left, 0), 0)
+        if beyond > max(self._left_for_all(), 0):
             raise Refusal(Status.E_NO_MEMORY)
 
+    def _left_of_share(self, peer: int) -> int:
+        """Return by how many runs a peer's window may grow, whatever the others have."""
+        return self._reserve - len(self._accounts[peer].window)
+
+    def _left_for_all(self) -> int:
+        """Return how many runs there may be besides those that are there, or kept for somebody."""
+        reserve, accounts = self._reserve, self._accounts.values()
+        used = sum([max(len(account.window), reserve) for account in accounts])
+        return self._pieces - used
+
+    def growth_left(self, peer: int) -> int:
+        """Return by how many runs a peer's window may grow, by its own limit and the host's."""
+        account = self._accounts[peer]
+        left = max(self._left_of_share(peer), 0) + max(self._left_for_all(), 0)
+        return min(account.pieces - len(account.window), left)
+
+    def _check_loans_of(self, lender: int, borrower: int, pages: int) -> None:
+        """Check that there is room for a lender's loan in a borrower's window, of which a part is
+        kept from lenders, and another from each of them. Refused: E_WINDOW_FULL.
+        """
+        account = self._accounts[borrower]
+        limit, half = account.loan_limit, account.pieces // 2
+        if limit is UNLIMITED:
+            return
+        if account.loaned + pages > limit or account.loans.get(lender, 0) + pages > limit * 4 // 7:
+            raise Refusal(Status.E_WINDOW_FULL)
+        # Whose the pieces are takes a while, and is asked only where there are many.
+        if len(account.window.items) >= half and self._pieces_of(lender, borrower) >= half:
+            raise Refusal(Status.E_WINDOW_FULL)
+
+    def _pieces_of(self, lender: int, borrower: int) -> int:
+        """Return how many pieces of a window are loans of one lender's."""
+        account = self._accounts[borrower]
+        holds = (Hold.INCOMING, Hold.BORROWED, Hold.VIEWED)
+        runs = [run for run in account.window if run.hold in holds]
+        lent = sum(bond.owner == lender for run in runs for bond in self.bonds([run]))
+        return lent + sum(place.lender == lender for place in account.revoked)
+
     def _fresh(
-        self, peer: int, places: Sequence[Extent], growth: int = 0, others: int = 0
+        self,
+        peer: int,
+        places: Sequence[Extent],
+        growth: int = 0,
+        others: Mapping[int, int] | None = None,
     ) -> list[Run]:
         """Take free frames for these places of a window that grows by `growth` runs besides, as do
-        other windows by `others`.
+        the windows of `others`.
 
         Refused: E_NO_MEMORY, E_QUOTA if there would be too many runs; and none are taken.
         """
         account, runs = self._accounts[peer], list[Run]()
+        if sum([place.pages for place in places]) > self.shares.available(peer):
+            raise Refusal(Status.E_NO_MEMORY)
         try:
             for place in places:
                 frames = self.pool.allocate(place.pages)
@@ -80,14 +144,40 @@ class Checks(Books):
                     page += part.pages
             if len(account.window) + growth + len(runs) > account.pieces:
                 raise Refusal(Status.E_QUOTA)
-            self._check_host(growth + len(runs) + others)
+            self._check_host({peer: growth + len(runs), **(others or {})})
         except Refusal:
-            self._free(Frames(run.frame, run.pages) for run in runs)
+            for run in runs:
+                self.pool.release(Frames(run.frame, run.pages))
             raise
+        self.shares.took(peer)
         return runs
 
-    def _free(self, frames: Iterable[Frames]) -> list[Frames]:
-        freed = list(frames)
-        for part in freed:
+    def _free(self, frames: Iterable[Frames], peer: int | None = None) -> list[Frames]:
+        """Give frames back to the pool, for a peer that has had them; return those that are to be
+        zeroed before anything else happens. If the ledger is `lazy`, what is too much for that is
+        unclean.
+        """
+        freed, pages = list[Frames](), 0
+        for part in frames:
+            pages += part.pages
+            if self.lazy and (pages > ZEROED_AT_ONCE or len(freed) == _PARTS_AT_ONCE):
+                self.keep_unclean()
+                self.pool.unclean.append(part)
+                self.soiled = True
+                pages -= part.pages
+                continue
             self.pool.release(part)
+            freed.append(part)
+        if freed:
+            self.shares.refill(peer)
         return freed
+
+    def keep_unclean(self) -> None:
+        """Keep what is to be zeroed, before it changes."""
+        if self.journal.active:
+            self.journal.undo(partial(self.pool.have_unclean, tuple(self.pool.unclean)))
+
+    def cleaned(self, frames: Frames) -> None:
+        """Follow frames that were unclean and have been zeroed: they are free."""
+        self.pool.release(frames)
+        self.shares.refill()

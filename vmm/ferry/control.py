@@ -17,6 +17,7 @@ from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Status
 
+_U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 _U64 = struct.Struct("<Q")
@@ -173,6 +174,11 @@ class ControlStructure:
         """Write a transmit descriptor as it was before it was answered."""
         entry = _TX + index % _TX_ENTRIES * _ENTRY
         self._memory[entry : entry + _ENTRY] = descriptor
+
+    def operation(self, index: int) -> int:
+        """Return what a transmit descriptor asks for, unchecked; it is read again when served."""
+        entry = _TX + index % _TX_ENTRIES * _ENTRY
+        return int(_U16.unpack_from(self._memory, entry)[0])
 
     def copy_letter(self, index: int) -> tuple[int, int, bytes] | None:
         """Copy a transmit descriptor that does no more than send a payload: receiver, tag, payload.

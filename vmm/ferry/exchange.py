@@ -32,8 +32,9 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import TOGETHER, Parted, adjacent, touching
+from vmm.ferry.sending import TOGETHER, Parted, adjacent, overlap, touching
 from vmm.ferry.sight import check_mappings
+from vmm.ferry.slices import FEW, PREPARED, Slices, some
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -67,15 +68,21 @@ class Exchange:
         self.roster = Roster(wake, self.journal)
         self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
+        self.slices = Slices(ledger, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
         self._start = 0
+        self._freed: set[int] = set()  # whose doorbells have left something to be zeroed
 
     def join(self, peer: Peer, quota: int, pieces: int) -> None:
-        """Admit a peer with an empty window, no channels, and limits (see books.Account)."""
-        self.ledger.admit(peer.number, peer.window.region.pages, quota, pieces)
+        """Admit a peer with an empty window, no channels, and limits (see books.Account).
+
+        An eighth of its window is kept from lenders: a message that gives pages has room there.
+        """
+        pages = peer.window.region.pages
+        self.ledger.admit(peer.number, pages, quota, pieces, loan_limit=pages - pages // 8)
         self.roster.join(peer)
 
     def leave(self, peer: Peer) -> None:
@@ -114,22 +121,47 @@ class Exchange:
         """
         control = sender.control
         assert control is not None
+        if self._freed and self._clean(sender):
+            return None
         if sender.turn != self.journal.turn:
             self.journal.keep(sender)
         try:
             indices = control.transmit_indices()
         except Refusal as refusal:
             return refusal.status
+        self.ledger.soiled = False
         if len(indices) > 1:
             done = self._transmit_many(sender, control, indices)
-            return Status.OK if done == len(indices) else None
+            return None if self._soiled(sender) or done < len(indices) else Status.OK
         plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
         for index in indices:
             if plain and self._express(sender, control, index):
                 break
+            if control.operation(index) in PREPARED:
+                request = self._read(control, index)
+                if isinstance(request, Request) and self.slices.prepare(sender, request):
+                    return None
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             self._answer(sender, control, index, answer)
+            if self._soiled(sender):
+                return None
         return Status.OK
+
+    def _soiled(self, sender: Peer) -> bool:
+        """Whether a sender has freed so much that it is zeroed later: by itself, in this doorbell,
+        so that it is its own time that this takes.
+        """
+        if self.ledger.soiled:
+            self._freed.add(sender.number)
+        return self.ledger.soiled
+
+    def _clean(self, sender: Peer) -> bool:
+        """Zero a slice if a sender has left anything to be zeroed. True if more is left."""
+        if sender.number not in self._freed:
+            return False
+        if not self.slices.chores():
+            self._freed.clear()
+        return bool(self._freed)
 
     def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
         """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
@@ -159,7 +191,8 @@ class Exchange:
         these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._start = time.perf_counter_ns()
-        requests = _one_turn([self._read(control, index) for index in indices])
+        requests = [self._read(control, index) for index in indices]
+        requests = _one_turn(self.slices.first(sender, requests))
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
@@ -235,6 +268,8 @@ class Exchange:
         self.journal.keep(peer)
         try:
             request = read(*what)
+            while self.ledger.pool.unclean and self.slices.prepare(peer, request):
+                pass  # in one go: who cares for the others has prepared it in slices
             answer = self.operations.serve(peer, request)
         except Refusal as refusal:
             answer = Answer(refusal.status)
@@ -248,7 +283,8 @@ class Exchange:
     # ---- Delivering ----
 
     def deliver(self, peer: Peer) -> int | None:
-        """Dequeue into a machine's control structure as much as its receive ring takes.
+        """Dequeue into a machine's control structure as much as its receive ring takes; less where
+        that has very many extents: the rest then comes when it is entered the next time.
 
         Returns how many messages it now has to take, those of before included; None if its index
         makes no sense.
@@ -261,7 +297,10 @@ class Exchange:
             assert control is not None
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
-            for message in self._take(peer, waiting if waiting < room else room):
+            count = waiting if waiting < room else room
+            if count > FEW:
+                count = some(peer, count)
+            for message in self._take(peer, count):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)
                 pending += 1
@@ -345,14 +384,19 @@ class Exchange:
 def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
     """Return the requests that can be processed in one turn.
 
-    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before.
+    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before;
+    so is what a copied exchange leaves, with which nothing else is done before.
     """
-    freed = False
+    freed, exchanged = False, list[Span]()
     for index, request in enumerate(requests):
         if isinstance(request, Status):
             continue
         if freed and request.operation in _TAKES:
             return requests[:index]
+        if exchanged and overlap(exchanged, request.spans):
+            return requests[:index]
+        if request.operation is Operation.EXCHANGE:
+            exchanged += request.spans
         freed = freed or request.operation in _FREES
     return requests
 

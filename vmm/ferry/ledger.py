@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from vmm.ferry.books import UNLIMITED, Account, Bond, LedgerError
+from vmm.ferry.accounts import UNLIMITED, Account, Revoked
+from vmm.ferry.books import Bond, LedgerError
 from vmm.ferry.places import joined, reserve
 from vmm.ferry.plans import Homecoming, Reclaim, Return
 from vmm.ferry.rules import READABLE, Refusal
@@ -28,13 +29,23 @@ class Ledger(Transit):
 
     # ---- Peers ----
 
-    def admit(self, peer: int, pages: int, quota: int = UNLIMITED, pieces: int = UNLIMITED) -> None:
+    def admit(
+        self,
+        peer: int,
+        pages: int,
+        quota: int = UNLIMITED,
+        pieces: int = UNLIMITED,
+        loan_limit: int = UNLIMITED,
+    ) -> None:
         """Add a peer with an empty window of `pages` pages, and limits (see Account)."""
         if peer in self._accounts:
             raise LedgerError(f"peer {peer} is already there")
         window = IntervalMap[Run](pages, self._tally, self.journal)
+        revoked = IntervalMap[Revoked](pages, None, self.journal)
         self.keep_accounts()
-        self._accounts[peer] = Account(window, quota, pieces)
+        self._accounts[peer] = Account(window, quota, pieces, revoked, loan_limit)
+        self._share_out()
+        self.shares.join(peer)
 
     def dismiss(self, peer: int) -> list[Frames]:
         """Remove a peer that has let go of all it borrowed or was to get; return what is freed.
@@ -46,6 +57,8 @@ class Ledger(Transit):
             raise LedgerError(f"peer {peer} has not let go of everything")
         self.keep_accounts()
         del self._accounts[peer]
+        self._share_out()
+        self.shares.leave(peer)
         runs = list(account.window)
         account.window.clear()
         freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
@@ -87,7 +100,7 @@ class Ledger(Transit):
         Refused as the rules say, and: E_QUOTA, E_NO_MEMORY.
         """
         runs = self.allowed(Operation.RELEASE, peer, extents)
-        self._check_host(self._check_pieces(peer, extents))
+        self._check_host({peer: self._check_pieces(peer, extents)})
         return runs
 
     def release(self, peer: int, runs: Sequence[Run]) -> list[Frames]:
@@ -95,23 +108,28 @@ class Ledger(Transit):
         account = self._accounts[peer]
         for run in runs:
             account.window.remove(*run.extent)
+            if run.hold is Hold.REVOKED:
+                for place in account.revoked.remove(*run.extent):
+                    account.lend(place.lender, -place.pages)
         freed = [Frames(run.frame, run.pages) for run in runs if run.hold is Hold.OWNED]
         account.charged -= sum(part.pages for part in freed)
-        return self._free(freed)
+        return self._free(freed, peer)
 
     def set_aside(self, freed: Sequence[Frames]) -> None:
         """Keep frames from everybody that have just been freed, until they are zeroed."""
-        self.journal.undo(partial(setattr, self, "unclean", self.unclean))
-        self.unclean = [*self.unclean, *freed]
+        self.journal.undo(partial(setattr, self, "aside", self.aside))
+        self.aside = [*self.aside, *freed]
         for frames in freed:
             self.pool.withdraw(frames)
+        self.shares.took()
 
     def set_free(self, frames: Frames) -> None:
         """Let frames that were set aside, and have been zeroed since, be free."""
         self.mend()
         self._torn = True  # if we are cut off here, what is free is counted again
-        self.unclean = [other for other in self.unclean if other != frames]
+        self.aside = [other for other in self.aside if other != frames]
         self.pool.release(frames)
+        self.shares.refill()
         self._torn = False
 
     def mend(self) -> None:
@@ -131,8 +149,11 @@ class Ledger(Transit):
         bonds = list(self.bonds(runs))
         if any(bond.owner != owner for bond in bonds):
             raise Refusal(Status.E_NOT_LENT)
-        self._check_host(2 * self._check_pieces(peer, extents))
+        growth = self._check_pieces(peer, extents)
         alive = owner in self._accounts
+        self._check_host({peer: growth, owner: growth} if alive else {peer: growth})
+        if growth and alive:  # it must not cut up the owner's window either
+            self._check_pieces(owner, [bond.place.extent for bond in bonds])
         shown = tuple(b.place for b in bonds if b.hold is Hold.LENT) if alive else ()
         spans = tuple(joined(bond.place.extent for bond in bonds)) if alive else ()
         return Return(peer, owner, tuple(runs), shown, spans)
@@ -150,7 +171,7 @@ class Ledger(Transit):
         Refused as the rules say, and: E_QUOTA, E_NO_MEMORY.
         """
         runs = self.allowed(Operation.RECLAIM, owner, extents)
-        growth = self._check_pieces(owner, extents)
+        growth = {owner: self._check_pieces(owner, extents)}
         hidden: list[tuple[int, Run]] = []
         shown: list[Run] = []
         for bond in self.bonds(runs):
@@ -158,8 +179,13 @@ class Ledger(Transit):
                 shown.append(bond.place)
             for peer, page, _ in bond.borrowers:
                 place = Extent(page, bond.pages)
-                growth += self._accounts[peer].window.cuts(*place)
+                cuts = self._accounts[peer].window.cuts(*place)
+                growth[peer] = growth.get(peer, 0) + cuts
                 hidden += [(peer, r) for r in self.runs(peer, place) if r.hold in READABLE]
+        if growth[
+            owner
+        ]:  # of a part of what it lent: it must not cut up a borrower's window either
+            self._check_cuts(growth)
         self._check_host(growth)
         return Reclaim(owner, tuple(runs), tuple(hidden), tuple(shown))
 
@@ -171,14 +197,15 @@ class Ledger(Transit):
             window.replace(run._replace(hold=Hold.OWNED))
             for bond in self._bonds.remove(run.frame, run.pages):
                 for peer, page, _ in bond.borrowers:
-                    self._revoke(peer, Extent(page, bond.pages))
+                    self._revoke(peer, Extent(page, bond.pages), plan.owner)
                     robbed.add(peer)
         return robbed
 
-    def _revoke(self, peer: int, place: Extent) -> None:
+    def _revoke(self, peer: int, place: Extent, lender: int) -> None:
         """Keep a borrower's place for nothing, until it lets go: nothing else appears there."""
-        window = self._accounts[peer].window
-        window.replace(Run(place.page, place.pages, place.page, Hold.REVOKED))
+        account = self._accounts[peer]
+        account.window.replace(Run(place.page, place.pages, place.page, Hold.REVOKED))
+        account.revoked.insert(Revoked(place.page, place.pages, lender))
 
     def let_go(self, peer: int, runs: Iterable[Run], revoked: bool = False) -> Homecoming:
         """Commit: the peer no longer has, or waits for, what is not its own. Never refused.
@@ -189,11 +216,14 @@ class Ledger(Transit):
         account = self._accounts[peer]
         for run in runs:
             account.window.remove(*run.extent)
-            if revoked:
-                self._revoke(peer, run.extent)
             for bond in self._bonds.remove(run.frame, run.pages):
                 if bond.hold is Hold.SENT:
                     account.charged -= bond.pages
+                elif not revoked:
+                    account.lend(bond.owner, -bond.pages)
+                if revoked:
+                    place = Extent(bond.borrower(peer).page, bond.pages)
+                    self._revoke(peer, place, bond.owner)
                 others = tuple(b for b in bond.borrowers if b.peer != peer)
                 self._settle(bond._replace(borrowers=others), home)
         self._free(home.freed)

@@ -85,7 +85,7 @@ class Operations(Sending):
         """Check that the owner can be told. Giving back is no way around a missing channel."""
         if request.payload and borrower.receiver(owner.number) is None:
             raise Refusal(Status.E_PEER)
-        if not owner.queue.room:
+        if not owner.queue.takes(borrower.number):
             raise Refusal(Status.E_QUEUE_FULL)
         if len(places) > abi.EXTENTS_MAX:  # apart in the owner's window: to be returned by parts
             raise Refusal(Status.E_LENGTH)
@@ -129,7 +129,7 @@ class Operations(Sending):
         try:
             return self._ledger.grant(peer, counts)
         except Refusal as refusal:
-            if refusal.status is not Status.E_NO_MEMORY or not self._ledger.unclean:
+            if refusal.status is not Status.E_NO_MEMORY or not self._ledger.aside:
                 raise
         self._carrier.clean()
         return self._ledger.grant(peer, counts)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Queue(collections.deque["Message"]):
     """First in, first out, at most `depth` messages: a deque, changed by `put` and `get` only.
 
-    room    how many more messages it takes
+    room    how many more messages it takes from anybody. When it has none, it still takes one of
+            each sender that has none in it: its own place, which no flood of others' can take
 
     Not thread-safe: used under the exchange's lock.
     """
@@ -34,12 +35,21 @@ class Queue(collections.deque["Message"]):
         self.extend(messages)
         self.room = max(0, self.depth - len(self))
 
+    def takes(self, sender: int) -> bool:
+        """Whether there is room for a message of this sender's."""
+        return self.room > 0 or not (self.depth == 0 or self.holds(sender))
+
+    def holds(self, sender: int) -> bool:
+        """Whether a message of this sender's is in it."""
+        return any(message.sender == sender for message in self)
+
     def put(self, message: Message) -> None:
         """Enqueue a message. The caller has seen that there is room."""
-        if not self.room:
+        if self.room:
+            self.room -= 1
+        elif not self.takes(message.sender):
             raise OverflowError("the queue is full")
         self.append(message)
-        self.room -= 1
 
     def put_back(self, message: Message) -> None:
         """Enqueue a message that has come back to its sender, whether there is room or not.

@@ -111,7 +111,7 @@ class Roster:
         """Write one entry of a peer's table."""
         if peer.control is not None:
             other = entry.peer
-            flags, room = _flags(entry), other.queue.room
+            flags, room = _flags(peer, entry), other.queue.room
             peer.control.put_peer(entry.index, other.number, other.name, flags, room)
 
     # ---- Queues ----
@@ -129,7 +129,10 @@ class Roster:
         if control is not None:
             entry = sender.table.get(receiver.number)
             if entry is not None:
-                control.put_room(entry.index, queue.room)
+                if queue.room:
+                    control.put_room(entry.index, queue.room)
+                else:  # its own place is taken
+                    control.put_flags(entry.index, _flags(sender, entry), 0)
         self._wake(receiver)
 
     def put_back(self, receiver: Peer, message: Message) -> None:
@@ -146,7 +149,20 @@ class Roster:
         message = peer.queue.get()
         if peer.full is bool(peer.queue.room):
             self._room_changed(peer)
+        elif peer.full:
+            self._place_free(peer, message.sender)
         return message
+
+    def _place_free(self, peer: Peer, number: int) -> None:
+        """Tell a sender whose message has left a queue that is full of others' that it has room."""
+        sender = self._peers.get(number)
+        entry = None if sender is None else sender.table.get(peer.number)
+        if sender is None or entry is None or not peer.queue.takes(number):
+            return
+        if sender.control is not None:
+            sender.control.put_flags(entry.index, _flags(sender, entry), 0)
+        if number in peer.waiters:
+            self._wake(sender)
 
     def withdraw(self, peer: Peer, message: Message) -> None:
         """Take a message out of a queue again that has not been dequeued."""
@@ -169,7 +185,7 @@ class Roster:
             other = known.peer
             if other.control is not None and other.alive:
                 entry = other.table[peer.number]
-                other.control.put_flags(entry.index, _flags(entry), room)
+                other.control.put_flags(entry.index, _flags(other, entry), room)
         if not full:
             self._wake_waiters(peer)
 
@@ -204,9 +220,9 @@ def _put_entry(peer: Peer, number: int, entry: Entry | None) -> None:
         peer.table[number] = entry
 
 
-def _flags(entry: Entry) -> int:
-    """Return the PeerFlags of an entry of a peer table."""
+def _flags(peer: Peer, entry: Entry) -> int:
+    """Return the PeerFlags of an entry of a peer's table."""
     flags = _SEND if entry.may_send else 0
     if entry.peer.alive:
-        flags |= _ALIVE | _ROOM if entry.peer.queue.room else _ALIVE
+        flags |= _ALIVE | _ROOM if entry.peer.queue.takes(peer.number) else _ALIVE
     return flags

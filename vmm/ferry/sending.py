@@ -69,7 +69,7 @@ class Sending:
     def note_parted(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
         """Remember which messages a peer has not taken, and has parted with pages of."""
         if peer.untaken and operation in _PARTING:
-            peer.parted |= {m.number for m in peer.untaken if _overlap(m.spans, there)}
+            peer.parted |= {m.number for m in peer.untaken if overlap(m.spans, there)}
 
     def transfer(
         self, sender: Peer, request: Request, together: list[Parted] | None = None
@@ -84,7 +84,7 @@ class Sending:
         extents: Sequence[Extent] = ()
         if spans_ or length or operation is not Operation.SEND or len(payload) > abi.PAYLOAD_MAX:
             extents = request.extents(sender.window.region)
-        if not receiver.queue.room:
+        if not receiver.queue.room and not receiver.queue.takes(sender.number):
             raise Refusal(Status.E_QUEUE_FULL)
         plan: Transfer | None = None
         brought = False
@@ -360,5 +360,6 @@ def adjacent(one: Request, other: Request) -> bool:
     )
 
 
-def _overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
+def overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
+    """Whether any of some extents has a page in common with any of others."""
     return any(a.gpa < b.end and b.gpa < a.end for a in some for b in others)

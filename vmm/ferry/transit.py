@@ -5,7 +5,7 @@ Not thread-safe: the exchange calls it under its lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vmm.ferry.books import Bond, Borrower
 from vmm.ferry.checks import Checks
@@ -72,8 +72,10 @@ class Transit(Checks):
             raise Refusal(Status.E_QUOTA)
         if len(target.window.items) >= target.pieces:
             raise Refusal(Status.E_WINDOW_FULL)
-        if self._tally.intervals + growth + 1 > self._pieces:
-            self._check_host(growth + 1)
+        if operation is not Operation.SEND:
+            self._check_loans_of(sender, receiver, pages)
+        if self._tally.intervals + growth + 1 + self._reserved > self._pieces:
+            self._check_host({sender: growth, receiver: 1})
         runs, sources, targets = (run,), (extent,), (Extent(there, pages),)
         return Transfer(
             operation, sender, receiver, writable, runs, (page,), (there,), sources, targets
@@ -103,10 +105,13 @@ class Transit(Checks):
             raise Refusal(Status.E_QUOTA)
         if len(target.window) + len(runs) > target.pieces:
             raise Refusal(Status.E_WINDOW_FULL)
-        self._check_host(growth + len(runs))
+        if operation not in _GIVEN:
+            self._check_loans_of(sender, receiver, sum(counts))
+        arriving = {receiver: len(runs)}
+        self._check_host({sender: growth, **arriving})
         homes, fresh, at = extents, list[Run](), [run.page for run in runs]
         if operation is Operation.EXCHANGE:
-            homes, fresh = self._exchanged(sender, extents, growth, len(runs))
+            homes, fresh = self._exchanged(sender, extents, growth, arriving)
             at = moved(runs, extents, homes)
         plan = Transfer(
             operation,
@@ -124,7 +129,7 @@ class Transit(Checks):
         return _copied(plan, extents) if copied and 0 < len(fresh) <= len(runs) else plan
 
     def _exchanged(
-        self, sender: int, extents: Sequence[Extent], growth: int, arriving: int
+        self, sender: int, extents: Sequence[Extent], growth: int, arriving: Mapping[int, int]
     ) -> tuple[list[Extent], list[Run]]:
         """Choose where exchanged pages go should they come back, as their places are taken again,
         and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
@@ -180,6 +185,8 @@ class Transit(Checks):
         _, pages, frame, was = run
         hold = _PARTED.get(plan.operation, Hold.SHARED)
         borrower = Borrower(plan.receiver, there, plan.writable)
+        if hold is not Hold.SENT:
+            self._accounts[plan.receiver].lend(plan.sender, pages)
         if was is Hold.SHARED:
             self._bind(frame, pages, borrower)
             return

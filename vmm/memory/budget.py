@@ -36,7 +36,7 @@ class Budget:
 
     def let_go(self) -> None:
         """Begin anew: in a child the members, and whoever holds the lock, are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._members: weakref.WeakSet[Member] = weakref.WeakSet()
         self._total = 0
 

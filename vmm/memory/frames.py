@@ -6,6 +6,7 @@ Pure: a frame is a number here, its memory is `vmm.memory.pool`'s business.
 from __future__ import annotations
 
 import bisect
+import collections
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -33,11 +34,15 @@ def alignments(count: int) -> tuple[int, ...]:
 
 
 class FramePool:
-    """Which of `total` frames are free, as sorted runs."""
+    """Which of `total` frames are free, as sorted runs.
+
+    unclean  frames that are nobody's and are still to be zeroed: not free before that
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.free = total
+        self.unclean: collections.deque[Frames] = collections.deque()
         self._runs = [Frames(0, total)] if total else []
 
     @property
@@ -95,6 +100,18 @@ class FramePool:
         """Take frames that are free, and just these."""
         index = bisect.bisect_right(self._runs, (frames.first, self.total)) - 1
         self._take(index, frames)
+
+    def have_unclean(self, frames: Iterable[Frames]) -> None:
+        """Have these to be zeroed, and no others."""
+        self.unclean.clear()
+        self.unclean.extend(frames)
+
+    def next_unclean(self, most: int) -> Frames:
+        """Take at most so many frames out of those that are to be zeroed. There are some."""
+        first, pages = self.unclean.popleft()
+        if pages > most:
+            self.unclean.appendleft(Frames(first + most, pages - most))
+        return Frames(first, min(pages, most))
 
     def release(self, frames: Frames) -> None:
         """Give frames back, joining them with their free neighbours."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from collections import Counter
 from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
@@ -18,6 +19,8 @@ from vmm.memory.movers.lodgings import Lodging, Lodgings
 from vmm.memory.pool import PagePool
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
+_COMMON = SEAMS - SEAMS // 4  # of which whoever comes first may make as many
+_OWN = 16  # and each window so many, when these are used up
 
 
 class Park(PagePool):
@@ -31,6 +34,7 @@ class Park(PagePool):
     def __init__(self, frames: int, large: int = LARGE) -> None:
         self.wary = False
         self._memfd: Mapping | None = None  # as a whole
+        self._cut: Counter[object] = Counter()  # seams made by windows since there were few
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
         # A page that never leaves: all mappings that are split off share its anon_vma, without
@@ -44,6 +48,20 @@ class Park(PagePool):
         except BaseException:
             self._homes.close()
             raise
+
+    def may_cut(self, window: object) -> bool:
+        """Whether a window may make seams, by sharing a part of a larger run: anybody may, as long
+        as there are few; then each a few.
+        """
+        seams = self.lodgings.seams
+        if seams < _COMMON:
+            self._cut.clear()
+            return True
+        return seams < SEAMS and self._cut[window] < _OWN
+
+    def has_cut(self, window: object) -> None:
+        """A window has shared a part of a run, and made seams."""
+        self._cut[window] += 1
 
     def home(self, frame: int) -> int:
         """Return the address of a frame's home."""

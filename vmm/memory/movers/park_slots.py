@@ -14,7 +14,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.movers.lodgings import Lodging
-from vmm.memory.movers.park import SEAMS, Park
+from vmm.memory.movers.park import Park
 from vmm.memory.movers.slots import SlotsWindow
 
 
@@ -42,10 +42,23 @@ class ParkSlotsWindow(SlotsWindow):
                     at = shown.page + part.frame - shown.frame
                     self._store(at, part.frame, part.pages, writable=shown.writable)
 
+    def share_slice(self, page: int, count: int, most: int) -> bool:
+        end = page + count
+        for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
+            for part in self._park.lodgings.within(shown.frame, shown.pages):
+                if part.anonymous:
+                    at, pages = shown.page + part.frame - shown.frame, min(part.pages, most)
+                    try:
+                        self._store(at, part.frame, pages, writable=shown.writable)
+                    except OSError:
+                        return False
+                    return True
+        return False
+
     def _store(self, page: int, frame: int, count: int, *, writable: bool) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""
         park, size = self._park, count * PAGE_SIZE
-        if park.lodgings.seams >= SEAMS:
+        if not park.may_cut(self):
             raise OSError(errno.ENOMEM, "too many frames have been shared out of larger runs")
         try:
             mapping.store(park.home(frame), size, park.fd, frame * PAGE_SIZE)
@@ -54,6 +67,7 @@ class ParkSlotsWindow(SlotsWindow):
             park.disown(frame, count)
             raise
         park.lodgings.settle(Lodging(frame, count, anonymous=False))
+        park.has_cut(self)
         try:
             self.show(page, frame, count, writable=writable)
         except OSError:

@@ -279,10 +279,25 @@ class RemapWindow(MappedWindow):
 
     def make_shareable(self, page: int, count: int) -> None:
         cuts = self._shown.cuts(page, count)
-        if cuts and (len(self._shown) >= PIECES or self._park.lodgings.seams >= SEAMS):
+        if cuts and not self._may_cut():
             raise OSError(errno.ENOMEM, "a window has too many pieces to cut one for a SHARE")
+        if cuts:
+            self._park.has_cut(self)
         for run in self._shown.within(page, count):
             self._store(run)
+
+    def _may_cut(self) -> bool:
+        return len(self._shown) < PIECES and self._park.may_cut(self)
+
+    def share_slice(self, page: int, count: int, most: int) -> bool:
+        runs = self._shown.within(page, count)
+        if not runs or (self._shown.cuts(page, count) and not self._may_cut()):
+            return False
+        try:
+            self._store(runs[0].clip(runs[0].page, runs[0].page + most))
+        except OSError:
+            return False
+        return True
 
     def _store(self, run: Run) -> None:
         """Copy anonymous memory into the memfd, and show that in its place."""

@@ -106,6 +106,12 @@ class Window(ABC):
         Whoever sees them must not be running; what it sees stays the same, also on an OSError.
         """
 
+    def share_slice(self, page: int, count: int, most: int) -> bool:
+        """Do a part of `make_shareable`, of at most so many pages; whoever sees them must not be
+        running either. False if nothing is left to be done, or can be.
+        """
+        return False
+
     @abstractmethod
     def address(self, page: int) -> int:
         """Return the host address behind a page that is shown."""
