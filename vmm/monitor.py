@@ -434,6 +434,7 @@ class Monitor:
 
         Their sum is the pool. Raises LedgerError.
         """
+        arguments.flag(mappings, "mappings")
         self._clean()
         with self._turns.turn():
             return self._exchange.audit(mappings=mappings)

@@ -62,7 +62,7 @@ class Scene:
             **dict.fromkeys(("buffer", "buffers"), self.buffer),
             **dict.fromkeys(("payload", "data"), b"good"),
             **dict.fromkeys(("tag", "offset"), 0),
-            **dict.fromkeys(("both", "writable", "audit"), True),
+            **dict.fromkeys(("both", "writable", "audit", "mappings"), True),
             **dict.fromkeys(("window", "pool"), "2M"),
             **dict.fromkeys(("ring", "doorbell", "mover", "quota", "copy_below"), None),
             **{"b": self.b, "path": self.elf, "name": "new", "memory": "4M", "stack": "64K"},

@@ -149,7 +149,7 @@ def check(monitor: Monitor) -> dict[int, list[View]]:
 
     Return what it reaches, by peer.
     """
-    monitor._exchange.ledger.audit()
+    monitor.audit()  # also what a turn that was cut off has left to do
     if monitor.mover not in MOVERS:  # one that copies
         return {}
     lines = mappings()

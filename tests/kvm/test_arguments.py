@@ -144,7 +144,7 @@ RIGHT: dict[str, frozenset[str]] = {
     "payload": ROWS,
     **dict.fromkeys(("tag", "bits", "offset"), ZERO),
     **dict.fromkeys(("length", "copy_below", "ring"), NONE | ZERO),
-    **dict.fromkeys(("both", "writable", "audit"), FLAGS),
+    **dict.fromkeys(("both", "writable", "audit", "mappings"), FLAGS),
     **dict.fromkeys(("window", "memory", "stack", "queue", "workers", "size"), NOTHING),
     **dict.fromkeys(("quota", "pool", "doorbell", "mover"), NONE),
     **dict.fromkeys(("device", "file", "gpa"), NOTHING),

@@ -28,7 +28,7 @@ class Clock:
 
     def begin(self) -> None:
         """Tick now, whatever was agreed. Raises ResourceError if no thread can be started."""
-        if self._thread is None or self._thread.ident is None:
+        if not self.alive:
             # A daemon: a monitor that nobody closes does not keep the process from its end.
             self._thread = threading.Thread(
                 target=self._run, name="pageferry-clock", daemon=True
@@ -38,6 +38,11 @@ class Clock:
             except RuntimeError as error:
                 raise no_thread("the clock") from error
         self._wake.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a thread that ticks, or will when it is to."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         pause: float | None = None

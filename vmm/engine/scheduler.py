@@ -211,7 +211,7 @@ class Scheduler:
             self._runner = threading.get_ident()
             self._ended, self._expired, self._failure = False, False, None
             self._limit = None if timeout is None else time.monotonic() + timeout
-            asleep = not self._ticking
+            asleep = not (self._ticking and self._clock.alive)
         if asleep or timeout is not None:
             self._clock.begin()
         for number in range(2, self._workers + 1):
@@ -483,6 +483,9 @@ class Scheduler:
             if self._ended:
                 return None
             self._wake_expired()
+            if any(thread.ident and not thread.is_alive() for thread in self._threads):
+                self._failure = self._failure or RuntimeError("a worker has ended before the run")
+                self._end_now()
             again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
             for thread, (_, slice_end) in self._running.items():
                 if now >= slice_end:

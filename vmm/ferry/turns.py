@@ -57,22 +57,27 @@ class Turns:
             )
         held = self.lock._is_owned()  # by what this signal's handler has interrupted
         try:
-            with self.lock:
-                self.check_open()  # again: whoever had the lock may have been the last
-                self.journal.begin()
-                try:
-                    yield
-                except (PageferryError, Refusal):
-                    self.end()
-                    raise
-                except BaseException:
-                    self.cut_off()
-                    raise
-                self.end()
+            with self.lock, self._changes():
+                yield
         finally:
             if not held:
                 self.let_go()
         self.outbox.flush()
+
+    @contextlib.contextmanager
+    def _changes(self) -> Iterator[None]:
+        # A function of its own: what a tracer raises at a `try` is not caught by those around it.
+        self.check_open()  # again: whoever had the lock may have been the last
+        self.journal.begin()
+        try:
+            yield
+        except (PageferryError, Refusal):
+            self.end()
+            raise
+        except BaseException:
+            self.cut_off()
+            raise
+        self.end()
 
     def let_go(self) -> None:
         """Let others have the lock, whatever has been raised where a `with` would have done so."""
