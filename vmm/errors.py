@@ -7,11 +7,21 @@ Kernel errors that nobody can act on stay `OSError`, with the ioctl and the obje
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
+
+from vmm.guest.text import printable
 
 
 class PageferryError(Exception):
-    """The base of every error that pageferry raises on its own account."""
+    """The base of every error that pageferry raises on its own account.
+
+    Its text is printable, whatever the names in it are.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class HostError(PageferryError):
@@ -24,6 +34,9 @@ class HostError(PageferryError):
         super().__init__(f"{what}: {fix}")
         self.what = what
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.fix)
 
 
 class ConfigError(PageferryError, ValueError):
@@ -104,7 +117,9 @@ class GuestFault(PageferryError):
     access    "read", "write" or "execute", where it is known
     rip       the instruction pointer. For a store that KVM emulated it is that of the next
               instruction
-    place     symbol and source line of `rip`, as far as the image has them
+    place     symbol and source line of `rip`, as far as the image has them. It is looked up when it
+              is first asked for, as by `str` and `as_json`; that takes up to a second, if
+              the image is made for it
     """
 
     def __init__(
@@ -118,24 +133,37 @@ class GuestFault(PageferryError):
         address: int | None = None,
         access: str | None = None,
         rip: int | None = None,
-        place: Place | None = None,
+        place: Place | Callable[[], Place] | None = None,
     ) -> None:
+        super().__init__(kind, machine, reason)
         self.kind = kind
         self.machine = machine
-        self.reason = reason
+        self.reason = printable(reason)
         self.vector = vector
         self.error_code = error_code
         self.address = address
         self.access = access
         self.rip = rip
-        self.place = place or Place()
-        super().__init__(self._text())
+        self._place = place or Place()
 
-    def _text(self) -> str:
+    @property
+    def place(self) -> Place:
+        """Where `rip` lies."""
+        found = self._place
+        if not isinstance(found, Place):
+            found = self._place = found()
+        return found
+
+    def __str__(self) -> str:
         text = f"{self.machine}: {self.reason}"
         if self.rip is not None:
             text += f", rip {self.rip:#x}"
-        return f"{text} ({self.place})" if str(self.place) else text
+            if place := str(self.place):
+                text += f" ({place})"
+        return printable(text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(type(self), **{name: getattr(self, name) for name in _FIELDS}), ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the fault as an object for `--json`."""
@@ -152,3 +180,9 @@ class GuestFault(PageferryError):
             "file": self.place.file,
             "line": self.place.line,
         }
+
+
+_FIELDS = (
+    *("kind", "machine", "reason", "vector", "error_code", "address", "access", "rip"),
+    "place",
+)

@@ -33,7 +33,7 @@ from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.image import Image, load_image
+from vmm.guest.image import Image, Room, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.memory.budget import BUDGET
@@ -59,8 +59,21 @@ _SPOILED = Ending(
 
 
 def print_line(name: str, line: str) -> None:
-    """The default console: one line of a machine's, prefixed with its name, to standard output."""
-    print(f"{name}: {line}", file=sys.stdout, flush=True)
+    """The default console: one line of a machine's, prefixed with its name, to standard output.
+
+    What its encoding cannot say is escaped. Where there is no standard output, nothing is printed.
+    A write that the system refuses raises OSError, as with `print`.
+    """
+    stream = sys.stdout
+    if stream is None or getattr(stream, "closed", False):
+        return
+    text = f"{name}: {line}\n"
+    try:
+        stream.write(text)
+    except UnicodeEncodeError as error:
+        encoding = getattr(stream, "encoding", None) or error.encoding
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
 
 
 _opened: weakref.WeakSet[Monitor] = weakref.WeakSet()
@@ -235,8 +248,8 @@ class Monitor:
         )
         limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
         with host.reported(f"no machine of {path} can be made"):
-            image = load_image(path)
-            with self._turns.turn():
+            image = load_image(path, Room(shape.private, shape.stack))
+            with self._blueprints.prepared(image, shape), self._turns.turn():
                 name = self._check_name(Path(path).stem if name is None else name)
                 machine = self._make(image, shape, name, depth, limit)
                 self._scheduler.make_ready(machine)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from vmm import Machine, Monitor
+from vmm import ConfigError, Machine, Monitor
 from vmm.guest import blueprint
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprint
@@ -23,6 +24,14 @@ SMALL = {"window": "2M", "memory": "4M"}
 
 def blueprint_of(machine: Machine) -> Blueprint:
     return machine.guest._blueprint
+
+
+def is_locked(monitor: Monitor) -> bool:
+    """Whether another thread has to wait for the monitor."""
+    other = threading.Thread(target=monitor.audit, daemon=True)
+    other.start()
+    other.join(2)
+    return other.is_alive()
 
 
 def own_pages(machine: Machine) -> int:
@@ -105,6 +114,21 @@ def test_a_machine_needs_its_blueprints_descriptor_no_more(
     assert [m.exit_code for m in machines] == [211] * 5
 
 
+def test_blueprints_that_take_much_memory_are_not_kept(
+    monitor: Monitor, test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = []
+    for number in range(3):
+        shape = {"window": "2M", "memory": f"{4 + number}M"}
+        machines.append(monitor.spawn(test_guest("own_data"), name=f"m{number}", **shape))
+        size = blueprint_of(machines[0]).held
+        monkeypatch.setattr(blueprint, "_MOST_BYTES", 2 * size)
+    kept = [blueprint_of(machine).template.fd >= 0 for machine in machines]
+    assert kept == [False, True, True]
+    monitor.run(10)
+    assert [m.exit_code for m in machines] == [211] * 3
+
+
 def test_a_window_of_a_gib_takes_the_kernel_nothing_until_there_is_a_page_in_it(
     open_monitor: Callable[..., Monitor], test_guest: Elf
 ) -> None:
@@ -116,3 +140,31 @@ def test_a_window_of_a_gib_takes_the_kernel_nothing_until_there_is_a_page_in_it(
     monitor.run(10)
     assert machine.exit_code == 5
     assert slots == {PRIVATE_SLOT: 16 << 20, WINDOW_SLOT: 64 << 20}
+
+
+def test_an_image_is_laid_out_before_the_monitor_is_locked(
+    monitor: Monitor, test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[bool] = []
+
+    class Seen(blueprint.Template):
+        def __init__(self, parts: Iterable[tuple[int, bytes]]) -> None:
+            locked.append(is_locked(monitor))
+            super().__init__(parts)
+
+    monkeypatch.setattr(blueprint, "Template", Seen)
+    machines = [monitor.spawn(test_guest("own_data"), name=f"m{i}", **SMALL) for i in range(3)]
+    assert locked == [False]
+    assert len({blueprint_of(machine) for machine in machines}) == 1
+
+
+def test_what_was_laid_out_for_a_machine_that_is_refused_is_closed(
+    monitor: Monitor, test_guest: Elf
+) -> None:
+    monitor.spawn(test_guest("idle"), name="taken", **SMALL)
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="is taken"):
+            monitor.spawn(test_guest("own_data"), name="taken", **SMALL)
+        assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert monitor._blueprints._ready == {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import threading
 
 import pytest
 
@@ -76,3 +79,64 @@ def test_every_error_can_be_caught_as_one_of_ours() -> None:
     raised = {kind for kind in kinds if issubclass(kind, Exception)}
     assert len(raised) > 5
     assert all(issubclass(kind, PageferryError) for kind in raised)
+
+
+# ---- The place of a fault ----
+
+
+def fault_at(place: object) -> GuestFault:
+    return GuestFault("exception", "bob", "#UD invalid opcode", rip=0x201010, place=place)  # type: ignore[arg-type]
+
+
+def test_the_place_is_looked_up_when_it_is_asked_for_and_only_once() -> None:
+    asked = []
+
+    def place() -> Place:
+        asked.append(threading.get_ident())
+        return Place("main", 4, "b.c", 9)
+
+    fault = fault_at(place)
+    assert (fault.kind, fault.rip, fault.args[1]) == ("exception", 0x201010, "bob")
+    assert "bob" in repr(fault)
+    assert asked == []
+    text = str(fault)
+    assert text == "bob: #UD invalid opcode, rip 0x201010 (main+0x4 at b.c:9)"
+    assert str(fault) == text
+    assert fault.as_json()["line"] == fault.place.line == 9
+    assert asked == [threading.get_ident()]
+
+
+def test_a_look_up_that_is_interrupted_begins_again() -> None:
+    answers: list[Place | None] = [None, Place("main")]
+
+    def place() -> Place:
+        answer = answers.pop(0)
+        if answer is None:
+            raise KeyboardInterrupt
+        return answer
+
+    fault = fault_at(place)
+    with pytest.raises(KeyboardInterrupt):
+        str(fault)
+    assert fault.place == Place("main")
+
+
+@pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy])
+def test_every_error_can_be_pickled(again: object) -> None:
+    assert callable(again)
+    fault = fault_at(lambda: Place("main", 4, "b.c", 9))
+    other = again(fault)
+    assert (type(other), str(other), other.as_json()) == (GuestFault, str(fault), fault.as_json())
+    assert other.place == fault.place
+    host = again(HostError("no /dev/kvm", "load the kvm module"))
+    assert (str(host), host.fix) == ("no /dev/kvm: load the kvm module", "load the kvm module")
+    for kind in (errors.ConfigError, errors.GuestImageError, errors.ClosedError):
+        assert str(again(kind("x: wrong"))) == "x: wrong"
+
+
+def test_what_is_said_of_a_fault_is_printable() -> None:
+    mark = "\N{REPLACEMENT CHARACTER}"
+    fault = GuestFault("killed", "bob", "by\x1b[2J\nalice")
+    assert fault.reason == fault.as_json()["reason"] == f"by{mark}[2J{mark}alice"
+    assert str(fault) == f"bob: by{mark}[2J{mark}alice"
+    assert str(errors.ConfigError("a\nb\u202ec")) == f"a{mark}b{mark}c"

@@ -17,6 +17,7 @@ import click
 from vmm.command import streams
 from vmm.errors import GuestFault, HostError, PageferryError
 from vmm.guest.compiler import BuildError
+from vmm.guest.text import printable
 
 # Exit codes besides 0 and a guest's own; see docs/cli.md.
 EXIT_FAILED = 1
@@ -47,9 +48,9 @@ class Failure(click.ClickException):
     """
 
     def __init__(self, message: str, code: int, details: str = "") -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
         self.exit_code = code  # type: ignore[misc]  # click: a class's, unless set, as its own do
-        self.details = details
+        self.details = "\n".join(map(printable, details.splitlines()))
 
     def show(self, file: Any = None) -> None:
         text = f"pageferry: {self.message}"
@@ -156,6 +157,8 @@ def expected_errors() -> Iterator[None]:
             _interrupt.end()
         if _is_expected(error):
             raise failure(error) from error
+        if isinstance(error, click.UsageError) and error.message:  # it may name a file
+            error.message = printable(error.message)  # type: ignore[misc]  # as above
         raise
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vmm.command.demo import Progress as Tell
 from vmm.command.demo import Report, Step
+from vmm.guest.text import printable
 from vmm.monitor import Monitor
 from vmm.sizes import format_size
 
@@ -36,7 +37,7 @@ def live_progress(console: Console, monitor: Monitor, *, enabled: bool) -> Itera
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(_shown(what), total=total)
             bars.update(tasks[what], completed=done)
 
         with _polling(monitor, tell):
@@ -72,7 +73,7 @@ def show_report(console: Console, report: Report, lines: list[tuple[str, str]]) 
         f"{report.doorbell} doorbell, {report.mover} mover",
     )
     for name, line in lines:
-        _say(console, f"  [cyan]{escape(name)}[/]: {escape(line)}")
+        _say(console, f"  [cyan]{_shown(name)}[/]: {_shown(line)}")
     console.print(_steps(report.steps))
     _show_change(console, report)
     _show_proofs(console, report)
@@ -128,7 +129,7 @@ def _show_proofs(console: Console, report: Report) -> None:
         address, rip = _number(fault["gpa"]), _number(fault["rip"])
         what = (
             f"{fault['machine']} touched a page after sending it, and was stopped: "
-            f"{fault['access']} of {address}, rip {rip}, {escape(fault['place'])}"
+            f"{fault['access']} of {address}, rip {rip}, {_shown(fault['place'])}"
         )
     _say(console, f"  {_tick(report.fault_ok)} {what}")
     _say(console, f"  {_tick(report.touched_ok)} b has that page, and it says what a sent")
@@ -139,9 +140,9 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def _shown(name: str) -> str:
-    """Return a file's name without what could steer a terminal, or no encoding can say."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name))
+def _shown(text: str) -> str:
+    """Return a text that somebody else has chosen without what steers a terminal, or rich."""
+    return escape(printable(text))
 
 
 def _number(value: int | None) -> str:

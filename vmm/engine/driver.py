@@ -21,6 +21,7 @@ from vmm.ferry.rules import Refusal
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Status, WaitFor
+from vmm.guest.text import decoded, lines
 from vmm.kvm import Exit, Intr
 
 Console = Callable[[str, str], None]
@@ -144,8 +145,7 @@ class Driver:
             machine.exit_code = guest.control.exit_code
             self._stop(machine, None)
         elif bell == Bell.PANIC:
-            text = (guest.text() or b"").decode(errors="replace")
-            reason = "panic: " + " ".join(_printable(text).split())
+            reason = "panic: " + " ".join(decoded(guest.text() or b"").split())
             self._stop(machine, guest.diagnosis.fault("panic", reason))
         else:
             guest.answer(Status.E_BELL)
@@ -208,8 +208,8 @@ class Driver:
         text = machine.guest.text()
         if text is None:
             return Status.E_ADDRESS
-        for line in text.decode(errors="replace").splitlines():
-            self._turns.outbox.put(self._console, machine.name, _printable(line))
+        for line in lines(text):
+            self._turns.outbox.put(self._console, machine.name, line)
         return Status.OK
 
     def end(self, machine: Machine, ending: Ending) -> None:
@@ -225,7 +225,7 @@ class Driver:
                 "stop",
                 machine=machine.name,
                 exit_code=machine.exit_code,
-                fault=None if fault is None else fault.as_json(),
+                fault=None if fault is None else fault.as_json,  # looked up when it is told
             )
 
 
@@ -247,8 +247,3 @@ def _room(peer: Peer, number: int) -> Status | None:
     if not entry.peer.alive:
         return Status.E_DEAD
     return Status.OK if entry.peer.queue.takes(peer.number) else None
-
-
-def _printable(text: str) -> str:
-    """Replace what could steer a terminal: a guest's text is a guest's."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -140,5 +140,8 @@ class Trace:
             self._outbox.say(self._tell, event)
 
     def _tell(self, event: Event) -> None:
+        for name, value in event.fields.items():
+            if callable(value):  # what takes its time: it is worked out here, without the lock
+                event.fields[name] = value()
         for listener in self._listeners:
             listener(event)

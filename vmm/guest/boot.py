@@ -11,11 +11,10 @@ from collections.abc import Iterator
 
 from vmm.errors import GuestImageError
 from vmm.guest import abi, x86
-from vmm.guest.image import Image
+from vmm.guest.image import Image, Room
 from vmm.guest.x86 import PageTables, Range
 from vmm.kvm import kvm_regs, kvm_segment, kvm_sregs
 from vmm.memory.region import Region
-from vmm.sizes import format_size
 
 # CR0: PE MP ET NE WP AM PG; CR4: PAE, SSE with its exceptions (SDM 2.5); EFER: LME LMA NXE (SDM
 # 2.2.1).
@@ -59,13 +58,11 @@ def plan(image: Image, private: int, stack: int, window: int, user: bool) -> Lay
 
     Raises GuestImageError if the image and its stack do not fit into private memory.
     """
+    room = Room(private, stack)
+    room.check(image.name, image.end)
     whole = Region(0, max(private, image.end + GUARD + stack))
-    if image.end + stack > private or whole.end > abi.DOORBELL_GPA:
-        raise GuestImageError(
-            f"{image.name}: the image ends at {image.end:#x}: {format_size(private)} of private "
-            f"memory with a stack of {format_size(stack)} is too small: give more "
-            "(memory=, --memory)"
-        )
+    if whole.end > abi.DOORBELL_GPA:
+        raise room.too_small(image.name, image.end)
     stack_region = Region(whole.end - stack, stack)
     guard = Region(image.end, stack_region.base - image.end)
     window_region = Region(abi.WINDOW_GPA, window)

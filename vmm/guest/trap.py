@@ -9,10 +9,11 @@ with both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from vmm.errors import GuestFault
-from vmm.guest import abi, boot, x86
+from vmm.guest import abi, boot, exceptions, x86
 from vmm.guest.boot import Layout
 from vmm.guest.symbols import Symbols
 from vmm.kvm import (
@@ -78,7 +79,7 @@ class Diagnosis:
             address=address,
             access=access,
             rip=rip,
-            place=self._symbols.place(rip),
+            place=functools.partial(self._symbols.place, rip),
         )
 
     def explain(
@@ -125,23 +126,33 @@ class Diagnosis:
         if frame is None:
             return self.fault("halt", "HLT with no interrupt to wake it: use wait")
         vector, trap = frame
-        if vector == x86.PAGE_FAULT:
+        if vector == exceptions.PAGE_FAULT and trap.error_code is not None:
             return self._page_fault(trap)
-        name = x86.EXCEPTIONS.get(vector, f"exception {vector}")
-        return self.fault(
-            "exception", name, vector=vector, error_code=trap.error_code, rip=trap.rip
-        )
+        reason, rip = exceptions.exception_text(vector, trap.error_code), trap.rip
+        if vector == exceptions.GENERAL_PROTECTION:
+            called = exceptions.software_interrupt(trap, self._code(rip))
+            if called is not None:
+                number, rip = called
+                reason += f", INT {number}"
+        return self.fault("exception", reason, vector=vector, error_code=trap.error_code, rip=rip)
 
-    def _page_fault(self, trap: x86.TrapFrame) -> GuestFault:
+    def _code(self, rip: int) -> bytes:
+        """Return the 4 bytes around an instruction pointer, if they are the guest's."""
+        try:
+            return self._memory.read(rip - 2, 4)
+        except OutOfBounds:
+            return b""
+
+    def _page_fault(self, trap: exceptions.TrapFrame) -> GuestFault:
         address = self._vcpu.get_sregs().cr2
-        access = x86.page_fault_access(trap.error_code or 0)
+        access = exceptions.page_fault_access(trap.error_code or 0)
         reason = f"#PF page fault, {access} of {address:#x}"
         if self._below_stack(address, trap.rsp):
             reason += ", the guard area below the stack: stack overflow"
         return self.fault(
             "exception",
             reason,
-            vector=x86.PAGE_FAULT,
+            vector=exceptions.PAGE_FAULT,
             error_code=trap.error_code,
             address=address,
             access=access,
@@ -158,16 +169,15 @@ class Diagnosis:
             return False
         return address >= guard.end - boot.GUARD or guard.base <= rsp <= guard.end
 
-    def _trap(self) -> tuple[int, x86.TrapFrame] | None:
+    def _trap(self) -> tuple[int, exceptions.TrapFrame] | None:
         """Return the exception whose stub has halted, and its frame; None for any other HLT."""
         regs = self._vcpu.get_regs()
         vector = x86.trap_vector(regs.rip)
-        if vector is None:
-            return None
-        try:
-            return vector, x86.trap_frame(vector, self._memory.read(regs.rsp, 48))
-        except OutOfBounds:  # a guest in ring 0 may have jumped to the stub with any stack
-            return None
+        size = x86.TRAP_STACK.end - regs.rsp
+        if vector is None or size not in exceptions.frame_sizes(vector):
+            return None  # a guest in ring 0 may have jumped to the stub, with any stack
+        frame = exceptions.trap_frame(vector, self._memory.read(regs.rsp, size))
+        return (vector, frame) if frame.cs in (x86.CODE0, x86.CODE3) else None
 
     def _probe(self, run: Callable[[], Exit]) -> GuestFault | None:
         """Let the access that stopped the vCPU happen again without a window, and read the trap.
@@ -183,12 +193,12 @@ class Diagnosis:
         if not isinstance(run(), Hlt):
             return None
         frame = self._trap()
-        if frame is None or frame[0] != x86.PAGE_FAULT:
+        if frame is None or frame[0] != exceptions.PAGE_FAULT:
             return None
         address, trap = self._vcpu.get_sregs().cr2, frame[1]
-        if not address >= abi.WINDOW_GPA:
+        if address < abi.WINDOW_GPA or trap.error_code is None:
             return None
-        return self._access(address, x86.page_fault_access(trap.error_code or 0), trap.rip)
+        return self._access(address, exceptions.page_fault_access(trap.error_code), trap.rip)
 
     def _access(self, gpa: int | None, access: str | None, rip: int | None = None) -> GuestFault:
         where = "an address the host does not tell" if gpa is None else f"{gpa:#x}"

@@ -23,7 +23,6 @@ import ctypes
 import dataclasses
 import functools
 import struct
-from collections.abc import Sequence
 
 from vmm.guest import abi
 from vmm.memory.region import Region
@@ -38,7 +37,7 @@ TABLES_END = abi.IMAGE_GPA
 
 VECTORS = 32
 STUB_BYTES = 4
-PAGE_FAULT = 14
+BREAKPOINT = 3
 
 CODE0, DATA0, DATA3, CODE3, TASK = 0x08, 0x10, 0x1B, 0x23, 0x28
 
@@ -50,32 +49,6 @@ TABLE_SPAN = 1 << 30  # what one page directory maps
 # that no walk ever has to write to the tables.
 _PRESENT, _WRITE, _USER, _ACCESSED, _DIRTY, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
 _NO_EXECUTE = 1 << 63
-
-EXCEPTIONS = {
-    0: "#DE divide error",
-    1: "#DB debug",
-    2: "NMI",
-    3: "#BP breakpoint",
-    4: "#OF overflow",
-    5: "#BR bound range",
-    6: "#UD invalid opcode",
-    7: "#NM no FPU",
-    8: "#DF double fault",
-    10: "#TS invalid TSS",
-    11: "#NP segment not present",
-    12: "#SS stack fault",
-    13: "#GP general protection",
-    14: "#PF page fault",
-    16: "#MF x87 error",
-    17: "#AC alignment check",
-    18: "#MC machine check",
-    19: "#XM SIMD error",
-    20: "#VE virtualization",
-    21: "#CP control protection",
-    29: "#VC VMM communication",
-    30: "#SX security",
-}
-WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,12 +206,14 @@ def _idt() -> bytes:
     """Return the IDT: interrupt gates to the stubs, on IST1 so that a broken stack is no triple
     fault.
 
-    The gates' privilege is 3, so that INT3 and INT n in ring 3 are seen as what they are.
+    Only the breakpoint's may be called from ring 3. INT n for any other is a #GP that says n (SDM
+    6.12.1.2), so that no guest there can pretend an exception that it has not had.
     """
     gates = []
     for vector in range(VECTORS):
         stub = TRAP_STUBS + vector * STUB_BYTES
-        gates.append(struct.pack("<HHHHQ", stub & 0xFFFF, CODE0, 0xEE01, stub >> 16, 0))
+        kind = 0xEE01 if vector == BREAKPOINT else 0x8E01
+        gates.append(struct.pack("<HHHHQ", stub & 0xFFFF, CODE0, kind, stub >> 16, 0))
     return b"".join(gates)
 
 
@@ -259,30 +234,3 @@ def trap_vector(rip: int) -> int | None:
     if 0 <= offset < VECTORS * STUB_BYTES and offset % STUB_BYTES == 1:
         return offset // STUB_BYTES
     return None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TrapFrame:
-    """What the CPU pushed when it took an exception."""
-
-    error_code: int | None
-    rip: int
-    cs: int
-    rflags: int
-    rsp: int
-
-
-def trap_frame(vector: int, stack: bytes) -> TrapFrame:
-    """Decode the frame at the trap handler's stack pointer; `stack` holds at least 48 bytes."""
-    words: Sequence[int] = struct.unpack_from("<6Q", stack)
-    error: int | None = None
-    if vector in WITH_ERROR_CODE:
-        error, words = words[0] & 0xFFFFFFFF, words[1:]
-    return TrapFrame(error, words[0], words[1] & 0xFFFF, words[2], words[3])
-
-
-def page_fault_access(error_code: int) -> str:
-    """Return what a page fault's access was (SDM 4.7): "read", "write" or "execute"."""
-    if error_code & 1 << 4:
-        return "execute"
-    return "write" if error_code & 1 << 1 else "read"
