@@ -149,7 +149,10 @@ def check(monitor: Monitor) -> dict[int, list[View]]:
 
     Return what it reaches, by peer.
     """
-    monitor.audit()  # also what a turn that was cut off has left to do
+    if monitor._turns.inside:
+        monitor._exchange.ledger.audit()
+    else:  # also what a turn that was cut off has left to do
+        monitor.audit()
     if monitor.mover not in MOVERS:  # one that copies
         return {}
     lines = mappings()

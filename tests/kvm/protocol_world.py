@@ -204,7 +204,7 @@ class World:
             self.host_page(place).write(word.to_bytes(_SIZE, "little"))
 
     def host_page(self, place: int) -> Buffer:
-        return Buffer(self.monitor.host, Extent(place, 1), PAGE_SIZE)
+        return Buffer(self.monitor.host._window, Extent(place, 1), PAGE_SIZE)
 
     def host_may(self, place: int, access: str) -> bool:
         try:

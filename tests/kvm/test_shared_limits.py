@@ -95,6 +95,7 @@ def test_the_host_is_told_that_it_is_pieces_that_are_wanting(
     ledger = monitor._exchange.ledger
     buffer = monitor.host.alloc(PAGE_SIZE)
     with monkeypatch.context() as patch:
+        patch.setattr(ledger, "ask_for_pieces", None)  # it gets no more
         patch.setattr(ledger, "_pieces", 1)
         patch.setattr(ledger, "_reserve", 0)
         with pytest.raises(ResourceError, match="into as many pieces as this host can map"):

@@ -174,7 +174,7 @@ class RefusedScene(Scene):
         """What is written in each frame that is not free."""
         free = {
             f
-            for r in (*self.ledger.pool.runs, *self.ledger.unclean)
+            for r in (*self.ledger.pool.runs, *self.ledger.aside)
             for f in range(r.first, r.first + r.pages)
         }
         found = {frame: self.written(frame) for frame in set(range(FRAMES)) - free}

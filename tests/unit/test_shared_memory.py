@@ -205,7 +205,9 @@ def test_a_ring_that_changes_all_the_time_costs_nobody_a_page(no_leaks: None) ->
             while len(answers) < 2_000 or not {"alloc", "release", "refuse"} <= set(answers):
                 assert time.monotonic() < deadline
                 scene.guest(scene.a).tx_head += full
-                assert scene.exchange.transmit(scene.a) is Status.OK
+                while (status := scene.exchange.transmit(scene.a)) is None:
+                    pass  # what is left belongs into a turn of its own
+                assert status is Status.OK
         scene.check()
         assert set(scene.holds(scene.a, Extent(0, PAGES))) <= {Hold.NONE, Hold.OWNED}
         assert scene.holds(scene.b, others) == [Hold.OWNED] * 3

@@ -199,9 +199,9 @@ def test_a_host_that_refuses_to_zero_leaves_it_unclean(
     scene.ledger.lazy = True
     (own,) = scene.alloc(scene.a, 16)
     scene.done(scene.a, Operation.RELEASE, own)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"):
+    with monkeypatch.context() as patch:
         patch.setattr(scene.pool, "zero", lambda frames: (_ for _ in ()).throw(OSError("no")))
-        scene.exchange.slices.chores()
+        assert not scene.exchange.slices.chores()  # for now: nobody is to wait for that
     assert unclean(scene) == 16
     while scene.exchange.slices.chores():
         pass

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from vmm.engine.kick import masked_while_running
+from vmm.engine.kick import drain, masked_while_running
 from vmm.errors import GuestFault
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
 from vmm.ferry.message import Request
@@ -147,7 +147,7 @@ class Guest:
         even its last instruction a loop.
         """
         while isinstance(exit_ := self.vcpu.run(), Intr) and time.monotonic() < limit:
-            pass
+            drain()  # else it would end the next run as well
         return exit_
 
     def close(self) -> None:

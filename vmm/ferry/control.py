@@ -170,6 +170,11 @@ class ControlStructure:
         """
         return abi.Descriptor.from_buffer_copy(self._memory, _TX + index % _TX_ENTRIES * _ENTRY)
 
+    def descriptor(self, index: int) -> bytes:
+        """Return a transmit descriptor's bytes, to be put back and not to be looked at."""
+        entry = _TX + index % _TX_ENTRIES * _ENTRY
+        return bytes(self._memory[entry : entry + _ENTRY])
+
     def put_descriptor(self, index: int, descriptor: bytes) -> None:
         """Write a transmit descriptor as it was before it was answered."""
         entry = _TX + index % _TX_ENTRIES * _ENTRY

@@ -166,7 +166,7 @@ class Exchange:
     def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
         """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
         if answer.spans or answer.payload:
-            asked = bytes(control.copy_descriptor(index))
+            asked = control.descriptor(index)
             self.journal.undo(partial(control.put_descriptor, index, asked))
         control.answer(index, sender.number, answer)
 
