@@ -177,7 +177,7 @@ def test_what_is_raised_in_a_call_of_the_hosts_has_done_it_or_not(
         "send": lambda: host.send(idle, host.alloc(PAGE_SIZE)),
         "lend": lambda: host.reclaim(lend()),
         "exchange": lambda: host.exchange(idle, host.alloc(PAGE_SIZE)),
-        "kill": lambda: monitor.kill(monitor.spawn(test_guest("spin"), name="k", window="2M")),
+        "kill": lambda: monitor.kill(monitor.machines["k"]),
     }
 
     def lend() -> object:
@@ -185,16 +185,15 @@ def test_what_is_raised_in_a_call_of_the_hosts_has_done_it_or_not(
         host.lend(idle, buffer)
         return buffer
 
+    monitor.spawn(test_guest("spin"), name="k", window="2M")
     for name, call in calls.items():
         for line in some(700, sized(12, 2)):
-            with Tracer(line) as tracer:
+            queued = len(idle.peer.queue)
+            with Tracer(line):
                 call()
             mappings.check(monitor)
-            assert tracer.where is None or "k" not in monitor.machines or name == "kill"
-            if "k" in monitor.machines:
-                monitor.remove(monitor.machines["k"])
-            while len(idle.peer.queue) > 400:
-                pytest.fail("more has been sent than was asked for")
+            assert len(idle.peer.queue) - queued <= (name in ("send", "lend", "exchange"))
+    monitor.kill(monitor.machines["k"])
     monitor.remove(idle)
     while (received := host.receive()) is not None:
         assert received.status is Status.E_DEAD
@@ -204,6 +203,7 @@ def test_what_is_raised_in_a_call_of_the_hosts_has_done_it_or_not(
 # ---- Raised by a signal ----
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.smaller_in_lanes("fewer moments: each takes a second there")
 @pytest.mark.parametrize("pages", [1, 512])
 def test_a_run_that_a_signal_has_cut_off_goes_on(
@@ -218,9 +218,12 @@ def test_a_run_that_a_signal_has_cut_off_goes_on(
     before = signal.signal(signal.SIGALRM, alarm)
     try:
         for _ in range(sized(40, 4)):
-            with contextlib.suppress(CutOff):  # it may come before `run` has begun
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.006))
+            # It may come before `run` has begun; or in a finalizer, where Python drops what is
+            # raised: so there is another one after a while.
+            with contextlib.suppress(CutOff):
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.006), 0.2)
                 monitor.run(20)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             assert {a.state, b.state} <= CAN_GO_ON, (a.fault, b.fault)
             mappings.check(monitor)
     finally:

@@ -29,7 +29,9 @@ from vmm.kvm import Exit, Intr
 
 SLICE = 0.010  # seconds
 _TICK = 0.001  # seconds, between two looks of the clock at least
+_LONG = 0.001  # seconds, for a hold of the lock
 _MOMENT = 20e-6  # seconds, for a kicked machine to come out
+_MAIN = threading.main_thread().ident  # who handles signals
 _FOREVER = threading.TIMEOUT_MAX
 _STALE = 64  # time-outs that are over, and are kept all the same
 
@@ -289,6 +291,7 @@ class Scheduler:
         if machine is not None and machine.thread == thread:
             self._inside.discard(machine)  # before the lock: who has it may be waiting for that
         with self._lock:
+            self._turns.busy = False
             if self._turns.journal.active:
                 self._turns.cut_off()
             if machine is not None and machine.thread == thread:
@@ -313,6 +316,7 @@ class Scheduler:
             more = told = False
             with lock:
                 try:
+                    self._turns.busy = True  # also between the turns
                     now = time.monotonic()
                     if machine is not None and (exit_ := machine.exit) is not None:
                         journal.begin()
@@ -333,6 +337,7 @@ class Scheduler:
                     if not (more or told):
                         machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
+                            self._turns.busy = False
                             return
                         if machine.exit is None:
                             journal.begin()
@@ -340,8 +345,9 @@ class Scheduler:
                             driver.prepare(machine)
                             journal.commit()
                             told = outbox.seal()
-                            if not told:
+                            if not (told or self._has_hogged(now)):
                                 inside.add(machine)
+                    self._turns.busy = False
                 except BaseException:
                     self._leave(thread)  # before anybody else has the lock
                     raise
@@ -355,10 +361,15 @@ class Scheduler:
                 if isinstance(exit_, Intr):
                     drain()
                 driver.tell(machine, exit_)
-            elif more:
+                continue
+            if more:
                 driver.diagnose(machine)
-                if len(self._running) > 1:  # others may want the lock, or Python's: for as long
-                    time.sleep(max(_MOMENT, time.monotonic() - now))
+            if len(self._running) > 1:  # others may want the lock, or Python's: for as long
+                time.sleep(max(_MOMENT, time.monotonic() - now))
+
+    def _has_hogged(self, since: float) -> bool:
+        """Whether this thread has had the lock for so long that others who work come first."""
+        return len(self._running) > 1 and time.monotonic() - since > _LONG
 
     def _take_woken(
         self, machine: Machine | None, at_once: bool, woken: list[Machine]
@@ -440,6 +451,7 @@ class Scheduler:
                 self._changed.wait(timeout)
             finally:
                 self._idle -= 1
+                self._turns.busy = True  # again: others have had the lock
         return None
 
     def _wake_expired(self) -> float | None:
@@ -462,8 +474,8 @@ class Scheduler:
         """Wake whose wait is over, kick whose slice is over, end the run at its limit; return in
         how many seconds to look again, None if the run has ended.
 
-        Who runs alone is kicked as well: its mail is delivered then, and Python, which handles
-        signals between two lines only, gets to handle one that came just before KVM_RUN.
+        In the main thread who runs alone is kicked as well: Python, which handles signals there,
+        and between two lines only, gets to handle one that came just before KVM_RUN.
         """
         try:
             return self._look()
@@ -487,11 +499,12 @@ class Scheduler:
                 self._failure = self._failure or RuntimeError("a worker has ended before the run")
                 self._end_now()
             again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
-            for thread, (_, slice_end) in self._running.items():
-                if now >= slice_end:
+            others = self._first() is not None
+            for thread, (machine, slice_end) in self._running.items():
+                if now < slice_end:
+                    again = min(again, slice_end)
+                elif others or machine.peer.queue or machine.exit is not None or thread == _MAIN:
                     kick(thread)
-                elif slice_end < again:
-                    again = slice_end
         return max(again - now, _TICK)
 
 

@@ -32,6 +32,7 @@ class Turns:
         self.lock: Any = threading.RLock()
         self.journal = journal
         self.outbox = Outbox()
+        self.busy = False  # whether its holder is between two turns, and wants no call in between
         self.gone: str | None = None
         self.recover: Callable[[], None] = _nothing
         journal.undone = self.outbox.drop
@@ -39,7 +40,8 @@ class Turns:
     @property
     def inside(self) -> bool:
         """Whether the calling thread is in a turn: it is a signal's handler that asks, then."""
-        return (self.journal.active or self.journal.finishing) and self.lock._is_owned()
+        journal = self.journal
+        return (self.busy or journal.active or journal.finishing) and self.lock._is_owned()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -82,6 +84,7 @@ class Turns:
     def let_go(self) -> None:
         """Let others have the lock, whatever has been raised where a `with` would have done so."""
         while self.lock._is_owned():
+            self.busy = False
             self.lock.release()
 
     def check_open(self) -> None:
