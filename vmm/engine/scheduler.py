@@ -12,9 +12,6 @@ and the machine keeps the exit: it is acted on when the machine is taken next, i
 
 from __future__ import annotations
 
-import collections
-import heapq
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,6 +19,7 @@ from typing import Protocol
 
 from vmm.engine.clock import Clock
 from vmm.engine.kick import drain, kick, kickable, no_thread
+from vmm.engine.line import Deadlines, Line
 from vmm.engine.machine import Machine, State
 from vmm.errors import BusyError
 from vmm.ferry.turns import Turns
@@ -33,7 +31,6 @@ _LONG = 0.001  # seconds, for a hold of the lock
 _MOMENT = 20e-6  # seconds, for a kicked machine to come out
 _MAIN = threading.main_thread().ident  # who handles signals
 _FOREVER = threading.TIMEOUT_MAX
-_STALE = 64  # time-outs that are over, and are kept all the same
 
 
 class Driver(Protocol):
@@ -82,17 +79,14 @@ class Scheduler:
         self._machines = machines
         self._idle = 0  # workers that wait for it
         self._workers = workers
-        self._ready: collections.deque[tuple[int, Machine]] = collections.deque()  # see `_in_line`
-        self._queue_crowd = _STALE
+        self._line = Line()
         self._acting = False  # on an exit: who is woken meanwhile may run in the same slice
         self._woken: list[Machine] = []  # meanwhile
         self._running: dict[
             int, tuple[Machine, float]
         ] = {}  # by thread: machine, when its slice ends
         self._inside: set[Machine] = set()  # in KVM_RUN, or about to be; see `hold`
-        self._deadlines: list[tuple[float, int, Machine]] = []
-        self._crowd = _STALE  # time-outs, beyond which those that are over are dropped
-        self._order = itertools.count()
+        self._deadlines = Deadlines()
         self._runner = 0  # the thread in run()
         self._threads: list[threading.Thread] = []  # the other workers
         self._ended = True
@@ -114,11 +108,7 @@ class Scheduler:
             self._line_up(machine)
 
     def _line_up(self, machine: Machine) -> None:
-        if len(self._ready) > self._queue_crowd:  # of those who ran in somebody else's slice
-            self._ready = collections.deque(entry for entry in self._ready if _in_line(entry))
-            self._queue_crowd = 2 * len(self._ready) + _STALE
-        machine.place = next(self._order)
-        self._ready.append((machine.place, machine))
+        self._line.add(machine)
         if self._idle:
             self._changed.notify()
 
@@ -127,20 +117,8 @@ class Scheduler:
         machine.state = State.PARKED
         if timeout is not None:
             machine.deadline = time.monotonic() + timeout
-            self._add_deadline(machine, machine.deadline)
+            self._deadlines.add(machine, machine.deadline)
             self._changed.notify()
-
-    def _add_deadline(self, machine: Machine, deadline: float) -> None:
-        # Who waits and is woken, again and again, leaves time-outs behind that never come.
-        if len(self._deadlines) > self._crowd:
-            self._sort_out()
-        heapq.heappush(self._deadlines, (deadline, next(self._order), machine))
-
-    def _sort_out(self) -> None:
-        """Drop the time-outs that do not count any more."""
-        self._deadlines = [entry for entry in self._deadlines if _counts(entry)]
-        heapq.heapify(self._deadlines)
-        self._crowd = 2 * len(self._deadlines) + _STALE
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit now if it is running, or as soon as it is entered."""
@@ -166,8 +144,8 @@ class Scheduler:
         running = {machine for machine, _ in self._running.values()}
         self._acting = False
         self._woken.clear()
-        self._ready.clear()
-        self._sort_out()
+        self._line.clear()
+        self._deadlines.sort_out()
         for machine in self._machines():
             if machine.state is State.READY or (
                 machine.state is State.RUNNING and machine not in running
@@ -175,7 +153,7 @@ class Scheduler:
                 machine.state = State.READY
                 self._line_up(machine)
             elif machine.state is State.PARKED and machine.deadline is not None:
-                heapq.heappush(self._deadlines, (machine.deadline, next(self._order), machine))
+                self._deadlines.add(machine, machine.deadline)
 
     # ---- Running ----
 
@@ -339,6 +317,7 @@ class Scheduler:
                         if machine is None:
                             self._turns.busy = False
                             return
+                        now = max(now, slice_end - SLICE)  # it may have waited for that machine
                         if machine.exit is None:
                             journal.begin()
                             journal.keep(machine)
@@ -401,7 +380,7 @@ class Scheduler:
             if machine is None and woken:
                 machine = self._pick(woken)
         elif machine is not None:
-            if self._ended or self._first() is not None:
+            if self._ended or self._line.first() is not None:
                 machine.state = State.READY
                 self._line_up(machine)
                 machine = None
@@ -428,19 +407,11 @@ class Scheduler:
                 return machine
         return None
 
-    def _first(self) -> Machine | None:
-        """Return who is first in line, having dropped those who are no longer in it."""
-        ready = self._ready
-        while ready and not _in_line(ready[0]):
-            ready.popleft()
-        return ready[0][1] if ready else None
-
     def _next(self) -> Machine | None:
         """Take the next ready machine, waiting for one; None when the run is over."""
         while not self._ended:
             timeout = self._wake_expired()
-            if (first := self._first()) is not None:
-                self._ready.popleft()
+            if (first := self._line.take()) is not None:
                 return first
             if timeout is None and not self._running:
                 self._ended = True
@@ -456,16 +427,13 @@ class Scheduler:
 
     def _wake_expired(self) -> float | None:
         """Make ready whose wait has timed out; return the seconds to the next deadline."""
-        deadlines = self._deadlines
-        while deadlines:
-            deadline, _, machine = entry = deadlines[0]
-            if _counts(entry):
-                left = deadline - time.monotonic()
-                if left > 0:
-                    return min(left, _FOREVER)
-                machine.state = State.READY
-                self._line_up(machine)
-            heapq.heappop(deadlines)
+        while (entry := self._deadlines.next()) is not None:
+            deadline, machine = entry
+            left = deadline - time.monotonic()
+            if left > 0:
+                return min(left, _FOREVER)
+            machine.state = State.READY  # and its entry is over
+            self._line_up(machine)
         return None
 
     # ---- The clock ----
@@ -499,22 +467,10 @@ class Scheduler:
                 self._failure = self._failure or RuntimeError("a worker has ended before the run")
                 self._end_now()
             again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
-            others = self._first() is not None
+            others = self._line.first() is not None
             for thread, (machine, slice_end) in self._running.items():
                 if now < slice_end:
                     again = min(again, slice_end)
                 elif others or machine.peer.queue or machine.exit is not None or thread == _MAIN:
                     kick(thread)
         return max(again - now, _TICK)
-
-
-def _in_line(entry: tuple[int, Machine]) -> bool:
-    """Whether an entry of the line still is one: its machine has not run since, or stopped."""
-    place, machine = entry
-    return machine.state is State.READY and machine.place == place
-
-
-def _counts(entry: tuple[float, int, Machine]) -> bool:
-    """Whether a time-out may still come: its machine waits, and for that."""
-    deadline, _, machine = entry
-    return machine.state is State.PARKED and machine.deadline == deadline
