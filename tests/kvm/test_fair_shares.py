@@ -5,6 +5,7 @@ How much it talks is compared with how much it does alone, in the same test, a m
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from vmm import Monitor
 Open = Callable[..., Monitor]
 
 SECONDS = sized(0.2, 1.0)  # of each measurement
-TRIES = 3  # other programs take their share of the processors, too
+TRIES = 5  # other programs take their share of the processors, too
 LARGE = 64 << 20  # bytes that are shared
 
 WAYS = {"an endless loop": 1, "doorbells": 2, "logs": 3, "scattered loans": 4, "a large share": 5}
@@ -31,6 +32,14 @@ pytestmark = [
     pytest.mark.smaller_in_lanes("an emulated processor's times are none: only that it goes on"),
     pytest.mark.not_in_ept("an emulated processor's times are none"),
 ]
+
+
+def kept() -> float:
+    """Return how much of its fair share the pair is to keep. Where as many other programs run as
+    there are processors, the kernel's shares are what is measured: there, too, it is to go on.
+    """
+    running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    return KEPT if running <= (os.cpu_count() or 1) else min(KEPT, 1 / 16)
 
 
 def messages(open_monitor: Open, elfs: Path, mover: str, workers: int, way: int | None) -> float:
@@ -67,12 +76,13 @@ def test_a_pair_keeps_half_of_its_fair_share_beside_a_nuisance(
     failed = dict(list(WAYS.items())[: sized(len(WAYS), 1)])
     seen: dict[str, list[str]] = {}
     for _ in range(TRIES):
+        least = kept()
         alone = messages(open_monitor, test_guests, mover, workers, None)
         for name, way in list(failed.items()):
             beside = messages(open_monitor, test_guests, mover, workers, way)
             seen.setdefault(name, []).append(f"{beside:.0f} of {alone:.0f}")
             share = 1 / 3 if name in PAGES else 1 / 2
-            if beside >= alone * share * KEPT:
+            if beside >= alone * share * least:
                 del failed[name]
         if not failed:
             break
