@@ -105,7 +105,8 @@ class Monitor:
     workers   threads that run machines, at most 1,024; the caller's of `run` is the first
     copy_below  bytes: an EXCHANGE of fewer is copied, not moved; 0 for none. By default measured on
               this host, once, and cached
-    console   called with a machine's name and a line that it logged
+    console   called with a machine's name and a line that it logged: in order, by one thread at a
+              time, without the monitor's lock. It may call the monitor
     audit     check the ledger after every operation, delivery and death, not only when asked to;
               what it finds ends `run` with a LedgerError
 
@@ -120,7 +121,9 @@ class Monitor:
     been given out (machines, buffers, `host`) may be asked at any time: it raises ClosedError then,
     or says what is still true.
 
-    Thread-safety: every method may be called from any thread, also while another is in `run`.
+    Thread-safety: every method may be called from any thread, also while another is in `run`. A
+    signal's handler may `kill`, `interrupt` and `notice` at any time; all else raises BusyError if
+    the handler has interrupted the monitor at work.
     Everything that the monitor opened is closed by `close`, which `with` calls; nothing is left to
     finalizers, which only warn (ResourceWarning).
     """
@@ -359,6 +362,10 @@ class Monitor:
 
         Returns all machines: look at `exit_code` and `fault`, and at `state` for those still
         PARKED, which run on when the host has sent them something and calls `run` again.
+
+        What is raised in it (by Ctrl-C, an alarm's handler, a console, a listener) comes out of it;
+        each operation is done then, or not, and a further `run` goes on. Raises BusyError if
+        another thread, or this one, is in `run`, ResourceError if there is no thread to be had.
         """
         limit = arguments.seconds(timeout, "timeout")
         self._turns.check_open()
