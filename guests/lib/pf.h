@@ -46,7 +46,7 @@ int pf_flush_wait(uint32_t wait_for, uint32_t peer, uint64_t timeout_us);
 int pf_call(pf_message *message, uint64_t timeout_us);
 
 /* Takes the next message, waiting up to `timeout_us` for it (PF_FOREVER: no limit; 0: only look).
- * PF_E_TIMEOUT if none came. Its extents are mapped and owned when this returns PF_OK. */
+ * PF_E_TIMEOUT if none came. Its extents are mapped when this returns PF_OK; whose they are, its operation says. */
 int pf_receive(pf_message *message, uint64_t timeout_us);
 
 /* Answers `request` with its tag and `bytes` of payload. Its pages go back to where it came from: sent, if they were

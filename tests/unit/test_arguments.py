@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
 import pickle
@@ -187,3 +188,10 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, reported("no machine can be made"):
         raise error
     assert caught.value is error
+
+
+def test_what_holds_pointers_is_refused() -> None:
+    """Their bytes are addresses of this process, which are no guest's business."""
+    pointers = (ctypes.py_object * 2)("a", None)
+    with pytest.raises(BufferError, match="references of this process"):
+        arguments.contiguous(pointers, "data")

@@ -28,7 +28,8 @@ def contiguous(data: Any, what: str) -> memoryview:
     """Return the bytes of anything that has the buffer protocol, in C's order, as one row.
 
     The view is of the object itself where its format allows that, else of a copy. Raises
-    BufferError if it is not contiguous, or cannot be read.
+    BufferError if it is not contiguous, cannot be read, or holds objects or pointers: addresses are
+    no guest's business.
     """
     if isinstance(data, str):
         raise ArgumentTypeError(f"{what} is text, not bytes: encode it ({what}.encode())")
@@ -39,6 +40,8 @@ def contiguous(data: Any, what: str) -> memoryview:
         raise wrong_type(what, wanted, data) from None
     except (BufferError, ValueError) as error:
         raise BufferError(f"{what} cannot be read: {error}") from error
+    if "O" in view.format or "P" in view.format:
+        raise BufferError(f"{what} holds references of this process, not bytes: convert it first")
     if not view.c_contiguous:
         raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
     try:

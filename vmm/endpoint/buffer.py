@@ -156,9 +156,9 @@ class Buffer:
         return self.read(start, min(step, self._size - start))
 
     def fill(self, file: Source, offset: SupportsIndex) -> int:
-        """Read at most CHUNK bytes from a binary file to `offset`; return how many.
+        """Read at most 1 MiB from a binary file to `offset`; return how many bytes.
 
-        0 is the file's end. Raises BlockingIOError if the file has nothing to read now, and what
+        0 at the end of the file, or of the buffer. Raises BlockingIOError if the file has nothing to read now, and what
         the file raises; IndexError, ClosedError, AccessError.
         """
         read = getattr(file, "readinto", None)

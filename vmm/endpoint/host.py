@@ -258,7 +258,7 @@ class HostEndpoint:
     def _check_buffers(self, buffers: Sequence[Buffer]) -> None:
         for buffer in buffers:
             if not isinstance(buffer, Buffer):
-                raise wrong_type("buffer", "a vmm.Buffer", buffer)
+                raise wrong_type("buffer", "a vmm.Buffer (bytes go as payload=)", buffer)
             if buffer._window is not self._window:
                 raise ConfigError("buffer is of another monitor: copy what is in it")
 

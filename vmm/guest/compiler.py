@@ -125,10 +125,12 @@ def _named_compiler(command_line: str) -> Compiler:
     try:
         command = tuple(shlex.split(command_line))
     except ValueError as error:
-        raise BuildError(f"C compiler {command_line!r}: {error}: check PAGEFERRY_CC") from error
+        raise BuildError(
+            f"C compiler {command_line!r}: {error}: check --cc, or PAGEFERRY_CC"
+        ) from error
     path = shutil.which(command[0]) if command else None
     if path is None:
-        raise BuildError(f"C compiler {command_line!r} not found: check PAGEFERRY_CC")
+        raise BuildError(f"C compiler {command_line!r} not found: check --cc, or PAGEFERRY_CC")
     command = (os.path.abspath(path), *command[1:])  # noqa: PTH100 (it is run in other directories)
     compiler = _identify(command)
     if compiler is None:

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from vmm.host.node import KVM_NUMBER, Node
 from vmm.host.system import System
 
+_USUAL = "/dev/kvm"
+# No word of making, or moving away, what somebody has named by mistake: /dev/null, say.
+_NAME_KVMS = f"name KVM's device, as a rule {_USUAL}"
 ELSEWHERE = "pageferry nested --lane npt -- pageferry demo"  # needs no /dev/kvm at all
 
 _MKNOD = f"c {KVM_NUMBER[0]} {KVM_NUMBER[1]}"
@@ -77,6 +80,8 @@ def get_driver(system: System) -> str:
 def no_device(device: str, system: System) -> Problem:
     """Say why there is no device file, and what makes one."""
     what = f"{device} does not exist"
+    if device != _USUAL:
+        return Problem(what, _NAME_KVMS)
     if system.driver:
         return Problem(
             f"{what}, though its driver is loaded",
@@ -94,6 +99,8 @@ def no_device(device: str, system: System) -> Problem:
 def no_driver(node: Node, system: System) -> Problem:
     """Say what a device file is that nothing answers to."""
     what = f"{node.path} has no driver behind it"
+    if str(node.path) != _USUAL:
+        return Problem(what, _NAME_KVMS)
     if node.is_device and node.number != KVM_NUMBER:
         number = "{}:{}".format(*node.number)
         return Problem(
@@ -107,6 +114,8 @@ def not_kvm(node: Node, reason: str) -> Problem:
     """Say what to do about a path that is something else."""
     if node.is_device and node.number == KVM_NUMBER:
         return Problem(f"{node.path} is not KVM ({reason})", _LOG)
+    if str(node.path) != _USUAL:
+        return Problem(f"{node.path} is not KVM ({reason})", _NAME_KVMS)
     return Problem(f"{node.path} is not KVM ({reason})", _replace(node))
 
 
