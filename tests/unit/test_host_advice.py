@@ -52,14 +52,6 @@ def says(problem: Problem, *words: str, never: tuple[str, ...] = ()) -> None:
     ],
     ids=["intel", "amd", "intel-off", "amd-off", "vm", "container", "unknown"],
 )
-def test_another_file_than_kvms_is_not_to_be_made_or_moved_away() -> None:
-    """Somebody who names /dev/null by mistake is not told to replace it."""
-    never = ("mknod", "rm ", "move")
-    null = Node("/dev/null", stat.S_IFCHR | 0o666, (1, 3), "root", "root", allowed=True)
-    says(failed(null, INTEL, errno.ENXIO), "name KVM's device", "/dev/kvm", never=never)
-    says(failed(Node("/nope"), INTEL, errno.ENOENT), "name KVM's device", never=never)
-
-
 def test_without_a_device_the_advice_goes_by_the_cpu_and_the_driver(
     system: System, words: tuple[str, ...], never: tuple[str, ...]
 ) -> None:
@@ -172,3 +164,11 @@ def test_each_kind_of_memory_without_huge_pages_is_a_problem_of_its_own() -> Non
     assert len(advice.no_huge_pages(False, False)) == 2
     says(advice.no_huge_pages(False, True)[0], "anonymous", "/enabled")
     says(advice.no_huge_pages(True, False)[0], "memfd", "/shmem_enabled")
+
+
+def test_another_file_than_kvms_is_not_to_be_made_or_moved_away() -> None:
+    """Somebody who names /dev/null by mistake is not told to replace it."""
+    never = ("mknod", "rm ", "move")
+    null = Node("/dev/null", stat.S_IFCHR | 0o666, (1, 3), "root", "root", allowed=True)
+    says(failed(null, INTEL, errno.ENXIO), "name KVM's device", "/dev/kvm", never=never)
+    says(failed(Node("/nope"), INTEL, errno.ENOENT), "name KVM's device", never=never)

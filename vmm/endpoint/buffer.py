@@ -158,8 +158,8 @@ class Buffer:
     def fill(self, file: Source, offset: SupportsIndex) -> int:
         """Read at most 1 MiB from a binary file to `offset`; return how many bytes.
 
-        0 at the end of the file, or of the buffer. Raises BlockingIOError if the file has nothing to read now, and what
-        the file raises; IndexError, ClosedError, AccessError.
+        0 at the end of the file, or of the buffer. Raises BlockingIOError if the file has nothing
+        to read now, and what the file raises; IndexError, ClosedError, AccessError.
         """
         read = getattr(file, "readinto", None)
         if not callable(read):
