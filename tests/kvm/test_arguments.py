@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from kvm.every_use import CLASSES, Scene, bound, methods
 from kvm.puppets import Stage
@@ -33,6 +32,9 @@ from vmm import (
     ResourceError,
 )
 from vmm.guest import abi
+
+np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
+
 
 pytestmark = pytest.mark.not_in_ept("what Python says of its arguments")
 

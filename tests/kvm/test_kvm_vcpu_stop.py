@@ -176,3 +176,15 @@ def test_completion_leaves_an_asked_for_immediate_exit(made: Machine) -> None:
     made.vcpu.immediate_exit = True
     made.vcpu.complete_pending_io()
     assert made.vcpu.immediate_exit
+
+
+def test_the_last_exit_can_be_seen_again_until_it_is_forgotten(made: Machine) -> None:
+    """For who has been interrupted as KVM_RUN returned."""
+    assert made.vcpu.last_exit() is None
+    real_mode(made, HLT)
+    assert made.vcpu.run() == Hlt()
+    assert made.vcpu.last_exit() == Hlt() == made.vcpu.last_exit()
+    made.vcpu.forget_exit()
+    assert made.vcpu.last_exit() is None
+    made.vcpu.immediate_exit = True
+    assert made.vcpu.run() == Intr() == made.vcpu.last_exit()

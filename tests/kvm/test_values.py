@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from kvm.every_use import Scene
 
 from vmm import ConfigError, GuestImageError, State
+
+np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
+
 
 pytestmark = pytest.mark.not_in_ept("what Python says of its arguments")
 

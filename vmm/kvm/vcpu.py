@@ -32,6 +32,7 @@ class Vcpu(VcpuState):
     def __init__(self, fd: int, mmap_size: int) -> None:
         """Take ownership of ``fd`` and map ``mmap_size`` bytes of it."""
         super().__init__(fd)
+        self._forgotten = True  # the last exit; see forget_exit
         try:
             self._page: RunPage | None = RunPage(fd, mmap_size)
         except BaseException:
@@ -72,6 +73,7 @@ class Vcpu(VcpuState):
         # output of the kernel, which never reads it: completing a pending access goes by state
         # of its own.
         page.words[EXIT_REASON] = 0
+        self._forgotten = False  # after it: what the page says is of this run, from here on
         if _ioctl(self._fd, _KVM_RUN, 0) >= 0:
             return page.decode()
         code = ctypes.get_errno()
@@ -88,13 +90,16 @@ class Vcpu(VcpuState):
         None if that run has not exited, or failed, or since ``forget_exit``.
         """
         page = self._shared()
-        if page.words[EXIT_REASON] in (0, uapi.KVM_EXIT_MEMORY_FAULT):
+        if self._forgotten or page.words[EXIT_REASON] in (0, uapi.KVM_EXIT_MEMORY_FAULT):
             return None
         return page.decode()
 
     def forget_exit(self) -> None:
-        """The exit of the last run has been acted on: ``last_exit`` is None."""
-        self._shared().words[EXIT_REASON] = 0
+        """The exit of the last run has been acted on: ``last_exit`` is None until the next run.
+
+        It may still be answered.
+        """
+        self._forgotten = True
 
     def complete_pending_io(self) -> Exit:
         """Let KVM finish the instruction of the last IO, MMIO or hypercall exit, and stop there.
