@@ -186,5 +186,3 @@ def test_the_last_exit_can_be_seen_again_until_it_is_forgotten(made: Machine) ->
     assert made.vcpu.last_exit() == Hlt() == made.vcpu.last_exit()
     made.vcpu.forget_exit()
     assert made.vcpu.last_exit() is None
-    made.vcpu.immediate_exit = True
-    assert made.vcpu.run() == Intr() == made.vcpu.last_exit()
