@@ -22,7 +22,7 @@ from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
-from vmm.errors import BusyError, ConfigError
+from vmm.errors import BusyError, ClosedError, ConfigError
 from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
 from vmm.ferry.events import Trace
@@ -157,6 +157,7 @@ class Monitor:
             undo.callback(self._blueprints.close)
             self._mover = mover(frames)
             undo.callback(self._mover.close)
+            self._freed = False
             self._turns = turns = Turns(self._mover.pool.journal)
             self.trace = Trace(turns.outbox)
             self._scheduler = Scheduler(turns, threads, self._by_number.values)
@@ -252,7 +253,8 @@ class Monitor:
         limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
         with host.reported(f"no machine of {path} can be made"):
             image = load_image(path, Room(shape.private, shape.stack))
-            with self._blueprints.prepared(image, shape), self._turns.turn():
+            turns = self._turns
+            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
                 name = self._check_name(Path(path).stem if name is None else name)
                 machine = self._make(image, shape, name, depth, limit)
                 self._scheduler.make_ready(machine)
@@ -311,7 +313,7 @@ class Monitor:
         arguments.flag(both, "both")
         if a is b:
             raise ConfigError(f"a and b are the same machine, {a.name}: it needs no channel")
-        with self._turns.turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             for machine, what in ((a, "a"), (b, "b")):
                 if machine.closed:
                     raise ConfigError(f"{what} {machine.name!r} has been removed")
@@ -331,7 +333,7 @@ class Monitor:
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
-        with self._turns.turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             if machine.state is State.RUNNING:
                 raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
             if self._by_number.get(machine.number) is not machine:
@@ -369,15 +371,23 @@ class Monitor:
         """
         limit = arguments.seconds(timeout, "timeout")
         self._turns.check_open()
-        if not self._scheduler.run(self._driver, limit):
-            reason = f"still running after {limit:g} seconds"
-            for machine in list(self.machines.values()):
-                with self._turns.turn():
-                    if machine.state is not State.STOPPED:
-                        self._turns.journal.keep(machine)
-                        self._driver.end(machine, Ending("timeout", reason))
+        reason = f"still running after {limit:g} seconds" if limit is not None else ""
+        try:
+            self._scheduler.run(self._driver, limit, partial(self._expire, reason))
+        except Exception as error:
+            if self._turns.gone is not None:  # closed by another thread, or a child that was forked
+                raise ClosedError(self._turns.gone) from error
+            raise
         self._clean()
         return list(self.machines.values())
+
+    def _expire(self, reason: str) -> None:
+        """Stop all machines that have not stopped: the time of a run is over."""
+        for machine in list(self.machines.values()):
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                if machine.state is not State.STOPPED:
+                    self._turns.journal.keep(machine)
+                    self._driver.end(machine, Ending("timeout", reason))
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit, now if it is running.
@@ -426,7 +436,7 @@ class Monitor:
         if self._turns.inside:
             self._turns.outbox.leave(partial(self._now_or_soon, change))
             return
-        with self._turns.turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             change()
 
     def _condemn(self, machine: Machine) -> None:
@@ -456,13 +466,13 @@ class Monitor:
         """
         arguments.flag(mappings, "mappings")
         self._clean()
-        with self._turns.turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             return self._exchange.audit(mappings=mappings)
 
     def _clean(self) -> None:
         """Zero what has been freed and is not free before that, in slices."""
         while self._exchange.ledger.pool.unclean:
-            with self._turns.turn():
+            with self._turns.telling, self._turns.lock, self._turns.change:
                 if not self._exchange.slices.chores():
                     break
 
@@ -471,6 +481,7 @@ class Monitor:
     def _disown(self) -> None:
         """Let go of it in a process that was forked: machines and memory are the parent's."""
         self._turns.abandon("the monitor is of the process that forked this one: make another here")
+        self._freed = True
         for machine in self._by_number.values():
             machine.closed = True
 
@@ -479,7 +490,7 @@ class Monitor:
 
         A thread that is in `run` is waited for: its `run` ends. Raises BusyError in such a thread.
         """
-        if self._turns.gone:
+        if self._freed:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
@@ -491,6 +502,7 @@ class Monitor:
             closers.push(self._closer)
             for machine in self._by_number.values():
                 closers.callback(_free, machine)
+        self._freed = True  # what was interrupted before this can be called again
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Monitor cannot be copied or pickled: make one in each process")

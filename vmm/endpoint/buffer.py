@@ -84,7 +84,8 @@ class Buffer:
 
         Raises ClosedError.
         """
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             return self._window.describe(self.extent).hold
 
     def _part(self, offset: SupportsIndex, length: SupportsIndex | str | None) -> tuple[int, int]:
@@ -121,11 +122,13 @@ class Buffer:
         return copy
 
     def _copy_out(self, start: int, count: int) -> bytes:
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             return bytes(self._window.view(self.extent, READABLE, start, count))
 
     def _copy_to(self, target: int, start: int, count: int) -> None:
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             ctypes.memmove(target, self._window.address(self.extent, READABLE) + start, count)
 
     def write(self, data: Bytes, offset: SupportsIndex = 0) -> None:
@@ -140,7 +143,8 @@ class Buffer:
             self._copy_in(start + at, source[at : at + CHUNK])
 
     def _copy_in(self, start: int, piece: memoryview) -> None:
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             self._window.view(self.extent, WRITABLE, start, len(piece))[:] = piece
 
     def chunks(self, size: SupportsIndex | str = CHUNK) -> Iterator[bytes]:
@@ -165,7 +169,8 @@ class Buffer:
         if not callable(read):
             raise wrong_type("file", "a binary file, which has readinto()", file)
         start, left = self._part(offset, None)
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             self._window.check(self.extent, WRITABLE)  # before the file has given anything away
         # The file gets memory of its own, and no lock: it may be anybody's code, keep what it got,
         # take its time, or call the monitor.
@@ -182,7 +187,8 @@ class Buffer:
 
         Raises ClosedError, AccessError.
         """
-        with self._window.turns.turn():
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
             return frame_number(self._window.address(self.extent, READABLE))
 
     def _come_back(self, extent: Extent) -> None:

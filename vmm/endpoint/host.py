@@ -72,7 +72,7 @@ class HostEndpoint:
     def __init__(self, peer: Peer, exchange: Exchange, turns: Turns) -> None:
         self.peer = peer
         self.lock = turns.lock
-        self._turn = turns.turn
+        self._turns = turns
         self._journal = turns.journal
         self._exchange = exchange
         self._window = HostWindow(peer, exchange, turns)
@@ -92,7 +92,7 @@ class HostEndpoint:
         count = parse_size(size, "buffer size")
         request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
         self._prepare(lambda: request)
-        with self._turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
                 return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
@@ -105,14 +105,14 @@ class HostEndpoint:
         """
         more = True
         while more:
-            with self._turn():
+            with self._turns.telling, self._turns.lock, self._turns.change:
                 more = self._exchange.slices.prepare(self.peer, read())
             time.sleep(0)
 
     def _clean(self) -> None:
         """Zero what has been freed, in slices."""
         while self._exchange.ledger.pool.unclean:
-            with self._turn():
+            with self._turns.telling, self._turns.lock, self._turns.change:
                 if not self._exchange.slices.chores():
                     break
             time.sleep(0)
@@ -196,7 +196,7 @@ class HostEndpoint:
         Raises GuestError: E_RECLAIMED if it has taken them back meanwhile; `release` them then.
         """
         self._check_buffers(buffers)
-        with self._turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             owners = [self._window.describe(buffer.extent).owner for buffer in buffers]
         owner = owners[0] if owners and owners[0] is not None else self.peer.number
         return self._ask("give it back", Operation.RETURN, buffers, owner, payload, tag).number
@@ -245,7 +245,7 @@ class HostEndpoint:
 
         if operation in PREPARED:
             self._prepare(read)
-        with self._turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             request = read()
             answer = self._exchange.serve(self.peer, lambda: request)
             if answer.status is Status.OK:
@@ -280,7 +280,7 @@ class HostEndpoint:
 
     def receive(self) -> Received | None:
         """Return the oldest message for the host, its pages mapped, or None if there is none."""
-        with self._turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             while self.peer.queue:
                 message = self._exchange.take(self.peer)
                 if message is None:

@@ -6,6 +6,8 @@ such a run.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 from collections.abc import Callable
 
@@ -22,7 +24,9 @@ class Clock:
 
     def __init__(self, tick: Callable[[], float | None]) -> None:
         self._tick = tick
-        self._wake = threading.Event()
+        # The interpreter's own: what a signal's handler raises in an Event's `set` would leave that
+        # locked for ever.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -36,8 +40,8 @@ class Clock:
             try:
                 self._thread.start()
             except RuntimeError as error:
-                raise no_thread("the clock") from error
-        self._wake.set()
+                raise no_thread("the clock", error) from error
+        self._wake.put(None)
 
     @property
     def alive(self) -> bool:
@@ -47,16 +51,17 @@ class Clock:
     def _run(self) -> None:
         pause: float | None = None
         while True:
-            self._wake.wait(pause)
-            self._wake.clear()
-            if self._closed:
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=pause)
+            if self._closed or self._thread is not threading.current_thread():
+                self._wake.put(None)  # it was for another, perhaps
                 return
             pause = self._tick()
 
     def close(self) -> None:
         """End the thread. Further calls do nothing."""
         self._closed = True
-        self._wake.set()
+        self._wake.put(None)
         thread, self._thread = self._thread, None
         if thread is not None and thread.ident is not None:
             thread.join()

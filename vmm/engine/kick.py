@@ -71,8 +71,12 @@ def kick(thread: int) -> None:
         signal.pthread_kill(thread, KICK)
 
 
-def no_thread(what: str) -> ResourceError:
-    """Return what to raise where the host lets this process have no more threads."""
+def no_thread(what: str, error: RuntimeError) -> Exception:
+    """Return what to raise where the host lets this process have no more threads; or the error, if
+    it is another.
+    """
+    if "start new thread" not in str(error):
+        return error
     return ResourceError(
         f"no thread for {what}: raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
         "or end some"
@@ -88,7 +92,7 @@ def deadline(seconds: float) -> Iterator[None]:
         try:
             timer.start()
         except RuntimeError as error:
-            raise no_thread("a deadline") from error
+            raise no_thread("a deadline", error) from error
         try:
             yield
         finally:

@@ -129,7 +129,7 @@ class Machine:
                 f"{window.base:#x}..{window.end:#x}"
             )
         page = Extent(window.offset(address, 0) // PAGE_SIZE, 1)
-        with self._turns.turn():
+        with self._turns.telling, self._turns.lock, self._turns.change:
             if self.closed:
                 raise ClosedError(f"{self.name} has been closed")
             ledger = self.exchange.ledger

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 from vmm.engine.clock import Clock
@@ -88,6 +89,7 @@ class Scheduler:
         self._inside: set[Machine] = set()  # in KVM_RUN, or about to be; see `hold`
         self._deadlines = Deadlines()
         self._runner = 0  # the thread in run()
+        self._generation = 0  # of runs
         self._threads: list[threading.Thread] = []  # the other workers
         self._ended = True
         self._expired = False
@@ -157,12 +159,13 @@ class Scheduler:
 
     # ---- Running ----
 
-    def run(self, driver: Driver, timeout: float | None) -> bool:
-        """Run until nothing is runnable; return False if `timeout` seconds ended it before that.
+    def run(self, driver: Driver, timeout: float | None, expire: Callable[[], None]) -> None:
+        """Run until nothing is runnable; call `expire` if `timeout` seconds end it before that.
 
-        Raises what a worker raised, BusyError if another thread, or this one, is in here already,
-        ResourceError if there is no thread to be had. Workers started here have ended when it
-        returns, however it does; the clock sleeps until the next run.
+        `expire` is called by this thread, without the lock, when nothing runs any more, and nothing
+        else does yet. Raises what a worker raised, BusyError if another thread, or this one, is in
+        here already, ResourceError if there is no thread to be had. Workers started here have ended
+        when it returns, however it does; the clock sleeps until the next run.
         """
         if self.working:
             raise BusyError("run() was called from within run(): return from the callback first")
@@ -173,7 +176,9 @@ class Scheduler:
                         self._begin(driver, timeout)
                         self._work(driver)
                     finally:
-                        self._finish()
+                        self._gather()
+                if self._expired and self._failure is None:
+                    expire()
             finally:
                 self._finish()
         finally:  # once more, should a signal's handler raise just there
@@ -181,14 +186,15 @@ class Scheduler:
         if self._failure is not None:
             raise self._failure
         self._turns.outbox.flush(wait=True)
-        return not self._expired
 
     def _begin(self, driver: Driver, timeout: float | None) -> None:
         """Start the clock, if it is needed, and the other workers."""
         with self._lock:
+            self._turns.check_open()  # who closes the monitor waits for us from here on
             if self._runner:
                 raise BusyError("another thread is in run(): wait until it has returned")
             self._runner = threading.get_ident()
+            self._generation += 1
             self._ended, self._expired, self._failure = False, False, None
             self._limit = None if timeout is None else time.monotonic() + timeout
             asleep = not (self._ticking and self._clock.alive)
@@ -196,26 +202,35 @@ class Scheduler:
             self._clock.begin()
         for number in range(2, self._workers + 1):
             name = f"pageferry-worker-{number}"
-            thread = threading.Thread(target=self._guarded, args=(driver,), name=name)
+            work = partial(self._guarded, driver, self._generation)
+            thread = threading.Thread(target=work, name=name)
             self._threads.append(thread)
             try:
                 thread.start()
             except RuntimeError as error:
-                raise no_thread(f"worker {number} of {self._workers}") from error
+                raise no_thread(f"worker {number} of {self._workers}", error) from error
 
-    def _finish(self) -> None:
+    def _gather(self) -> None:
         """Let every worker come back, whatever it is doing, and wait for those that are others."""
         self._turns.let_go()
         if self._runner != threading.get_ident():
             return
         self.end()
         while self._threads:
-            if self._threads[-1].ident is not None:  # None if it could not be started
+            # One without an identity could not be started, or was being started as a signal's
+            # handler raised: it will see that its run is over.
+            if self._threads[-1].ident is not None:
                 self._threads[-1].join()
             self._threads.pop()
-        with self._lock:
-            self._runner = 0
-            self._changed.notify_all()  # who waits in `close`
+
+    def _finish(self) -> None:
+        """End the run: the next one may begin."""
+        self._gather()
+        if self._runner == threading.get_ident():
+            with self._lock:
+                self._generation += 1
+                self._runner = 0
+                self._changed.notify_all()  # who waits in `close`
 
     @property
     def working(self) -> bool:
@@ -243,9 +258,12 @@ class Scheduler:
         """End the clock. No thread may be in `run`; called without the lock."""
         self._clock.close()
 
-    def _guarded(self, driver: Driver) -> None:
-        """Be a worker; hand what goes wrong to the thread in run()."""
+    def _guarded(self, driver: Driver, generation: int) -> None:
+        """Be a worker of one run; hand what goes wrong to the thread in run()."""
         try:
+            with self._lock:
+                if generation != self._generation:  # it is over already
+                    return
             with kickable():
                 self._work(driver)
         except BaseException as error:
@@ -297,6 +315,8 @@ class Scheduler:
                     self._turns.busy = True  # also between the turns
                     now = time.monotonic()
                     if machine is not None and (exit_ := machine.exit) is not None:
+                        if journal.active:  # left by who was cut off
+                            self._turns.cut_off()
                         journal.begin()
                         journal.keep(machine)
                         self._acting = True
@@ -319,6 +339,8 @@ class Scheduler:
                             return
                         now = max(now, slice_end - SLICE)  # it may have waited for that machine
                         if machine.exit is None:
+                            if journal.active:
+                                self._turns.cut_off()
                             journal.begin()
                             journal.keep(machine)
                             driver.prepare(machine)
@@ -420,6 +442,10 @@ class Scheduler:
             self._idle += 1
             try:
                 self._changed.wait(timeout)
+            except BaseException:  # a signal's handler may come as the lock is being taken again
+                if not self._lock._is_owned():
+                    self._lock.acquire()
+                raise
             finally:
                 self._idle -= 1
                 self._turns.busy = True  # again: others have had the lock

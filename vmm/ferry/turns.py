@@ -6,9 +6,8 @@ the host's is served. What is raised in it, at whatever line, undoes it (vmm.mem
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from vmm.errors import BusyError, ClosedError, PageferryError
@@ -20,18 +19,27 @@ from vmm.memory.journal import Journal
 class Turns:
     """The lock, and what is kept and told under it.
 
-        with turns.turn():
+        with turns.telling, turns.lock, turns.change:
             ...
 
+    Three, since the middle one is the interpreter's own: it releases the lock whatever a signal's
+    handler raises, and wherever: at the first line of our `__exit__`, too.
+
+    telling   tells what is to be told when the turn is over. Raises BusyError from a signal's
+              handler that has interrupted one, ClosedError if there are no more turns
     lock      reentrant: a signal's handler may come between any two lines of its thread
+    change    the turn. An error of ours is an answer, after which the tables are as they should be;
+              what else is raised undoes it: at once, or if that is interrupted, before the next
     recover   called after a roll-back, to put right what does not depend on the tables
-    gone      why there are no more turns, once there are none
+    gone      why there are no more turns of calls, if there are none
     """
 
     def __init__(self, journal: Journal) -> None:
         self.lock: Any = threading.RLock()
         self.journal = journal
         self.outbox = Outbox()
+        self.telling = _Telling(self)
+        self.change = _Change(self)
         self.busy = False  # whether its holder is between two turns, and wants no call in between
         self.gone: str | None = None
         self.recover: Callable[[], None] = _nothing
@@ -43,43 +51,21 @@ class Turns:
         journal = self.journal
         return (self.busy or journal.active or journal.finishing) and self.lock._is_owned()
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the lock for a turn, and tell what is to be told after it.
-
-        An error of ours is an answer, after which the tables are as they should be; what else is
-        raised undoes the turn. Raises BusyError from a signal's handler that has interrupted one,
-        ClosedError if there are no more.
-        """
+    def check(self) -> None:
+        """Raise what `telling` raises."""
         self.check_open()
         if self.inside:
             raise BusyError(
                 "the monitor is at work, interrupted by this signal: set a flag in the handler, "
                 "and call it from elsewhere"
             )
-        held = self.lock._is_owned()  # by what this signal's handler has interrupted
-        try:
-            with self.lock, self._changes():
-                yield
-        finally:
-            if not held:
-                self.let_go()
-        self.outbox.flush()
 
-    @contextlib.contextmanager
-    def _changes(self) -> Iterator[None]:
-        # A function of its own: what a tracer raises at a `try` is not caught by those around it.
+    def begin(self) -> None:
+        """Begin a turn; undo the last one, if it has been left without an end."""
         self.check_open()  # again: whoever had the lock may have been the last
-        self.journal.begin()
-        try:
-            yield
-        except (PageferryError, Refusal):
-            self.end()
-            raise
-        except BaseException:
+        if self.journal.active:
             self.cut_off()
-            raise
-        self.end()
+        self.journal.begin()
 
     def let_go(self) -> None:
         """Let others have the lock, whatever has been raised where a `with` would have done so."""
@@ -117,6 +103,32 @@ class Turns:
         """Undo a turn."""
         self.journal.roll_back()
         self.recover()
+
+
+class _Telling:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __enter__(self) -> None:
+        self._turns.check()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._turns.outbox.flush()
+
+
+class _Change:
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __enter__(self) -> None:
+        self._turns.begin()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None or issubclass(kind, PageferryError | Refusal):
+            self._turns.end()
+        else:
+            self._turns.cut_off()
 
 
 def _nothing() -> None:
