@@ -40,7 +40,7 @@ class Clock:
             try:
                 self._thread.start()
             except RuntimeError as error:
-                raise no_thread("the clock", error) from error
+                raise no_thread("the clock", error) from None
         self._wake.put(None)
 
     @property

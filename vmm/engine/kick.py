@@ -71,12 +71,14 @@ def kick(thread: int) -> None:
         signal.pthread_kill(thread, KICK)
 
 
-def no_thread(what: str, error: RuntimeError) -> Exception:
-    """Return what to raise where the host lets this process have no more threads; or the error, if
-    it is another.
+def no_thread(what: str, error: RuntimeError) -> BaseException:
+    """Return what to raise where the host lets this process have no more threads.
+
+    A signal's handler that interrupts the start of one makes such an error of what it raises, too:
+    that is returned, then.
     """
     if "start new thread" not in str(error):
-        return error
+        return error.__context__ or error
     return ResourceError(
         f"no thread for {what}: raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
         "or end some"
@@ -92,7 +94,7 @@ def deadline(seconds: float) -> Iterator[None]:
         try:
             timer.start()
         except RuntimeError as error:
-            raise no_thread("a deadline", error) from error
+            raise no_thread("a deadline", error) from None
         try:
             yield
         finally:

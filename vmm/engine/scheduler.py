@@ -90,6 +90,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._runner = 0  # the thread in run()
         self._generation = 0  # of runs
+        self._hires: Callable[[], None] | None = None  # what the other workers are to do
         self._threads: list[threading.Thread] = []  # the other workers
         self._ended = True
         self._expired = False
@@ -198,17 +199,22 @@ class Scheduler:
             self._ended, self._expired, self._failure = False, False, None
             self._limit = None if timeout is None else time.monotonic() + timeout
             asleep = not (self._ticking and self._clock.alive)
-        if asleep or timeout is not None:
+            self._hires = partial(self._guarded, driver, self._generation)
+        if asleep or timeout is not None or self._workers > 1:
             self._clock.begin()
+
+    def _hire(self) -> None:
+        """Start the other workers: in the clock's thread, where no signal's handler interrupts
+        that. threading.Thread's `start` does not bear it.
+        """
+        hires, self._hires = self._hires, None
         for number in range(2, self._workers + 1):
-            name = f"pageferry-worker-{number}"
-            work = partial(self._guarded, driver, self._generation)
-            thread = threading.Thread(target=work, name=name)
-            self._threads.append(thread)
+            thread = threading.Thread(target=hires, name=f"pageferry-worker-{number}")
             try:
                 thread.start()
             except RuntimeError as error:
-                raise no_thread(f"worker {number} of {self._workers}", error) from error
+                raise no_thread(f"worker {number} of {self._workers}", error) from None
+            self._threads.append(thread)
 
     def _gather(self) -> None:
         """Let every worker come back, whatever it is doing, and wait for those that are others."""
@@ -217,10 +223,7 @@ class Scheduler:
             return
         self.end()
         while self._threads:
-            # One without an identity could not be started, or was being started as a signal's
-            # handler raised: it will see that its run is over.
-            if self._threads[-1].ident is not None:
-                self._threads[-1].join()
+            self._threads[-1].join()
             self._threads.pop()
 
     def _finish(self) -> None:
@@ -488,8 +491,10 @@ class Scheduler:
             self._ticking = not self._ended
             if self._ended:
                 return None
+            if self._hires is not None:
+                self._hire()
             self._wake_expired()
-            if any(thread.ident and not thread.is_alive() for thread in self._threads):
+            if not all(thread.is_alive() for thread in self._threads):
                 self._failure = self._failure or RuntimeError("a worker has ended before the run")
                 self._end_now()
             again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
