@@ -56,7 +56,7 @@ def test_files_that_may_not_be_that_large_are_an_error_with_advice(test_guest: E
 
 @pytest.mark.not_in_ept("tasks are the kernel's, whatever the hardware")
 def test_a_machine_for_which_there_is_no_task_stops_and_the_others_go_on(test_guest: Elf) -> None:
-    """Its first KVM_RUN would start one; those that have run have theirs."""
+    """With newer kernels its first KVM_RUN would start one; those that have run have theirs."""
     as_root()
     code = f"""{NO_MORE_TASKS}
 with Monitor(pool="16M", console=lambda name, line: None) as m:
@@ -66,11 +66,13 @@ with Monitor(pool="16M", console=lambda name, line: None) as m:
     m.host.send(old, tag=7)
     no_more_tasks()
     m.run(10)
-    print(old.exit_code, new.fault.kind, new.fault)
+    print(old.exit_code, new.exit_code, new.fault)
 """
     ended = pageferry(code=code)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("7 internal new: the kernel had no task left for it")
+    if ended.out.startswith("7 3 None"):  # an older kernel needs none
+        return
+    assert ended.out.startswith("7 None new: the kernel had no task left for it")
     assert "pids.max" in ended.out
 
 
