@@ -37,15 +37,15 @@ class Limit:
 
 _MIB = 1 << 20
 
-# One and a half times what was seen, or more, on a host whose exits are quick (where Python weighs
-# most) while it had much else to do: what is beyond these has gone wrong, and is not noise.
+# Twice what was seen, or more, on a host whose exits are quick (where Python weighs most): what is
+# beyond these has gone wrong, and is not noise.
 LIMITS = (
-    Limit("inline_64B", "ours", "floor", at_most=5),
-    Limit("page", "ours", "floor", at_most=7),
+    Limit("inline_64B", "ours", "floor", at_most=3),
+    Limit("page", "ours", "floor", at_most=4),
     Limit("pingpong_page", "ours", "floor", at_most=5),
     Limit("batch64_scattered", "ours", "floor", at_most=7),
-    Limit("batch64_adjacent", "ours", "floor", at_most=14),
-    Limit("lend_return", "ours", "floor", at_most=7),
+    Limit("batch64_adjacent", "ours", "floor", at_most=12),
+    Limit("lend_return", "ours", "floor", at_most=6),
     Limit("share", "ours", "floor", at_most=6),
     Limit("extent_untouched", "ours", "floor", at_most=7),
     Limit("extent_touched", "ours", "floor", at_most=5),
