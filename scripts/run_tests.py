@@ -38,6 +38,9 @@ from guest_elfs import build_test_guests  # noqa: E402 - a module of the tests'
 
 RESULTS = ROOT / "results"
 LANE_LIMIT = 1200  # seconds, of this host's, for the tests in a lane
+# Seconds after which tests on this host that say nothing are ended. Each has a limit of its own,
+# which raises in the test: that ends none whose clean-up then waits for ever.
+SILENCE = 600
 _POLL_SECONDS = 0.1
 
 # What a lane runs in a second emulator, for which there is time while the first is at work: with
@@ -120,6 +123,14 @@ def start(stage: Stage, run: Run, arguments: list[str]) -> None:
         run.process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
+def end_if_silent(run: Run) -> None:
+    """End a run that has said nothing for too long; pytest then says where each thread was."""
+    if run.name not in ("unit", "host"):  # a lane has its own limit, and an emulator to end
+        return
+    if run.process is not None and time.time() - run.log.stat().st_mtime > SILENCE:
+        run.process.send_signal(signal.SIGABRT)  # a second one, should it need that, ends it anyhow
+
+
 class Pool:
     """Runs of several stages, as many at a time as there are processors for them.
 
@@ -144,6 +155,7 @@ class Pool:
                     shown += sys.stdout.buffer.write(log.read())
                 sys.stdout.buffer.flush()
             if not ended:
+                end_if_silent(run)
                 time.sleep(_POLL_SECONDS)
 
     def _fill(self) -> None:

@@ -24,13 +24,15 @@ class Tracer:
     where   the file and the line at which it has raised
 
     threads   in all threads that are started in the block, instead of in this one
+    under     counts the lines of this file, or folder, only
     """
 
-    def __init__(self, line: int | None = None, *, threads: bool = False) -> None:
+    def __init__(self, line: int | None = None, *, threads: bool = False, under: str = "") -> None:
         self.line = line
         self.lines = 0
         self.where: tuple[str, int] | None = None
         self._threads = threads
+        self._under = f"{ROOT}/{under}"
 
     def __enter__(self) -> Tracer:
         threading.settrace(self._call) if self._threads else sys.settrace(self._call)
@@ -46,7 +48,7 @@ class Tracer:
         return isinstance(value, CutOff)
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(ROOT) else None
+        return self._line if frame.f_code.co_filename.startswith(self._under) else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line" and self.where is None:

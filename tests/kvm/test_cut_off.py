@@ -9,6 +9,7 @@ PAGEFERRY_SWEEP=all raises at every line, instead of at some.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -106,7 +107,8 @@ def test_what_is_raised_in_another_worker_ends_the_run_and_leaves_all_whole(
     with contextlib.suppress(CutOff), Tracer(1000):
         monitor.run(20)  # now there is a clock, which is not what is to be cut off
     raised = 0
-    for line in some(LINES // 2, sized(24, 3)):
+    first = range(2, sized(40, 5))  # from the line after its `try` to its first machine
+    for line in itertools.chain(first, some(LINES // 2, sized(24, 3))):
         with Tracer(line, threads=True) as tracer:
             monitor.run(20)
         raised += tracer.where is not None
@@ -114,6 +116,21 @@ def test_what_is_raised_in_another_worker_ends_the_run_and_leaves_all_whole(
         mappings.check(monitor)
     assert raised >= sized(16, 2)
     stop(monitor, a, b, spinner)
+
+
+def test_what_is_raised_in_the_clocks_thread_ends_the_run_and_the_next_one_has_a_clock(
+    open_monitor: Open, test_guest: Elf
+) -> None:
+    for line in range(2, sized(20, 6)):  # of its first tick, from the line after the `try`
+        monitor = open_monitor(pool="8M")
+        spinner = monitor.spawn(test_guest("spin"), name="spinner", window="2M")
+        with Tracer(line, threads=True, under="engine/scheduler.py") as tracer:
+            monitor.run(20)
+        assert tracer.where is not None
+        monitor.run(0.05)
+        assert spinner.fault is not None
+        assert spinner.fault.kind == "timeout", tracer.where
+        monitor.close()
 
 
 @pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")

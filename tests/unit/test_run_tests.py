@@ -119,6 +119,16 @@ def test_the_table_counts_what_passed_failed_and_was_skipped_with_the_reasons(
     assert "as it should be" in out  # the tests' own words, above
 
 
+def test_tests_that_hang_for_good_are_ended_and_say_where(
+    script: ModuleType, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "SILENCE", 3)
+    status, out = ran("import signal\ndef test_hangs():\n    signal.pause()", "unit")
+    assert status == 1
+    assert "in test_hangs" in out
+    assert "ended with status -6" in out
+
+
 def test_a_back_end_that_cannot_run_is_in_the_table_with_the_reason_and_a_failure_if_required(
     script: ModuleType, ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:

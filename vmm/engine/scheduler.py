@@ -270,8 +270,13 @@ class Scheduler:
             with kickable():
                 self._work(driver)
         except BaseException as error:
-            self._failure = self._failure or error
-            self.end()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the run by what a thread other than the runner's has come to."""
+        self._turns.let_go()  # a thread that ends with the lock has it for ever
+        self._failure = self._failure or error
+        self.end()
 
     def _work(self, driver: Driver) -> None:
         """Be a worker until the run is over, or something is raised."""
@@ -477,8 +482,7 @@ class Scheduler:
         try:
             return self._look()
         except BaseException as error:  # a clock that stands still would end nothing any more
-            self._failure = self._failure or error
-            self.end()
+            self._fail(error)
             return None
 
     def _look(self) -> float | None:
