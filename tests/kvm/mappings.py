@@ -155,10 +155,11 @@ def check(monitor: Monitor) -> dict[int, list[View]]:
         monitor.audit()
     if monitor.mover not in MOVERS:  # one that copies
         return {}
-    lines = mappings()
-    seen = {}
-    for peer in (monitor.host.peer, *(m.peer for m in monitor.machines.values())):
-        now = views(peer.window, lines)
-        assert now == allowed(monitor, peer), f"{peer} reaches what it should not, or does not"
-        seen[peer.number] = now
-    return seen
+    with monitor._turns.lock:  # other threads may be at work
+        lines = mappings()
+        seen = {}
+        for peer in (monitor.host.peer, *(m.peer for m in monitor.machines.values())):
+            now = views(peer.window, lines)
+            assert now == allowed(monitor, peer), f"{peer} reaches what it should not, or does not"
+            seen[peer.number] = now
+        return seen

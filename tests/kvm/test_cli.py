@@ -160,7 +160,7 @@ def test_connect_opens_a_channel_both_ways_and_is_all_that_there_is(
     third = called(tmp_path, "third", test_guest("exit_as_named"))
     ended = pageferry("run", *guests, third, *SMALL, "--connect", "b:a", "--json")
     codes = [outcomes(ended)[name]["exit_code"] for name in ("a", "b")]
-    assert codes in ([0, 0], [0, -Status.E_DEAD])  # it had exited already
+    assert sorted(codes) in ([0, 0], [0, -Status.E_DEAD])  # the other had exited already
     ended = pageferry("run", *guests, third, *SMALL, "--connect", "b:third", "--json")
     codes = [outcomes(ended)[name]["exit_code"] for name in ("a", "b")]
     assert codes == [-Status.E_PEER, -Status.E_PEER]
@@ -169,7 +169,7 @@ def test_connect_opens_a_channel_both_ways_and_is_all_that_there_is(
 def test_one_way_opens_a_channel_in_one_direction(test_guest: Elf, tmp_path: Path) -> None:
     guests = pair(test_guest, tmp_path)
     ended = pageferry("run", *guests, *SMALL, "--one-way", "a:b", "--json")
-    assert outcomes(ended)["a"]["exit_code"] == 0
+    assert outcomes(ended)["a"]["exit_code"] in (0, -Status.E_DEAD)  # it may have exited already
     assert outcomes(ended)["b"]["exit_code"] == -Status.E_PEER
 
 

@@ -119,12 +119,21 @@ def test_what_is_raised_in_another_worker_ends_the_run_and_leaves_all_whole(
 
 
 def test_what_is_raised_in_the_clocks_thread_ends_the_run_and_the_next_one_has_a_clock(
-    open_monitor: Open, test_guest: Elf
+    open_monitor: Open, test_guest: Elf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for line in range(2, sized(20, 6)):  # of its first tick, from the line after the `try`
         monitor = open_monitor(pool="8M")
         spinner = monitor.spawn(test_guest("spin"), name="spinner", window="2M")
-        with Tracer(line, threads=True, under="engine/scheduler.py") as tracer:
+        tracer = Tracer(line, under="engine/scheduler.py")
+        look = monitor._scheduler._clock._tick()
+
+        def tick(tracer: Tracer = tracer, look: Callable[[], float | None] = look) -> float | None:
+            with tracer:
+                return look()
+            return None
+
+        monkeypatch.setattr(monitor._scheduler._clock, "_tick", lambda tick=tick: tick)
+        with contextlib.suppress(CutOff):
             monitor.run(20)
         assert tracer.where is not None
         monitor.run(0.05)

@@ -209,7 +209,8 @@ class Scheduler:
         """
         hires, self._hires = self._hires, None
         for number in range(2, self._workers + 1):
-            thread = threading.Thread(target=hires, name=f"pageferry-worker-{number}")
+            name = f"pageferry-worker-{number}"
+            thread = threading.Thread(target=hires, name=name, daemon=True)
             try:
                 thread.start()
             except RuntimeError as error:
