@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{reason} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)
     if reason:
         pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Say at once what has failed: should the process end before the report does, it is known."""
+    failed = call.excinfo
+    if failed is not None and not isinstance(failed.value, pytest.skip.Exception):
+        last = traceback.extract_tb(failed.tb)[-1]
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        print(f"\n{item.nodeid}: {failed.typename} at {where}", file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture
