@@ -19,14 +19,13 @@ import pytest
 from command import pageferry
 from kvm.every_use import Scene
 from kvm.puppets import Stage, spans_of
-from tests_support import sized
 
 from vmm import AccessError, Buffer, ClosedError, ConfigError
 from vmm.guest.abi import PAGE_SIZE, Status
 from vmm.memory import mapping
 from vmm.memory.movers import MOVERS
 
-pytestmark = pytest.mark.not_in_ept("what Python says of what is closed")
+pytestmark = pytest.mark.not_in_lanes("what Python says of what is closed")
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -196,7 +195,6 @@ def test_a_monitor_that_nobody_closes_warns_and_ends_no_process() -> None:
     assert (ended.code, ended.out) == (0, "b'\\x00\\x00'\n{'ResourceWarning'}\n"), ended
 
 
-@pytest.mark.smaller_in_lanes("at every 40th line: a line takes 20 ms there")
 @pytest.mark.parametrize("mover", sorted(MOVERS))
 def test_a_handler_that_comes_at_any_line_of_a_call_reaches_nothing_that_has_gone(
     mover: str,
@@ -204,7 +202,7 @@ def test_a_handler_that_comes_at_any_line_of_a_call_reaches_nothing_that_has_gon
     """It is served, or told to come later; the books balance after each. The movers have most lines
     in common.
     """
-    first, step = 1 + sorted(MOVERS).index(mover) % 2, sized(2, 40)
+    first, step = 1 + sorted(MOVERS).index(mover) % 2, 2
     code = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); from kvm import interrupted_use as use; "
     )
@@ -214,7 +212,6 @@ def test_a_handler_that_comes_at_any_line_of_a_call_reaches_nothing_that_has_gon
     assert (lines > 1500 // step, later > lines) == (True, True)
 
 
-@pytest.mark.smaller_in_lanes("3 times instead of 20")
 def test_a_child_that_is_forked_while_others_run_waits_for_no_lock() -> None:
     code = f"""if True:
     import os, signal, sys, threading, time
@@ -232,7 +229,7 @@ def test_a_child_that_is_forked_while_others_run_waits_for_no_lock() -> None:
     for thread in threads:
         thread.start()
     codes = []
-    for _ in range({sized(20, 3)}):
+    for _ in range(20):
         time.sleep(0.002)
         child = os.fork()
         if not child:

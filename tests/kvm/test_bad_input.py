@@ -19,7 +19,7 @@ from kvm.other_hosts import AS_I686, after, limited, root_only
 Elf = Callable[[str], Path]
 GIB = 1 << 30
 
-pytestmark = pytest.mark.not_in_ept("what the command says of its input and of the host's limits")
+pytestmark = pytest.mark.not_in_lanes("what the command says of its input and of the host's limits")
 
 
 def refused(ended: Ended, code: int, *words: str) -> None:

@@ -18,7 +18,7 @@ Elf = Callable[[str], Path]
 SMALL = ("--window", "2M")
 KEYS = {"name", "exit_code", "fault", "messages_sent", "messages_received"}
 
-pytestmark = pytest.mark.not_in_ept("options, names, output and exit codes of the command")
+pytestmark = pytest.mark.not_in_lanes("options, names, output and exit codes of the command")
 
 
 def called(folder: Path, name: str, guest: Path) -> Path:

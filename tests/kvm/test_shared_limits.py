@@ -19,7 +19,7 @@ Open = Callable[..., Monitor]
 PIECES = 800  # that the host can map, for all
 POOL = 4096  # pages
 
-pytestmark = pytest.mark.not_in_ept("limits, which are the monitor's own")
+pytestmark = pytest.mark.not_in_lanes("limits, which are the monitor's own")
 
 
 @pytest.fixture
