@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from kvm.mappings import View, content
@@ -187,6 +188,33 @@ def test_memory_that_is_several_mappings_to_the_kernel_is_moved_by_parts(
         write(a, page)
     a.hide(0, 16)
     assert [content(park, frame, 1)[0] for frame in (0, 2, 4, 8, 10, 15)] == [1, 3, 5, 9, 11, 16]
+
+
+@pytest.mark.parametrize("call", ["hide", "show"])
+def test_zeros_that_the_kernel_puts_into_an_empty_home_are_not_taken_for_what_lives_there(
+    park: Park, a: RemapWindow, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """As it does when it makes one huge page of a few: khugepaged, whenever it likes to."""
+
+    def cut_off(move: Callable[[int, int, int], None], source: int, target: int, size: int) -> None:
+        if call == "show":  # done, and then cut off; else before it
+            move(source, target, size)
+        ctypes.memset(park.home(0), 0, 8 * PAGE_SIZE)
+        raise KeyboardInterrupt
+
+    a.show(0, 0, 8)
+    write(a, 0, 8)
+    if call == "show":
+        a.hide(0, 8)
+    park.journal.begin()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mapping, "move", partial(cut_off, mapping.move))
+        a.hide(0, 8) if call == "hide" else a.show(0, 0, 8)
+    park.undo_moves()
+    if call == "hide":
+        assert read(a, 0, 8) == list(range(1, 9))
+    else:
+        assert [content(park, frame, 1)[0] for frame in range(8)] == list(range(1, 9))
 
 
 def test_windows_and_homes_begin_at_multiples_of_2_mib() -> None:

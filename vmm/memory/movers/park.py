@@ -235,7 +235,9 @@ class Park(PagePool):
         it there again, if it was copied back.
 
         Of the last one it is not known whether it was done: then the memory is where pages are. If
-        there are none on either side, both are the same.
+        there are none on either side, both are the same. If there are on both, those at home are
+        the kernel's: where it makes one huge page of a few (khugepaged), it fills up with zeros
+        what is empty between them.
         """
         moves = self.journal.moves
         sure = False
@@ -244,10 +246,14 @@ class Park(PagePool):
             if size < 0:
                 if sure or not mapping.populated(target, -size):
                     mapping.overwrite(target, source, -size)
-            elif sure or mapping.populated(target, size):
+            elif sure or self._moved(source, target, size):
                 mapping.move(target, source, size)
             moves.pop()
             sure = True
+
+    def _moved(self, source: int, target: int, size: int) -> bool:
+        at_home = 0 <= target - self._homes.address < self._homes.size
+        return mapping.populated(target, size) and not (at_home and mapping.populated(source, size))
 
     def close(self) -> None:
         super().close()
