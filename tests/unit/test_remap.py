@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from cut_off import Tracer
 from kvm.mappings import View, content
 from unit.remap_scene import (
     CALLS,
@@ -188,6 +190,30 @@ def test_memory_that_is_several_mappings_to_the_kernel_is_moved_by_parts(
         write(a, page)
     a.hide(0, 16)
     assert [content(park, frame, 1)[0] for frame in (0, 2, 4, 8, 10, 15)] == [1, 3, 5, 9, 11, 16]
+
+
+def test_what_is_raised_at_any_line_while_frames_are_zeroed_loses_none_of_the_others(
+    park: Park, a: RemapWindow
+) -> None:
+    """Between two turns, as freed frames are: then no journal keeps the tables."""
+    reached = 0
+    for line in itertools.count(1):
+        a.show(0, 0, 16)
+        write(a, 0, 16)
+        a.hide(4, 4)
+        with Tracer(line) as tracer:
+            park.zero([(2, 6)])
+        park.zero([(2, 6)])
+        assert [part[:3] for part in park.lodgings] == [(0, 2, True), (8, 8, True)], tracer.where
+        assert [view.page for view in seen(a)] == [0, 8], tracer.where
+        assert read(a, 0, 2) + read(a, 8, 8) == [1, 2, *range(9, 17)], tracer.where
+        assert park.lodgings.seams == 0
+        a.hide(0, FRAMES)
+        park.zero([(0, 16)])
+        reached = line
+        if tracer.where is None:
+            break
+    assert reached > 50
 
 
 @pytest.mark.parametrize("call", ["hide", "show"])
