@@ -6,6 +6,7 @@ each second of processor time that the process has had, as other programs take t
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -35,6 +36,12 @@ pytestmark = [
     pytest.mark.smaller_in_lanes("an emulated processor's times are none: only that it goes on"),
     pytest.mark.not_in_ept("an emulated processor's times are none"),
 ]
+
+
+def quiet() -> bool:
+    """Whether no more programs run than there are processors."""
+    running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    return running <= (os.cpu_count() or 1)
 
 
 class Rate(NamedTuple):
@@ -80,13 +87,17 @@ def test_a_pair_keeps_half_of_its_fair_share_beside_a_nuisance(
     failed = dict(list(WAYS.items())[: sized(len(WAYS), 1)])
     seen: dict[str, list[str]] = {}
     for _ in range(TRIES):
+        busy = not quiet()
         alone = messages(open_monitor, test_guests, mover, workers, None)
         for name, way in list(failed.items()):
             beside = messages(open_monitor, test_guests, mover, workers, way)
             seen.setdefault(name, []).append(f"{beside} of {alone}")
             share = 1 / 3 if name in PAGES else 1 / 2
+            # Two workers make room for each other, and long work is cut in pieces, by the clock on
+            # the wall: where other programs have the processors then, that is worth less.
+            least = min(KEPT, 1 / 8) if busy and (workers > 1 or name in PAGES) else KEPT
             if (
-                beside.processor >= alone.processor * share * KEPT
+                beside.processor >= alone.processor * share * least
                 and beside.wall >= alone.wall * share * GOES_ON
             ):
                 del failed[name]
