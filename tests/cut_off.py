@@ -48,7 +48,10 @@ class Tracer:
         return isinstance(value, CutOff)
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(self._under) else None
+        code = frame.f_code
+        if code.co_name == "__del__":  # at any line, when garbage is collected: Python drops it
+            return None
+        return self._line if code.co_filename.startswith(self._under) else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line" and self.where is None:

@@ -100,8 +100,8 @@ class Monitor:
     doorbell  "hypercall", "pio" or "mmio"; by default the best that works
     mover     one of `vmm.memory.movers`, by its name, or a Mover class of one's own; by default
               the one for this host (`vmm.host.choice`)
-    pool      memory for all messages together, populated as it is used; by default all of the
-              machine's
+    pool      memory for all messages together, populated as it is used; by default what the host,
+              and the process's cgroups, have left, but for a 16th
     workers   threads that run machines, at most 1,024; the caller's of `run` is the first
     copy_below  bytes: an EXCHANGE of fewer is copied, not moved; 0 for none. By default measured on
               this host, once, and cached
@@ -538,7 +538,7 @@ def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int
 
 
 def _frames(pool: SupportsIndex | str | None) -> int:
-    frames = (host.total_memory() if pool is None else parse_size(pool, "pool")) // PAGE_SIZE
+    frames = (host.pool_memory() if pool is None else parse_size(pool, "pool")) // PAGE_SIZE
     if not frames:
         raise ConfigError(f"pool {pool!r} is less than a page")
     return frames

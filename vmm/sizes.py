@@ -76,8 +76,9 @@ def _parse(size: SupportsIndex | str, what: str, least: int) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _parse_text(size: str, what: str) -> Fraction:
+    # ASCII: to ignore case is else to take the Kelvin sign for a K.
     match = re.fullmatch(
-        r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", size, re.IGNORECASE
+        r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", size, re.IGNORECASE | re.ASCII
     )
     if match is None:
         raise ConfigError(f"{what} {size!r} {_NO_SIZE}")

@@ -47,6 +47,7 @@ class World:
             console=lambda name, line: None,
         )
         self.frames = frames
+        self.moves = 0  # of the kernel's, at the last check
         self.ledger = self.monitor._exchange.ledger
         self.view = Mapping.shared(frames * PAGE_SIZE, self.monitor._mover.pool.fd)
         self.hands: dict[int, Hand] = {}

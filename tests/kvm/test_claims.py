@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from vmm import Machine, Monitor, State
+from vmm import Buffer, Machine, Monitor, State
 from vmm.ferry.events import Event
 from vmm.guest import abi
 from vmm.guest.abi import Bell, Descriptor, Operation, Status
+from vmm.memory.pagemap import kept_in_place
 
 # A sends to B what it gets from the host; B adds one to the first byte and gives it to the host.
 
@@ -35,10 +36,14 @@ def pair(monitor: Monitor, test_guest: Elf, a: str, b: str) -> tuple[Machine, Ma
     return first, second
 
 
-def send_page(monitor: Monitor, to: Machine, content: bytes = b"hello", tag: int = 7) -> None:
+def new_page(monitor: Monitor, content: bytes) -> Buffer:
     buffer = monitor.host.alloc(len(content))
     buffer.write(content)
-    monitor.host.send(to, buffer, tag=tag)
+    return buffer
+
+
+def send_page(monitor: Monitor, to: Machine, content: bytes = b"hello", tag: int = 7) -> None:
+    monitor.host.send(to, new_page(monitor, content), tag=tag)
 
 
 def of_kind(events: list[Event], kind: str) -> list[Event]:
@@ -57,14 +62,16 @@ def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
             frames.append(monitor.machines[event.fields["receiver"]].frame_number(gpa))
 
     monitor.trace.listen(look)
-    send_page(monitor, a)
-    monitor.run(10)
-    received = monitor.host.receive()
-    assert received is not None
-    assert received.buffers[0].read() == b"iello"
-    if None in frames:
-        pytest.fail("physical frame numbers need root: run the tests as root")
-    assert frames == [received.buffers[0].frame_number()] * 2
+    buffer = new_page(monitor, b"hello")
+    with kept_in_place(buffer.address):
+        monitor.host.send(a, buffer, tag=7)
+        monitor.run(10)
+        received = monitor.host.receive()
+        assert received is not None
+        assert received.buffers[0].read() == b"iello"
+        if None in frames:
+            pytest.fail("physical frame numbers need root: run the tests as root")
+        assert frames == [received.buffers[0].frame_number()] * 2
     assert (a.exit_code, b.exit_code) == (0, 0)
 
 
@@ -126,15 +133,15 @@ def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in
 
 def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, test_guest: Elf) -> None:
     a, _ = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
-    buffer = monitor.host.alloc(3)
-    buffer.write(b"abc")
-    before = buffer.frame_number()
-    monitor.host.send(a, buffer)
-    monitor.run(10)
-    received = monitor.host.receive()
-    assert received is not None
-    assert received.buffers[0].read() == b"bbc"
-    assert received.buffers[0].frame_number() == before
+    buffer = new_page(monitor, b"abc")
+    with kept_in_place(buffer.address):
+        before = buffer.frame_number()
+        monitor.host.send(a, buffer)
+        monitor.run(10)
+        received = monitor.host.receive()
+        assert received is not None
+        assert received.buffers[0].read() == b"bbc"
+        assert received.buffers[0].frame_number() == before
 
 
 def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(

@@ -36,10 +36,10 @@ LINES = 4000  # a turn has up to 1,500
 CAN_GO_ON = {State.READY, State.PARKED}
 
 
-def some(lines: int, count: int) -> Iterator[int]:
+def some(lines: int, count: int, first: int = 1) -> Iterator[int]:
     """Yield the lines at which to raise: evenly spread, others each time, or all of them."""
     step = 1 if EVERY else max(lines // count, 1)
-    yield from range(1 + random.randrange(step), lines, step)
+    yield from range(first + random.randrange(step), lines, step)
 
 
 def pair(monitor: Monitor, test_guest: Elf, pages: int) -> tuple[Machine, Machine]:
@@ -97,6 +97,7 @@ def test_what_is_raised_at_any_line_of_a_run_leaves_all_as_it_was_or_is_to_be(
 
 @pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")
 @pytest.mark.not_in_ept("a run with a tracer takes two hundred times as long there")
+@pytest.mark.timeout(3600 if EVERY else 120)
 def test_what_is_raised_in_another_worker_ends_the_run_and_leaves_all_whole(
     open_monitor: Open, test_guest: Elf, mover: str
 ) -> None:
@@ -107,8 +108,8 @@ def test_what_is_raised_in_another_worker_ends_the_run_and_leaves_all_whole(
     with contextlib.suppress(CutOff), Tracer(1000):
         monitor.run(20)  # now there is a clock, which is not what is to be cut off
     raised = 0
-    first = range(2, sized(40, 5))  # from the line after its `try` to its first machine
-    for line in itertools.chain(first, some(LINES // 2, sized(24, 3))):
+    begins = range(2, sized(40, 5))  # from the line after its `try` to its first machine
+    for line in itertools.chain(begins, some(LINES // 2, sized(24, 3), first=2)):
         with Tracer(line, threads=True) as tracer:
             monitor.run(20)
         raised += tracer.where is not None
@@ -277,6 +278,7 @@ class Handler(Tracer):
 
 @pytest.mark.not_in_ept("a run with a tracer takes two hundred times as long there")
 @pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")
+@pytest.mark.timeout(3600 if EVERY else 120)
 def test_a_signals_handler_may_kill_and_gets_an_error_at_once_for_what_it_may_not(
     open_monitor: Open, test_guest: Elf
 ) -> None:

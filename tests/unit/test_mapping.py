@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests_support import descriptors_left
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.mapping import GIANT, HUGE, Mapping
-from vmm.memory.pagemap import frame_number
+from vmm.memory.pagemap import frame_number, kept_in_place
 from vmm.memory.pool import PagePool
 
 PAGES = 8
@@ -178,6 +179,41 @@ def test_the_frame_of_a_page_that_is_hidden_is_an_error(window: Mapping, pool: P
     mapping.hide(window.address, PAGE_SIZE)
     with pytest.raises(OSError, match="Bad address"):
         frame_number(window.address)
+
+
+MADV_COLLAPSE = 25  # Linux 6.1
+
+
+def collapse(address: int) -> bool:
+    """Have the kernel make a huge page of what is there now, as khugepaged does whenever it likes;
+    return whether it has.
+    """
+    return mapping._madvise(address, HUGE, MADV_COLLAPSE) == 0
+
+
+@pytest.mark.parametrize("pages", [1, 5, 40])
+def test_a_page_keeps_its_frame_in_the_block_whatever_the_kernel_makes_of_its_neighbours(
+    pages: int,
+) -> None:
+    def frames() -> list[int | None]:
+        return [frame_number(page(memory, i)) for i in range(pages)]
+
+    with Mapping.park(HUGE) as memory:
+        memory.view()[: pages * PAGE_SIZE] = b"x" * pages * PAGE_SIZE
+        before = frames()
+        with kept_in_place(memory.address, pages):
+            assert not collapse(memory.address)
+            assert frames() == before
+        if None not in before and collapse(memory.address):
+            assert not set(frames()) & set(before)
+        assert memory.view()[: pages * PAGE_SIZE] == b"x" * pages * PAGE_SIZE
+
+
+def test_pages_that_cannot_be_kept_in_place_are_let_go(window: Mapping) -> None:
+    with kept_in_place(window.address):  # hidden
+        pass
+    with descriptors_left(1), kept_in_place(window.address):
+        pass
 
 
 def test_with_closes_after_an_error_too() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
+from cut_off import Tracer
 from kvm.mappings import View, content
 from unit.remap_scene import (
     CALLS,
@@ -187,6 +190,57 @@ def test_memory_that_is_several_mappings_to_the_kernel_is_moved_by_parts(
         write(a, page)
     a.hide(0, 16)
     assert [content(park, frame, 1)[0] for frame in (0, 2, 4, 8, 10, 15)] == [1, 3, 5, 9, 11, 16]
+
+
+def test_what_is_raised_at_any_line_while_frames_are_zeroed_loses_none_of_the_others(
+    park: Park, a: RemapWindow
+) -> None:
+    """Between two turns, as freed frames are: then no journal keeps the tables."""
+    reached = 0
+    for line in itertools.count(1):
+        a.show(0, 0, 16)
+        write(a, 0, 16)
+        a.hide(4, 4)
+        with Tracer(line) as tracer:
+            park.zero([(2, 6)])
+        park.zero([(2, 6)])
+        assert [part[:3] for part in park.lodgings] == [(0, 2, True), (8, 8, True)], tracer.where
+        assert [view.page for view in seen(a)] == [0, 8], tracer.where
+        assert read(a, 0, 2) + read(a, 8, 8) == [1, 2, *range(9, 17)], tracer.where
+        assert park.lodgings.seams == 0
+        a.hide(0, FRAMES)
+        park.zero([(0, 16)])
+        reached = line
+        if tracer.where is None:
+            break
+    assert reached > 50
+
+
+@pytest.mark.parametrize("call", ["hide", "show"])
+def test_zeros_that_the_kernel_puts_into_an_empty_home_are_not_taken_for_what_lives_there(
+    park: Park, a: RemapWindow, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """As it does when it makes one huge page of a few: khugepaged, whenever it likes to."""
+
+    def cut_off(move: Callable[[int, int, int], None], source: int, target: int, size: int) -> None:
+        if call == "show":  # done, and then cut off; else before it
+            move(source, target, size)
+        ctypes.memset(park.home(0), 0, 8 * PAGE_SIZE)
+        raise KeyboardInterrupt
+
+    a.show(0, 0, 8)
+    write(a, 0, 8)
+    if call == "show":
+        a.hide(0, 8)
+    park.journal.begin()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mapping, "move", partial(cut_off, mapping.move))
+        a.hide(0, 8) if call == "hide" else a.show(0, 0, 8)
+    park.undo_moves()
+    if call == "hide":
+        assert read(a, 0, 8) == list(range(1, 9))
+    else:
+        assert [content(park, frame, 1)[0] for frame in range(8)] == list(range(1, 9))
 
 
 def test_windows_and_homes_begin_at_multiples_of_2_mib() -> None:

@@ -62,7 +62,15 @@ def test_examples(text: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "K", "-1", "1Q", "1KK", "1e3", "0x10", "1,5G", "one", "1.G", ".5G", "nan", "inf", True],
+    [
+        *("", "K", "-1", "1Q", "1KK", "1e3", "0x10", "1,5G", "one", "1.G", ".5G", "nan", "inf"),
+        *(
+            "4\N{KELVIN SIGN}",
+            "\N{ARABIC-INDIC DIGIT THREE}K",
+            "4\N{LATIN SMALL LETTER DOTLESS I}B",
+        ),
+        True,
+    ],
 )
 def test_what_is_no_size_is_refused_with_an_example(bad: int | str) -> None:
     with pytest.raises(ConfigError, match="is not a size: give bytes, or for example 64K"):

@@ -163,7 +163,7 @@ def run(
     except ConfigError as error:
         raise Failure(str(error), EXIT_USAGE) from error
     # Nobody can have more than the windows hold: address space for more would be reserved in vain.
-    pool = min(len(guests) * options["window"], host.total_memory())
+    pool = min(len(guests) * options["window"], host.pool_memory())
     with open_monitor(options, say, guests, pool, audit=audit) as monitor:
         for name, path in paths.items():
             monitor.spawn(

@@ -33,8 +33,7 @@ _ADVICE = {
     errno.ENFILE: "close some in other programs, or raise fs.file-max",
     errno.ENOMEM: "free some memory, or use smaller files and windows",
     errno.EAGAIN: (
-        "raise the limits on threads and address space (ulimit -u, ulimit -v), "
-        "and on the container's processes (pids.max)"
+        "raise the limits on tasks (ulimit -u, the cgroup's pids.max) and address space (ulimit -v)"
     ),
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.ENOSPC: "free some space, or write elsewhere",

@@ -145,7 +145,7 @@ class Driver:
             machine.exit_code = guest.control.exit_code
             self._stop(machine, None)
         elif bell == Bell.PANIC:
-            reason = "panic: " + " ".join(decoded(guest.text() or b"").split())
+            reason = "panic: " + decoded(b" ".join((guest.text() or b"").split()))
             self._stop(machine, guest.diagnosis.fault("panic", reason))
         else:
             guest.answer(Status.E_BELL)

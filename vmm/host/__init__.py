@@ -19,7 +19,7 @@ Everything that the program decides from a host's nature is decided here, from p
 from vmm.host.device import DEVICE, open_kvm
 from vmm.host.facts import Host, inspect, mapping_limit
 from vmm.host.limits import reported
-from vmm.host.memory import memory_available, total_memory
+from vmm.host.memory import memory_available, pool_memory, total_memory
 from vmm.host.module import Backend
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "mapping_limit",
     "memory_available",
     "open_kvm",
+    "pool_memory",
     "reported",
     "total_memory",
 ]

@@ -13,7 +13,9 @@ _ADVICE = {
     errno.EMFILE: "close some files, or raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close some files in other programs, or raise fs.file-max",
     errno.ENOMEM: "free some memory, or use smaller sizes",
-    errno.EAGAIN: "raise the limits on threads and locked memory (ulimit -u, ulimit -l)",
+    errno.EAGAIN: (
+        "raise the limits on tasks (ulimit -u, the cgroup's pids.max) and locked memory (ulimit -l)"
+    ),
     errno.ENOSPC: "free some memory, or use smaller sizes",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from vmm.host.cgroup import Bound, memory_bounds
 from vmm.host.system import read_text
 
+_LEAST = 2 << 20  # bytes of a pool, however little there is
+_SPARED = 32 << 20  # bytes at least for what is in no pool: private memory, page tables, programs
+
 
 class Available(NamedTuple):
     """Bytes that can be had now, and what else than the host bounds them: a file's path, or ""."""
@@ -26,6 +29,14 @@ def total_memory() -> int:
 def memory_available() -> int:
     """Return the bytes of memory that the kernel could hand out to this process now."""
     return available().bytes
+
+
+def pool_memory() -> int:
+    """Return the bytes that guests may fill of what is available, without this process being killed
+    for it: half, or all but a 16th where that leaves enough for everything else.
+    """
+    there = memory_available()
+    return max(there - max(_SPARED, there // 16), there // 2, _LEAST)
 
 
 def available() -> Available:

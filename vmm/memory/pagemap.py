@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import os
 import struct
+from collections.abc import Iterator
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.mapping import touch
+
+_vmsplice = ctypes.CDLL(None, use_errno=True).vmsplice
+_vmsplice.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
+_vmsplice.restype = ctypes.c_ssize_t
 
 _PRESENT = 1 << 63
 _FRAME_MASK = (1 << 55) - 1
@@ -31,3 +39,25 @@ def frame_number(address: int) -> int | None:
     finally:
         os.close(fd)
     return entry & _FRAME_MASK or None if entry & _PRESENT else None
+
+
+@contextlib.contextmanager
+def kept_in_place(address: int, pages: int = 1) -> Iterator[None]:
+    """Let pages of this process keep their physical frames for the time of the block, wherever they
+    are mapped then; but where the kernel does not let them have a place in a pipe.
+
+    The kernel gives pages other frames whenever it makes a huge page of many, or room for one
+    (khugepaged, compaction). It leaves alone those that somebody else refers to, as a pipe does to
+    what is spliced into it. Source: vmsplice(2).
+    """
+    ends: tuple[int, ...] = ()
+    with contextlib.suppress(OSError):
+        ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, pages * PAGE_SIZE)
+    if ends:
+        _vmsplice(ends[1], struct.pack("=QQ", address, pages * PAGE_SIZE), 1, 0)
+    try:
+        yield
+    finally:
+        for end in ends:
+            os.close(end)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, Self, SupportsIndex, TypeVar, overload
 
 from vmm.guest.abi import Hold
@@ -128,6 +129,10 @@ class IntervalMap(Generic[T]):
         self._starts[:] = [item[0] for item in saved]
         self._ends[:] = [item[0] + item[1] for item in saved]
         self._full = 0
+
+    def kept(self) -> Callable[[], None]:
+        """Return what puts it back to what it is now."""
+        return partial(self.restore, self.saved())
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)

@@ -7,11 +7,13 @@ it is free again, or shared.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import IntervalMap
+
+Restore = Callable[[], object]
 
 
 class Lodger(Protocol):
@@ -22,6 +24,9 @@ class Lodger(Protocol):
 
     def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken out of it."""
+
+    def kept(self) -> Restore:
+        """Return what puts its table back to what it is now."""
 
 
 class Lodging(NamedTuple):
@@ -82,6 +87,10 @@ class Lodgings:
         self._large = large
         self.limit = limit
         self.seams = 0
+
+    def kept(self) -> Restore:
+        """Return what puts them back to what they are now; `recount` them then."""
+        return self._map.kept()
 
     def recount(self) -> None:
         """Count the seams again, after the lodgings have been restored."""

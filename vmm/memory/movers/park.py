@@ -15,7 +15,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
-from vmm.memory.movers.lodgings import Lodging, Lodgings
+from vmm.memory.movers.lodgings import Lodging, Lodgings, Restore
 from vmm.memory.pool import PagePool
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
@@ -33,6 +33,7 @@ class Park(PagePool):
 
     def __init__(self, frames: int, large: int = LARGE) -> None:
         self.wary = False
+        self._torn: list[Restore] | None = None  # what puts right a `zero` that was cut off
         self._memfd: Mapping | None = None  # as a whole
         self._cut: Counter[object] = Counter()  # seams made by windows since there were few
         size = frames * PAGE_SIZE
@@ -164,12 +165,27 @@ class Park(PagePool):
         super().fill(frame, address, size)
 
     def zero(self, frames: Iterable[tuple[int, int]]) -> None:
+        self._mend()
         for first, count in frames:
             for part in self.lodgings.within(first, count):
                 self._zero(part)
+                if not self.journal.active:  # which would keep them
+                    tables = (self.lodgings, part.window)
+                    self._torn = [table.kept() for table in tables if table is not None]
                 if part.window is not None:
                     part.window.lose(part)
                 self.lodgings.forget(part.frame, part.pages)  # at once: the next may be refused
+                self._torn = None
+
+    def _mend(self) -> None:
+        """Have the tables that a `zero` between two turns has left, if it was cut off, as they were
+        before: it is done again.
+        """
+        if self._torn is not None:
+            for restore in self._torn:
+                restore()
+            self.recount()
+            self._torn = None
 
     def _zero(self, part: Lodging) -> None:
         """Zero frames wherever they are; whatever they may have left behind, too."""
@@ -235,7 +251,9 @@ class Park(PagePool):
         it there again, if it was copied back.
 
         Of the last one it is not known whether it was done: then the memory is where pages are. If
-        there are none on either side, both are the same.
+        there are none on either side, both are the same. If there are on both, those at home are
+        the kernel's: where it makes one huge page of a few (khugepaged), it fills up with zeros
+        what is empty between them.
         """
         moves = self.journal.moves
         sure = False
@@ -244,10 +262,14 @@ class Park(PagePool):
             if size < 0:
                 if sure or not mapping.populated(target, -size):
                     mapping.overwrite(target, source, -size)
-            elif sure or mapping.populated(target, size):
+            elif sure or self._moved(source, target, size):
                 mapping.move(target, source, size)
             moves.pop()
             sure = True
+
+    def _moved(self, source: int, target: int, size: int) -> bool:
+        at_home = 0 <= target - self._homes.address < self._homes.size
+        return mapping.populated(target, size) and not (at_home and mapping.populated(source, size))
 
     def close(self) -> None:
         super().close()

@@ -25,7 +25,7 @@ from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.maps import Area
-from vmm.memory.movers.lodgings import Lodging
+from vmm.memory.movers.lodgings import Lodging, Restore
 from vmm.memory.movers.park import SEAMS, Park, Torn
 from vmm.memory.movers.park_slots import ParkSlotsWindow
 from vmm.memory.movers.windows import MappedWindow, Mover, Sight, Stuck, Window
@@ -195,6 +195,9 @@ class RemapWindow(MappedWindow):
     def _settle_home(self, run: Run) -> None:
         self._shown.remove(*run.extent)
         self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=True))
+
+    def kept(self) -> Restore:
+        return self._shown.kept()
 
     def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken from here to where it is wanted.
