@@ -55,13 +55,16 @@ class Template:
         os.ftruncate(self.fd, size)
         return size
 
-    def map(self, size: int) -> Mapping:
+    def map(self, size: int, *, aligned: bool = False) -> Mapping:
         """Map a copy of it, made page by page where it is written, and zeros after that.
 
-        size    of it all, more than the template's
+        size      of it all, more than the template's
+        aligned   whether it is to begin where a huge page can
 
         Raises OSError, ResourceError.
         """
+        if aligned:
+            return self._over(Mapping.park(size))
         # To replace a mapping takes the kernel the longer the more VMs this process has: each is
         # told. And below what was mapped last there is nothing, as a rule.
         rest = Mapping.anonymous(size - self.size)
@@ -73,7 +76,9 @@ class Template:
             rest.close()
             raise
         rest.close()
-        whole = Mapping.anonymous(size)
+        return self._over(Mapping.anonymous(size))
+
+    def _over(self, whole: Mapping) -> Mapping:
         try:
             mapping.copy(whole.address, self.size, self.fd, replace=True)
         except BaseException:
