@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vmm.engine.kick import drain, masked_while_running
 from vmm.errors import GuestFault
@@ -28,6 +29,20 @@ from vmm.memory.private import PrivateMemory
 DIAGNOSIS_SECONDS = 0.5  # enough on a host that has much else to do
 HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
 _MASK64 = (1 << 64) - 1
+
+
+class Asked(NamedTuple):
+    """What a guest's own side asks of the driver, as an exit: a Linux program's, for example.
+
+    exit_code   it ends with that
+    fault       or it ends because of that
+    parks       or it waits, until `until` on time.monotonic()'s clock, or for ever
+    """
+
+    exit_code: int | None = None
+    fault: GuestFault | None = None
+    parks: bool = False
+    until: float | None = None
 
 
 class Guest:
@@ -92,7 +107,25 @@ class Guest:
         """What tells why it has stopped."""
         return Diagnosis(self.name, self.vcpu, self.memory, self.layout, self.image.symbols)
 
-    def bell(self, exit_: Exit) -> int | None:
+    def run(self) -> Exit | Asked:
+        """Run until it exits."""
+        return self.vcpu.run()
+
+    def takes(self, exit_: Exit | Asked) -> bool:
+        """Whether an exit is dealt with when it is run again, and by itself."""
+        return False
+
+    def untold(self, *, ended: bool = False) -> list[Callable[[], object]]:
+        """Return what is to be called, without the lock, to hand on what it has printed.
+
+        ended   it will print no more
+        """
+        return []
+
+    def tell(self) -> None:
+        """What `untold` has returned will be called."""
+
+    def bell(self, exit_: Exit | Asked) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
         if exit_ is self._last:  # the same object, as long as a guest rings the same bell
             return self._last_bell
