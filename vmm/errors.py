@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmm.guest.text import printable
@@ -107,8 +107,8 @@ class GuestFault(PageferryError):
 
     kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is
               not the machine's: revoked, or never backed), "panic", "halt", "triple-fault",
-              "port" (I/O to a port that is not the doorbell), "timeout", "killed" or
-              "internal"
+              "port" (I/O to a port that is not the doorbell), "signal" (a Linux program ended
+              itself by one), "timeout", "killed" or "internal"
     machine   the machine's name
     reason    the fault in words, without the machine's name
     vector    the exception's vector, error_code what the CPU pushed with it; else None
@@ -120,6 +120,12 @@ class GuestFault(PageferryError):
     place     symbol and source line of `rip`, as far as the image has them. It is looked up when it
               is first asked for, as by `str` and `as_json`; that takes up to a second, if
               the image is made for it
+
+    Of a Linux program, else None and empty:
+
+    signal      what would have ended it there: "SIGSEGV"
+    registers   the general registers at `rip`, by name
+    calls       its last system calls, as text, the last one last
     """
 
     def __init__(
@@ -134,8 +140,14 @@ class GuestFault(PageferryError):
         access: str | None = None,
         rip: int | None = None,
         place: Place | Callable[[], Place] | None = None,
+        signal: str | None = None,
+        registers: Mapping[str, int] | None = None,
+        calls: Sequence[str] = (),
     ) -> None:
         super().__init__(kind, machine, reason)
+        self.signal = signal
+        self.registers = registers
+        self.calls = tuple(map(printable, calls))
         self.kind = kind
         self.machine = machine
         self.reason = printable(reason)
@@ -179,10 +191,13 @@ class GuestFault(PageferryError):
             "symbol": self.place.symbol,
             "file": self.place.file,
             "line": self.place.line,
+            "signal": self.signal,
+            "registers": None if self.registers is None else dict(self.registers),
+            "calls": list(self.calls),
         }
 
 
 _FIELDS = (
     *("kind", "machine", "reason", "vector", "error_code", "address", "access", "rip"),
-    "place",
+    *("place", "signal", "registers", "calls"),
 )

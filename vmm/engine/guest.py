@@ -70,14 +70,18 @@ class Guest:
             self.control = ControlStructure(view, self._identity(number))
             undo.callback(self.control.release)
             self.vm = undo.enter_context(kvm.create_vm())
-            private = blueprint.layout.private
-            self.vm.set_user_memory_region(PRIVATE_SLOT, 0, private.size, self.memory.address)
+            self._attach()
             if blueprint.shape.doorbell in HYPERCALLS:
                 self.vm.enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << abi.HYPERCALL)
             self.vcpu = undo.enter_context(self.vm.create_vcpu())
             self.vcpu.set_signal_mask(masked_while_running())
             blueprint.enter(self.vcpu)
             undo.pop_all()
+
+    def _attach(self) -> None:
+        """Show the machine its private memory."""
+        private = self.layout.private
+        self.vm.set_user_memory_region(PRIVATE_SLOT, 0, private.size, self.memory.address)
 
     def _identity(self, number: int) -> Identity:
         shape, layout = self._blueprint.shape, self.layout
@@ -192,4 +196,8 @@ class Guest:
                 self.vm.close()
             finally:
                 self.control.release()
-                self.memory.close()
+                self._unmap()
+
+    def _unmap(self) -> None:
+        """Close what memory it has. Further calls do nothing."""
+        self.memory.close()

@@ -10,7 +10,7 @@ with both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from vmm.errors import GuestFault
 from vmm.guest import abi, boot, exceptions, x86
@@ -66,6 +66,9 @@ class Diagnosis:
         address: int | None = None,
         access: str | None = None,
         rip: int | None = None,
+        signal: str | None = None,
+        registers: Mapping[str, int] | None = None,
+        calls: Sequence[str] = (),
     ) -> GuestFault:
         """Return a fault at `rip`, or at the vCPU's present instruction pointer."""
         if rip is None:
@@ -80,6 +83,9 @@ class Diagnosis:
             access=access,
             rip=rip,
             place=functools.partial(self._symbols.place, rip),
+            signal=signal,
+            registers=registers,
+            calls=calls,
         )
 
     def explain(

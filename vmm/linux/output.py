@@ -43,6 +43,11 @@ class Output:
         return len(data)
 
     @property
+    def ended(self) -> Callable[[], object] | None:
+        """What is to be called when there is no more to come, if anything is."""
+        return self._sink.end if isinstance(self._sink, Lines) else None
+
+    @property
     def waits(self) -> bool:
         """Whether something is to be handed on."""
         return self._sink is not None and self._told < len(self._parts)
