@@ -28,7 +28,6 @@ from vmm.linux.output import Lines, Output
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
-from vmm.memory.private import PrivateMemory
 from vmm.memory.template import Template
 
 PAGE, MIB = abi.PAGE_SIZE, 1 << 20
