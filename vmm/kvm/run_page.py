@@ -30,7 +30,7 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
-from .structs import _anon_run_mmio, kvm_run
+from .structs import _anon_run_mmio, kvm_regs, kvm_run
 
 # Called through ctypes: before Python 3.13 the mmap module keeps a duplicate of the descriptor for
 # each mapping, which two more system calls make and close.
@@ -52,6 +52,9 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 _EXIT_REASON: Any = kvm_run.exit_reason
 EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
+_DIRTY_REGS: Any = kvm_run.kvm_dirty_regs
+DIRTY_REGS = int(_DIRTY_REGS.offset) // 4
+_REGISTERS = slice(kvm_run.s.offset, kvm_run.s.offset + ctypes.sizeof(kvm_regs))
 
 INTR = Intr()
 _HLT = Hlt()
@@ -66,7 +69,10 @@ class RunPage:
     there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
-    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync", "words")
+    __slots__ = (
+        *("exit", "hypercall", "io", "known", "map", "mmio", "registers", "run", "sync"),
+        "words",
+    )
 
     def __init__(self, fd: int, size: int) -> None:
         """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
@@ -86,12 +92,14 @@ class RunPage:
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
+        self.registers = self.map[_REGISTERS].cast("Q")
         # Stores by what the page said of them: to a device they are few, and much the same.
         self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
         """Drop the views, then unmap."""
         address, size = ctypes.addressof(self.run), self.map.nbytes
+        self.registers.release()
         self.words.release()
         self.map.release()
         for name in self.__slots__:
