@@ -18,14 +18,16 @@ _CANONICAL = 1 << 47
 class Gate:
     """What one vCPU, entered by `vmm.linux.boot.enter`, asks for. Not thread-safe.
 
+    run         runs the vCPU until it exits
     registers   of the last call, by the numbers above: RAX is what is asked for, the arguments are
                 in RDI, RSI, RDX, R10, R8, R9; RCX is where the program goes on
     """
 
-    __slots__ = ("_last", "_ring_3", "_vcpu", "registers")
+    __slots__ = ("_last", "_ring_3", "registers", "run", "vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
-        self._vcpu = vcpu
+        self.vcpu = vcpu
+        self.run = vcpu.run
         self._last: Exit | None = None  # the same object, as long as it is the same exit
         self._ring_3 = False
         self.registers: list[int] = []
@@ -40,21 +42,26 @@ class Gate:
                 return False
             self._ring_3 = exit_.data[0] & 3 == 3
             self._last = exit_
-        self.registers = self._vcpu.exit_words()
+        self.registers = self.vcpu.exit_words()
         return self.registers[RIP] == ENTERED
+
+    def arguments(self) -> tuple[int, ...]:
+        """Return the call's number, and its six arguments."""
+        r = self.registers
+        return r[RAX], r[RDI], r[RSI], r[RDX], r[R10], r[R8], r[R9]
 
     def answer(self, result: int) -> None:
         """Let the call return `result`, or -errno. Again is fine, as long as it has not run on."""
         registers = self.registers
         if not self._ring_3:
-            self._vcpu.enter_with(result & _MASK)
+            self.vcpu.enter_with(result & _MASK)
             return
         # What cannot be an address stops the program at the next instruction, as it should.
         rip = registers[RCX]
         if rip >= _CANONICAL:
             rip = 0
         rflags = registers[R11] & _FLAGS | _FIXED_FLAGS
-        self._vcpu.enter_with(result & _MASK, rip, rflags)
+        self.vcpu.enter_with(result & _MASK, rip, rflags)
 
 
 _MASK = (1 << 64) - 1
