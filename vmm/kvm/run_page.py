@@ -52,8 +52,9 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 _EXIT_REASON: Any = kvm_run.exit_reason
 EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
-_SYNC: Any = kvm_run.s
-_REGISTERS = slice(_SYNC.offset, _SYNC.offset + ctypes.sizeof(kvm_regs))
+_DIRTY_REGS: Any = kvm_run.kvm_dirty_regs
+DIRTY_REGS = int(_DIRTY_REGS.offset) // 4
+_REGISTERS = slice(kvm_run.s.offset, kvm_run.s.offset + ctypes.sizeof(kvm_regs))
 
 INTR = Intr()
 _HLT = Hlt()
@@ -69,8 +70,8 @@ class RunPage:
     """
 
     __slots__ = (
-        *("exit", "hypercall", "io", "known", "map"),
-        *("mmio", "registers", "run", "sync", "words"),
+        *("exit", "hypercall", "io", "known", "map", "mmio", "registers", "run", "sync"),
+        "words",
     )
 
     def __init__(self, fd: int, size: int) -> None:
@@ -91,15 +92,15 @@ class RunPage:
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
-        self.registers = self.map[_REGISTERS].cast("Q")  # of `sync`, in the order of kvm_regs
+        self.registers = self.map[_REGISTERS].cast("Q")
         # Stores by what the page said of them: to a device they are few, and much the same.
         self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
         """Drop the views, then unmap."""
         address, size = ctypes.addressof(self.run), self.map.nbytes
-        self.words.release()
         self.registers.release()
+        self.words.release()
         self.map.release()
         for name in self.__slots__:
             delattr(self, name)

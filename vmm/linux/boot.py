@@ -1,41 +1,32 @@
 """A Linux program's machine: where things lie in it, and the state that it is entered in.
 
-It runs in ring 3, whatever the host. `SYSCALL` leads to ENTRY, a page that only ring 0 may use, on
-every host, but not in the same way:
+It runs in ring 3, whatever the host. `SYSCALL` leads to ENTRY, where it stores CS at GATE, which
+is no memory: the exit (`vmm.linux.gate`) says in which ring it is. With hardware paging that is 0;
+run on, the next instruction is SYSRETQ. On kvm_pvm, SYSCALL stays in ring 3: there the monitor sets
+RIP and RFLAGS itself. That costs the same as any other store that exits; to have the entry page
+refused, and handle a page fault, takes 7 us more there.
 
-- where there is hardware paging the CPU enters ring 0 there, and the stub's HLT exits. Run on, it
-  executes SYSRETQ, which takes RIP and RFLAGS from RCX and R11, where SYSCALL has put them;
-- where KVM has none (kvm_pvm), SYSCALL goes there in ring 3, which is a page fault with RIP ENTRY;
-  its stub's HLT exits. Run on, it returns to what the trap frame says: to ENTRY, unless RIP and
-  RFLAGS have been written into it, from RCX and R11.
-
-`vmm.linux.gate` makes one of the two. Pure: what the state is, not where it goes.
-Sources: Intel SDM volume 2, SYSCALL, SYSRET; volume 3, 2.5, 2.6, 5.8.8; x86-64 psABI, A.2.1.
+Pure: what the state is, not where it goes. Sources: Intel SDM volume 2, SYSCALL, SYSRET; volume 3,
+2.5, 2.6, 5.8.8; x86-64 psABI, A.2.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from vmm.errors import ConfigError
 from vmm.guest import abi, boot, x86
-from vmm.guest.exceptions import PAGE_FAULT
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN, PageTables
 from vmm.kvm import CpuidEntry, CpuidTable, Vcpu, kvm_regs, kvm_sregs
-from vmm.linux.tables import tables_size
+from vmm.linux.tables import ENTRY_PAGE, tables_size
 from vmm.memory.region import Region
 
-ENTRY = x86.TRAP_STUBS + x86.VECTORS * x86.STUB_BYTES  # LSTAR
-ENTRY_HALTED = ENTRY + 1  # RIP after its HLT
-FAULT_STUB = x86.TRAP_STUBS + PAGE_FAULT * x86.STUB_BYTES
-FAULT_HALTED = FAULT_STUB + 1
-# To fetch an instruction, from ring 3, of a page that is there (SDM volume 3, 4.7).
-FETCH_REFUSED = 0x15
-
-_ENTRY_CODE = b"\xf4\x48\x0f\x07"  # hlt; sysretq
-# hlt; add rsp, 8; iretq. It takes the next stub's place as well: there is no exception 15.
-_FAULT_CODE = b"\xf4\x48\x83\xc4\x08\x48\xcf\x90"
+ENTRY = ENTRY_PAGE.start  # LSTAR
+GATE = abi.DOORBELL_GPA + 0x800
+_ENTRY_CODE = b"\x8c\x0c\x25" + struct.pack("<I", GATE) + b"\x48\x0f\x07"  # mov [GATE], cs; sysretq
+ENTERED = ENTRY + 7  # RIP after the store
 
 _CR4_OSXSAVE = 1 << 18
 _EFER_SCE = 1 << 0
@@ -100,7 +91,6 @@ def plan(low: int, arena: int, stack: int, window: int) -> Layout:
 def contents() -> Iterator[tuple[int, bytes]]:
     """Yield what is in private memory at first besides the image, as (address, bytes)."""
     yield from x86.system_area()
-    yield FAULT_STUB, _FAULT_CODE
     yield ENTRY, _ENTRY_CODE
 
 

@@ -34,6 +34,9 @@ _FLAGS = (0, *(
 _RIGHTS = {flags: prot for prot, flags in enumerate(_FLAGS) if prot & PROT_READ}
 _ADDRESS = (1 << 52) - PAGE
 
+# What SYSCALL leads to (`vmm.linux.boot`). Ring 3 reaches it on kvm_pvm; ring 0 may use it, too.
+ENTRY_PAGE = Range(x86.TRAP_STACK.end, x86.TRAP_STACK.end + PAGE, execute=True)
+
 
 def tables_size(window: Region, arena: Region) -> int:
     """Return how many bytes the tables of a layout take: addresses; memory as they are filled."""
@@ -85,7 +88,7 @@ class Tables:
         self._fill(
             window_directory * _ENTRIES, window.base | flags, window.size // LARGE_PAGE, 2 << 20
         )
-        for wanted in x86.system_ranges(user=True):
+        for wanted in (*x86.system_ranges(user=True), ENTRY_PAGE):
             self._set(wanted.start, wanted.end, wanted.flags())
 
     def set(self, start: int, end: int, prot: int) -> None:
