@@ -17,11 +17,13 @@
 #include <stdint.h>
 
 /* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
- * whose major is its own and whose minor is not above its own. */
+ * whose major is its own and whose minor is not above its own. A program for Linux, with a C library, that uses this
+ * ABI has the same under PF_NOTE_LINUX. */
 #define PF_ABI_MAJOR 1
 #define PF_ABI_MINOR 2
 #define PF_NOTE_NAME "pageferry"
 #define PF_NOTE_ABI 0x5046
+#define PF_NOTE_LINUX 0x504c
 
 /* ---- The machine: one flat space, linear address == guest-physical address ------------------------- */
 
