@@ -262,6 +262,7 @@ struct pf_control {
     struct pf_descriptor rx[PF_RX_ENTRIES];     /* 53248 */
 };
 
+#ifndef __cplusplus
 _Static_assert(sizeof(struct pf_extent) == 16, "struct pf_extent");
 _Static_assert(offsetof(struct pf_descriptor, extents) == 64, "struct pf_descriptor.extents");
 _Static_assert(offsetof(struct pf_descriptor, payload) == 320, "struct pf_descriptor.payload");
@@ -276,5 +277,6 @@ _Static_assert(offsetof(struct pf_control, tx) == 20480, "struct pf_control.tx")
 _Static_assert(offsetof(struct pf_control, rx) == 53248, "struct pf_control.rx");
 _Static_assert(sizeof(struct pf_control) == 86016, "struct pf_control");
 _Static_assert(PF_CONTROL_GPA + sizeof(struct pf_control) <= 0x40000, "the page tables follow at 0x40000");
+#endif
 
 #endif
