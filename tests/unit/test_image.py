@@ -87,7 +87,7 @@ def test_a_guest_is_its_segments_its_entry_and_its_end(elf: Elf) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x7f", b"#!/bin/sh\n", b"MZ" + bytes(100)])
 def test_a_file_that_is_no_elf(data: bytes) -> None:
-    assert complaint(data) == "not an ELF file: give a guest built for pageferry"
+    assert complaint(data) == "not an ELF file: give a guest, or a static Linux program"
 
 
 def test_another_machine(elf: Elf) -> None:

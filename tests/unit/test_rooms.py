@@ -19,6 +19,7 @@ LAYERS = (
     {"guest"},
     {"ferry"},
     {"engine"},
+    {"linux"},
     {"endpoint", "host"},
     {"monitor"},
     {"observe", "bench", "nested"},
