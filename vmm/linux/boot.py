@@ -135,10 +135,12 @@ class Processor:
 
     cpuid   what CPUID answers; in ring 3 on kvm_pvm the hardware answers itself
     xcr0    the state that XSAVE knows of; 0 where there is no XSAVE
+    hwcap   what the C library is told of it (AT_HWCAP): leaf 1's EDX
     """
 
     cpuid: CpuidTable
     xcr0: int
+    hwcap: int
 
     @classmethod
     def of(cls, supported: Sequence[CpuidEntry]) -> Processor:
@@ -147,8 +149,9 @@ class Processor:
         found = {(entry.function, entry.index): entry for entry in entries}
         nothing = CpuidEntry(0, 0, 0, 0, 0, 0, 0)
         state = found.get((0xD, 0), nothing).eax & _STATE
-        xsave = found.get((1, 0), nothing).ecx & 1 << 26 and state & 3 == 3
-        return cls(CpuidTable.of(entries), state if xsave else 0)
+        features = found.get((1, 0), nothing)
+        xsave = features.ecx & 1 << 26 and state & 3 == 3
+        return cls(CpuidTable.of(entries), state if xsave else 0, features.edx)
 
 
 def filtered(entry: CpuidEntry) -> CpuidEntry:

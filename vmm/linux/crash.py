@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from vmm.errors import GuestFault
+from vmm.guest.x86 import TRAP_STACK
 from vmm.linux.trace import described
 
 if TYPE_CHECKING:
@@ -24,6 +26,12 @@ def signalled(fault: GuestFault, process: Process) -> GuestFault:
         name = _SIGNALS.get(fault.vector)
     if name is None:
         return fault
+    registers = process.gate.snapshot()
+    if registers["rsp"] in range(TRAP_STACK.base, TRAP_STACK.end):  # those of the trap's stub
+        frame = process.memory.low.read(TRAP_STACK.end - 24, 16)
+        registers["rflags"], registers["rsp"] = struct.unpack("<QQ", frame)
+    if fault.rip is not None:
+        registers["rip"] = fault.rip
     return GuestFault(
         fault.kind,
         fault.machine,
@@ -35,6 +43,6 @@ def signalled(fault: GuestFault, process: Process) -> GuestFault:
         rip=fault.rip,
         place=lambda: fault.place,
         signal=name,
-        registers=process.gate.snapshot(),
+        registers=registers,
         calls=[described(record) for record in process.last],
     )

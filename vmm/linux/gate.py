@@ -10,6 +10,11 @@ RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8, R9, R10, R11, R12, R13, R14, R15, RI
     18
 )
 
+NAMES = (
+    *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11"),
+    *("r12", "r13", "r14", "r15", "rip", "rflags"),
+)
+
 # CF PF AF ZF SF TF DF OF NT AC ID are the program's; IF is always set, and bit 1.
 _FLAGS, _FIXED_FLAGS = 0x244DD5, 0x202
 _CANONICAL = 1 << 47
@@ -49,6 +54,10 @@ class Gate:
         """Return the call's number, and its six arguments."""
         r = self.registers
         return r[RAX], r[RDI], r[RSI], r[RDX], r[R10], r[R8], r[R9]
+
+    def snapshot(self) -> dict[str, int]:
+        """Return the general registers as the last exit left them, by name."""
+        return dict(zip(NAMES, self.vcpu.exit_words(), strict=True))
 
     def answer(self, result: int) -> None:
         """Let the call return `result`, or -errno. Again is fine, as long as it has not run on."""

@@ -169,7 +169,7 @@ class LinuxGuest(Guest):
             [name + b"=" + value for name, value in task.env.items()],
             random=task.clock.random(16),
             path=task.path,
-            hwcap=plan.processor.features,
+            hwcap=plan.processor.hwcap,
         )
         memory.fill(start.rsp, start.data)
         return start.rsp

@@ -300,11 +300,12 @@ def sys_wait4(process: Process, pid: Int, status: Address, options: Int, usage: 
 def sys_getrandom(process: Process, buffer: Address, size: Size, flags: Word) -> int:
     if flags & ~7:
         raise SysError(errno.EINVAL)
-    size = min(size, 1 << 20)
-    if size and not process.memory.room(buffer, size, write=True):
+    length = min(size, 1 << 20)
+    room = process.memory.room(buffer, length, write=True) if length else 0
+    if length and not room:
         raise SysError(errno.EFAULT)
-    process.memory.write(buffer, process.clock.random(size))
-    return size
+    process.memory.write(buffer, process.clock.random(room))
+    return room
 
 
 @call

@@ -331,9 +331,8 @@ def sys_sendfile(process: Process, out: Fd, source: Fd, offset: Address, count: 
         (start,) = struct.unpack("<q", process.memory.read(offset, 8))
         if start < 0:
             raise SysError(errno.EINVAL)
-    count = min(count, MOST)
     at = reader.seek(0, os.SEEK_CUR) if start is None else start
-    data = reader.pread(at, count)
+    data = reader.pread(at, min(count, MOST))
     taken = writer.write(data) if data else 0
     if start is None:
         reader.seek(at + taken, os.SEEK_SET)

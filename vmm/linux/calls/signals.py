@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _SIGNALS = 64
 _SET = 8  # bytes of a sigset_t
 _ACTION = 32  # bytes of the kernel's struct sigaction
-_IGNORED = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH}
+_IGNORED = {int(s) for s in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)}
 _SIG_IGN = 1
-_FIXED = {signal.SIGKILL, signal.SIGSTOP}
+_FIXED = {int(signal.SIGKILL), int(signal.SIGSTOP)}
 _SS_DISABLE = 2
 
 
