@@ -10,11 +10,11 @@ import itertools
 import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, SupportsFloat, SupportsIndex
+from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from vmm import host
 from vmm.endpoint import HostEndpoint, arguments
@@ -33,19 +33,26 @@ from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.image import Image, Room, load_image
+from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.linux.files.offering import Offered
+from vmm.linux.files.streams import Source
+from vmm.linux.loader import Program, load
+from vmm.linux.machine import LinuxMachine
+from vmm.linux.spawning import Options, Order, memory_of
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
+_MAX_STACK = _MAX_PRIVATE // 2
 _MAX_WINDOW = 256 << 30
 _MAX_WORKERS = 1024
 _MAX_QUEUE = 1 << 20
 
 Seconds = SupportsFloat | SupportsIndex
+_T = TypeVar("_T")
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
@@ -146,6 +153,7 @@ class Monitor:
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
+        self._console = console
         path = arguments.file_path(device, "device", plain=True)
         mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
@@ -222,19 +230,43 @@ class Monitor:
         *,
         name: str | None = None,
         window: SupportsIndex | str = "1G",
-        memory: SupportsIndex | str = "16M",
-        stack: SupportsIndex | str = "256K",
+        memory: SupportsIndex | str | None = None,
+        stack: SupportsIndex | str | None = None,
         queue: SupportsIndex = 64,
         quota: SupportsIndex | str | None = None,
+        args: Iterable[str | bytes | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, Offered] | None = None,
+        root: str | bytes | os.PathLike[str] | None = None,
+        stdin: bytes | Source = b"",
+        stdout: Any = None,
+        stderr: Any = None,
+        disk: SupportsIndex | str = "256M",
+        clock: str = "real",
+        seed: SupportsIndex = 0,
     ) -> Machine:
-        """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
+        """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
+        next (or present) `run`.
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
-        memory    private memory, for the image and the stack; stack is the latter's size
+        memory    private memory, for the image and the stack; stack is the latter's size. By
+                  default 16 MiB and 256 KiB; for a program 256 MiB, a limit, and 8 MiB
         queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
+
+        For a program, which is a LinuxMachine (docs/linux.md):
+
+        args      what follows argv[0], the file's name
+        env       its environment; by default only PATH and HOME
+        files     what it may read, by absolute path: bytes, or Path of the host's
+        root      a directory of the host's that it sees, and cannot change
+        stdin     bytes, or a binary file
+        stdout    None: kept (`LinuxMachine.stdout`); "console": to the console, line by line; or a
+                  binary file. stderr likewise
+        disk      memory that what it writes may take
+        clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -243,37 +275,65 @@ class Monitor:
         if name is not None:
             name = arguments.text(name, "name")
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
-        shape = Shape(
+        window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
+        limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
+        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
+        # What it is says the file, and how much it may have depends on that.
+        shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
+        most, _ = _tried(lambda: memory_of(memory))
+        room = None if shape is None else Room(shape.private, shape.stack)
+        with host.reported(f"no machine of {path} can be made"):
+            image = load(path, room, most, rooted=root is not None)
+            wanted = Path(path).stem if name is None else name
+            turns = self._turns
+            if isinstance(image, Program):
+                order = Order(image, path, options, memory, stack, window_size)
+                order.print_to(self._console, wanted)
+                number = next(self._numbers)
+                guest = order.make(self._kvm, number, wanted)
+                try:
+                    with turns.telling, turns.lock, turns.change:
+                        return self._join(guest, LinuxMachine, path, depth, limit)
+                except BaseException:
+                    guest.close()
+                    raise
+            options.refuse(path)
+            if shape is None:
+                raise wrong or AssertionError
+            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
+                self._check_name(wanted)
+                blueprint = self._blueprints.get(image, shape)
+                bare = Guest(self._kvm, blueprint, next(self._numbers), wanted)
+                return self._join(bare, Machine, path, depth, limit)
+
+    def _shape(
+        self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
+    ) -> Shape:
+        """Return what a bare guest is to be like. Raises ConfigError."""
+        private = "16M" if memory is None else memory
+        return Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2),
-            window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
+            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE),
+            stack=_rounded("256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK),
+            window=window,
         )
-        limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
-        with host.reported(f"no machine of {path} can be made"):
-            image = load_image(path, Room(shape.private, shape.stack))
-            turns = self._turns
-            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
-                name = self._check_name(Path(path).stem if name is None else name)
-                machine = self._make(image, shape, name, depth, limit)
-                self._scheduler.make_ready(machine)
-                if self.trace:
-                    self.trace.emit("spawn", machine=name, image=path, window=shape.window)
-        return machine
 
-    def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
-        number = next(self._numbers)
-        guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
+    def _join(
+        self, guest: Guest, kind: Callable[..., Machine], path: str, depth: int, quota: int
+    ) -> Machine:
+        """Make a machine of a guest, which is closed if that fails; in a turn."""
+        number, name, region = guest.number, guest.name, guest.layout.window
         try:
+            self._check_name(name)
             window = self._mover.machine_window(
-                guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
+                guest.vm, region.base, region.size, len(self._by_number)
             )
         except BaseException:
             guest.close()
             raise
         peer = Peer(number, name, window, depth, guest.control)
-        machine = Machine(guest, peer, self._exchange, self._turns)
+        machine = kind(guest, peer, self._exchange, self._turns)
         window.on_spoiled = partial(self._condemn, machine)
         try:
             if window.blinks:
@@ -285,6 +345,9 @@ class Monitor:
             raise
         self._turns.journal.undo(partial(self._forget, machine))
         self.machines[name] = self._by_number[number] = machine
+        self._scheduler.make_ready(machine)
+        if self.trace:
+            self.trace.emit("spawn", machine=name, image=path, window=region.size)
         return machine
 
     def _forget(self, machine: Machine) -> None:
@@ -526,6 +589,14 @@ def _free(machine: Machine) -> None:
         machine.guest.close()
     finally:
         machine.peer.window.close()
+
+
+def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
+    """Return what is made, or why it cannot be."""
+    try:
+        return make(), None
+    except ConfigError as error:
+        return None, error
 
 
 def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:

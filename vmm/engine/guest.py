@@ -54,11 +54,12 @@ class Guest:
 
     __slots__ = (
         *("_blueprint", "_hypercall", "_last", "_last_bell"),
-        *("control", "memory", "name", "vcpu", "vm"),
+        *("control", "memory", "name", "number", "vcpu", "vm"),
     )
 
     def __init__(self, kvm: Kvm, blueprint: Blueprint, number: int, name: str) -> None:
         self.name = name
+        self.number = number
         self._blueprint = blueprint
         self._hypercall: Hypercall | None = None  # the last exit, if it was one
         self._last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from typing import Protocol
 
 from vmm.engine.guest import Asked, Guest
 from vmm.errors import GuestFault
@@ -17,14 +16,11 @@ from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
-from vmm.linux.files.contents import Content
-from vmm.linux.files.offering import Offered
-from vmm.linux.files.streams import Input, Source
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
 from vmm.linux.loader import Program
 from vmm.linux.memory import Memory
-from vmm.linux.output import Lines, Output
+from vmm.linux.output import Output
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
@@ -33,41 +29,25 @@ from vmm.memory.template import Template
 PAGE, MIB = abi.PAGE_SIZE, 1 << 20
 _ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
 _FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class Given(Protocol):
     """What one run of a program is given.
 
-    path         what it knows its file as
-    args         what follows argv[0], which is the path's last part
-    env          its environment
-    files        what it may read, by absolute path
-    root         a directory of the host's that it sees, and cannot change; or None
-    executable   its file's contents
-    stdin        bytes, or a binary file
-    stdout, stderr   None: kept, for Python; else called with what is printed, bytes
-    console      called with each line that is printed, instead; or None
-    memory       bytes it may have, image and stack included
-    disk         bytes it may write into files
-    output       bytes of its outputs, each, that are kept
+    path, argv, env    for its stack
+    memory             bytes it may have, image and stack included
+    clock              its time
     """
 
-    path: bytes
-    args: Sequence[bytes]
-    env: Mapping[bytes, bytes]
-    files: Mapping[str, Offered]
-    root: Path | None
-    executable: Content
-    stdin: bytes | Source
-    stdout: Callable[[bytes], object] | None
-    stderr: Callable[[bytes], object] | None
     memory: int
-    disk: int
-    output: int
+    env: list[bytes]
     clock: Clock
-    input_fd: int | None = None
+
+    @property
+    def path(self) -> bytes: ...
+
+    @property
+    def argv(self) -> list[bytes]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -79,72 +59,67 @@ class Plan:
     layout: Layout
     processor: Processor
     template: Template
-    entry: int
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
 
 
-def layout(program: Program, task: Task, shape: Shape) -> Layout:
+def layout(program: Program, memory: int, shape: Shape) -> Layout:
     """Say where things are to lie. Raises ConfigError."""
-    low = min(program.end + task.memory, abi.DOORBELL_GPA)
-    arena = task.memory + _ADDRESSES + shape.stack
-    return boot.plan(low, arena, shape.stack, shape.window)
+    low = min(program.end + memory, abi.DOORBELL_GPA)
+    return boot.plan(low, memory + _ADDRESSES + shape.stack, shape.stack, shape.window)
 
 
 class LinuxGuest(Guest):
-    """A VM with one vCPU that runs a program for Linux."""
+    """A VM with one vCPU that runs a program for Linux.
 
-    __slots__ = ("_lines", "_told", "process")
+    process    the program
+    """
 
-    def __init__(self, kvm: Kvm, plan: Plan, number: int, name: str, task: Task) -> None:
-        """Make it, ready to be entered. Raises ConfigError, ResourceError, OSError."""
-        self._lines: tuple[Lines, ...] = ()
+    __slots__ = ("_told", "process")
+
+    def __init__(
+        self,
+        kvm: Kvm,
+        plan: Plan,
+        number: int,
+        name: str,
+        given: Given,
+        files: FileSystem,
+        outputs: tuple[Output, Output],
+        input_fd: int | None,
+    ) -> None:
+        """Make it, ready to be entered; `files` is closed with it. Raises ConfigError,
+        ResourceError, OSError.
+        """
         self._told: list[tuple[Output, int]] = []
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
-            self.process = self._process(plan, task)
+            memory = self._memory(plan, given)
+            try:
+                rsp = self._stack(memory, plan, given)
+                boot.enter(self.vcpu, plan.layout, plan.processor, plan.image.entry, rsp)
+                self.process = Process(
+                    Gate(self.vcpu),
+                    memory,
+                    files,
+                    given.clock,
+                    outputs,
+                    fault=self.diagnosis.fault,
+                    stack_size=plan.shape.stack,
+                    input_fd=input_fd,
+                )
+            except BaseException:
+                memory.close()
+                raise
         except BaseException:
             super().close()
             raise
 
-    def _process(self, plan: Plan, task: Task) -> Process:
-        files = FileSystem(
-            task.files,
-            root=task.root,
-            limit=task.disk,
-            executable=task.executable,
-            now=task.clock.realtime_ns,
-            random=task.clock.random,
-            executable_path=task.path,
-        )
-        with contextlib.ExitStack() as undo:
-            undo.callback(files.close)
-            outputs = (
-                Output(files.changes, task.output, task.stdout),
-                Output(files.changes, task.output, task.stderr),
-            )
-            files.standard(Input(task.stdin), *outputs)
-            memory = self._memory(plan, task)
-            rsp = self._stack(memory, plan, task)
-            boot.enter(self.vcpu, plan.layout, plan.processor, plan.entry, rsp)
-            process = Process(
-                Gate(self.vcpu),
-                memory,
-                files,
-                task.clock,
-                outputs,
-                fault=self.diagnosis.fault,
-                stack_size=plan.shape.stack,
-                input_fd=task.input_fd,
-            )
-            undo.pop_all()
-        return process
-
-    def _memory(self, plan: Plan, task: Task) -> Memory:
+    def _memory(self, plan: Plan, given: Given) -> Memory:
         """Map the image and the stack; the machine's memslots are made of that."""
         layout = plan.layout
-        areas = Areas(layout.low, layout.arena, task.memory, plan.shape.stack)
+        areas = Areas(layout.low, layout.arena, given.memory, plan.shape.stack)
         areas.start_heap(plan.image.end)
         memory = Memory(self.memory, areas, layout.window)
         try:
@@ -158,17 +133,17 @@ class LinuxGuest(Guest):
             raise
         return memory
 
-    def _stack(self, memory: Memory, plan: Plan, task: Task) -> int:
+    def _stack(self, memory: Memory, plan: Plan, given: Given) -> int:
         """Put arguments and environment onto the stack; return the stack pointer."""
         top = plan.layout.stack.end
         start = start_stack(
             top,
             plan.shape.stack,
             plan.image,
-            [task.path.rsplit(b"/", 1)[-1], *task.args],
-            [name + b"=" + value for name, value in task.env.items()],
-            random=task.clock.random(16),
-            path=task.path,
+            given.argv,
+            given.env,
+            random=given.clock.random(16),
+            path=given.path,
             hwcap=plan.processor.hwcap,
         )
         memory.fill(start.rsp, start.data)
