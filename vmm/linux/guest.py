@@ -55,6 +55,7 @@ class Plan:
     """A program's machine as it is to be made; what a bare guest has in its blueprint."""
 
     image: Program
+    interpreter: Program | None
     shape: Shape
     layout: Layout
     processor: Processor
@@ -66,7 +67,8 @@ class Plan:
 
 def layout(program: Program, memory: int, shape: Shape) -> Layout:
     """Say where things are to lie. Raises ConfigError."""
-    low = min(program.end + memory, abi.DOORBELL_GPA)
+    dynamic = program.interpreter is not None  # which lies near the end of what there is
+    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
     return boot.plan(low, memory + _ADDRESSES + shape.stack, shape.stack, shape.window)
 
 
@@ -98,7 +100,8 @@ class LinuxGuest(Guest):
             memory = self._memory(plan, given)
             try:
                 rsp = self._stack(memory, plan, given)
-                boot.enter(self.vcpu, plan.layout, plan.processor, plan.image.entry, rsp)
+                entered = plan.interpreter or plan.image
+                boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
                 self.process = Process(
                     Gate(self.vcpu),
                     memory,
@@ -123,7 +126,8 @@ class LinuxGuest(Guest):
         areas.start_heap(plan.image.end)
         memory = Memory(self.memory, areas, layout.window)
         try:
-            for segment in plan.image.segments:
+            programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
+            for segment in (segment for program in programs for segment in program.segments):
                 size = segment.end - segment.start
                 memory.mmap(segment.start, size, segment.rights, _FIXED)
                 memory.fill(segment.start, segment.data)
@@ -145,6 +149,7 @@ class LinuxGuest(Guest):
             random=given.clock.random(16),
             path=given.path,
             hwcap=plan.processor.hwcap,
+            interpreter=plan.interpreter,
         )
         memory.fill(start.rsp, start.data)
         return start.rsp

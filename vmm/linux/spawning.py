@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -11,16 +12,19 @@ from typing import Any, SupportsIndex
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.guest import abi
 from vmm.guest.blueprint import Shape
+from vmm.guest.elf import Source
 from vmm.kvm import Kvm
 from vmm.linux import boot
 from vmm.linux.boot import Processor
 from vmm.linux.clock import Clock, FrozenClock
+from vmm.linux.errors import SysError
 from vmm.linux.files.contents import HostFile
 from vmm.linux.files.offering import Offered
-from vmm.linux.files.streams import Input, Source
+from vmm.linux.files.streams import Input
+from vmm.linux.files.streams import Source as InputSource
 from vmm.linux.files.system import FileSystem
 from vmm.linux.guest import LinuxGuest, Plan, layout
-from vmm.linux.loader import Program
+from vmm.linux.loader import Program, read_interpreter
 from vmm.linux.output import Lines, Output
 from vmm.memory.template import Template
 from vmm.sizes import integer, parse_size
@@ -49,7 +53,7 @@ class Options:
     env: Mapping[str, str] | None = None
     files: Mapping[str, Offered] | None = None
     root: Text | None = None
-    stdin: bytes | Source = b""
+    stdin: bytes | InputSource = b""
     stdout: Any = None
     stderr: Any = None
     disk: SupportsIndex | str = "256M"
@@ -83,7 +87,10 @@ class Order:
     ) -> None:
         """Check it. Raises ConfigError, ArgumentTypeError, LimitError."""
         self.program = program
-        self._path = os.fsencode(Path(path).absolute())
+        self._file = Path(path).absolute()
+        root = None if options.root is None else Path(os.fsdecode(options.root)).resolve()
+        self._root = root
+        self._path = _inside(self._file, root) or os.fsencode(self._file)
         self._options = options
         self.memory = memory_of(memory)
         stack_size = _size(STACK if stack is None else stack, "stack", 64 << 10, self.memory)
@@ -109,24 +116,25 @@ class Order:
 
     def make(self, kvm: Kvm, number: int, name: str) -> LinuxGuest:
         """Open what it may read, and make its machine. Raises ConfigError, OSError …"""
-        options = self._options
         files = FileSystem(
-            options.files or {},
-            root=None if options.root is None else Path(os.fsdecode(options.root)),
+            self._options.files or {},
+            root=self._root,
             limit=self.disk,
-            executable=HostFile.open(Path(os.fsdecode(self._path))),
+            executable=HostFile.open(self._file),
             now=self.clock.realtime_ns,
             random=self.clock.random,
             executable_path=self._path,
         )
         try:
+            self._go_to(files)
             outputs = tuple(Output(files.changes, _OUTPUT, sink) for sink in self._sinks)
             files.standard(self._input, *outputs)
             processor = Processor.of(kvm.supported_cpuid())
             where = layout(self.program, self.memory, self.shape)
             template = Template(boot.contents())
             try:
-                plan = Plan(self.program, self.shape, where, processor, template)
+                interpreter = self._interpreter(files)
+                plan = Plan(self.program, interpreter, self.shape, where, processor, template)
                 return LinuxGuest(
                     kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
                 )
@@ -135,6 +143,28 @@ class Order:
         except BaseException:
             files.close()
             raise
+
+    def _interpreter(self, files: FileSystem) -> Program | None:
+        """Return what is entered in a dynamic program's place: a file of its own system's."""
+        path = self.program.interpreter
+        if path is None:
+            return None
+        try:
+            data = files.contents(path)
+        except SysError as error:
+            raise ConfigError(
+                f"{self.program.name}: its interpreter {os.fsdecode(path)} is not in root "
+                f"{self._root} ({error}): give the root of the system that it was made for"
+            ) from error
+        return read_interpreter(Source.of(data), os.fsdecode(path))
+
+    def _go_to(self, files: FileSystem) -> None:
+        """Begin in the user's directory, if the program can see it."""
+        here = _inside(Path.cwd(), self._root)
+        if here is not None:
+            with contextlib.suppress(SysError):
+                files.chdir(None, here)
+                files.changes.commit()
 
     @property
     def argv(self) -> list[bytes]:
@@ -145,6 +175,13 @@ class Order:
     def path(self) -> bytes:
         """What it knows its file as."""
         return self._path
+
+
+def _inside(path: Path, root: Path | None) -> bytes | None:
+    """Return what a path of the host's is to who sees `root`; None if it is not in there."""
+    if root is None or not path.resolve().is_relative_to(root):
+        return None
+    return b"/" + os.fsencode(path.resolve().relative_to(root))
 
 
 def memory_of(memory: SupportsIndex | str | None) -> int:

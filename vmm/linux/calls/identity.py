@@ -18,6 +18,8 @@ _MSR = {_ARCH_SET_FS: 0xC0000100, _ARCH_GET_FS: 0xC0000100}
 _MSR |= {_ARCH_SET_GS: 0xC0000101, _ARCH_GET_GS: 0xC0000101}
 _USER_END = 1 << 47
 
+_RSEQ = 32  # bytes, and their alignment
+
 _STACK, _NOFILE, _AS, _DATA, _CORE = 3, 7, 9, 2, 4
 _LIMITS = 16
 _UNLIMITED = (1 << 64) - 1
@@ -166,6 +168,16 @@ def sys_set_tid_address(process: Process, address: Address) -> int:
 def sys_set_robust_list(process: Process, head: Address, length: Size) -> int:
     if length != 24:
         raise SysError(errno.EINVAL)
+    return 0
+
+
+@call
+def sys_rseq(process: Process, area: Address, size: Word, flags: Int, signature: Word) -> int:
+    """Tell it that it is on CPU 0, where it stays: nothing is ever restarted."""
+    if flags & ~1 or size < _RSEQ or area % _RSEQ:
+        raise SysError(errno.EINVAL)
+    if not flags & 1:
+        process.memory.write(area, bytes(8))
     return 0
 
 

@@ -6,7 +6,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from vmm.linux.calls.table import Address, Int, call
+from vmm.linux.calls.table import Address, Int, Park, Word, call
 from vmm.linux.errors import SysError
 
 if TYPE_CHECKING:
@@ -92,3 +92,31 @@ def sys_clock_nanosleep(
         time_of(process, clock)
     process.sleep(length)
     return 0
+
+
+_FUTEX_WAIT, _FUTEX_WAKE, _FUTEX_WAIT_BITSET, _FUTEX_WAKE_BITSET = 0, 1, 9, 10
+_FUTEX_FLAGS, _FUTEX_CLOCK_REALTIME = 0x180, 0x100
+
+
+@call
+def sys_futex(
+    process: Process, word: Address, operation: Int, value: Word, timeout: Address, second: Address
+) -> int:
+    """Nobody is there to wake anybody: a wait ends with its time, or never."""
+    command = operation & ~_FUTEX_FLAGS
+    if word % 4:
+        raise SysError(errno.EINVAL)
+    (found,) = struct.unpack("<I", process.memory.read(word, 4))
+    if command in (_FUTEX_WAKE, _FUTEX_WAKE_BITSET):
+        return 0
+    if command not in (_FUTEX_WAIT, _FUTEX_WAIT_BITSET):
+        raise SysError(errno.ENOSYS)
+    if found != value:
+        raise SysError(errno.EAGAIN)
+    if not timeout:
+        raise Park(None)
+    length = timespec(process, timeout)
+    if command == _FUTEX_WAIT_BITSET:  # until then, and not for so long
+        length = max(length - time_of(process, 0 if operation & _FUTEX_CLOCK_REALTIME else 1), 0)
+    process.sleep(length)
+    raise SysError(errno.ETIMEDOUT)
