@@ -62,6 +62,6 @@ class Clock:
         """End the thread. Further calls do nothing."""
         self._closed = True
         self._wake.put(None)
-        thread, self._thread = self._thread, None
-        if thread is not None and thread.ident is not None:
-            thread.join()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
+        self._thread = None
