@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -36,8 +37,10 @@ from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.kvm.given import Given, give_back, noted
 from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Source
+from vmm.linux.guest import LinuxGuest
 from vmm.linux.loader import Program, load
 from vmm.linux.machine import LinuxMachine
 from vmm.linux.spawning import Options, Order, memory_of
@@ -148,6 +151,7 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
+        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
@@ -155,49 +159,68 @@ class Monitor:
         arguments.flag(audit, "audit")
         self._console = console
         path = arguments.file_path(device, "device", plain=True)
-        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        with host.reported("no monitor can be made"), contextlib.ExitStack() as undo:
-            self._kvm = undo.enter_context(host.open_kvm(path))
-            self._blueprints = Blueprints(self._kvm)
-            undo.callback(self._blueprints.close)
-            self._mover = mover(frames)
-            undo.callback(self._mover.close)
+        self._closers: list[Callable[[], object]] = []  # the last first; each may be called again
+        made: list[Given] = []
+        try:
+            with host.reported("no monitor can be made"), noted(made):
+                mover = self._choose(path, ring, doorbell, mover, copy_below)
+                self._open(path, mover, frames, threads, console, audit)
+            _opened.add(self)
             self._freed = False
-            self._turns = turns = Turns(self._mover.pool.journal)
-            self.trace = Trace(turns.outbox)
-            self._scheduler = Scheduler(turns, threads, self._by_number.values)
-            undo.callback(self._scheduler.close)
-            turns.recover = self._scheduler.recover
-            ledger = Ledger(
-                frames,
-                journal=turns.journal,
-                share=_PIECES_SHARE,
-                frames_share=min(_FRAMES_SHARE, frames // 64),
-            )
-            mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger.lazy = True
-            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
-            ledger.ask_for_pieces = BUDGET.balance
-            self._exchange = Exchange(
-                ledger,
-                self._mover.pool,
-                self.trace,
-                self._wake,
-                audit=audit,
-                copy_below=self.copy_below,
-            )
-            self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
-            window = self._mover.host_window(frames * PAGE_SIZE)
-            undo.callback(window.close)
-            self.host = HostEndpoint(
-                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
-            )
-            self._exchange.join(self.host.peer, frames, UNLIMITED)
-            self._closer = undo.pop_all()
-        _opened.add(self)
+        except BaseException:
+            self._close_all()
+            give_back(made)
+            raise
+
+    def _open(
+        self,
+        device: str,
+        mover: type[Mover],
+        frames: int,
+        threads: int,
+        console: Console,
+        audit: bool,
+    ) -> None:
+        closers = self._closers
+        self._kvm = host.open_kvm(device)
+        closers.append(self._kvm.close)
+        self._blueprints = Blueprints(self._kvm)
+        closers.append(self._blueprints.close)
+        self._mover = mover(frames)
+        closers.append(self._mover.close)
+        self._turns = turns = Turns(self._mover.pool.journal)
+        self.trace = Trace(turns.outbox)
+        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        closers.append(self._scheduler.close)
+        turns.recover = self._scheduler.recover
+        ledger = Ledger(
+            frames,
+            journal=turns.journal,
+            share=_PIECES_SHARE,
+            frames_share=min(_FRAMES_SHARE, frames // 64),
+        )
+        mappings = host.mapping_limit() // 2 - self._mover.seams
+        ledger.lazy = True
+        closers.append(partial(BUDGET.leave, ledger))
+        BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH)
+        ledger.ask_for_pieces = BUDGET.balance
+        self._exchange = Exchange(
+            ledger,
+            self._mover.pool,
+            self.trace,
+            self._wake,
+            audit=audit,
+            copy_below=self.copy_below,
+        )
+        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        window = self._mover.host_window(frames * PAGE_SIZE)
+        closers.append(window.close)
+        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        self._exchange.join(self.host.peer, frames, UNLIMITED)
+        closers += [self._free_all, turns.settle]
 
     def _choose(
         self,
@@ -212,14 +235,13 @@ class Monitor:
         name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
         kind = None if mover is None else _mover_class(mover)
         below = None if copy_below is None else parse_limit(copy_below, "copy_below")
-        with host.reported("no monitor can be made"):
-            facts = host.inspect(device)
-            self.backend = facts.backend.value
-            self.ring = facts.ring if wanted is None else wanted
-            self.doorbell = facts.doorbell(self.ring, name)
-            kind = MOVERS[facts.mover] if kind is None else kind
-            self.mover = kind.name
-            self.copy_below = facts.copy_below if below is None else below
+        facts = host.inspect(device)
+        self.backend = facts.backend.value
+        self.ring = facts.ring if wanted is None else wanted
+        self.doorbell = facts.doorbell(self.ring, name)
+        kind = MOVERS[facts.mover] if kind is None else kind
+        self.mover = kind.name
+        self.copy_below = facts.copy_below if below is None else below
         return kind
 
     # ---- Machines ----
@@ -289,22 +311,31 @@ class Monitor:
             if isinstance(image, Program):
                 order = Order(image, path, options, memory, stack, window_size)
                 order.print_to(self._console, wanted)
-                number = next(self._numbers)
-                guest = order.make(self._kvm, number, wanted)
-                try:
-                    with turns.telling, turns.lock, turns.change:
-                        return self._join(guest, LinuxMachine, path, depth, limit)
-                except BaseException:
-                    guest.close()
-                    raise
+                return self._spawn_program(order, path, wanted, depth, limit)
             options.refuse(path)
             if shape is None:
                 raise wrong or AssertionError
             with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
-                self._check_name(wanted)
                 blueprint = self._blueprints.get(image, shape)
-                bare = Guest(self._kvm, blueprint, next(self._numbers), wanted)
-                return self._join(bare, Machine, path, depth, limit)
+                number = next(self._numbers)
+                make = partial(Guest, self._kvm, blueprint, number, wanted)
+                return self._join(wanted, make, Machine, path, depth, limit)
+
+    def _spawn_program(self, order: Order, path: str, name: str, depth: int, quota: int) -> Machine:
+        """Make a machine of a program, as far as possible without the lock."""
+        turns = self._turns
+        made: list[Given] = []
+        guest: LinuxGuest | None = None
+        try:
+            with noted(made):
+                guest = ready = order.make(self._kvm, next(self._numbers), name)
+            with turns.telling, turns.lock, turns.change:
+                return self._join(name, lambda: ready, LinuxMachine, path, depth, quota)
+        except BaseException:
+            if guest is not None:
+                guest.close()
+            give_back(made)
+            raise
 
     def _shape(
         self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
@@ -314,37 +345,45 @@ class Monitor:
         return Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded("256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK),
+            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
+            stack=_rounded(
+                "256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK, least=PAGE_SIZE
+            ),
             window=window,
         )
 
     def _join(
-        self, guest: Guest, kind: Callable[..., Machine], path: str, depth: int, quota: int
+        self,
+        name: str,
+        make: Callable[[], Guest],
+        kind: Callable[..., Machine],
+        path: str,
+        depth: int,
+        quota: int,
     ) -> Machine:
-        """Make a machine of a guest, which is closed if that fails; in a turn."""
-        number, name, region = guest.number, guest.name, guest.layout.window
+        """Make a machine of the guest that `make` returns; in a turn."""
+        self._check_name(name)
+        made: list[Given] = []
+        self._turns.journal.undo(partial(give_back, made))
         try:
-            self._check_name(name)
-            window = self._mover.machine_window(
-                guest.vm, region.base, region.size, len(self._by_number)
-            )
+            with noted(made):
+                guest = make()
+                region = guest.layout.window
+                window = self._mover.machine_window(
+                    guest.vm, region.base, region.size, len(self._by_number)
+                )
         except BaseException:
-            guest.close()
+            give_back(made)
             raise
-        peer = Peer(number, name, window, depth, guest.control)
+        peer = Peer(guest.number, name, window, depth, guest.control)
         machine = kind(guest, peer, self._exchange, self._turns)
-        window.on_spoiled = partial(self._condemn, machine)
-        try:
-            if window.blinks:
-                machine.peer.hold_still = partial(self._scheduler.hold, machine)
-            self._exchange.join(machine.peer, quota, PIECES)
-            self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
-        except BaseException:
-            _free(machine)
-            raise
         self._turns.journal.undo(partial(self._forget, machine))
-        self.machines[name] = self._by_number[number] = machine
+        window.on_spoiled = partial(self._condemn, machine)
+        if window.blinks:
+            peer.hold_still = partial(self._scheduler.hold, machine)
+        self._exchange.join(peer, quota, PIECES)
+        self._exchange.roster.connect(self.host.peer, peer, both=True)
+        self.machines[name] = self._by_number[guest.number] = machine
         self._scheduler.make_ready(machine)
         if self.trace:
             self.trace.emit("spawn", machine=name, image=path, window=region.size)
@@ -392,13 +431,13 @@ class Monitor:
     def remove(self, machine: Machine) -> None:
         """Stop a machine if it has not stopped, and free all that it holds; its name is free again.
 
-        Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
+        Its outcome stays readable. Raises BusyError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
         with self._turns.telling, self._turns.lock, self._turns.change:
             if machine.state is State.RUNNING:
-                raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
+                raise BusyError(f"{machine.name} is running: kill it, and remove it afterwards")
             if self._by_number.get(machine.number) is not machine:
                 return
             journal = self._turns.journal
@@ -561,11 +600,32 @@ class Monitor:
         for machine in self._by_number.values():
             machine.closed = True
         self._scheduler.end(wait=True)
-        with contextlib.ExitStack() as closers:
-            closers.push(self._closer)
-            for machine in self._by_number.values():
-                closers.callback(_free, machine)
+        self._close_all()
         self._freed = True  # what was interrupted before this can be called again
+
+    def _close_all(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+
+    def _free_all(self) -> None:
+        with contextlib.ExitStack() as freeing:
+            for machine in self._by_number.values():
+                machine.closed = True
+                freeing.callback(_free, machine)
+
+    def __del__(self) -> None:
+        # A net, not the way. One warning, for all that it holds.
+        if getattr(self, "_freed", True):
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if not sys.is_finalizing():  # then threads that hold locks are no more
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
@@ -585,10 +645,13 @@ class Monitor:
 
 def _free(machine: Machine) -> None:
     """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    peer = machine.peer
     try:
         machine.guest.close()
     finally:
-        machine.peer.window.close()
+        peer.window.close()
+        # Peers remember it, and would keep all of it with its image.
+        peer.window.on_spoiled, peer.hold_still = None, _nothing
 
 
 def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
@@ -599,8 +662,17 @@ def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
         return None, error
 
 
-def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
-    value = -(-parse_size(size, what) // unit) * unit
+def _nothing() -> None:
+    pass
+
+
+def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int, *, least: int = 0) -> int:
+    given = parse_size(size, what)
+    if given < least:
+        raise ConfigError(
+            f"{what} of {given} bytes is less than a page: give {least} or more, or a unit, as 8K"
+        )
+    value = -(-given // unit) * unit
     if value > limit:
         raise ConfigError(
             f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"

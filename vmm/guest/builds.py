@@ -135,7 +135,23 @@ class Build:
         command = [*self._driver(sources), *self._link_flags(target), *map(str, library)]
         command += ["-Wl,--start-group", *group, "-Wl,--end-group"]
         inputs = [self._library_dir / LINKER_SCRIPT, *library, *own]
-        return self._produce(target.output, command, inputs, f"cannot link {target.output.name}")
+        failure = f"cannot link {target.output.name}"
+        try:
+            said = self._produce(target.output, command, inputs, failure)
+        except BuildError as error:
+            raise BuildError(self._with_sources(str(error), sources)) from None
+        return self._with_sources(said, sources)
+
+    def _with_sources(self, text: str, given: Iterable[Path]) -> str:
+        """Return what a linker says of objects with the names of the sources in their places."""
+        for source in (*given, *self._library):
+            shown = _shown(source)
+            # With what it was compiled from, which debug information has as a relative path.
+            inside = f"{re.escape('./' + source.parent.name + '/' + source.name)}(?=:)"
+            text = re.sub(rf"{re.escape(str(self._object(source)))}:(?={inside})", "", text)
+            text = text.replace(str(self._object(source)), shown)
+            text = re.sub(rf"(?<![\w/.]){inside}", lambda _: shown, text)  # noqa: B023
+        return text
 
     def _produce(
         self, output: Path, command: list[str], inputs: Iterable[Path], failure: str
@@ -220,6 +236,14 @@ class LibcBuild(Build):
             if not re.search(r"cannot find -lc\b", str(error)):
                 raise
             raise BuildError(f"cannot link {target.output.name}: {_NO_LIBC}") from error
+
+
+def _shown(source: Path) -> str:
+    """Return a source's path as its user has it in view: relative, if that is no longer."""
+    try:
+        return min(os.path.relpath(source), str(source), key=len)
+    except OSError:  # the current directory is no longer there
+        return str(source)
 
 
 def c_files(directory: Path) -> list[Path]:

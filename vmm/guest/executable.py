@@ -31,10 +31,9 @@ class Executable:
     @classmethod
     def open(cls, source: elf.Source, name: str, relink: str) -> Executable:
         """Read the headers. Raises GuestImageError, Malformed, OSError."""
-        if source.pread(len(elf.MAGIC), 0) != elf.MAGIC:
-            raise GuestImageError(
-                f"{name}: not an ELF file: give a guest, or a static Linux program"
-            )
+        start = source.pread(len(elf.MAGIC), 0)
+        if start != elf.MAGIC:
+            raise GuestImageError(f"{name}: {_no_elf(start, name)}")
         file = elf.open_elf(source)
         if file.elfclass != 64:
             raise GuestImageError(f"{name}: 32-bit ELF: guests are 64-bit, compile with -m64")
@@ -127,6 +126,21 @@ class Executable:
             raise GuestImageError(
                 f"{self.name}: the entry point {entry:#x} is not in executable code: {self.relink}"
             )
+
+
+_SOURCES = (".c", ".i", ".s", ".S")
+
+
+def _no_elf(start: bytes, name: str) -> str:
+    """Return what is wrong with a file that is no ELF, and what to do."""
+    if start.startswith(b"#!"):
+        return (
+            "a script: machines run executables: give its interpreter's, and the script as one of "
+            "its files"
+        )
+    if name.endswith(_SOURCES):
+        return f"a source, not an ELF file: build it first (pageferry build {name})"
+    return "not an ELF file: give a guest, or a static Linux program"
 
 
 def said(value: str | int, what: str) -> str:

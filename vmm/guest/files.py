@@ -4,6 +4,8 @@ they are.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import errno
 import os
 import stat
@@ -13,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 
 from vmm.errors import GuestImageError
 from vmm.guest.elf import Source
+from vmm.kvm.given import opened
 
 _MAX_BYTES = 256 << 20  # an image file over this is refused rather than read
 _MOST_CACHED = 64  # images,
@@ -36,7 +39,9 @@ class ImageFiles(Generic[_T]):
     """
 
     def __init__(self) -> None:
-        self._cache: dict[_Key, _T] = {}  # those used last are last
+        self._cache: collections.OrderedDict[_Key, _T] = (
+            collections.OrderedDict()
+        )  # last used, last
 
     def load(self, path: str | Path, parse: Callable[[Source, str], _T]) -> _T:
         """Return what `parse` makes of a file and its name.
@@ -49,15 +54,18 @@ class ImageFiles(Generic[_T]):
             raise GuestImageError(f"{path!r}: no file has such a name: give the path of a guest")
         try:
             key = (path, _identity(path, os.stat(path)))  # noqa: PTH116 (a Path takes far longer)
-            image = self._cache.pop(key, None)
+            image = self._cache.get(key)
             if image is None:
                 key, image = _read(path, parse)
                 self._make_room(image)
+                self._cache[key] = image
+            else:
+                with contextlib.suppress(KeyError):  # another thread has made room
+                    self._cache.move_to_end(key)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the file
                 raise
             raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
-        self._cache[key] = image
         return image
 
     def _make_room(self, image: _T) -> None:
@@ -77,7 +85,8 @@ class ImageFiles(Generic[_T]):
 def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file does. Raises GuestImageError if none like it is an image."""
     if not stat.S_ISREG(status.st_mode):
-        raise GuestImageError(f"{path}: not a regular file: give the path of a guest")
+        what = " but a directory" if stat.S_ISDIR(status.st_mode) else ""
+        raise GuestImageError(f"{path}: not a regular file{what}: give the path of a guest")
     if status.st_size > _MAX_BYTES:
         raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
     times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -85,8 +94,8 @@ def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
 
 
 def _read(path: str, parse: Callable[[Source, str], _T]) -> tuple[_Key, _T]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
+    with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) as file:
+        fd = file.fileno()
         identity = _identity(path, os.fstat(fd))
         source = Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
         try:
@@ -94,6 +103,4 @@ def _read(path: str, parse: Callable[[Source, str], _T]) -> tuple[_Key, _T]:
         finally:
             if _identity(path, os.fstat(fd)) != identity:
                 raise GuestImageError(f"{path}: was changed while it was read: try again")
-    finally:
-        os.close(fd)
     return (path, identity), image

@@ -117,10 +117,7 @@ def read_image(source: elf.Source, name: str, room: Room | None) -> Image:
     try:
         made = Executable.open(source, name, _RELINK)
         if made.kind != "ET_EXEC":
-            raise GuestImageError(
-                f"{name}: not a static executable ({made.kind}): "
-                "link with -static -no-pie -T guest.ld"
-            )
+            raise GuestImageError(f"{name}: {_other_type(made.kind, name)}")
         if not made.find_abi(abi.NOTE_ABI):
             raise GuestImageError(
                 f"{name}: no pageferry ABI note: link the guest library "
@@ -137,6 +134,18 @@ def read_image(source: elf.Source, name: str, room: Room | None) -> Image:
     thread = _thread(made.of_type("PT_TLS"), segments, name)
     symbols = Symbols(elf.sections(source, Symbols.WANTED))
     return Image(name, made.entry, thread, segments, symbols)
+
+
+def _other_type(kind: str, name: str) -> str:
+    """Return what is wrong with an ELF file that is no executable, and what to do."""
+    if kind == "ET_REL":
+        return f"an object file ({kind}), not an executable: link it (pageferry build {name})"
+    if kind == "ET_DYN":
+        return (
+            f"not a static executable ({kind}: dynamic, or position-independent): "
+            "build its sources for pageferry (pageferry build FILE.c)"
+        )
+    return f"not a static executable ({kind}): give a guest built for pageferry"
 
 
 def _thread(headers: list[Any], segments: tuple[Segment, ...], name: str) -> int:

@@ -182,15 +182,10 @@ def _malformed(name: str) -> GuestImageError:
 
 def _open(source: Source, name: str) -> Executable:
     """Return an executable or what is linked like one. Raises GuestImageError, Malformed."""
-    if source.pread(2, 0) == b"#!":
-        raise GuestImageError(
-            f"{name}: a script: machines run executables: give its interpreter's, and the script "
-            "as one of its files"
-        )
     made = Executable.open(source, name, _RELINK)
     advice = {
         "ET_REL": "an object file, not linked yet: link it with cc -static, "
-        "or make a guest of it with pageferry build",
+        f"or make a guest of it (pageferry build {name})",
         "ET_CORE": "a core dump: give the executable that it is of",
     }
     if made.kind not in ("ET_EXEC", "ET_DYN"):

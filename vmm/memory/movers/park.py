@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm.given import GivenMapping
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
@@ -34,6 +35,7 @@ class Park(PagePool):
     def __init__(self, frames: int, large: int = LARGE) -> None:
         self.wary = False
         self._memfd: Mapping | None = None  # as a whole
+        self._memfd_given = GivenMapping()  # by the kernel: the same
         self._cut: Counter[object] = Counter()  # seams made by windows since there were few
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
@@ -151,7 +153,8 @@ class Park(PagePool):
     def memfd(self) -> int:
         """The address of the memfd's first frame. It is mapped when it is first asked for."""
         if self._memfd is None:
-            self._memfd = Mapping.shared(self.frames * PAGE_SIZE, self.fd)
+            size = self.frames * PAGE_SIZE
+            self._memfd = Mapping.shared(size, self.fd, self._memfd_given)
         return self._memfd.address
 
     @property
@@ -252,8 +255,7 @@ class Park(PagePool):
     def close(self) -> None:
         super().close()
         self._homes.close()
-        if self._memfd is not None:
-            self._memfd.close()
+        self._memfd_given.give_back()
 
 
 class Torn(OSError):
