@@ -9,12 +9,13 @@ import contextlib
 import itertools
 import os
 import sys
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, SupportsFloat, SupportsIndex
+from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from vmm import host
 from vmm.endpoint import HostEndpoint, arguments
@@ -33,19 +34,28 @@ from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.image import Image, Room, load_image
+from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.kvm.given import Given, give_back, noted
+from vmm.linux.files.offering import Offered
+from vmm.linux.files.streams import Source
+from vmm.linux.guest import LinuxGuest
+from vmm.linux.loader import Program, load
+from vmm.linux.machine import LinuxMachine
+from vmm.linux.spawning import Options, Order, memory_of
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
+_MAX_STACK = _MAX_PRIVATE // 2
 _MAX_WINDOW = 256 << 30
 _MAX_WORKERS = 1024
 _MAX_QUEUE = 1 << 20
 
 Seconds = SupportsFloat | SupportsIndex
+_T = TypeVar("_T")
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
@@ -141,55 +151,76 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
+        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
+        self._console = console
         path = arguments.file_path(device, "device", plain=True)
-        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        with host.reported("no monitor can be made"), contextlib.ExitStack() as undo:
-            self._kvm = undo.enter_context(host.open_kvm(path))
-            self._blueprints = Blueprints(self._kvm)
-            undo.callback(self._blueprints.close)
-            self._mover = mover(frames)
-            undo.callback(self._mover.close)
+        self._closers: list[Callable[[], object]] = []  # the last first; each may be called again
+        made: list[Given] = []
+        try:
+            with host.reported("no monitor can be made"), noted(made):
+                mover = self._choose(path, ring, doorbell, mover, copy_below)
+                self._open(path, mover, frames, threads, console, audit)
+            _opened.add(self)
             self._freed = False
-            self._turns = turns = Turns(self._mover.pool.journal)
-            self.trace = Trace(turns.outbox)
-            self._scheduler = Scheduler(turns, threads, self._by_number.values)
-            undo.callback(self._scheduler.close)
-            turns.recover = self._scheduler.recover
-            ledger = Ledger(
-                frames,
-                journal=turns.journal,
-                share=_PIECES_SHARE,
-                frames_share=min(_FRAMES_SHARE, frames // 64),
-            )
-            mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger.lazy = True
-            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
-            ledger.ask_for_pieces = BUDGET.balance
-            self._exchange = Exchange(
-                ledger,
-                self._mover.pool,
-                self.trace,
-                self._wake,
-                audit=audit,
-                copy_below=self.copy_below,
-            )
-            self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
-            window = self._mover.host_window(frames * PAGE_SIZE)
-            undo.callback(window.close)
-            self.host = HostEndpoint(
-                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
-            )
-            self._exchange.join(self.host.peer, frames, UNLIMITED)
-            self._closer = undo.pop_all()
-        _opened.add(self)
+        except BaseException:
+            self._close_all()
+            give_back(made)
+            raise
+
+    def _open(
+        self,
+        device: str,
+        mover: type[Mover],
+        frames: int,
+        threads: int,
+        console: Console,
+        audit: bool,
+    ) -> None:
+        closers = self._closers
+        self._kvm = host.open_kvm(device)
+        closers.append(self._kvm.close)
+        self._blueprints = Blueprints(self._kvm)
+        closers.append(self._blueprints.close)
+        self._mover = mover(frames)
+        closers.append(self._mover.close)
+        self._turns = turns = Turns(self._mover.pool.journal)
+        self.trace = Trace(turns.outbox)
+        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        closers.append(self._scheduler.close)
+        turns.recover = self._scheduler.recover
+        ledger = Ledger(
+            frames,
+            journal=turns.journal,
+            share=_PIECES_SHARE,
+            frames_share=min(_FRAMES_SHARE, frames // 64),
+        )
+        mappings = host.mapping_limit() // 2 - self._mover.seams
+        ledger.lazy = True
+        closers.append(partial(BUDGET.leave, ledger))
+        BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH)
+        ledger.ask_for_pieces = BUDGET.balance
+        self._exchange = Exchange(
+            ledger,
+            self._mover.pool,
+            self.trace,
+            self._wake,
+            audit=audit,
+            copy_below=self.copy_below,
+        )
+        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        window = self._mover.host_window(frames * PAGE_SIZE)
+        closers.append(window.close)
+        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        self._exchange.join(self.host.peer, frames, UNLIMITED)
+        closers += [self._free_all, turns.settle]
 
     def _choose(
         self,
@@ -204,14 +235,13 @@ class Monitor:
         name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
         kind = None if mover is None else _mover_class(mover)
         below = None if copy_below is None else parse_limit(copy_below, "copy_below")
-        with host.reported("no monitor can be made"):
-            facts = host.inspect(device)
-            self.backend = facts.backend.value
-            self.ring = facts.ring if wanted is None else wanted
-            self.doorbell = facts.doorbell(self.ring, name)
-            kind = MOVERS[facts.mover] if kind is None else kind
-            self.mover = kind.name
-            self.copy_below = facts.copy_below if below is None else below
+        facts = host.inspect(device)
+        self.backend = facts.backend.value
+        self.ring = facts.ring if wanted is None else wanted
+        self.doorbell = facts.doorbell(self.ring, name)
+        kind = MOVERS[facts.mover] if kind is None else kind
+        self.mover = kind.name
+        self.copy_below = facts.copy_below if below is None else below
         return kind
 
     # ---- Machines ----
@@ -222,19 +252,43 @@ class Monitor:
         *,
         name: str | None = None,
         window: SupportsIndex | str = "1G",
-        memory: SupportsIndex | str = "16M",
-        stack: SupportsIndex | str = "256K",
+        memory: SupportsIndex | str | None = None,
+        stack: SupportsIndex | str | None = None,
         queue: SupportsIndex = 64,
         quota: SupportsIndex | str | None = None,
+        args: Iterable[str | bytes | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, Offered] | None = None,
+        root: str | bytes | os.PathLike[str] | None = None,
+        stdin: bytes | Source = b"",
+        stdout: Any = None,
+        stderr: Any = None,
+        disk: SupportsIndex | str = "256M",
+        clock: str = "real",
+        seed: SupportsIndex = 0,
     ) -> Machine:
-        """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
+        """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
+        next (or present) `run`.
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
-        memory    private memory, for the image and the stack; stack is the latter's size
+        memory    private memory, for the image and the stack; stack is the latter's size. By
+                  default 16 MiB and 256 KiB; for a program 256 MiB, a limit, and 8 MiB
         queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
+
+        For a program, which is a LinuxMachine (docs/linux.md):
+
+        args      what follows argv[0], the file's name
+        env       its environment; by default only PATH and HOME
+        files     what it may read, by absolute path: bytes, or Path of the host's
+        root      a directory of the host's that it sees, and cannot change
+        stdin     bytes, or a binary file
+        stdout    None: kept (`LinuxMachine.stdout`); "console": to the console, line by line; or a
+                  binary file. stderr likewise
+        disk      memory that what it writes may take
+        clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -243,48 +297,96 @@ class Monitor:
         if name is not None:
             name = arguments.text(name, "name")
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
-        shape = Shape(
+        window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
+        limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
+        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
+        # What it is says the file, and how much it may have depends on that.
+        shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
+        most, _ = _tried(lambda: memory_of(memory))
+        room = None if shape is None else Room(shape.private, shape.stack)
+        with host.reported(f"no machine of {path} can be made"):
+            image = load(path, room, most, rooted=root is not None)
+            wanted = Path(path).stem if name is None else name
+            turns = self._turns
+            if isinstance(image, Program):
+                order = Order(image, path, options, memory, stack, window_size)
+                order.print_to(self._console, wanted)
+                return self._spawn_program(order, path, wanted, depth, limit)
+            options.refuse(path)
+            if shape is None:
+                raise wrong or AssertionError
+            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
+                blueprint = self._blueprints.get(image, shape)
+                number = next(self._numbers)
+                make = partial(Guest, self._kvm, blueprint, number, wanted)
+                return self._join(wanted, make, Machine, path, depth, limit)
+
+    def _spawn_program(self, order: Order, path: str, name: str, depth: int, quota: int) -> Machine:
+        """Make a machine of a program, as far as possible without the lock."""
+        turns = self._turns
+        made: list[Given] = []
+        guest: LinuxGuest | None = None
+        try:
+            with noted(made):
+                guest = ready = order.make(self._kvm, next(self._numbers), name)
+            with turns.telling, turns.lock, turns.change:
+                return self._join(name, lambda: ready, LinuxMachine, path, depth, quota)
+        except BaseException:
+            if guest is not None:
+                guest.close()
+            give_back(made)
+            raise
+
+    def _shape(
+        self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
+    ) -> Shape:
+        """Return what a bare guest is to be like. Raises ConfigError."""
+        private = "16M" if memory is None else memory
+        return Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2),
-            window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
+            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
+            stack=_rounded(
+                "256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK, least=PAGE_SIZE
+            ),
+            window=window,
         )
-        limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
-        with host.reported(f"no machine of {path} can be made"):
-            image = load_image(path, Room(shape.private, shape.stack))
-            turns = self._turns
-            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
-                name = self._check_name(Path(path).stem if name is None else name)
-                machine = self._make(image, shape, name, depth, limit)
-                self._scheduler.make_ready(machine)
-                if self.trace:
-                    self.trace.emit("spawn", machine=name, image=path, window=shape.window)
-        return machine
 
-    def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
-        number = next(self._numbers)
-        guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
+    def _join(
+        self,
+        name: str,
+        make: Callable[[], Guest],
+        kind: Callable[..., Machine],
+        path: str,
+        depth: int,
+        quota: int,
+    ) -> Machine:
+        """Make a machine of the guest that `make` returns; in a turn."""
+        self._check_name(name)
+        made: list[Given] = []
+        self._turns.journal.undo(partial(give_back, made))
         try:
-            window = self._mover.machine_window(
-                guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
-            )
+            with noted(made):
+                guest = make()
+                region = guest.layout.window
+                window = self._mover.machine_window(
+                    guest.vm, region.base, region.size, len(self._by_number)
+                )
         except BaseException:
-            guest.close()
+            give_back(made)
             raise
-        peer = Peer(number, name, window, depth, guest.control)
-        machine = Machine(guest, peer, self._exchange, self._turns)
-        window.on_spoiled = partial(self._condemn, machine)
-        try:
-            if window.blinks:
-                machine.peer.hold_still = partial(self._scheduler.hold, machine)
-            self._exchange.join(machine.peer, quota, PIECES)
-            self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
-        except BaseException:
-            _free(machine)
-            raise
+        peer = Peer(guest.number, name, window, depth, guest.control)
+        machine = kind(guest, peer, self._exchange, self._turns)
         self._turns.journal.undo(partial(self._forget, machine))
-        self.machines[name] = self._by_number[number] = machine
+        window.on_spoiled = partial(self._condemn, machine)
+        if window.blinks:
+            peer.hold_still = partial(self._scheduler.hold, machine)
+        self._exchange.join(peer, quota, PIECES)
+        self._exchange.roster.connect(self.host.peer, peer, both=True)
+        self.machines[name] = self._by_number[guest.number] = machine
+        self._scheduler.make_ready(machine)
+        if self.trace:
+            self.trace.emit("spawn", machine=name, image=path, window=region.size)
         return machine
 
     def _forget(self, machine: Machine) -> None:
@@ -329,13 +431,13 @@ class Monitor:
     def remove(self, machine: Machine) -> None:
         """Stop a machine if it has not stopped, and free all that it holds; its name is free again.
 
-        Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
+        Its outcome stays readable. Raises BusyError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
         with self._turns.telling, self._turns.lock, self._turns.change:
             if machine.state is State.RUNNING:
-                raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
+                raise BusyError(f"{machine.name} is running: kill it, and remove it afterwards")
             if self._by_number.get(machine.number) is not machine:
                 return
             journal = self._turns.journal
@@ -498,11 +600,32 @@ class Monitor:
         for machine in self._by_number.values():
             machine.closed = True
         self._scheduler.end(wait=True)
-        with contextlib.ExitStack() as closers:
-            closers.push(self._closer)
-            for machine in self._by_number.values():
-                closers.callback(_free, machine)
+        self._close_all()
         self._freed = True  # what was interrupted before this can be called again
+
+    def _close_all(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+
+    def _free_all(self) -> None:
+        with contextlib.ExitStack() as freeing:
+            for machine in self._by_number.values():
+                machine.closed = True
+                freeing.callback(_free, machine)
+
+    def __del__(self) -> None:
+        # A net, not the way. One warning, for all that it holds.
+        if getattr(self, "_freed", True):
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if not sys.is_finalizing():  # then threads that hold locks are no more
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
@@ -522,14 +645,34 @@ class Monitor:
 
 def _free(machine: Machine) -> None:
     """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    peer = machine.peer
     try:
         machine.guest.close()
     finally:
-        machine.peer.window.close()
+        peer.window.close()
+        # Peers remember it, and would keep all of it with its image.
+        peer.window.on_spoiled, peer.hold_still = None, _nothing
 
 
-def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
-    value = -(-parse_size(size, what) // unit) * unit
+def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
+    """Return what is made, or why it cannot be."""
+    try:
+        return make(), None
+    except ConfigError as error:
+        return None, error
+
+
+def _nothing() -> None:
+    pass
+
+
+def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int, *, least: int = 0) -> int:
+    given = parse_size(size, what)
+    if given < least:
+        raise ConfigError(
+            f"{what} of {given} bytes is less than a page: give {least} or more, or a unit, as 8K"
+        )
+    value = -(-given // unit) * unit
     if value > limit:
         raise ConfigError(
             f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"

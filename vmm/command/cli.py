@@ -106,14 +106,14 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--memory",
-    type=Size(),
+    type=Size(pages=True),
     default="16M",
     show_default=True,
     help="Each machine's private memory.",
 )
 @click.option(
     "--stack",
-    type=Size(),
+    type=Size(pages=True),
     default="256K",
     show_default=True,
     help="Each machine's stack, a part of its memory.",
@@ -240,12 +240,13 @@ def _exit_code(machines: list[Machine]) -> int:
     help="The ELF to write [the first source's name].",
 )
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
+@click.option("--libc", is_flag=True, help="Link a C library: make a static program for Linux.")
 @compiler_options
 def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **options: Any) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script.
 
-    Assembly (.s, .S), objects and archives (.o, .a) can be given as well. What the compiler warns
-    of is printed, and is no error.
+    Assembly (.s, .S), objects and archives (.o, .a) can be given as well, and with --libc also C++.
+    What the compiler warns of is printed, and is no error.
     """
     target = target or sources[0].with_suffix(".elf")
     with output(target, sources, parents=True) as file, work_directory("pageferry-elf-") as work:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from . import uapi
 from .exits import Exit
-from .run_page import EXIT_REASON, INTR, RunPage
+from .run_page import DIRTY_REGS, EXIT_REASON, INTR, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState
@@ -19,6 +19,7 @@ _KVM_RUN = VcpuIoctl.KVM_RUN.request
 # an interrupted call: no signal would ever get a guest back.)
 _ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
 _EHWPOISON = 133  # a page the hardware has lost; not in Python's errno
+_RIP, _RFLAGS = 16, 17  # in kvm_regs
 _SIGSET_BYTES = 8  # the kernel's own sigset_t, not the C library's 128 bytes
 
 
@@ -29,15 +30,16 @@ class Vcpu(VcpuState):
     ``immediate_exit`` may be set by any thread at any time.
     """
 
-    def __init__(self, fd: int, mmap_size: int) -> None:
-        """Take ownership of ``fd`` and map ``mmap_size`` bytes of it."""
+    _page: RunPage | None = None
+
+    def __init__(self, fd: int = -1) -> None:
+        """Take ownership of ``fd``, whose page is still to be mapped."""
         super().__init__(fd)
         self._forgotten = True  # the last exit; see forget_exit
-        try:
-            self._page: RunPage | None = RunPage(fd, mmap_size)
-        except BaseException:
-            super().close()
-            raise
+
+    def map_page(self, size: int) -> None:
+        """Map the page that it shares, once. Raises OSError."""
+        self._page = RunPage(self._fd, size)
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -45,10 +47,10 @@ class Vcpu(VcpuState):
 
     def close(self) -> None:
         """Unmap the run page and close the descriptor. Idempotent."""
-        page, self._page = getattr(self, "_page", None), None
         try:
-            if page is not None:
-                page.close()
+            if self._page is not None:
+                self._page.close()
+                self._page = None
         finally:
             super().close()
 
@@ -176,21 +178,29 @@ class Vcpu(VcpuState):
         return kvm_regs.from_buffer_copy(self._shared().sync.regs)
 
     def exit_words(self) -> list[int]:
-        """Return what ``exit_regs()`` does as numbers, in the order of kvm_regs: a tenth of the
-        price. Meaningless while ``sync_regs`` is off.
+        """Return what ``exit_regs()`` does as numbers, in the order of kvm_regs' fields.
+
+        Half as dear. For who has turned ``sync_regs`` on.
         """
         return (self._page or self._shared()).registers.tolist()
 
-    def put_word(self, index: int, value: int) -> None:
-        """Let the next run begin with a general register changed: the one at ``index`` in
-        kvm_regs, an unsigned 64-bit value. The others are as the last run left them.
+    def enter_with(self, rax: int, rip: int | None = None, rflags: int | None = None) -> None:
+        """Set these of the general registers of the last exit as the next run begins: no system
+        call.
 
-        Needs ``sync_regs``; not after an exit whose instruction is pending. Several calls for one
-        run add up. Source: KVM API, section 5, ``kvm_dirty_regs``.
+        For who has turned ``sync_regs`` on. The others are then what ``exit_words()`` said, so it
+        does not go together with ``set_regs``. After an MmioWrite it is safe, as the kernel has
+        nothing left to do but to go on; after the other pending ones it is not. Again is fine.
+        Source: KVM API, section 5, ``kvm_dirty_regs``.
         """
         page = self._page or self._shared()
-        page.registers[index] = value
-        page.run.kvm_dirty_regs = KVM_SYNC_X86_REGS
+        registers = page.registers
+        registers[0] = rax
+        if rip is not None:
+            registers[_RIP] = rip
+        if rflags is not None:
+            registers[_RFLAGS] = rflags
+        page.words[DIRTY_REGS] = KVM_SYNC_X86_REGS
 
     # ---- answering ----
 

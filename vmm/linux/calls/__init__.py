@@ -1,0 +1,6 @@
+"""The system calls that are served, one module for each family."""
+
+from vmm.linux.calls import identity, io, memory, paths, signals, time
+from vmm.linux.calls.table import CALLS
+
+__all__ = ["CALLS", "identity", "io", "memory", "paths", "signals", "time"]
