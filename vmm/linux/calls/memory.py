@@ -76,6 +76,23 @@ def sys_madvise(process: Process, address: Address, length: Size, advice: Int) -
 
 
 @call
+def sys_mincore(process: Process, address: Address, length: Size, vector: Address) -> int:
+    """Say that all there is is in memory."""
+    if address % PAGE_SIZE:
+        raise SysError(errno.EINVAL)
+    pages = -(-length // PAGE_SIZE)
+    end, reached = address + pages * PAGE_SIZE, address
+    for area in process.memory.areas.spans.within(address, end):
+        if area.start > reached:
+            break
+        reached = area.end
+    if reached < end:
+        raise SysError(errno.ENOMEM)
+    process.memory.write(vector, b"\1" * pages)
+    return 0
+
+
+@call
 def sys_msync(process: Process, address: Address, length: Size, flags: Int) -> int:
     """Nothing is to be written back: what is shared is read-only."""
     if address % PAGE_SIZE or flags & ~7 or flags & 5 == 5:
