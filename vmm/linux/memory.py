@@ -162,7 +162,12 @@ class Memory(Pointers):
         """Do what a call plans, or, if it has done so before it was cut off, answer again."""
         asked = self._asked
         if asked >= len(self._answers):
-            plans = plan()
+            try:
+                plans = plan()
+            except SysError as error:
+                self._answers = (*self._answers, -error.number)
+                self._asked = asked + 1
+                raise
             self._pending = _Pending(plans, (*self._answers, plans[-1].result))
             self.finish()
         self._asked = asked + 1
