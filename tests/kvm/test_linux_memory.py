@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import struct
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from vmm.linux import boot
 from vmm.linux.boot import ENTERED, GATE
 from vmm.linux.errors import SysError
 from vmm.linux.gate import R10, R11, RAX, RBX, RCX, RDX, RFLAGS, RIP, RSP
+from vmm.memory import mapping
 
 READ, WRITE, EXEC = 1, 2, 4
 
@@ -71,6 +73,25 @@ def test_rights_are_what_was_asked_for_last(scene: Scene, size: int) -> None:
         assert can(scene, last) == wanted(prot)
     memory.munmap(place, size)
     assert can(scene, place) == can(scene, last) == 0
+
+
+def test_a_host_that_cannot_protect_memory_makes_its_slots_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = []
+
+    def refuse(address: int, size: int, *, writable: bool) -> None:
+        refusals.append(address)
+        raise OSError(errno.ENOMEM, "mprotect")
+
+    monkeypatch.setattr(mapping, "protect", refuse)
+    heap = scene.memory.brk(0)
+    scene.memory.brk(heap + PAGE)
+    for place in (scene.memory.mmap(0, PAGE, 3, ANONYMOUS), heap):
+        for prot in (3, 1, 3, 0, 1):
+            scene.memory.mprotect(place, PAGE, prot)
+            assert can(scene, place) == wanted(prot)
+    assert refusals
 
 
 def test_contents_stay_when_rights_change_and_go_with_the_area(scene: Scene) -> None:
