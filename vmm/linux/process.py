@@ -120,10 +120,11 @@ class Process:
         """Whether an exit, which this has not seen or not dealt with, is a system call. If so, it
         is served when the program is run.
         """
+        if self._step is not Step.RUNNING:  # it is known; its registers may be the answer's by now
+            return True
         if not self.gate.called(exit_):
             return False
-        if self._step is Step.RUNNING:  # else it is known, and may have been answered
-            self._step = Step.CALLED
+        self._step = Step.CALLED
         return True
 
     def _serve(self) -> Asked | None:
@@ -146,12 +147,13 @@ class Process:
 
     def _make(self) -> Asked | None:
         """Make the call: leaves an answer, or returns how long it waits."""
+        changes = self.files.changes
         if self._answer is not None or self._ending is not None:
-            return None  # it was cut off after that
+            changes.commit()  # it was cut off after all had been done
+            return None
         words = self.gate.arguments()
         number = words[0] & 0xFFFFFFFF
         known = CALLS.get(number)
-        changes = self.files.changes
         try:
             if known is None:
                 self._count(number)
