@@ -19,7 +19,9 @@ _TIMEOUT = 60
 # Becomes a program that gets ENOSYS for what no machine serves: processes, other programs, threads,
 # sockets. The one `execve` that is let through is known by where its path lies in memory.
 _BECOME = """
-import ctypes, os, resource, struct, sys
+import ctypes, os, resource, signal, struct, sys
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 REFUSED = (41, 53, 56, 57, 58, 322, 435)
 EXECVE = 59
 program, memory, count = os.fsencode(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 from linux_case import Case
+from linux_packages import NEEDS, is_there
 
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
+from vmm.guest.elf import Source
+from vmm.linux import loader
+from vmm.linux.loader import Kind
 
 SOURCES = Path(__file__).resolve().parent / "linux"
 BUILT = SOURCES.parent / "_linux"
 LIBCS = ("glibc", "musl")
 BUSYBOX = Path("/bin/busybox")
 
-_FLAGS = ("-O2", "-g", "-w", "-static")  # what compilers warn of depends on their versions
-# What a program is linked with of Debian's static libraries, which are glibc's: the library, the
-# header that tells that it is installed, and its package.
+_FLAGS = ("-O2", "-w", "-static")  # what compilers warn of depends on their versions
+# What a program is linked with of Debian's static libraries, which are glibc's: the library, and
+# the header that tells that it is installed.
+_WITH_LINES = ("crashes", "throwing")
 _LIBRARIES = {
-    "sqlite_shell": ("sqlite3", "/usr/include/sqlite3.h", "libsqlite3-dev"),
-    "lua_runner": ("lua5.4", "/usr/include/lua5.4/lua.h", "liblua5.4-dev"),
-    "zstd_file": ("zstd", "/usr/include/zstd.h", "libzstd-dev"),
+    "sqlite_shell": ("sqlite3", "/usr/include/sqlite3.h"),
+    "lua_runner": ("lua5.4", "/usr/include/lua5.4/lua.h"),
+    "zstd_file": ("zstd", "/usr/include/zstd.h"),
 }
 
 PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _LIBRARIES))
@@ -42,34 +49,59 @@ def linux_program(name: str, libc: str = "glibc") -> Path:
     be (PAGEFERRY_REQUIRE_KVM). One that was built before is taken where there is no compiler, as in
     a VM that the tests were copied into.
     """
-    output = BUILT / libc / name
+    output, source = BUILT / libc / name, _source(name)
+    if lacking := _lacking(source, libc):
+        return output if output.exists() else _missing(lacking)
     compiler = _compiler(libc)
-    if compiler is None:
-        return output if output.exists() else _missing(f"no compiler for {libc}: apt install gcc")
-    (source,) = SOURCES.glob(f"{name}.c*")
-    options: list[str] = []
+    assert compiler is not None
+    options: tuple[str, ...] = ("-g",) if name in _WITH_LINES and libc == "glibc" else ()
     if name in _LIBRARIES:
-        library, header, package = _LIBRARIES[name]
-        if libc != "glibc" or not Path(header).exists():
-            return _missing(f"no static {library}: apt install {package}")
-        options = [f"-I{Path(header).parent}", f"-l{library}"]
+        library, header = _LIBRARIES[name]
+        options = (f"-I{Path(header).parent}", f"-l{library}")
     _build(source, output, compiler, options)
     return output
 
 
 def busybox() -> Path:
     """Return the path of Debian's static busybox."""
-    if not BUSYBOX.exists() or b"ld-linux" in BUSYBOX.read_bytes()[:4096]:
-        return _missing("no static busybox: apt install busybox-static")
+    if not BUSYBOX.exists() or loader.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
+        return _missing(NEEDS["/usr/share/doc/busybox-static"])
     return BUSYBOX
+
+
+def system_program(name: str) -> Path:
+    """Return the path of a program of this system's, which its root shows."""
+    path = Path("/usr/bin") / name
+    return path if path.exists() else _missing(NEEDS.get(str(path), name))
 
 
 def build_linux_programs() -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
     for libc in LIBCS:
         for name in (*PROGRAMS, *JOBS):
-            if _compiler(libc) is not None and (libc == "glibc" or name in PROGRAMS):
+            if _lacking(_source(name), libc) is None:
                 linux_program(name, libc)
+
+
+def _source(name: str) -> Path:
+    (source,) = SOURCES.glob(f"{name}.c*")
+    return source
+
+
+def _opened(path: Path) -> Source:
+    return Source.of(path.read_bytes())
+
+
+def _lacking(source: Path, libc: str) -> str | None:
+    """Return the package that would have to be installed to build a program, if one would."""
+    if _compiler(libc) is None:
+        return "gcc" if libc == "glibc" else "ziglang (of Python's)"
+    if libc == "glibc" and source.suffix == ".cpp" and not is_there("c++"):
+        return NEEDS["c++"]
+    if source.stem in _LIBRARIES:
+        _, header = _LIBRARIES[source.stem]
+        return NEEDS[header] if libc != "glibc" or not is_there(header) else None
+    return None
 
 
 @cache
@@ -80,14 +112,17 @@ def _compiler(libc: str) -> Compiler | None:
         return None
 
 
-def _build(source: Path, output: Path, compiler: Compiler, options: list[str]) -> None:
+def _build(source: Path, output: Path, compiler: Compiler, options: Sequence[str]) -> None:
     cpp = source.suffix == ".cpp"
     command = [*(compiler.for_linux_cpp if cpp else compiler.for_linux)]
+    # ziglang would build its libraries once more for programs without debug information.
     command += ["-fno-sanitize=all"] if compiler.family == "zig" else []
+    command += ["-s"] if compiler.family != "zig" and "-g" not in options else []
     command += ["-std=gnu++17" if cpp else "-std=gnu17", *_FLAGS, str(source), *options]
     command += ["-lstdc++"] if cpp and compiler.family != "zig" else []
     command += ["-lm"]
-    made_of = f"{command}\n{compiler.version}\n".encode() + source.read_bytes()
+    headers = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.h")))
+    made_of = f"{command}\n{compiler.version}\n".encode() + headers + source.read_bytes()
     stamp, key = output.with_suffix(".stamp"), hashlib.sha256(made_of).hexdigest()
     if output.exists() and stamp.exists() and stamp.read_text() == key:
         return
@@ -99,7 +134,8 @@ def _build(source: Path, output: Path, compiler: Compiler, options: list[str]) -
     stamp.write_text(key)
 
 
-def _missing(what: str) -> Path:
+def _missing(package: str) -> Path:
+    what = f"{package} is not installed"
     if os.environ.get("PAGEFERRY_REQUIRE_KVM") == "1":
         pytest.fail(f"{what} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)
     pytest.skip(what)
@@ -163,8 +199,38 @@ CASES = (
     Case("jumps", ("jumps",), code=4),
     Case("beginnings", ("beginnings", "one", "", "three words"), env={"A": "1", "B": ""}, code=4),
     Case("files", ("files",), files=_FILES),
+    Case("calls_files", ("calls_files",), b"standard input", {"words": WORDS}),
+    Case("calls_memory", ("calls_memory",), files={"words": WORDS}),
+    Case("calls_rest", ("calls_rest",), code=300 & 0xFF),
+    Case("crashes", ("crashes", "return"), code=5),
     Case("throwing", ("throwing",), code=5),
     Case("streams", ("streams",), b"one\ntwo\n\nfour", _FILES),
+)
+# How a program may crash, and the signal that ends it.
+CRASHES = {
+    "segfault": "SIGSEGV",
+    "read-only": "SIGSEGV",
+    "unmapped": "SIGSEGV",
+    "jump": "SIGSEGV",
+    "data": "SIGSEGV",
+    "noncanonical": "SIGSEGV",
+    "divide": "SIGFPE",
+    "illegal": "SIGILL",
+    "breakpoint": "SIGTRAP",
+    "privileged": "SIGSEGV",
+    "overflow": "SIGSEGV",
+    "abort": "SIGABRT",
+    "term": "SIGTERM",
+    "raise": "SIGUSR1",
+    "pipe": "SIGPIPE",
+}
+CRASH_CASES = (
+    *(
+        Case(f"crash: {how}", ("crashes", how), code=-signal.Signals[name])
+        for how, name in CRASHES.items()
+    ),
+    Case("crash: ignored pipe", ("crashes", "ignored pipe"), code=11),
+    Case("crash: uncaught exception", ("throwing", "uncaught"), code=-signal.SIGABRT),
 )
 JOB_CASES = (
     Case("sqlite_shell", ("sqlite_shell", "out/test.db", *_SQL), code=1),

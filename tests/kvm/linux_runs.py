@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ Job = tuple[Case, Path]
 TIMEOUT = 60  # s
 
 
-def run_there(jobs: Sequence[Job], directory: Path | None = None) -> list[Outcome]:
+def run_there(
+    jobs: Sequence[Job], directory: Path | None = None, root: Path | None = None
+) -> list[Outcome]:
     """Run programs as machines of one monitor; return what each did, in order.
 
     directory    where each gets a directory of its own as its root, an empty one; without, they are
                  given their files as bytes
+    root         what they see besides
     """
     with Monitor(pool="2M", console=lambda name, line: None) as monitor:
         machines = [
-            spawn(monitor, case, program, f"m{number}", directory)
+            spawn(monitor, case, program, f"m{number}", directory, root)
             for number, (case, program) in enumerate(jobs)
         ]
         monitor.run(timeout=TIMEOUT)
@@ -31,10 +35,15 @@ def run_there(jobs: Sequence[Job], directory: Path | None = None) -> list[Outcom
 
 
 def spawn(
-    monitor: Monitor, case: Case, program: Path, name: str, directory: Path | None = None
+    monitor: Monitor,
+    case: Case,
+    program: Path,
+    name: str,
+    directory: Path | None = None,
+    root: Path | None = None,
 ) -> LinuxMachine:
     """Make the machine of a case."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if root is None else {"root": root}
     if directory is None:
         options["files"] = {f"/in/{name}": data for name, data in case.files.items()}
     else:
@@ -58,11 +67,14 @@ def spawn(
 
 
 def outcome(machine: LinuxMachine) -> Outcome:
-    """Return what a machine has done; a fault is the shell's number for it, negative."""
-    assert machine.exit_code is not None, (machine.fault, machine.stdout, machine.stderr)
+    """Return what a machine has done."""
+    code, fault = machine.exit_code, machine.fault
+    if fault is not None and fault.signal is not None:
+        code = -signal.Signals[fault.signal]  # as subprocess has it
+    assert code is not None, (fault, machine.stdout, machine.stderr)
     written = {
         name.removeprefix("/out/"): data
         for name, data in sorted(machine.files.items())
         if name.startswith("/out/")
     }
-    return Outcome(machine.exit_code, machine.stdout, machine.stderr, written)
+    return Outcome(code, machine.stdout, machine.stderr, written)

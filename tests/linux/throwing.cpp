@@ -56,8 +56,10 @@ static int once()
     return 1;
 }
 
-int main()
+int main(int argc, char **)
 {
+    if (argc > 1)
+        throw Special("nobody catches it", argc);
     std::puts(of_the_thread.name.c_str());
     try {
         deep(0);
