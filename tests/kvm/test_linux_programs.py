@@ -130,6 +130,21 @@ def test_who_ends_itself_by_a_signal_is_told_of_where_it_asked_for_it() -> None:
 
 
 @NO_COMPILER
+@pytest.mark.parametrize("kind", ["-static-pie", "-pie"])
+def test_a_program_that_is_put_anywhere_has_symbols_and_lines(kind: str, tmp_path: Path) -> None:
+    program = tmp_path / "crashes"
+    command = ["cc", "-g", "-O1", "-w", kind, str(SOURCES / "crashes.c"), "-o", str(program)]
+    linux_program("crashes")  # whether there is a compiler
+    subprocess.run(command, check=True)
+    with Monitor(pool="2M", console=lambda name, line: None) as monitor:
+        root = Path("/") if kind == "-pie" else None
+        machine = spawn(monitor, Case(kind, ("crashes", "segfault")), program, "pie", root=root)
+        monitor.run(timeout=60)
+    assert machine.fault is not None
+    assert (machine.fault.place.symbol, machine.fault.place.file) == ("store", "crashes.c")
+
+
+@NO_COMPILER
 def test_only_the_stack_overflows_as_a_stack() -> None:
     fault, machine = crashed("overflow", "glibc")
     assert "stack overflow" in fault.reason
