@@ -190,6 +190,18 @@ def test_a_place_is_the_highest_below_the_stack_and_its_guard() -> None:
     assert do(areas, "mmap", 0, PAGE, 1, ANONYMOUS) == first
 
 
+def test_what_is_large_begins_where_huge_pages_do_if_there_is_room() -> None:
+    huge = 2 << 20
+    arena = Region(BASE, 4 * huge)
+    areas = made(arena=arena)
+    do(areas, "mmap", 0, PAGE, 3, ANONYMOUS)
+    first = do(areas, "mmap", 0, huge + PAGE, 3, ANONYMOUS)
+    assert first == arena.end - 2 * huge
+    assert do(areas, "mmap", 0, PAGE, 1, ANONYMOUS) == arena.end - 2 * PAGE, "above is room left"
+    assert do(areas, "mmap", BASE, huge - PAGE, 3, FIXED) == BASE
+    assert do(areas, "mmap", 0, huge + PAGE, 3, ANONYMOUS) == first - huge - PAGE
+
+
 def test_a_32_bit_place_is_in_the_low_region() -> None:
     place = do(made(), "mmap", 0, PAGE, 3, ANONYMOUS | rules.MAP_32BIT)
     assert place == LOW.end - PAGE

@@ -180,9 +180,11 @@ class Vcpu(VcpuState):
     def exit_words(self) -> list[int]:
         """Return what ``exit_regs()`` does as numbers, in the order of kvm_regs' fields.
 
-        Half as dear. For who has turned ``sync_regs`` on.
+        None at all since ``enter_with`` has changed them. Half as dear. For who has turned
+        ``sync_regs`` on.
         """
-        return (self._page or self._shared()).registers.tolist()
+        page = self._page or self._shared()
+        return [] if page.words[DIRTY_REGS] else page.registers.tolist()
 
     def enter_with(self, rax: int, rip: int | None = None, rflags: int | None = None) -> None:
         """Set these of the general registers of the last exit as the next run begins: no system

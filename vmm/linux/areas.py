@@ -12,6 +12,7 @@ import errno
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.guest.x86 import LARGE_PAGE
 from vmm.linux.errors import SysError
 from vmm.linux.spans import Area, Spans
 from vmm.memory.region import Region
@@ -237,7 +238,9 @@ class Areas:
         return any(r.base <= address and address + size <= r.end for r in (self.low, self.arena))
 
     def _found(self, hint: int, size: int, *, low: bool) -> int:
-        """Return a free place: the one that is wished for, if it is; else the highest."""
+        """Return a free place: the one that is wished for, if it is; else the highest, or for what
+        is large the one next below at which huge pages begin.
+        """
         hint = min(_rounded(hint & -PAGE_SIZE), self.arena.end)
         free = hint and self._inside(hint, size) and (hint < self.arena.base or hint < self._top)
         if free and not next(self.spans.within(hint, hint + size), None):
@@ -246,7 +249,10 @@ class Areas:
         place = self.spans.highest_gap(base, top, size)
         if place is None:
             raise SysError(errno.ENOMEM)
-        return place
+        aligned = place & -LARGE_PAGE
+        if size < LARGE_PAGE or aligned < base or next(self.spans.within(aligned, place), None):
+            return place
+        return aligned
 
     def _grown_down(self, address: int, end: int) -> int:
         """Return where a range begins that is to reach down to where its stack ends."""

@@ -83,8 +83,8 @@ class Backing:
                 self._renewed = _MOST_RENEWED
             else:
                 return
+        self.invalidate(start, end)  # before it: cut off last time, it may have left it read-only
         mapping.clear(self.host(start), size)
-        self.invalidate(start, end)
 
     def _replace_displaced(self, start: int, end: int) -> bool:
         """Whether all of a range has been replaced by plain memory, since some was displaced."""
@@ -102,7 +102,10 @@ class Backing:
         return True
 
     def invalidate(self, start: int, end: int) -> None:
-        """Make every CPU and KVM forget what they know of a range, whose contents stay."""
+        """Make every CPU and KVM forget what they know of a range, whose contents stay.
+
+        Raises OSError, with nothing done, if that takes more mappings than there may be.
+        """
         host, size = self.host(start), end - start
         try:
             mapping.protect(host, size, writable=False)

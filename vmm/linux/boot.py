@@ -20,6 +20,7 @@ from vmm.errors import ConfigError
 from vmm.guest import abi, boot, x86
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN, PageTables
 from vmm.kvm import CpuidEntry, CpuidTable, Vcpu, kvm_regs, kvm_sregs
+from vmm.linux.areas import STACK_GAP
 from vmm.linux.tables import ENTRY_PAGE, tables_size
 from vmm.memory.region import Region
 
@@ -79,7 +80,7 @@ def plan(low: int, arena: int, stack: int, window: int) -> Layout:
     stack_region = Region(arena_region.end - stack, stack)
     return Layout(
         private=Region(0, low),
-        guard=Region(stack_region.base - boot.GUARD, boot.GUARD),
+        guard=Region(stack_region.base - STACK_GAP, STACK_GAP),
         stack=stack_region,
         window=window_region,
         tables=roots,

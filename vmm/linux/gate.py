@@ -38,16 +38,17 @@ class Gate:
         self.registers: list[int] = []
 
     def called(self, exit_: Exit) -> bool:
-        """Whether an exit is a system call; then its registers are there.
+        """Whether an exit, the last one, is a system call; then its registers are there.
 
-        A jump to where SYSCALL leads is one as well, on every host.
+        It stays one when it has been answered, until the program runs on. A jump to where SYSCALL
+        leads is one as well, on every host.
         """
         if exit_ is not self._last:
             if type(exit_) is not MmioWrite or exit_.gpa != GATE or len(exit_.data) != 2:
                 return False
             self._ring_3 = exit_.data[0] & 3 == 3
             self._last = exit_
-        self.registers = self.vcpu.exit_words()
+        self.registers = self.vcpu.exit_words() or self.registers
         return self.registers[RIP] == ENTERED
 
     def arguments(self) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vmm.engine.guest import Asked, Guest
-from vmm.errors import GuestFault
+from vmm.errors import GuestFault, Place
 from vmm.guest import abi
 from vmm.guest.blueprint import Shape
+from vmm.guest.trap import Diagnosis
 from vmm.kvm import Exit, Kvm, Vcpu
 from vmm.linux import boot
 from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
@@ -63,6 +64,21 @@ class Plan:
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Programs:
+    """Where an instruction pointer lies, in a program or its interpreter."""
+
+    image: Program
+    interpreter: Program | None
+
+    def place(self, rip: int) -> Place:
+        """Return the symbol and the source line."""
+        other = self.interpreter
+        if other is not None and other.base <= rip < other.end:
+            return other.place(rip)
+        return self.image.place(rip)
 
 
 def layout(program: Program, memory: int, shape: Shape) -> Layout:
@@ -156,6 +172,12 @@ class LinuxGuest(Guest):
 
     def _attach(self) -> None:
         """Its memory is not there yet."""
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        plan: Plan = self._blueprint  # type: ignore[assignment]
+        programs = _Programs(plan.image, plan.interpreter)
+        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, programs)
 
     def run(self) -> Exit | Asked:
         return self.process.run()

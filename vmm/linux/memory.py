@@ -74,24 +74,27 @@ class Memory(Pointers):
         self._answers: tuple[int, ...] = ()
         self._asked = 0
         self._heap_is_huge = False
-        self._slots: Callable[[], None] | None = None
+        self._make_slots_again: Callable[[], None] = _nothing
+        self._forget_all = False
 
     def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
         """Make the two memslots. Raises OSError."""
-        arena = self._backing.arena
-
-        def make() -> None:
-            vm.set_user_memory_region(arena_slot, arena.base, arena.size, self._backing.address)
+        low, arena = self.low.region, self._backing.arena
+        slots = (
+            (low_slot, low.base, low.size, self.low.address),
+            (arena_slot, arena.base, arena.size, self._backing.address),
+        )
+        for slot in slots:
+            vm.set_user_memory_region(*slot)
 
         def again() -> None:
-            # Deleting a memslot makes KVM forget what it knows of it.
-            with contextlib.suppress(OSError):  # cut off last time, after it had been deleted
-                vm.set_user_memory_region(arena_slot, arena.base, 0, self._backing.address)
-            make()
+            for number, base, size, address in slots:
+                # Cut off last time, it may have been deleted.
+                with contextlib.suppress(OSError):
+                    vm.set_user_memory_region(number, base, 0, address)
+                vm.set_user_memory_region(number, base, size, address)
 
-        vm.set_user_memory_region(low_slot, 0, self.low.region.size, self.low.address)
-        make()
-        self._slots = again
+        self._make_slots_again = again
 
     def begin(self, serial: int) -> None:
         """Begin to serve a system call, or begin again with one that was cut off.
@@ -113,10 +116,10 @@ class Memory(Pointers):
             else:
                 self._answers = pending.answers
                 self._pending = None
-        if self.tables.mixed:
-            if self._slots is not None:
-                self._slots()
-            self.tables.mixed = False
+        if self._forget_all or self.tables.mixed:
+            # What KVM knows of a memslot it forgets when that is deleted.
+            self._make_slots_again()
+            self._forget_all = self.tables.mixed = False
 
     # ---- calls ----
 
@@ -162,7 +165,12 @@ class Memory(Pointers):
         """Do what a call plans, or, if it has done so before it was cut off, answer again."""
         asked = self._asked
         if asked >= len(self._answers):
-            plans = plan()
+            try:
+                plans = plan()
+            except SysError as error:
+                self._answers = (*self._answers, -error.number)
+                self._asked = asked + 1
+                raise
             self._pending = _Pending(plans, (*self._answers, plans[-1].result))
             self.finish()
         self._asked = asked + 1
@@ -189,7 +197,10 @@ class Memory(Pointers):
             self._advise(start, end, plan.brk)
         self.tables.set(start, end, prot)
         if stale:
-            self._backing.invalidate(start, end)
+            try:
+                self._backing.invalidate(start, end)
+            except OSError:  # too many mappings
+                self._forget_all = True
 
     def _advise(self, start: int, end: int, brk: int) -> None:
         """Ask for huge pages behind what is large, or has become so."""
@@ -216,3 +227,7 @@ class Memory(Pointers):
         self._view.release()
         self._backing.close()
         self.low.close()
+
+
+def _nothing() -> None:
+    pass

@@ -34,9 +34,10 @@ class Output:
 
     def write(self, data: bytes, /) -> int:
         """Take bytes. Raises ENOSPC."""
+        wanted = len(data)
         if self._sink is None:
             data = data[: self._limit - self._size]
-            if not data:
+            if not data and wanted:
                 raise SysError(errno.ENOSPC)
         self._changes.set(self, "_size", self._size + len(data))
         self._changes.push(self._parts, data)

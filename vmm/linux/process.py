@@ -33,12 +33,10 @@ from vmm.linux.gate import Gate
 from vmm.linux.memory import Memory
 from vmm.linux.numbers import name_of
 from vmm.linux.output import Output
+from vmm.linux.trace import Record, described
 
 _LAST = 32  # calls that are remembered
 _MOST_NAMES = 600  # that were not served: there are no more numbers with names
-
-Record = tuple[int, tuple[int, ...], int]
-"""A call that was answered: its number, its six arguments, and the answer."""
 
 
 class Step(enum.Enum):
@@ -86,6 +84,8 @@ class Process:
         self.serial = 0
         self.comm = b""
         self.mask = 0
+        self.limits: dict[int, tuple[int, int]] = {}  # that were set, of its resources
+        self.pending = 0  # signals that came while they were blocked
         self.actions: dict[int, bytes] = {}
         self.alternate_stack = NO_STACK
         self.not_served: collections.Counter[str] = collections.Counter()
@@ -120,10 +120,11 @@ class Process:
         """Whether an exit, which this has not seen or not dealt with, is a system call. If so, it
         is served when the program is run.
         """
+        if self._step is not Step.RUNNING:  # it is known; its registers may be the answer's by now
+            return True
         if not self.gate.called(exit_):
             return False
-        if self._step is Step.RUNNING:  # else it is known, and may have been answered
-            self._step = Step.CALLED
+        self._step = Step.CALLED
         return True
 
     def _serve(self) -> Asked | None:
@@ -146,15 +147,15 @@ class Process:
 
     def _make(self) -> Asked | None:
         """Make the call: leaves an answer, or returns how long it waits."""
+        changes = self.files.changes
         if self._answer is not None or self._ending is not None:
-            return None  # it was cut off after that
+            changes.commit()  # it was cut off after all had been done
+            return None
         words = self.gate.arguments()
         number = words[0] & 0xFFFFFFFF
         known = CALLS.get(number)
-        changes = self.files.changes
         try:
             if known is None:
-                self._count(number)
                 raise SysError(errno.ENOSYS)
             self.memory.begin(self.serial)
             with changes:
@@ -164,18 +165,31 @@ class Process:
                 changes.set(self, "serial", self.serial + 1)
                 changes.set(self, "_answer", answer)
         except SysError as error:
+            if error.number == errno.ENOSYS:
+                self._count(number)
             self.serial += 1
             self._answer = answer = -error.number
         except Park as park:
             return Asked(parks=True, until=park.until)
         except Exception as error:  # a fault of ours is this machine's, and nobody else's
             reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
-            self._ending = Asked(fault=self._fault("internal", reason))
+            self._ending = Asked(fault=self._stopped("internal", reason))
             return None
         self.last.append(record := (number, tuple(words[1:]), answer))
         if self.on_call is not None:
             self.on_call(record)
         return None
+
+    def _stopped(self, kind: str, reason: str, name: str | None = None) -> GuestFault:
+        """Return why it ends in the present call."""
+        registers = self.gate.snapshot()
+        registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+        number, *arguments = self.gate.arguments()
+        calls = [described(record) for record in self.last]
+        calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
+        return self._fault(
+            kind, reason, rip=registers["rip"], signal=name, registers=registers, calls=calls
+        )
 
     def _count(self, number: int) -> None:
         name = name_of(number)
@@ -195,7 +209,7 @@ class Process:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        fault = self._fault("signal", name, signal=name)
+        fault = self._stopped("signal", name, name)
         self.files.changes.set(self, "_ending", Asked(fault=fault))
         return 0
 

@@ -169,7 +169,7 @@ class Order:
     @property
     def argv(self) -> list[bytes]:
         """Its arguments, its own name first."""
-        return [self._path.rsplit(b"/", 1)[-1], *self.args]
+        return [os.fsencode(self._file.name), *self.args]  # not that of what it is a link to
 
     @property
     def path(self) -> bytes:

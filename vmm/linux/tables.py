@@ -33,6 +33,7 @@ _FLAGS = (0, *(
 ))  # fmt: skip
 _RIGHTS = {flags: prot for prot, flags in enumerate(_FLAGS) if prot & PROT_READ}
 _ADDRESS = (1 << 52) - PAGE
+_WITH = [bytes(byte | 1 << prot for byte in range(256)) for prot in range(8)]
 
 # What SYSCALL leads to (`vmm.linux.boot`). Ring 3 reaches it on kvm_pvm; ring 0 may use it, too.
 ENTRY_PAGE = Range(x86.TRAP_STACK.end, x86.TRAP_STACK.end + PAGE, execute=True)
@@ -139,24 +140,32 @@ class Tables:
     def _set(self, start: int, end: int, flags: int) -> None:
         while start < end:
             block = start & -LARGE_PAGE
-            stop = min(end, block + LARGE_PAGE)
-            if stop - start == LARGE_PAGE:
-                self._set_block(block, flags)
+            count = (end - start) // LARGE_PAGE if start == block else 0
+            if count:
+                self._set_blocks(block, count, flags)
+                start += count * LARGE_PAGE
             else:
+                stop = min(end, block + LARGE_PAGE)
                 self._set_pages(block, start, stop, flags)
-            start = stop
+                start = stop
 
-    def _set_block(self, block: int, flags: int) -> None:
+    def _set_blocks(self, block: int, count: int, flags: int) -> None:
         directory, table, number = self._places(block)
-        if self._used[number]:
-            self._fill_pages(table, block, _ENTRIES, flags)
-        self._merge(directory, number, block, flags)
+        used = self._used.find(1, number, number + count)
+        while used >= 0:
+            at = used - number
+            self._fill_pages(table + at * _ENTRIES, block + at * LARGE_PAGE, _ENTRIES, flags)
+            used = self._used.find(1, used + 1, number + count)
+        self._merge(directory, number, block, count, flags)
 
-    def _merge(self, directory: int, number: int, block: int, flags: int) -> None:
-        """Make 2 MiB one page, or none."""
-        if flags:
-            self._large[number] |= 1 << _RIGHTS[flags]
-        self._words[directory] = block | flags | LARGE if flags else 0
+    def _merge(self, directory: int, number: int, block: int, count: int, flags: int) -> None:
+        """Make each of so many 2 MiB one page, or none."""
+        if not flags:
+            self._words[directory : directory + count] = array("Q", bytes(count * 8))
+            return
+        seen = slice(number, number + count)
+        self._large[seen] = self._large[seen].translate(_WITH[_RIGHTS[flags]])
+        self._fill(directory, block | flags | LARGE, count, LARGE_PAGE)
 
     def _set_pages(self, block: int, start: int, stop: int, flags: int) -> None:
         directory, table, number = self._places(block)
@@ -167,7 +176,7 @@ class Tables:
             self._used[number] = 1
         self._fill_pages(table + (start - block) // PAGE, start, (stop - start) // PAGE, flags)
         if self._uniform(table, block, flags) and number != _DOORBELL_BLOCK:
-            self._merge(directory, number, block, flags)
+            self._merge(directory, number, block, 1, flags)
             return
         large = self._large[number]
         if flags and large and large & ~(1 << _RIGHTS[flags]):

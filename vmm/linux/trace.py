@@ -7,7 +7,9 @@ import errno
 from vmm.linux.calls import CALLS
 from vmm.linux.numbers import name_of
 
-Record = tuple[int, tuple[int, ...], int]
+Record = tuple[int, tuple[int, ...], int | None]
+"""A call: its number, its six arguments, and the answer; None if it had none."""
+
 _SIGNED = {"Int", "Fd"}
 
 
@@ -32,7 +34,9 @@ def _argument(kind: str, word: int) -> str:
     return str(word) if word < 1 << 16 else hex(word)
 
 
-def _result(answer: int) -> str:
+def _result(answer: int | None) -> str:
+    if answer is None:
+        return "?"
     if -4096 < answer < 0:
         name = errno.errorcode.get(-answer, str(answer))
         return f"-1 {name}"

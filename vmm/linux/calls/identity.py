@@ -24,8 +24,16 @@ _STACK, _NOFILE, _AS, _DATA, _CORE = 3, 7, 9, 2, 4
 _LIMITS = 16
 _UNLIMITED = (1 << 64) - 1
 
+_SCHED_OTHER = 0
+_PRIORITIES = {0: (0, 0), 1: (1, 99), 2: (1, 99), 3: (0, 0), 5: (0, 0), 6: (0, 0)}
+_WAIT4 = 0xE000000B  # WNOHANG, WUNTRACED, WCONTINUED, __WALL and so on
+_WAITID_EVENTS = 0xE  # WSTOPPED, WEXITED, WCONTINUED
+_WAITID = _WAIT4 & ~2 | _WAITID_EVENTS | 0x01000000  # WNOWAIT
+
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
-_PR_GET_DUMPABLE, _PR_SET_DUMPABLE, _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 3, 4, 1, 38
+_PR_GET_DUMPABLE, _PR_GET_NO_NEW_PRIVS = 3, 39
+# PDEATHSIG, DUMPABLE, NO_NEW_PRIVS: what they can be set to, which changes nothing
+_PR_SET = {1: range(65), 4: range(2), 38: range(1, 2)}
 
 
 @call
@@ -60,8 +68,11 @@ def sys_getsid(process: Process, pid: Int) -> int:
 
 @call
 def sys_setpgid(process: Process, pid: Int, group: Int) -> int:
+    if pid < 0 or group < 0:
+        raise SysError(errno.EINVAL)
     _own(pid)
-    _own(group)
+    if group not in (0, PID):
+        raise SysError(errno.EPERM)
     return 0
 
 
@@ -186,29 +197,39 @@ def sys_prctl(
     process: Process, option: Int, second: Size, third: Size, fourth: Size, fifth: Size
 ) -> int:
     if option == _PR_SET_NAME:
-        name = process.memory.room(second, 16)
-        process.files.changes.set(process, "comm", process.memory.read(second, name)[:15])
+        room = process.memory.room(second, 16)
+        name, end, _ = process.memory.read(second, room).partition(b"\0")
+        if room < 16 and not end:
+            raise SysError(errno.EFAULT)
+        process.files.changes.set(process, "comm", name[:15])
     elif option == _PR_GET_NAME:
         process.memory.write(second, process.comm.split(b"\0")[0].ljust(16, b"\0"))
-    elif option == _PR_GET_DUMPABLE:
+    elif option in (_PR_GET_DUMPABLE, _PR_GET_NO_NEW_PRIVS):
         return 1
-    elif option not in (_PR_SET_DUMPABLE, _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS):
+    elif second not in _PR_SET.get(option, ()):
         raise SysError(errno.EINVAL)
     return 0
 
 
 @call
 def sys_prlimit64(process: Process, pid: Int, which: Word, new: Address, old: Address) -> int:
-    """Tell limits. They can be set to anything, and are what they were."""
-    _own(pid)
+    """Tell limits, and set them. That of descriptors holds; the others are `memory`'s and so on."""
     if which >= _LIMITS:
         raise SysError(errno.EINVAL)
+    _own(pid)
+    before = _limit(process, which)
     if new:
         soft, hard = process.memory.words(new, 2)
         if soft > hard:
             raise SysError(errno.EINVAL)
+        if hard > before[1]:
+            raise SysError(errno.EPERM)
+        changes = process.files.changes
+        changes.put(process.limits, which, (soft, hard))
+        if which == _NOFILE:
+            changes.set(process.descriptors, "limit", soft)
     if old:
-        process.memory.write(old, _limit(process, which))
+        process.memory.write(old, struct.pack("<QQ", *before))
     return 0
 
 
@@ -222,7 +243,9 @@ def sys_setrlimit(process: Process, which: Word, new: Address) -> int:
     return sys_prlimit64(process, 0, which, new, 0)
 
 
-def _limit(process: Process, which: int) -> bytes:
+def _limit(process: Process, which: int) -> tuple[int, int]:
+    if which in process.limits:
+        return process.limits[which]
     soft = hard = _UNLIMITED
     if which == _STACK:
         soft = process.stack_size
@@ -232,7 +255,7 @@ def _limit(process: Process, which: int) -> bytes:
         soft = hard = process.memory.areas.limit
     elif which == _CORE:
         soft = 0
-    return struct.pack("<QQ", soft, hard)
+    return soft, hard
 
 
 @call
@@ -289,13 +312,54 @@ def sys_getcpu(process: Process, cpu: Address, node: Address) -> int:
 
 
 @call
+def sys_sched_getscheduler(process: Process, pid: Int) -> int:
+    if pid < 0:
+        raise SysError(errno.EINVAL)
+    _own(pid)
+    return _SCHED_OTHER
+
+
+@call
+def sys_sched_getparam(process: Process, pid: Int, priority: Address) -> int:
+    if pid < 0 or not priority:
+        raise SysError(errno.EINVAL)
+    _own(pid)
+    process.memory.write(priority, bytes(4))
+    return 0
+
+
+@call
+def sys_sched_get_priority_max(process: Process, policy: Int) -> int:
+    if policy not in _PRIORITIES:
+        raise SysError(errno.EINVAL)
+    return _PRIORITIES[policy][1]
+
+
+@call
+def sys_sched_get_priority_min(process: Process, policy: Int) -> int:
+    if policy not in _PRIORITIES:
+        raise SysError(errno.EINVAL)
+    return _PRIORITIES[policy][0]
+
+
+@call
 def sys_getpriority(process: Process, which: Int, who: Int) -> int:
+    _check_who(which, who)
     return 20
 
 
 @call
 def sys_setpriority(process: Process, which: Int, who: Int, priority: Int) -> int:
+    _check_who(which, who)
     return 0
+
+
+def _check_who(which: int, who: int) -> None:
+    """Refuse who is not there: PRIO_PROCESS, PRIO_PGRP, PRIO_USER."""
+    if not 0 <= which <= 2:
+        raise SysError(errno.EINVAL)
+    if who not in ((0,) if which == 2 else (0, PID)):
+        raise SysError(errno.ESRCH)
 
 
 @call
@@ -305,12 +369,23 @@ def sys_personality(process: Process, persona: Word) -> int:
 
 @call
 def sys_wait4(process: Process, pid: Int, status: Address, options: Int, usage: Address) -> int:
+    if options & ~_WAIT4:
+        raise SysError(errno.EINVAL)
     raise SysError(errno.ECHILD)  # it never has any
 
 
 @call
+def sys_waitid(
+    process: Process, kind: Int, who: Int, info: Address, options: Int, usage: Address
+) -> int:
+    if options & ~_WAITID or not options & _WAITID_EVENTS or not 0 <= kind <= 3:
+        raise SysError(errno.EINVAL)
+    raise SysError(errno.ECHILD)
+
+
+@call
 def sys_getrandom(process: Process, buffer: Address, size: Size, flags: Word) -> int:
-    if flags & ~7:
+    if flags & ~7 or flags & 6 == 6:
         raise SysError(errno.EINVAL)
     length = min(size, 1 << 20)
     room = process.memory.room(buffer, length, write=True) if length else 0
@@ -322,6 +397,9 @@ def sys_getrandom(process: Process, buffer: Address, size: Size, flags: Word) ->
 
 @call
 def sys_membarrier(process: Process, command: Int, flags: Word, cpu: Int) -> int:
+    """Nothing of it: MEMBARRIER_CMD_QUERY tells that there are no commands."""
+    if command or flags:
+        raise SysError(errno.EINVAL)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from vmm.linux.calls.table import Address, Fd, Int, Long, Park, Size, Word, call
 from vmm.linux.calls.time import timespec
 from vmm.linux.errors import SysError
 from vmm.linux.files.open_files import MOST, OpenFile
+from vmm.linux.files.pipes import CAPACITY, OpenPipe
 from vmm.linux.files.streams import OpenInput
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ _PATIENCE_NS = 10_000_000  # between two looks at a standard input that has noth
 
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 0, 1, 2, 3, 4
 _F_GETLK, _F_SETLK, _F_SETLKW, _F_SETOWN, _F_GETOWN = 5, 6, 7, 8, 9
-_F_DUPFD_CLOEXEC, _F_GETPIPE_SZ, _F_ADD_SEALS, _F_GET_SEALS = 1030, 1032, 1033, 1034
+_F_DUPFD_CLOEXEC, _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1030, 1031, 1032
+_F_OFD_GETLK = 36
+_OFD_LOCKS = (_F_OFD_GETLK, 37, 38)  # and F_OFD_SETLK, F_OFD_SETLKW
+_LOCKS = (_F_GETLK, _F_SETLK, _F_SETLKW, *_OFD_LOCKS)
+_LOCK_NB, _FLOCKS = 4, (1, 2, 8)  # LOCK_SH, LOCK_EX, LOCK_UN
 _F_UNLCK, _FD_CLOEXEC = 2, 1
 _FIOCLEX, _FIONCLEX, _FIONBIO, _FIONREAD = 0x5451, 0x5450, 0x5421, 0x541B
 
@@ -184,6 +190,31 @@ def sys_pwritev(process: Process, fd: Fd, vector: Address, count: Int, offset: L
     return write_from(process, file, list(pieces(process, vector, count)), _writer(file, offset))
 
 
+_RWF_HINTS = 7  # HIPRI, DSYNC, SYNC: nothing is slow here, or lost
+
+
+@call
+def sys_preadv2(
+    process: Process, fd: Fd, vector: Address, count: Int, offset: Long, high: Size, flags: Word
+) -> int:
+    if flags & ~_RWF_HINTS:
+        raise SysError(errno.EOPNOTSUPP)
+    if offset == -1:
+        return sys_readv(process, fd, vector, count)
+    return sys_preadv(process, fd, vector, count, offset)
+
+
+@call
+def sys_pwritev2(
+    process: Process, fd: Fd, vector: Address, count: Int, offset: Long, high: Size, flags: Word
+) -> int:
+    if flags & ~_RWF_HINTS:
+        raise SysError(errno.EOPNOTSUPP)
+    if offset == -1:
+        return sys_writev(process, fd, vector, count)
+    return sys_pwritev(process, fd, vector, count, offset)
+
+
 @call
 def sys_lseek(process: Process, fd: Fd, offset: Long, whence: Word) -> int:
     return process.descriptors.get(fd).seek(offset, whence)
@@ -248,20 +279,37 @@ def sys_fcntl(process: Process, fd: Fd, command: Int, argument: Size) -> int:
         return file.flags
     elif command == _F_SETFL:
         file.set_flags(number)
-    elif command == _F_GETLK:  # nobody else locks anything
-        lock = bytearray(process.memory.read(argument, 32))
-        struct.pack_into("<h", lock, 0, _F_UNLCK)
-        process.memory.write(argument, lock)
+    elif command in _LOCKS:
+        _lock(process, command, argument)
     elif command == _F_GETOWN:
         return PID
-    elif command not in (_F_SETLK, _F_SETLKW, _F_SETOWN):
+    elif command in (_F_GETPIPE_SZ, _F_SETPIPE_SZ):
+        if not isinstance(file, OpenPipe):
+            raise SysError(errno.EBADF)
+        return CAPACITY
+    elif command != _F_SETOWN:
         raise SysError(errno.EINVAL)
     return 0
+
+
+def _lock(process: Process, command: int, argument: int) -> None:
+    """Nobody else locks anything: every lock can be had."""
+    lock = bytearray(process.memory.read(argument, 32))
+    kind, whence, _, _, pid = struct.unpack_from("<hhxxxxqqi", lock)
+    if not 0 <= kind <= _F_UNLCK or not 0 <= whence <= os.SEEK_END:
+        raise SysError(errno.EINVAL)
+    if command in _OFD_LOCKS and pid:
+        raise SysError(errno.EINVAL)
+    if command in (_F_GETLK, _F_OFD_GETLK):
+        struct.pack_into("<h", lock, 0, _F_UNLCK)
+        process.memory.write(argument, lock)
 
 
 @call
 def sys_flock(process: Process, fd: Fd, operation: Int) -> int:
     process.descriptors.get(fd)
+    if operation & ~_LOCK_NB not in _FLOCKS:
+        raise SysError(errno.EINVAL)
     return 0
 
 
@@ -275,6 +323,8 @@ def sys_ioctl(process: Process, fd: Fd, request: Word, argument: Size) -> int:
         (value,) = struct.unpack("<i", process.memory.read(argument, 4))
         flags = file.flags & ~os.O_NONBLOCK | (os.O_NONBLOCK if value else 0)
         file.set_flags(flags)
+    elif request == _FIONREAD:
+        process.memory.write(argument, struct.pack("<i", min(file.unread(), (1 << 31) - 1)))
     else:
         raise SysError(errno.ENOTTY)
     return 0
@@ -311,6 +361,23 @@ def sys_sync(process: Process) -> int:
 
 @call
 def sys_fadvise64(process: Process, fd: Fd, offset: Long, length: Long, advice: Int) -> int:
+    if stat.S_ISFIFO(process.descriptors.get(fd).node.stat().mode):
+        raise SysError(errno.ESPIPE)
+    if length < 0 or not 0 <= advice <= 5:
+        raise SysError(errno.EINVAL)
+    return 0
+
+
+@call
+def sys_sync_file_range(process: Process, fd: Fd, offset: Long, size: Long, flags: Word) -> int:
+    process.descriptors.get(fd)
+    if flags & ~7 or offset < 0 or size < 0:
+        raise SysError(errno.EINVAL)
+    return 0
+
+
+@call
+def sys_syncfs(process: Process, fd: Fd) -> int:
     process.descriptors.get(fd)
     return 0
 
@@ -319,26 +386,6 @@ def sys_fadvise64(process: Process, fd: Fd, offset: Long, length: Long, advice: 
 def sys_readahead(process: Process, fd: Fd, offset: Long, length: Size) -> int:
     process.descriptors.get(fd)
     return 0
-
-
-@call
-def sys_sendfile(process: Process, out: Fd, source: Fd, offset: Address, count: Size) -> int:
-    writer, reader = process.descriptors.get(out), process.descriptors.get(source)
-    reader.check_read()
-    writer.check_write()
-    start = None
-    if offset:
-        (start,) = struct.unpack("<q", process.memory.read(offset, 8))
-        if start < 0:
-            raise SysError(errno.EINVAL)
-    at = reader.seek(0, os.SEEK_CUR) if start is None else start
-    data = reader.pread(at, min(count, MOST))
-    taken = writer.write(data) if data else 0
-    if start is None:
-        reader.seek(at + taken, os.SEEK_SET)
-    else:
-        process.memory.write(offset, struct.pack("<q", start + taken))
-    return taken
 
 
 # ---- waiting for files ----

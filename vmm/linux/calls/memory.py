@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.linux.areas import MAP_ANONYMOUS, MAP_PRIVATE, MAP_TYPE, PROT_WRITE
 from vmm.linux.calls.table import Address, Fd, Int, Size, Word, call
 from vmm.linux.errors import SysError
+from vmm.linux.files.devices import OpenZero
 
 if TYPE_CHECKING:
     from vmm.linux.process import Process
@@ -30,9 +32,14 @@ def sys_mmap(
     if not file.readable:
         raise SysError(errno.EACCES)
     shared = flags & MAP_TYPE != MAP_PRIVATE
+    if shared and prot & PROT_WRITE and not file.writable:
+        raise SysError(errno.EACCES)
+    if isinstance(file, OpenZero):
+        return process.memory.mmap(address, length, prot, flags | MAP_ANONYMOUS)
     if shared and prot & PROT_WRITE:
-        raise SysError(errno.EACCES if not file.writable else errno.ENODEV)
-    file.pread(0, 0)  # whether it can be mapped at all: ENODEV, or what it says
+        raise SysError(errno.ENODEV)
+    if not stat.S_ISREG(file.node.stat().mode):
+        raise SysError(errno.ENODEV)
     start = process.memory.mmap(address, length, prot, flags)
     try:
         done = 0
@@ -76,20 +83,65 @@ def sys_madvise(process: Process, address: Address, length: Size, advice: Int) -
 
 
 @call
+def sys_mincore(process: Process, address: Address, length: Size, vector: Address) -> int:
+    """Say that all there is is in memory."""
+    if address % PAGE_SIZE:
+        raise SysError(errno.EINVAL)
+    pages = -(-length // PAGE_SIZE)
+    _check_mapped(process, address, pages * PAGE_SIZE)
+    process.memory.write(vector, b"\1" * pages)
+    return 0
+
+
+@call
 def sys_msync(process: Process, address: Address, length: Size, flags: Int) -> int:
     """Nothing is to be written back: what is shared is read-only."""
     if address % PAGE_SIZE or flags & ~7 or flags & 5 == 5:
+        raise SysError(errno.EINVAL)
+    _check_mapped(process, address, -(-length // PAGE_SIZE) * PAGE_SIZE)
+    return 0
+
+
+def _check_mapped(process: Process, address: int, length: int) -> None:
+    """Raise ENOMEM if not all of that is mapped, with whatever rights."""
+    end, reached = address + length, address
+    for area in process.memory.areas.spans.within(address, end):
+        if area.start > reached:
+            break
+        reached = area.end
+    if reached < end:
+        raise SysError(errno.ENOMEM)
+
+
+@call
+def sys_mlock(process: Process, address: Address, length: Size) -> int:
+    """All there is is in memory anyway."""
+    start = address - address % PAGE_SIZE
+    _check_mapped(process, start, -(-(address + length - start) // PAGE_SIZE) * PAGE_SIZE)
+    return 0
+
+
+@call
+def sys_mlock2(process: Process, address: Address, length: Size, flags: Int) -> int:
+    if flags & ~1:
+        raise SysError(errno.EINVAL)
+    return sys_mlock(process, address, length)
+
+
+@call
+def sys_munlock(process: Process, address: Address, length: Size) -> int:
+    return sys_mlock(process, address, length)
+
+
+@call
+def sys_mlockall(process: Process, flags: Int) -> int:
+    if flags & ~7 or flags in (0, 4):
         raise SysError(errno.EINVAL)
     return 0
 
 
 @call
-def sys_mlock(process: Process, address: Address, length: Size) -> int:
-    return 0
-
-
-@call
-def sys_munlock(process: Process, address: Address, length: Size) -> int:
+def sys_munlockall(process: Process) -> int:
     return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from typing import TYPE_CHECKING
 
-from vmm.linux.calls.table import Address, Fd, Int, Long, PathName, Size, Word, call
-from vmm.linux.calls.time import timespec
+from vmm.linux.calls.table import PATH_MAX, Address, Fd, Int, Long, PathName, Size, Word, call
 from vmm.linux.errors import SysError
 from vmm.linux.files.nodes import Node, Stat
 from vmm.linux.files.system import AT_FDCWD
@@ -21,7 +21,7 @@ _AT_EACCESS, _AT_NO_AUTOMOUNT, _AT_STATX = 0x200, 0x800, 0x6000
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 _STATX_BASIC = 0x7FF
 
-_STAT = struct.Struct("<QQQIIIIQqqqQQQQQQ3q")
+_STAT = struct.Struct("<QQQIIIIQqqqqqqqqq3q")
 _STATX = struct.Struct("<IIQIIIHHQQQQ" + "qIi" * 4 + "IIIIQII12Q")
 
 
@@ -231,6 +231,25 @@ def sys_rmdir(process: Process, path: PathName) -> int:
 
 
 @call
+def sys_mknodat(process: Process, dirfd: Fd, path: PathName, mode: Word, device: Word) -> int:
+    """Make a regular file: nothing else has a name here but directories and links."""
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+        raise SysError(errno.EPERM)
+    files = process.files
+    file = files.open(
+        files.start(dirfd, path), path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode & 0o7777
+    )
+    file.refer(1)
+    file.refer(-1)
+    return 0
+
+
+@call
+def sys_mknod(process: Process, path: PathName, mode: Word, device: Word) -> int:
+    return sys_mknodat(process, AT_FDCWD, path, mode, device)
+
+
+@call
 def sys_unlinkat(process: Process, dirfd: Fd, path: PathName, flags: Int) -> int:
     if flags & ~_AT_REMOVEDIR:
         raise SysError(errno.EINVAL)
@@ -346,38 +365,55 @@ def sys_utimensat(process: Process, dirfd: Fd, path: Address, times: Address, fl
     wanted: list[int | None] = [process.files.now()] * 2
     if times:
         wanted = [_time(process, times + 16 * index) for index in range(2)]
-    if path:
-        name = process.memory.text(path, 4096)
-        node = _named(process, dirfd, name, flags, _AT_NOFOLLOW | _AT_EMPTY_PATH)
-    else:
+    if not path and dirfd != AT_FDCWD:
+        if flags:
+            raise SysError(errno.EINVAL)
         node = process.descriptors.get(dirfd).node
+    else:
+        name = process.memory.text(path, PATH_MAX)
+        node = _named(process, dirfd, name, flags, _AT_NOFOLLOW | _AT_EMPTY_PATH)
     process.files.change_times(node, *wanted)
     return 0
 
 
 def _time(process: Process, address: int) -> int | None:
-    _, ns = struct.unpack("<qq", process.memory.read(address, 16))
+    seconds, ns = struct.unpack("<qq", process.memory.read(address, 16))
     if ns == _UTIME_OMIT:
         return None
-    return process.files.now() if ns == _UTIME_NOW else timespec(process, address)
+    if ns == _UTIME_NOW:
+        return process.files.now()
+    if not 0 <= ns < 10**9:
+        raise SysError(errno.EINVAL)
+    return _bounded(seconds) * 10**9 + int(ns)
+
+
+def _bounded(seconds: int) -> int:
+    """Return a time that a file can have, in seconds since 1970: what ext4 has."""
+    return min(max(seconds, -(1 << 31)), (1 << 34) - (1 << 31) - 1)
 
 
 @call
-def sys_utimes(process: Process, path: PathName, times: Address) -> int:
+def sys_futimesat(process: Process, dirfd: Fd, path: PathName, times: Address) -> int:
     wanted: list[int | None] = [process.files.now()] * 2
     if times:
         parts = struct.unpack("<4q", process.memory.read(times, 32))
         if not all(0 <= us < 10**6 for us in parts[1::2]):
             raise SysError(errno.EINVAL)
-        wanted = [parts[i] * 10**9 + parts[i + 1] * 1000 for i in (0, 2)]
-    process.files.utimens(None, path, *wanted)
+        wanted = [_bounded(parts[i]) * 10**9 + parts[i + 1] * 1000 for i in (0, 2)]
+    process.files.change_times(_named(process, dirfd, path, 0, 0), *wanted)
     return 0
+
+
+@call
+def sys_utimes(process: Process, path: PathName, times: Address) -> int:
+    return sys_futimesat(process, AT_FDCWD, path, times)
 
 
 @call
 def sys_utime(process: Process, path: PathName, times: Address) -> int:
     wanted: list[int | None] = [process.files.now()] * 2
     if times:
-        wanted = [second * 10**9 for second in struct.unpack("<2q", process.memory.read(times, 16))]
-    process.files.utimens(None, path, *wanted)
+        seconds = struct.unpack("<2q", process.memory.read(times, 16))
+        wanted = [_bounded(second) * 10**9 for second in seconds]
+    process.files.change_times(_named(process, AT_FDCWD, path, 0, 0), *wanted)
     return 0

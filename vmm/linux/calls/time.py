@@ -85,14 +85,59 @@ def sys_nanosleep(process: Process, wanted: Address, left: Address) -> int:
 def sys_clock_nanosleep(
     process: Process, clock: Int, flags: Int, wanted: Address, left: Address
 ) -> int:
+    if clock == _CPU[1]:  # a thread cannot wait for its own
+        raise SysError(errno.EOPNOTSUPP)
+    time_of(process, clock)
     length = timespec(process, wanted)
     if flags & _ABSTIME:
         length = max(length - time_of(process, clock), 0)
-    else:
-        time_of(process, clock)
     process.sleep(length)
     return 0
 
+
+@call
+def sys_clock_settime(process: Process, clock: Int, address: Address) -> int:
+    timespec(process, address)
+    if clock not in _REALTIME[:1]:
+        raise SysError(errno.EINVAL)
+    raise SysError(errno.EPERM)
+
+
+# ---- timers: there are none, so none is running ----
+
+
+@call
+def sys_alarm(process: Process, seconds: Word) -> int:
+    if seconds:
+        raise SysError(errno.ENOSYS)
+    return 0
+
+
+@call
+def sys_getitimer(process: Process, which: Int, now: Address) -> int:
+    _check_timer(which)
+    process.memory.write(now, bytes(32))
+    return 0
+
+
+@call
+def sys_setitimer(process: Process, which: Int, new: Address, old: Address) -> int:
+    """Stop a timer. To start one is not served."""
+    wanted = process.memory.read(new, 32) if new else bytes(32)
+    _check_timer(which)
+    if any(wanted[16:]):
+        raise SysError(errno.ENOSYS)
+    if old:
+        process.memory.write(old, bytes(32))
+    return 0
+
+
+def _check_timer(which: int) -> None:
+    if not 0 <= which <= 2:
+        raise SysError(errno.EINVAL)
+
+
+# ---- futexes ----
 
 _FUTEX_WAIT, _FUTEX_WAKE, _FUTEX_WAIT_BITSET, _FUTEX_WAKE_BITSET = 0, 1, 9, 10
 _FUTEX_FLAGS, _FUTEX_CLOCK_REALTIME = 0x180, 0x100
@@ -100,11 +145,19 @@ _FUTEX_FLAGS, _FUTEX_CLOCK_REALTIME = 0x180, 0x100
 
 @call
 def sys_futex(
-    process: Process, word: Address, operation: Int, value: Word, timeout: Address, second: Address
+    process: Process,
+    word: Address,
+    operation: Int,
+    value: Word,
+    timeout: Address,
+    second: Address,
+    bits: Word,
 ) -> int:
     """Nobody is there to wake anybody: a wait ends with its time, or never."""
     command = operation & ~_FUTEX_FLAGS
     if word % 4:
+        raise SysError(errno.EINVAL)
+    if command in (_FUTEX_WAIT_BITSET, _FUTEX_WAKE_BITSET) and not bits:
         raise SysError(errno.EINVAL)
     (found,) = struct.unpack("<I", process.memory.read(word, 4))
     if command in (_FUTEX_WAKE, _FUTEX_WAKE_BITSET):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST = 1 << 22  # bytes of one read: whoever wants more, asks again
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _O_LARGEFILE = 0o100000  # 0 in C libraries of 64 bits, but told all the same
 _FORGOTTEN = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_TRUNC | os.O_CLOEXEC
 
@@ -83,6 +84,10 @@ class OpenFile:
         """Return what poll(2) would: POLLIN and POLLOUT and so on."""
         return select.POLLIN | select.POLLOUT
 
+    def unread(self) -> int:
+        """Return how many bytes can be read at once: ioctl(2)'s FIONREAD. Raises ENOTTY."""
+        raise SysError(errno.ENOTTY)
+
     def read(self, length: int) -> bytes:
         """Read on: read(2). At most MOST bytes: it may be less than is wanted, and there."""
         self.check_read()
@@ -112,7 +117,7 @@ class OpenFile:
         raise SysError(errno.EINVAL)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
-        """Make room: fallocate(2), mode 0 only."""
+        """Make room: fallocate(2), mode 0 and FALLOC_FL_KEEP_SIZE only."""
         if offset < 0 or length <= 0:
             raise SysError(errno.EINVAL)
         self.check_write()
@@ -246,6 +251,9 @@ class OpenRegular(OpenFile):
             raise SysError(errno.EINVAL)
         return offset + (0, self.position, data.size)[whence]
 
+    def unread(self) -> int:
+        return self.node.data.size - self.position
+
     def truncate(self, size: int) -> None:
         if not 0 <= size <= LARGEST or not self.writable:
             raise SysError(errno.EINVAL)
@@ -254,7 +262,7 @@ class OpenRegular(OpenFile):
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         if offset < 0 or length <= 0:
             raise SysError(errno.EINVAL)
-        if mode:
+        if mode & ~_KEEP_SIZE:
             raise SysError(errno.EOPNOTSUPP)
         self.check_write()
         size = self.node.data.size
@@ -262,7 +270,7 @@ class OpenRegular(OpenFile):
             raise SysError(errno.EFBIG)
         if offset + length - size > self.files.space.free:
             raise SysError(errno.ENOSPC)
-        if offset + length > size:
+        if offset + length > size and not mode:
             self.files.resize(self.node, offset + length)
 
 

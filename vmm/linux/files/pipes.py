@@ -66,9 +66,12 @@ class OpenPipe(OpenFile):
             found |= select.POLLIN if pipe.data else 0
             found |= 0 if pipe.writers else select.POLLHUP
         if self.writable:
-            found |= select.POLLOUT if len(pipe.data) < CAPACITY else 0
+            found |= select.POLLOUT if len(pipe.data) <= CAPACITY - _ATOMIC else 0
             found |= 0 if pipe.readers else select.POLLERR
         return found
+
+    def unread(self) -> int:
+        return len(self.node.data)
 
     def read(self, length: int) -> bytes:
         self.check_read()

@@ -66,6 +66,11 @@ class Input:
         """Whether something can be read at once, be it the end."""
         return bool(self._pending or self._arrived)
 
+    @property
+    def arrived(self) -> int:
+        """Bytes that can be read at once, as far as it is known."""
+        return len(self._pending) + sum(len(part or b"") for part in self._arrived)
+
     def fill(self) -> None:
         """Wait until something can be read. May be interrupted, and called again. Raises EIO."""
         if self.ready:
@@ -104,6 +109,9 @@ class OpenInput(_OpenStream):
     def __init__(self, files: FileSystem, node: Node, flags: int, source: Input) -> None:
         super().__init__(files, node, flags)
         self.input = source
+
+    def unread(self) -> int:
+        return self.input.arrived
 
     def read(self, length: int) -> bytes:
         self.check_read()

@@ -56,7 +56,7 @@ class FileSystem(Names, Attributes):
         files        what there is to be read, by absolute path
         root         the host's directory that is below everything, or None
         limit        bytes of memory that may be written, names and the like included
-        executable   what /proc/self/exe is, and executable_path what it says
+        executable   what /proc/self/exe is, closed with this; executable_path is what it says
         now          returns the time in ns
         random       returns as many random bytes
 
@@ -68,7 +68,7 @@ class FileSystem(Names, Attributes):
         self.cwd = self.root
         self.descriptors = Descriptors(self.changes)
         self.written = Written(self)
-        self._host_files: list[HostFile] = []
+        self._host_files = [executable] if isinstance(executable, HostFile) else []
         try:
             self._host_files += offer(self, files, executable, executable_path)
         except BaseException:
