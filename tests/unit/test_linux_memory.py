@@ -19,6 +19,7 @@ from vmm.linux.errors import SysError
 from vmm.linux.memory import Memory
 from vmm.memory import mapping, maps
 from vmm.memory.private import PrivateMemory
+from vmm.memory.region import OutOfBounds
 from vmm.memory.template import Template
 
 EVERY = os.environ.get("PAGEFERRY_SWEEP") == "all"
@@ -264,13 +265,13 @@ def test_large_areas_ask_for_huge_pages_and_small_ones_do_not(memory: Memory) ->
         memory.brk(heap + MIB)
         assert asked == []
         place = memory.mmap(ARENA.base + PAGE, 2 * LARGE_PAGE, 3, FIXED)
-        first = memory._backing.host(place + LARGE_PAGE - PAGE)
+        first = memory._backing.host(place + LARGE_PAGE - PAGE, 1)
         assert asked == [(first, LARGE_PAGE)]
         assert first % LARGE_PAGE == 0, "where a huge page can be"
         memory.brk(heap + 5 * MIB)
         memory.brk(heap + 6 * MIB)
         assert len(asked) == 2
-        assert asked[1][0] == -(-memory._backing.host(heap) // LARGE_PAGE) * LARGE_PAGE
+        assert asked[1][0] == -(-memory._backing.host(heap, 1) // LARGE_PAGE) * LARGE_PAGE
 
 
 def host_areas(memory: Memory) -> int:
@@ -282,6 +283,25 @@ def host_areas(memory: Memory) -> int:
     ):
         found += len(maps.areas(start, start + size))
     return found
+
+
+def test_what_lies_between_the_regions_is_left_alone(memory: Memory) -> None:
+    place = memory.mmap(0, PAGE, 3, ANONYMOUS)
+    neighbour = mapping.Mapping.anonymous(1 << 20)
+    neighbour.view()[:] = b"x" * (1 << 20)
+    memory.write(place, b"x")
+    heap = memory.brk(0)
+    memory.brk(heap + PAGE)
+    memory.write(heap, b"x")
+    refused(errno.ENOMEM, memory.madvise, heap, place + PAGE - heap, 4)
+    assert (memory.read(heap, 1), memory.read(place, 1)) == (b"\0", b"\0")
+    memory.munmap(heap, ARENA.end - heap)
+    assert memory.areas.spans.at(heap) is memory.areas.spans.at(place) is None
+    for address, size in ((heap, 1 << 32), (abi.WINDOW_GPA, PAGE), (LAYOUT.low.end, PAGE)):
+        with pytest.raises(OutOfBounds):
+            memory._backing.host(address, size)
+    assert bytes(neighbour.view()) == b"x" * (1 << 20)
+    neighbour.close()
 
 
 # ---- cut off ----
