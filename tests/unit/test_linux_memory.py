@@ -304,6 +304,83 @@ def test_what_lies_between_the_regions_is_left_alone(memory: Memory) -> None:
     neighbour.close()
 
 
+EDGES = sorted(
+    {
+        max(edge + by, 0) % (1 << 64)
+        for edge in (
+            *(
+                0,
+                0x10000,
+                abi.CONTROL_GPA,
+                LAYOUT.low.base,
+                IMAGE,
+                LAYOUT.low.end,
+                abi.DOORBELL_GPA,
+            ),
+            *(abi.WINDOW_GPA, LAYOUT.window.end, ARENA.base, LAYOUT.stack.base, ARENA.end),
+            *(ARENA.base + LARGE_PAGE, ARENA.base + 3 * LARGE_PAGE, IMAGE + MIB, IMAGE + 2 * MIB),
+            *(LAYOUT.tables.root, 1 << 32, 1 << 46, 1 << 47, 1 << 63, 1 << 64, PAGE, LARGE_PAGE),
+        )
+        for by in (-PAGE, -1, 0, 1, PAGE)
+    }
+)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_numbers_do_harm(memory: Memory, seed: int) -> None:
+    rng = random.Random(seed)
+    neighbours = [mapping.Mapping.anonymous(MIB) for _ in range(3)]
+    for neighbour in neighbours:
+        neighbour.view()[:] = b"n" * MIB
+    memory.areas.limit = 24 * MIB
+    done = 0
+
+    def number() -> int:
+        return rng.choice(EDGES) if rng.random() < 0.9 else rng.getrandbits(64)
+
+    for serial in range(1500):
+        memory.begin(serial)
+        a, b, c, d = (number() for _ in range(4))
+        flags = rng.choice((0, 1, 3, 0x22, 0x32, 0x100022, 0x62, d))
+        calls: list[tuple[Callable[..., object], tuple[object, ...]]] = [
+            (memory.mmap, (a, b, rng.choice((0, 1, 3, 7)), flags)),
+            (memory.munmap, (a, b)),
+            (memory.mprotect, (a, b, rng.choice((0, 1, 3, 7, c)))),
+            (memory.mremap, (a, b, c, rng.choice((0, 1, 3, flags)), d)),
+            (memory.brk, (a,)),
+            (memory.madvise, (a, b, rng.choice((4, 8, c)))),
+            (memory.read, (a, min(b, MIB))),
+            (memory.write, (a, b"w" * min(b, MIB))),
+            (memory.text, (a, 4096)),
+            (memory.words, (a, 1000)),
+            (memory.room, (a, b)),
+            (memory.view, (a, b)),
+        ]
+        call, arguments = rng.choice(calls)
+        try:
+            call(*arguments)
+            done += 1
+        except SysError:
+            pass
+        assert memory.areas.charged <= 24 * MIB
+    assert done > 150
+    for area in memory.areas.spans:
+        assert any(r.base <= area.start < area.end <= r.end for r in (LAYOUT.low, ARENA))
+        for page in (area.start, area.end - PAGE, (area.start + area.end) // 2 & -PAGE):
+            assert memory.tables.prot(page) == (area.prot and area.prot | 1)
+    for region in (LAYOUT.low, ARENA):
+        for _ in range(300):
+            page = region.base + rng.randrange(region.size // PAGE) * PAGE
+            found = memory.areas.spans.at(page)
+            prot = found.prot if found else 0
+            assert memory.tables.prot(page) == (prot and prot | 1)
+            if not found:
+                assert not any(memory._backing.view(page, PAGE)), "zeros where nothing is mapped"
+    for neighbour in neighbours:
+        assert bytes(neighbour.view()) == b"n" * MIB
+        neighbour.close()
+
+
 # ---- cut off ----
 
 Steps = list[tuple[str, tuple[int, ...]]]
