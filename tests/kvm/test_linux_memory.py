@@ -315,6 +315,7 @@ def test_a_jump_to_where_system_calls_lead_is_one(scene: Scene) -> None:
     assert scene.gate.called(scene.vcpu.run())
     assert scene.gate.registers[RCX] == 1 << 62
     scene.gate.answer(0)
+    assert scene.vcpu._shared().registers[RFLAGS] == 0x244FD7, "what a program may set, and IF"
     scene.vcpu.run()
     regs = scene.vcpu.get_regs()
     assert regs.rip == 0x3000 + 14 * 4 + 1, "a page fault"

@@ -87,6 +87,9 @@ def test_rights_are_those_of_the_program(memory: Memory) -> None:
     memory.write(place, bytes(PAGE))
     assert memory.read(place, 2 * PAGE)
     refused(errno.EFAULT, memory.write, place + PAGE - 1, b"xy")
+    with pytest.raises(SysError):
+        memory.view(place, PAGE + 1, write=True)
+    assert memory.view(place, PAGE + 1) is not None
     assert memory.read(place + PAGE - 1, 1) == b"\0", "nothing has been written"
     refused(errno.EFAULT, memory.read, place + 2 * PAGE, 1)
     refused(errno.EFAULT, memory.read, place + 2 * PAGE - 1, 2)
@@ -184,7 +187,7 @@ def test_an_image_cut_to_pieces_takes_no_more_mappings_than_it_may(memory: Memor
             memory.write(IMAGE + page * PAGE, b"x")
             memory.mmap(IMAGE + page * PAGE, 17 * PAGE, 3, FIXED)
             assert memory.read(IMAGE + page * PAGE, 1) == b"\0"
-    assert host_areas(memory) <= before + 130
+    assert host_areas(memory) <= before + 40
 
 
 def test_pages_given_back_are_zeros_but_for_a_files(memory: Memory) -> None:
@@ -236,7 +239,7 @@ def test_moves_leave_no_more_mappings_than_they_may(memory: Memory) -> None:
         memory.mremap(place, LARGE_PAGE, LARGE_PAGE, 3, target)
         place = target
         assert memory.read(place + LARGE_PAGE - 1, 1) == b"x"
-    assert host_areas(memory) <= before + 200
+    assert host_areas(memory) <= before + 40
     memory.munmap(ARENA.base, ARENA.size)
     memory.mmap(ARENA.base, ARENA.size, 3, FIXED)
     assert memory.read(ARENA.base, ARENA.size) == bytes(ARENA.size)
@@ -450,7 +453,8 @@ def test_a_call_that_is_cut_off_is_done_whole_when_it_is_made_again(number: int)
     assert (-errno.ENOMEM in wanted) == (number == 12)
     after = state(memory)
     memory.close()
-    step = 1 if EVERY else max(counted.lines // 40, 1)
+    # All lines of the one that moves memory: what has been moved must not be moved again.
+    step = 1 if EVERY or number == 4 else max(counted.lines // 40, 1)
     for line in range(1 + random.randrange(step), counted.lines + 1, step):
         memory = prepared()
         with Tracer(line, under="linux") as cut:

@@ -17,9 +17,9 @@ from vmm.memory.region import Region
 
 # Each may leave up to two more mappings to a process that has 65,530. What comes after them costs
 # copying.
-_MOST_RENEWED = 64
-_MOST_MOVED = 64
-_MOST_ADVISED = 64
+_MOST_RENEWED = 8
+_MOST_MOVED = 8
+_MOST_ADVISED = 16
 
 _WORTH_A_CALL = 64 << 10  # bytes that are faster replaced than cleared
 _STEP = 64 << 10
