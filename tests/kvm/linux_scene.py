@@ -72,7 +72,7 @@ class Scene:
         boot.enter(self.vcpu, self.layout, self.processor, CODE, self.stack)
         self._sregs = self.vcpu.get_sregs()
         self.gate = Gate(self.vcpu)
-        self._serial = 0
+        self.root = self.layout.tables.root
 
     @property
     def stack(self) -> int:
@@ -94,6 +94,7 @@ class Scene:
     def _go(self, rip: int, address: int, value: int = 0) -> int:
         regs = boot.regs(rip, self.stack)
         regs.rdi, regs.rsi = address, value
+        self._sregs.cr3 = self.root
         self.vcpu.set_sregs(self._sregs)
         self.vcpu.set_regs(regs)
         exit_ = self.vcpu.run()

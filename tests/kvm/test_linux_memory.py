@@ -240,6 +240,22 @@ def test_a_program_has_no_more_than_it_should(scene: Scene) -> None:
     assert scene.memory.read(abi.CONTROL_GPA, 8) == struct.pack("<Q", 5)
 
 
+def test_without_its_window_all_else_is_the_same(scene: Scene) -> None:
+    place = scene.memory.mmap(0, PAGE, 3, ANONYMOUS)
+    scene.store(place, 6)
+    scene.root = scene.layout.tables.root_no_window
+    assert scene.load(place) == 6
+    assert scene.load(scene.stack) == 0
+    scene.memory.mprotect(place, PAGE, 1)
+    with pytest.raises(Refused) as refused:
+        scene.store(place, 6)
+    assert refused.value.address == place
+    for address in (abi.WINDOW_GPA, scene.layout.window.end - 8):
+        with pytest.raises(Refused) as refused:
+            scene.load(address)
+        assert refused.value.address == address
+
+
 # mov ebx, N; again: mov eax, 39; syscall; add edx, eax; dec ebx; jnz again; then 60
 _LOOP = bytes.fromhex("bb05000000 b827000000 0f05 01c2 ffcb 75f3 b83c000000 0f05 f4")
 
@@ -299,6 +315,7 @@ def test_a_jump_to_where_system_calls_lead_is_one(scene: Scene) -> None:
     assert scene.gate.called(scene.vcpu.run())
     assert scene.gate.registers[RCX] == 1 << 62
     scene.gate.answer(0)
+    assert scene.vcpu._shared().registers[RFLAGS] == 0x244FD7, "what a program may set, and IF"
     scene.vcpu.run()
     regs = scene.vcpu.get_regs()
     assert regs.rip == 0x3000 + 14 * 4 + 1, "a page fault"

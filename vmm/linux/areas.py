@@ -66,11 +66,13 @@ class Plan(NamedTuple):
     """What a call does: steps, in order, and then the map as it is to be.
 
     result   what the call answers; less than zero if, having done this, it fails with -result
+    hidden   see Areas
     """
 
     result: int
     steps: tuple[Drop | Rights | Move, ...]
     spans: Spans
+    hidden: Spans
     brk: int
 
 
@@ -78,8 +80,9 @@ class Areas:
     """An address space of two regions: `low`, for the image and its heap, and the `arena`.
 
     spans   the map
+    hidden  what of it has no rights, and may have contents since it had some
     brk     where the heap ends; it begins at `heap`
-    limit   bytes that areas with any right may have together
+    limit   bytes that areas that may have contents may have together: reserved addresses cost none
 
     What is in neither region (the system area, the window, the doorbell) is not to be had. All
     calls raise SysError, and change nothing. Not thread-safe.
@@ -90,7 +93,7 @@ class Areas:
         self.low = low
         self.arena = arena
         self.limit = limit
-        self.spans = Spans()
+        self.spans = self.hidden = Spans()
         self._top = arena.end - (stack + STACK_GAP if stack else 0)
         if stack:
             area = Area(arena.end - stack, arena.end, PROT_READ | PROT_WRITE)
@@ -103,7 +106,17 @@ class Areas:
 
     def put(self, plan: Plan) -> None:
         """Make the map what a plan says. Twice is as good as once."""
-        self.spans, self.brk = plan.spans, plan.brk
+        self.spans, self.hidden, self.brk = plan.spans, plan.hidden, plan.brk
+
+    @property
+    def charged(self) -> int:
+        """Bytes that count against the limit."""
+        return self.spans.charged + self.hidden.charged
+
+    def parts(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return what of start..end is in each of the two regions, as start and end."""
+        parts = [(max(start, r.base), min(end, r.end)) for r in (self.low, self.arena)]
+        return [(low, high) for low, high in parts if low < high]
 
     # ---- the calls ----
 
@@ -139,7 +152,7 @@ class Areas:
         size = _rounded(length)
         if address % PAGE_SIZE or size == 0 or address + size > _TASK_SIZE:
             raise SysError(errno.EINVAL)
-        return self._checked(self._unmapped(0, self.spans, address, address + size))
+        return self._checked(self._unmapped(self._plan(0), address, address + size))
 
     def mprotect(self, address: int, length: int, prot: int) -> Plan:
         """Give a range other rights. Up to the first hole in it, if it has one: then the result is
@@ -150,7 +163,7 @@ class Areas:
         if grows == PROT_GROWSDOWN | PROT_GROWSUP or address % PAGE_SIZE:
             raise SysError(errno.EINVAL)
         if length == 0:
-            return Plan(0, (), self.spans, self.brk)
+            return self._plan(0)
         end = (address + _rounded(length)) % _ALL
         if end <= address:
             raise SysError(errno.ENOMEM)
@@ -162,7 +175,7 @@ class Areas:
 
     def move_brk(self, address: int) -> Plan:
         """Move the heap's end. The result is where it is then: where it was, if that cannot be."""
-        refused = Plan(self.brk, (), self.spans, self.brk)
+        refused = self._plan(self.brk)
         if not self.heap <= address <= self.low.end:
             return refused
         try:
@@ -173,7 +186,7 @@ class Areas:
     def _brk_moved(self, address: int) -> Plan:
         old, new = _rounded(self.brk), _rounded(address)
         if new <= old:
-            return self._checked(self._unmapped(address, self.spans, new, old))
+            return self._checked(self._unmapped(self._plan(address), new, old))
         # A page beyond it has to be free, too.
         if next(self.spans.within(old, new + PAGE_SIZE), None):
             raise SysError(errno.ENOMEM)
@@ -207,7 +220,7 @@ class Areas:
         if new_size < old_size and old + old_size > _TASK_SIZE:
             raise SysError(errno.EINVAL)
         if new_size <= old_size:
-            return [self._checked(self._unmapped(old, self.spans, old + new_size, old + old_size))]
+            return [self._checked(self._unmapped(self._plan(old), old + new_size, old + old_size))]
         if old + old_size > area.end:
             raise SysError(errno.EFAULT)
         grown = self._grown(area, old, old_size, new_size)
@@ -216,7 +229,7 @@ class Areas:
         if not flags & MREMAP_MAYMOVE:
             raise SysError(errno.ENOMEM)
         target = self._found(0, new_size, low=False)
-        return [self._moved(self.spans, area, old, old_size, target, new_size)]
+        return [self._moved(self._plan(target), area, old, old_size, new_size)]
 
     # ---- what they are made of ----
 
@@ -263,26 +276,40 @@ class Areas:
             raise SysError(errno.EINVAL)
         return area.start
 
-    def _mapped(self, result: int, area: Area, brk: int) -> Plan:
-        steps: list[Drop | Rights | Move] = []
-        if next(self.spans.within(area.start, area.end), None):
-            steps.append(Drop(area.start, area.end))
-        if area.prot:
-            steps.append(Rights(area.start, area.end, area.prot))
-        spans = self.spans.replaced(area.start, area.end, [area])
-        return self._checked(Plan(result, tuple(steps), spans, brk))
+    def _plan(self, result: int) -> Plan:
+        """Return a plan that changes nothing."""
+        return Plan(result, (), self.spans, self.hidden, self.brk)
 
-    def _unmapped(self, result: int, spans: Spans, start: int, end: int) -> Plan:
-        found = list(spans.within(start, end)) if start < end else []
-        if not found:
-            return Plan(result, (), spans, self.brk)
-        first, last = max(found[0].start, start), min(found[-1].end, end)
-        return Plan(result, (Drop(first, last),), spans.replaced(start, end, ()), self.brk)
+    def _mapped(self, result: int, area: Area, brk: int) -> Plan:
+        start, end = area.start, area.end
+        steps: list[Drop | Rights | Move] = []
+        if next(self.spans.within(start, end), None):
+            steps.append(Drop(start, end))
+        if area.prot:
+            steps.append(Rights(start, end, area.prot))
+        spans = self.spans.replaced(start, end, [area])
+        hidden = _without(self.hidden, start, end)
+        return self._checked(Plan(result, tuple(steps), spans, hidden, brk))
+
+    def _unmapped(self, plan: Plan, start: int, end: int) -> Plan:
+        """Return a plan that has been made without what is in start..end then."""
+        steps = []
+        for low, high in self.parts(start, end):
+            found = list(plan.spans.within(low, high))
+            if found:
+                steps.append(Drop(max(found[0].start, low), min(found[-1].end, high)))
+        if not steps:
+            return plan._replace(steps=())
+        return plan._replace(
+            steps=tuple(steps),
+            spans=plan.spans.replaced(start, end, ()),
+            hidden=_without(plan.hidden, start, end),
+        )
 
     def _protected(self, start: int, end: int, prot: int) -> Plan:
         areas: list[Area] = []
         steps: list[Rights] = []
-        reached = start
+        hidden, reached = self.hidden, start
         for whole in self.spans.within(start, end):
             if whole.start > reached:
                 break
@@ -290,12 +317,16 @@ class Areas:
             areas.append(area._replace(prot=prot))
             if area.prot != prot:
                 steps.append(Rights(area.start, area.end, prot, stale=area.prot != 0))
+                if not prot and not area.file:
+                    hidden = hidden.replaced(area.start, area.end, [area])
             reached = area.end
         if not areas:
             raise SysError(errno.ENOMEM)
+        if prot:
+            hidden = _without(hidden, start, reached)
         result = 0 if reached == end else -errno.ENOMEM
         spans = self.spans.replaced(start, reached, areas)
-        return self._checked(Plan(result, tuple(steps), spans, self.brk))
+        return self._checked(Plan(result, tuple(steps), spans, hidden, self.brk))
 
     def _grown(self, area: Area, old: int, old_size: int, new_size: int) -> Plan | None:
         """Return how an area grows where it is; None if it cannot."""
@@ -306,7 +337,7 @@ class Areas:
             return None
         spans = self.spans.replaced(area.start, end, [area._replace(end=end)])
         steps = (Rights(area.end, end, area.prot),) if area.prot else ()
-        return self._checked(Plan(old, steps, spans, self.brk))
+        return self._checked(Plan(old, steps, spans, self.hidden, self.brk))
 
     def _moved_to(self, area: Area, old: int, old_size: int, new_size: int, new: int) -> list[Plan]:
         """Return how a part of an area is moved to where somebody wants it."""
@@ -319,30 +350,37 @@ class Areas:
             raise SysError(errno.ENOMEM)
         if old + kept > area.end:
             raise SysError(errno.EFAULT)
-        cleared = self._unmapped(0, self.spans, new, new + new_size)
-        cut = self._unmapped(0, cleared.spans, old + kept, old + old_size)
-        moved = self._moved(cut.spans, area, old, kept, new, new_size)
+        cleared = self._unmapped(self._plan(new), new, new + new_size)
+        cut = self._unmapped(cleared, old + kept, old + old_size)
+        moved = self._moved(cut, area, old, kept, new_size)
         return [cleared, cut, moved]
 
-    def _moved(
-        self, spans: Spans, area: Area, old: int, size: int, target: int, new_size: int
-    ) -> Plan:
+    def _moved(self, plan: Plan, area: Area, old: int, size: int, new_size: int) -> Plan:
+        """Return what moves a part of an area to a plan's result, when that has been made."""
+        target = plan.result
         end = target + new_size
-        spans = spans.replaced(old, old + size, ())
+        spans = plan.spans.replaced(old, old + size, ())
         spans = spans.replaced(target, end, [area._replace(start=target, end=end)])
+        hidden = plan.hidden
+        for part in [part.clip(old, old + size) for part in hidden.within(old, old + size)]:
+            start, stop = part.start - old + target, part.end - old + target
+            hidden = hidden.replaced(start, stop, [part._replace(start=start, end=stop)])
+        hidden = _without(hidden, old, old + size)
         steps: list[Drop | Rights | Move] = [Move(old, target, size), Drop(old, old + size)]
         if area.prot:
             steps.append(Rights(target, end, area.prot))
-        return self._checked(Plan(target, tuple(steps), spans, self.brk))
+        return self._checked(Plan(target, tuple(steps), spans, hidden, self.brk))
 
     def _checked(self, plan: Plan) -> Plan:
         """Return a plan whose map is within the limits: as many areas, and bytes, as there may be.
 
         What there are fewer of is never refused.
         """
-        spans, now = plan.spans, self.spans
-        if (spans.count > MOST_AREAS and spans.count > now.count) or (
-            spans.charged > self.limit and spans.charged > now.charged
+        charged = plan.spans.charged + plan.hidden.charged
+        count = plan.spans.count + plan.hidden.count
+        present = self.spans.count + self.hidden.count
+        if (count > MOST_AREAS and count > present) or (
+            charged > self.limit and charged > self.charged
         ):
             raise SysError(errno.ENOMEM)
         return plan
@@ -351,3 +389,7 @@ class Areas:
 def _rounded(size: int) -> int:
     """Return a size in whole pages, as 64-bit arithmetic has it: what is too large is 0."""
     return (size + PAGE_SIZE - 1) % _ALL & -PAGE_SIZE
+
+
+def _without(spans: Spans, start: int, end: int) -> Spans:
+    return spans.replaced(start, end, ()) if spans.count else spans

@@ -17,9 +17,9 @@ from vmm.memory.region import Region
 
 # Each may leave up to two more mappings to a process that has 65,530. What comes after them costs
 # copying.
-_MOST_RENEWED = 64
-_MOST_MOVED = 64
-_MOST_ADVISED = 64
+_MOST_RENEWED = 8
+_MOST_MOVED = 8
+_MOST_ADVISED = 16
 
 _WORTH_A_CALL = 64 << 10  # bytes that are faster replaced than cleared
 _STEP = 64 << 10
@@ -54,11 +54,11 @@ class Backing:
         start = self.arena.offset(address, size)
         return self._bytes[start : start + size]
 
-    def host(self, address: int) -> int:
-        """Return the host address of an address."""
+    def host(self, address: int, size: int) -> int:
+        """Return the host address of `size` bytes. Raises OutOfBounds."""
         if address < TABLE_SPAN:
-            return self.low.address + address
-        return self._mapping.address + address - self.arena.base
+            return self.low.address + self.low.region.offset(address, size)
+        return self._mapping.address + self.arena.offset(address, size)
 
     def zero(self, start: int, end: int) -> None:
         """Give the pages back: zeros from now on. Invalidates them."""
@@ -71,20 +71,20 @@ class Backing:
             return
         if self._replace_displaced(start, end):
             return
-        mapping.empty(self.host(start), end - start)
+        mapping.empty(self.host(start, end - start), end - start)
 
     def _clear(self, start: int, end: int) -> None:
         size = end - start
         if size >= _WORTH_A_CALL and self._renewed < _MOST_RENEWED:
             self._renewed += 1
             try:
-                mapping.renew(self.host(start), size)
+                mapping.renew(self.host(start, size), size)
             except OSError:  # too many mappings
                 self._renewed = _MOST_RENEWED
             else:
                 return
         self.invalidate(start, end)  # before it: cut off last time, it may have left it read-only
-        mapping.clear(self.host(start), size)
+        mapping.clear(self.host(start, size), size)
 
     def _replace_displaced(self, start: int, end: int) -> bool:
         """Whether all of a range has been replaced by plain memory, since some was displaced."""
@@ -92,7 +92,7 @@ class Backing:
         if not hit:
             return False
         try:
-            mapping.renew(self.host(start), end - start)
+            mapping.renew(self.host(start, end - start), end - start)
         except OSError:
             return False
         left = [d for d in self._displaced if d not in hit]
@@ -106,7 +106,8 @@ class Backing:
 
         Raises OSError, with nothing done, if that takes more mappings than there may be.
         """
-        host, size = self.host(start), end - start
+        size = end - start
+        host = self.host(start, size)
         try:
             mapping.protect(host, size, writable=False)
         finally:
@@ -121,7 +122,7 @@ class Backing:
             first, last = self._arena.base, self._arena.end
         if self._advised <= _MOST_ADVISED:
             self._advised += 1
-            mapping.advise_huge(self.host(first), last - first)
+            mapping.advise_huge(self.host(first, last - first), last - first)
 
     def move(self, source: int, target: int, size: int, *, again: bool) -> bool:
         """Move pages to where nothing is, as they are, huge ones included; what stays is zeros.
@@ -133,21 +134,21 @@ class Backing:
         inside = source >= TABLE_SPAN and target >= TABLE_SPAN
         if not inside or size < LARGE_PAGE or len(self._displaced) >= _MOST_MOVED:
             return False
-        if again and not mapping.populated(self.host(source), size):
+        if again and not mapping.populated(self.host(source, size), size):
             return True
         self._displaced = [*self._displaced, (target, target + size)]
         try:
-            mapping.move(self.host(source), self.host(target), size)
+            mapping.move(self.host(source, size), self.host(target, size), size)
         except OSError:
             return False
         return True
 
     def copy(self, source: int, target: int, size: int) -> None:
         """Copy pages to where nothing is. What is zeros is left out, and takes no memory."""
+        start, goal = self.host(source, size), self.host(target, size)
         for at, length in _steps(size):
-            place = self.host(source) + at
-            if ctypes.string_at(place, length) != _ZEROS[:length]:
-                ctypes.memmove(self.host(target) + at, place, length)
+            if ctypes.string_at(start + at, length) != _ZEROS[:length]:
+                ctypes.memmove(goal + at, start + at, length)
 
     def close(self) -> None:
         """Unmap the arena. Further calls do nothing."""

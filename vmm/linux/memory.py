@@ -150,14 +150,26 @@ class Memory(Pointers):
         if address % PAGE_SIZE or end > 1 << 64:
             raise SysError(errno.EINVAL)
         reached, hole = address, False
+        first = last = 0  # what is to be given back; holes are zeros anyway
         for area in self.areas.spans.within(address, end):
             part = area.clip(address, end)
             hole, reached = hole or part.start > reached, part.end
-            if advice in (_DONTNEED, _FREE) and not area.file:
-                self._backing.zero(part.start, part.end)
+            if not area.file:
+                first, last = first or part.start, part.end
+            elif first:
+                self._give_back(first, last, advice)
+                first = 0
+        if first:
+            self._give_back(first, last, advice)
         if hole or reached < end:
             raise SysError(errno.ENOMEM)
         return 0
+
+    def _give_back(self, start: int, end: int, advice: int) -> None:
+        if advice not in (_DONTNEED, _FREE):
+            return
+        for low, high in self.areas.parts(start, end):
+            self._backing.zero(low, high)
 
     # ---- what they are made of ----
 

@@ -37,7 +37,7 @@ class _Chunk(NamedTuple):
     """A few areas in order.
 
     gap       the largest hole between two of them, in bytes
-    charged   bytes of those with any right
+    charged   bytes of those with any right, or of a file
     """
 
     areas: tuple[Area, ...]
@@ -51,7 +51,7 @@ def _chunk(areas: list[Area]) -> _Chunk:
     for area in areas:
         gap = max(gap, area.start - end)
         end = area.end
-        if area.prot:
+        if area.prot or area.file:
             charged += end - area.start
     return _Chunk(tuple(areas), gap, charged)
 
@@ -60,7 +60,7 @@ class Spans:
     """Disjoint areas in order. Never changed.
 
     count     how many there are
-    charged   bytes of those with any right
+    charged   bytes of those with any right, or of a file
     """
 
     __slots__ = ("_chunks", "_starts", "charged", "count")
