@@ -135,9 +135,20 @@ def dup_both(both: Both, index: int) -> None:
         both.open.append((file, found, os.dup(fd)))
 
 
-def listed_by_host(fd: int) -> set[bytes]:
+def listed(file: OpenFile) -> set[bytes] | None:
+    return {*listing(file)} if isinstance(file, OpenDirectory) else None
+
+
+def listed_by_host(fd: int) -> set[bytes] | None:
+    if not is_directory(fd):
+        return None
     os.lseek(fd, 0, os.SEEK_SET)
     return {os.fsencode(name) for name in os.listdir(fd)} | {b".", b".."}
+
+
+def is_directory(fd: int) -> bool:
+    path = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    return stat.S_ISDIR(os.fstat(fd).st_mode) and not path
 
 
 def sought(file: OpenFile, offset: int, whence: int) -> int | None:
@@ -145,7 +156,7 @@ def sought(file: OpenFile, offset: int, whence: int) -> int | None:
 
 
 def sought_on_host(fd: int, offset: int, whence: int) -> int | None:
-    if stat.S_ISDIR(os.fstat(fd).st_mode) and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+    if is_directory(fd):
         return None  # what a position says there is its file system's own business
     return os.lseek(fd, offset, whence)
 
@@ -314,7 +325,7 @@ calls = st.one_of(
     ),
     on_open("fstat", lambda _, file: file.stat(), lambda _, fd: os.fstat(fd)),
     on_open("getfl", lambda _, file: file.flags, lambda _, fd: fcntl.fcntl(fd, fcntl.F_GETFL)),
-    on_open("list", lambda _, file: {*listing(file)}, lambda _, fd: listed_by_host(fd)),
+    on_open("list", lambda _, file: listed(file), lambda _, fd: listed_by_host(fd)),
 )
 
 
