@@ -92,25 +92,32 @@ def renameat2(directory: int, old: bytes, new: bytes, flags: int) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
+_DEEP = b"/".join([b"d"] * DEPTH)
+
+
+def deep_in(base: Path) -> Path:
+    """Return a directory that is deep in another one."""
+    deep = base / os.fsdecode(_DEEP)
+    deep.mkdir(parents=True)
+    return deep
+
+
 class Both:
     """The same calls to a program's files, and to the kernel's in a directory of the host's.
 
-    Relative paths begin deep enough that no `..` leads out of it.
+    Relative paths begin deep enough that no `..` leads out of it (`deep_in`).
     """
 
     def __init__(self, files: FileSystem, base: Path) -> None:
         self.files = files
-        self.base = base
-        deep = b"/".join([b"d"] * DEPTH)
-        (base / os.fsdecode(deep)).mkdir(parents=True, exist_ok=True)
         with files.changes:
             for end in range(1, 2 * DEPTH, 2):
                 with contextlib.suppress(SysError):
-                    files.mkdir(None, b"/" + deep[:end], 0o755)
-        node = files.resolve(None, b"/" + deep)
+                    files.mkdir(None, b"/" + _DEEP[:end], 0o755)
+        node = files.resolve(None, b"/" + _DEEP)
         assert isinstance(node, Directory)
         self.at = node
-        self.path = os.fsencode(base) + b"/" + deep
+        self.path = os.fsencode(base)
         self.fd = os.open(self.path, os.O_PATH)
         self.open: list[tuple[OpenFile, int, int]] = []  # ours, our number, the host's
         self.counts_subdirectories = base.stat().st_nlink == 3

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import stat
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
-from unit.linux_files_scene import DEPTH, MIB, Both, listing, make, renameat2
+from unit.linux_files_scene import DEPTH, MIB, Both, deep_in, listing, make, renameat2
 
 from vmm.linux.files.open_directory import OpenDirectory
 from vmm.linux.files.open_files import OpenFile
@@ -22,7 +23,9 @@ EXAMPLES = int(os.environ.get("PAGEFERRY_STEPS", "150"))
 
 Call = Callable[[Both], None]
 
-names = st.sampled_from([b"a", b"b", b"c", b"a", b"b", b".", b"..", b"n" * 255, b"n" * 256])
+names = st.sampled_from(
+    [*[b"a", b"b", b"c"] * 3, b"a", b"b", b".", b"..", b"n" * 255, b"n" * 256],
+)
 
 
 @st.composite
@@ -57,7 +60,10 @@ def norm(both: Both, found: Any) -> Any:
 
 
 def alike(
-    ours: Callable[..., Any], host: Callable[..., Any], *arguments: st.SearchStrategy[Any]
+    name: str,
+    ours: Callable[..., Any],
+    host: Callable[..., Any],
+    *arguments: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Call]:
     """Return calls of both, which must say the same."""
 
@@ -68,14 +74,17 @@ def alike(
                 there = norm(both, both.host(lambda: host(both, *drawn)))
                 assert found == there, f"{found} instead of {there} for {drawn}"
 
-        call.__name__ = repr(drawn)
         return call
 
+    made.__name__ = name
     return st.builds(made, *arguments)
 
 
 def on_open(
-    ours: Callable[..., Any], host: Callable[..., Any], *arguments: st.SearchStrategy[Any]
+    name: str,
+    ours: Callable[..., Any],
+    host: Callable[..., Any],
+    *arguments: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Call]:
     """Return calls of both with a descriptor, if there is any."""
 
@@ -87,9 +96,9 @@ def on_open(
                 there = norm(both, both.host(lambda: host(both, fd, *drawn)))
                 assert found == there, f"{found} instead of {there} for {type(file)} {drawn}"
 
-        call.__name__ = repr((index, *drawn))
         return call
 
+    made.__name__ = name
     return st.builds(made, st.integers(0, 9), *arguments)
 
 
@@ -126,9 +135,20 @@ def dup_both(both: Both, index: int) -> None:
         both.open.append((file, found, os.dup(fd)))
 
 
-def listed_by_host(fd: int) -> set[bytes]:
+def listed(file: OpenFile) -> set[bytes] | None:
+    return {*listing(file)} if isinstance(file, OpenDirectory) else None
+
+
+def listed_by_host(fd: int) -> set[bytes] | None:
+    if not is_directory(fd):
+        return None
     os.lseek(fd, 0, os.SEEK_SET)
     return {os.fsencode(name) for name in os.listdir(fd)} | {b".", b".."}
+
+
+def is_directory(fd: int) -> bool:
+    path = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    return stat.S_ISDIR(os.fstat(fd).st_mode) and not path
 
 
 def sought(file: OpenFile, offset: int, whence: int) -> int | None:
@@ -136,7 +156,7 @@ def sought(file: OpenFile, offset: int, whence: int) -> int | None:
 
 
 def sought_on_host(fd: int, offset: int, whence: int) -> int | None:
-    if stat.S_ISDIR(os.fstat(fd).st_mode) and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+    if is_directory(fd):
         return None  # what a position says there is its file system's own business
     return os.lseek(fd, offset, whence)
 
@@ -150,34 +170,51 @@ def checked(result: int) -> None:
         raise OSError(ctypes.get_errno(), "libc")
 
 
+def opening(*drawn: Any) -> Call:
+    return lambda both: open_both(both, *drawn)
+
+
+def closing(index: int) -> Call:
+    return lambda both: close_both(both, index)
+
+
+def duping(index: int) -> Call:
+    return lambda both: dup_both(both, index)
+
+
 calls = st.one_of(
-    st.builds(lambda *drawn: lambda both: open_both(both, *drawn), paths(), flags, modes),
-    st.builds(lambda *drawn: lambda both: open_both(both, *drawn), paths(), flags, modes),
-    st.builds(lambda index: lambda both: close_both(both, index), st.integers(0, 9)),
-    st.builds(lambda index: lambda both: dup_both(both, index), st.integers(0, 9)),
+    st.builds(opening, paths(), flags, modes),
+    st.builds(opening, paths(), flags, modes),
+    st.builds(closing, st.integers(0, 9)),
+    st.builds(duping, st.integers(0, 9)),
     alike(
+        "mkdir",
         lambda both, *args: both.files.mkdir(both.at, *args),
         lambda both, *args: os.mkdir(*args, dir_fd=both.fd),
         paths(),
         modes.filter(lambda mode: mode < 0o1000),
     ),
     alike(
+        "rmdir",
         lambda both, path: both.files.rmdir(both.at, path),
         lambda both, path: os.rmdir(path, dir_fd=both.fd),
         paths(),
     ),
     alike(
+        "unlink",
         lambda both, path: both.files.unlink(both.at, path),
         lambda both, path: os.unlink(path, dir_fd=both.fd),
         paths(),
     ),
     alike(
+        "symlink",
         lambda both, target, path: both.files.symlink(target, both.at, path),
         lambda both, target, path: os.symlink(target, path, dir_fd=both.fd),
         paths(),
         paths(),
     ),
     alike(
+        "link",
         lambda both, old, new, follow: both.files.link(both.at, old, both.at, new, follow=follow),
         lambda both, old, new, follow: checked(
             _libc.linkat(both.fd, old, both.fd, new, 0x400 if follow else 0)
@@ -187,6 +224,7 @@ calls = st.one_of(
         st.booleans(),
     ),
     alike(
+        "rename",
         lambda both, old, new, flag: both.files.rename(both.at, old, both.at, new, flag),
         lambda both, old, new, flag: renameat2(both.fd, old, new, flag),
         paths(),
@@ -194,35 +232,41 @@ calls = st.one_of(
         st.sampled_from([0, 0, 0, 1]),
     ),
     alike(
+        "stat",
         lambda both, path, follow: both.files.stat(both.at, path, follow=follow),
         lambda both, path, follow: os.stat(path, dir_fd=both.fd, follow_symlinks=follow),
         paths(),
         st.booleans(),
     ),
     alike(
+        "readlink",
         lambda both, path: both.files.readlink(both.at, path),
         lambda both, path: os.readlink(path, dir_fd=both.fd),
         paths(),
     ),
     alike(
+        "chmod",
         lambda both, path, mode: both.files.chmod(both.at, path, mode),
         lambda both, path, mode: os.chmod(path, mode, dir_fd=both.fd),
         paths(),
         modes,
     ),
     alike(
+        "truncate",
         lambda both, path, size: both.files.truncate(both.at, path, size),
         lambda both, path, size: os.truncate(absolute(both, path), size),
         paths(),
         offsets.filter(lambda size: size < MIB),
     ),
     alike(
+        "access",
         lambda both, path, mode: both.files.access(both.at, path, mode),
         lambda both, path, mode: checked(_libc.faccessat(both.fd, path, mode, 0)),
         paths(),
         st.integers(0, 8),
     ),
     alike(
+        "utimens",
         lambda both, path, when, follow: both.files.utimens(
             both.at, path, when, when, follow=follow
         ),
@@ -234,43 +278,54 @@ calls = st.one_of(
         st.booleans(),
     ),
     on_open(
-        lambda _, file, *args: file.read(*args), lambda _, fd, *args: os.read(fd, *args), sizes
+        "read",
+        lambda _, file, *args: file.read(*args),
+        lambda _, fd, *args: os.read(fd, *args),
+        sizes,
     ),
     on_open(
-        lambda _, file, *args: file.write(*args), lambda _, fd, *args: os.write(fd, *args), data
+        "write",
+        lambda _, file, *args: file.write(*args),
+        lambda _, fd, *args: os.write(fd, *args),
+        data,
     ),
     on_open(
+        "pread",
         lambda _, file, *args: file.pread(*args),
         lambda _, fd, offset, length: os.pread(fd, length, offset),
         offsets,
         sizes,
     ),
     on_open(
+        "pwrite",
         lambda _, file, *args: file.pwrite(*args),
         lambda _, fd, offset, data: os.pwrite(fd, data, offset),
         offsets.filter(lambda offset: offset < MIB),
         data,
     ),
     on_open(
+        "seek",
         lambda _, file, *args: sought(file, *args),
         lambda _, fd, *args: sought_on_host(fd, *args),
         offsets.filter(lambda offset: offset < MIB),
         st.sampled_from([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END, 9]),
     ),
     on_open(
+        "ftruncate",
         lambda _, file, *args: file.truncate(*args),
         lambda _, fd, *args: os.truncate(fd, *args),
         offsets.filter(lambda size: size < MIB),
     ),
     on_open(
+        "fallocate",
         lambda _, file, *args: file.fallocate(0, *args),
         lambda _, fd, *args: checked(_libc.fallocate(fd, 0, *args)),
         offsets.filter(lambda size: size < MIB),
         offsets.filter(lambda size: size < MIB),
     ),
-    on_open(lambda _, file: file.stat(), lambda _, fd: os.fstat(fd)),
-    on_open(lambda _, file: file.flags, lambda _, fd: fcntl.fcntl(fd, fcntl.F_GETFL)),
-    on_open(lambda _, file: {*listing(file)}, lambda _, fd: listed_by_host(fd)),
+    on_open("fstat", lambda _, file: file.stat(), lambda _, fd: os.fstat(fd)),
+    on_open("getfl", lambda _, file: file.flags, lambda _, fd: fcntl.fcntl(fd, fcntl.F_GETFL)),
+    on_open("list", lambda _, file: listed(file), lambda _, fd: listed_by_host(fd)),
 )
 
 
@@ -288,22 +343,41 @@ def run(both: Both, steps: list[Call]) -> None:
     assert both.files.descriptors.numbers() == []
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
-@given(st.lists(calls, max_size=40))
-def test_in_memory(steps: list[Call]) -> None:
-    with tempfile.TemporaryDirectory() as base:
-        run(Both(make(), Path(base)), steps)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deep_in(tmp_path_factory.mktemp("base"))
 
 
-def fill(base: Path) -> None:
-    """Make what there is on the host, the same each time."""
-    deep = base / "/".join(["d"] * DEPTH)
+@pytest.fixture(scope="module")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is on the host, and stays as it is whatever is done."""
+    lower = tmp_path_factory.mktemp("lower")
+    fill(deep_in(lower))
+    before = state(lower)
+    yield lower
+    assert state(lower) == before
+
+
+def fill(deep: Path) -> None:
     (deep / "a" / "b").mkdir(parents=True)
     (deep / "a" / "b" / "c").write_bytes(b"deep" * 20000)
     (deep / "a" / "c").write_bytes(b"shallow")
     (deep / "b").symlink_to("a/b")
     (deep / "c").write_bytes(b"x" * 70000)
     (deep / "a" / "a").symlink_to("../b/c")
+
+
+def emptied(deep: Path) -> None:
+    """Take away all but the directories that lead there."""
+    kept = deep
+    for path in (deep, *deep.parents[:DEPTH]):
+        path.chmod(0o755)
+        for found in path.iterdir():
+            if found.is_symlink() or not found.is_dir():
+                found.unlink()
+            elif path == deep or found != kept:
+                shutil.rmtree(found)
+        kept = path
 
 
 def state(base: Path) -> list[object]:
@@ -322,11 +396,17 @@ def state(base: Path) -> list[object]:
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(st.lists(calls, max_size=40))
-def test_over_a_directory_of_the_hosts(steps: list[Call]) -> None:
-    with tempfile.TemporaryDirectory() as lower, tempfile.TemporaryDirectory() as base:
-        fill(Path(lower))
-        fill(Path(base))
-        before = state(Path(lower))
-        run(Both(make(root=Path(lower)), Path(base)), steps)
-        assert state(Path(lower)) == before
+@given(steps=st.lists(calls, max_size=40))
+def test_files_in_memory_are_what_the_kernels_are(base: Path, steps: list[Call]) -> None:
+    emptied(base)
+    run(Both(make(), base), steps)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(steps=st.lists(calls, max_size=40))
+def test_files_over_a_directory_of_the_hosts_are_what_the_kernels_are(
+    base: Path, lower: Path, steps: list[Call]
+) -> None:
+    emptied(base)
+    fill(base)
+    run(Both(make(root=lower), base), steps)

@@ -103,7 +103,7 @@ class _Opened:
         self.identity = identity
 
     def __del__(self) -> None:
-        fd, self.fd = self.fd, -1
+        fd, self.fd = getattr(self, "fd", -1), -1  # it has none if __init__ was cut off
         if fd >= 0:
             os.close(fd)
 

@@ -172,6 +172,7 @@ class OpenPath(OpenFile):
         raise SysError(errno.EBADF)
 
     def truncate(self, size: int) -> None:
+        check_offset(size)
         raise SysError(errno.EBADF)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:

@@ -44,6 +44,7 @@ class Input:
     def __init__(self, source: bytes | Source) -> None:
         """Raise ConfigError for a file that is open as text."""
         self._pending = b""
+        self._at = 0  # what has been read of it
         self._arrived: list[Any] = []
         if isinstance(source, bytes | bytearray | memoryview):
             self._arrived += [bytes(source), b""]
@@ -64,7 +65,7 @@ class Input:
     @property
     def ready(self) -> bool:
         """Whether something can be read at once, be it the end."""
-        return bool(self._pending or self._arrived)
+        return self._at < len(self._pending) or bool(self._arrived)
 
     @property
     def arrived(self) -> int:
@@ -84,18 +85,22 @@ class Input:
     def read(self, files: FileSystem, length: int) -> bytes:
         """Return what there is, at most `length` bytes; b"" at the end. Raises EAGAIN, EIO."""
         self.fill()
-        changes, pending = files.changes, self._pending
-        if not pending:
-            pending = self._arrived[0]
-            if not isinstance(pending, bytes) or pending:
-                changes.set(self, "_arrived", self._arrived[1:])
-            if pending is None:
+        changes = files.changes
+        if self._at >= len(self._pending):
+            first = self._arrived[0]
+            if first is None:
                 self._arrived = []
                 raise SysError(errno.EAGAIN)
-            if not isinstance(pending, bytes):
+            if not isinstance(first, bytes):
                 raise SysError(errno.EIO)
-        changes.set(self, "_pending", pending[length:])
-        return pending[:length]
+            if not first:  # the end, and it stays that
+                return b""
+            changes.set(self, "_arrived", self._arrived[1:])
+            changes.set(self, "_pending", first)
+            changes.set(self, "_at", 0)
+        data = self._pending[self._at : self._at + length]
+        changes.set(self, "_at", self._at + len(data))
+        return data
 
 
 class _OpenStream(OpenFile):

@@ -162,10 +162,10 @@ class FileSystem(Names, Attributes):
         self.changes.set(self, "cwd", file.node)
 
     def getcwd(self) -> bytes:
-        """Return the current directory's path. ENOENT: it has none any more."""
+        """Return the current directory's path. Raises ENOENT if it has none, ENAMETOOLONG."""
         path = self.path_of(self.cwd)
         if path is None:
-            raise SysError(errno.ENOENT)
+            raise SysError(errno.ENOENT if self.cwd.removed else errno.ENAMETOOLONG)
         return path
 
     def umask(self, mask: int) -> int:
