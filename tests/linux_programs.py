@@ -9,26 +9,31 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 from linux_case import Case
+from linux_packages import NEEDS, is_there
 
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
+from vmm.guest.elf import Source
+from vmm.linux import loader
+from vmm.linux.loader import Kind
 
 SOURCES = Path(__file__).resolve().parent / "linux"
 BUILT = SOURCES.parent / "_linux"
 LIBCS = ("glibc", "musl")
 BUSYBOX = Path("/bin/busybox")
 
-_FLAGS = ("-O2", "-g", "-w", "-static")  # what compilers warn of depends on their versions
-# What a program is linked with of Debian's static libraries, which are glibc's: the library, the
-# header that tells that it is installed, and its package.
+_FLAGS = ("-O2", "-w", "-static")  # what compilers warn of depends on their versions
+# What a program is linked with of Debian's static libraries, which are glibc's: the library, and
+# the header that tells that it is installed.
 _LIBRARIES = {
-    "sqlite_shell": ("sqlite3", "/usr/include/sqlite3.h", "libsqlite3-dev"),
-    "lua_runner": ("lua5.4", "/usr/include/lua5.4/lua.h", "liblua5.4-dev"),
-    "zstd_file": ("zstd", "/usr/include/zstd.h", "libzstd-dev"),
+    "sqlite_shell": ("sqlite3", "/usr/include/sqlite3.h"),
+    "lua_runner": ("lua5.4", "/usr/include/lua5.4/lua.h"),
+    "zstd_file": ("zstd", "/usr/include/zstd.h"),
 }
 
 PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _LIBRARIES))
@@ -42,25 +47,23 @@ def linux_program(name: str, libc: str = "glibc") -> Path:
     be (PAGEFERRY_REQUIRE_KVM). One that was built before is taken where there is no compiler, as in
     a VM that the tests were copied into.
     """
-    output = BUILT / libc / name
+    output, source = BUILT / libc / name, _source(name)
+    if lacking := _lacking(source, libc):
+        return output if output.exists() else _missing(lacking)
     compiler = _compiler(libc)
-    if compiler is None:
-        return output if output.exists() else _missing(f"no compiler for {libc}: apt install gcc")
-    (source,) = SOURCES.glob(f"{name}.c*")
-    options: list[str] = []
+    assert compiler is not None
+    options: tuple[str, ...] = ()
     if name in _LIBRARIES:
-        library, header, package = _LIBRARIES[name]
-        if libc != "glibc" or not Path(header).exists():
-            return _missing(f"no static {library}: apt install {package}")
-        options = [f"-I{Path(header).parent}", f"-l{library}"]
+        library, header = _LIBRARIES[name]
+        options = (f"-I{Path(header).parent}", f"-l{library}")
     _build(source, output, compiler, options)
     return output
 
 
 def busybox() -> Path:
     """Return the path of Debian's static busybox."""
-    if not BUSYBOX.exists() or b"ld-linux" in BUSYBOX.read_bytes()[:4096]:
-        return _missing("no static busybox: apt install busybox-static")
+    if not BUSYBOX.exists() or loader.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
+        return _missing(NEEDS["/usr/share/doc/busybox-static"])
     return BUSYBOX
 
 
@@ -68,8 +71,29 @@ def build_linux_programs() -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
     for libc in LIBCS:
         for name in (*PROGRAMS, *JOBS):
-            if _compiler(libc) is not None and (libc == "glibc" or name in PROGRAMS):
+            if _lacking(_source(name), libc) is None:
                 linux_program(name, libc)
+
+
+def _source(name: str) -> Path:
+    (source,) = SOURCES.glob(f"{name}.c*")
+    return source
+
+
+def _opened(path: Path) -> Source:
+    return Source.of(path.read_bytes())
+
+
+def _lacking(source: Path, libc: str) -> str | None:
+    """Return the package that would have to be installed to build a program, if one would."""
+    if _compiler(libc) is None:
+        return "gcc" if libc == "glibc" else "ziglang (of Python's)"
+    if libc == "glibc" and source.suffix == ".cpp" and not is_there("c++"):
+        return NEEDS["c++"]
+    if source.stem in _LIBRARIES:
+        _, header = _LIBRARIES[source.stem]
+        return NEEDS[header] if libc != "glibc" or not is_there(header) else None
+    return None
 
 
 @cache
@@ -80,10 +104,11 @@ def _compiler(libc: str) -> Compiler | None:
         return None
 
 
-def _build(source: Path, output: Path, compiler: Compiler, options: list[str]) -> None:
+def _build(source: Path, output: Path, compiler: Compiler, options: Sequence[str]) -> None:
     cpp = source.suffix == ".cpp"
     command = [*(compiler.for_linux_cpp if cpp else compiler.for_linux)]
-    command += ["-fno-sanitize=all"] if compiler.family == "zig" else []
+    # ziglang would build its libraries once more for programs without debug information.
+    command += ["-fno-sanitize=all"] if compiler.family == "zig" else ["-s"]
     command += ["-std=gnu++17" if cpp else "-std=gnu17", *_FLAGS, str(source), *options]
     command += ["-lstdc++"] if cpp and compiler.family != "zig" else []
     command += ["-lm"]
@@ -99,7 +124,8 @@ def _build(source: Path, output: Path, compiler: Compiler, options: list[str]) -
     stamp.write_text(key)
 
 
-def _missing(what: str) -> Path:
+def _missing(package: str) -> Path:
+    what = f"{package} is not installed"
     if os.environ.get("PAGEFERRY_REQUIRE_KVM") == "1":
         pytest.fail(f"{what} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)
     pytest.skip(what)

@@ -37,7 +37,8 @@ LINK_FLAGS = (
 )
 # For programs that are linked with a C library, and are machines all the same.
 LIBC_COMPILE_FLAGS = ("-O2", "-g", "-Wall", "-Wextra")
-LIBC_LINK_FLAGS = ("-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+# zig builds its C library as the program is linked: optimized, if that says so.
+LIBC_LINK_FLAGS = ("-O2", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 # For programs of this system, not guests.
 PROGRAM_FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror")
 # A frame of many pages is touched page by page as it is made, so that no stack overflow jumps over
