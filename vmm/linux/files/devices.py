@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.nodes import Node
 from vmm.linux.files.open_files import MOST, OpenFile, check_offset, path_of
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 
 class OpenNull(OpenFile):
@@ -60,38 +60,33 @@ class OpenFull(OpenZero):
 
 
 class OpenRandom(OpenNull):
-    """/dev/random, /dev/urandom."""
+    """/dev/random, /dev/urandom. random: returns as many bytes."""
+
+    def __init__(
+        self, files: Attributes, node: Node, flags: int, *, random: Callable[[int], bytes]
+    ) -> None:
+        super().__init__(files, node, flags)
+        self._random = random
 
     def made(self, length: int) -> bytes:
-        return self.files.random(length)
+        return self._random(length)
 
 
-_DEVICES: dict[bytes, tuple[type[OpenNull] | None, int, int]] = {
-    b"null": (OpenNull, 1, 3),
-    b"zero": (OpenZero, 1, 5),
-    b"full": (OpenFull, 1, 7),
-    b"random": (OpenRandom, 1, 8),
-    b"urandom": (OpenRandom, 1, 9),
-    b"tty": (None, 5, 0),  # there is no terminal: ENXIO
-}
+class Device(NamedTuple):
+    """What opens a device, None if nothing does (ENXIO), and its number."""
+
+    opened: Callable[[Node, int], OpenFile] | None
+    number: int
 
 
-def devices(files: FileSystem) -> dict[bytes, tuple[OpenedBy | None, int]]:
-    """Return what opens each device, by its name, and its number."""
+def devices(files: Attributes, random: Callable[[int], bytes]) -> dict[bytes, Device]:
+    """Return what there is in /dev, by name."""
+    chance = partial(OpenRandom, files, random=random)
     return {
-        name: (None if kind is None else OpenedBy(files, kind), os.makedev(major, minor))
-        for name, (kind, major, minor) in _DEVICES.items()
+        b"null": Device(partial(OpenNull, files), os.makedev(1, 3)),
+        b"zero": Device(partial(OpenZero, files), os.makedev(1, 5)),
+        b"full": Device(partial(OpenFull, files), os.makedev(1, 7)),
+        b"random": Device(chance, os.makedev(1, 8)),
+        b"urandom": Device(chance, os.makedev(1, 9)),
+        b"tty": Device(None, os.makedev(5, 0)),  # there is no terminal
     }
-
-
-class OpenedBy:
-    """Opens a device."""
-
-    __slots__ = ("files", "kind")
-
-    def __init__(self, files: FileSystem, kind: type[OpenNull]) -> None:
-        self.files = files
-        self.kind = kind
-
-    def __call__(self, node: Node, flags: int) -> OpenFile:
-        return self.kind(self.files, node, flags)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from vmm.linux.files.data import Data
-
-if TYPE_CHECKING:
-    from vmm.linux.files.open_files import OpenFile
 
 MEMORY = (4095 << 8) | 1  # the device number of what is in memory: 4095:1, which no host has
 PERMISSIONS = 0o7777
@@ -151,7 +148,7 @@ class MagicLink(Symlink):
 class Special(Node):
     """What is neither file, directory nor link: a device, a pipe, a standard stream.
 
-    opened    returns an open file for the flags of open(2); None: it cannot be opened (ENXIO)
+    opened    returns an OpenFile for the flags of open(2); None: it cannot be opened (ENXIO)
     """
 
     __slots__ = ("number", "opened")
@@ -161,7 +158,7 @@ class Special(Node):
         ino: int,
         mode: int,
         now: int,
-        opened: Callable[[Node, int], OpenFile] | None = None,
+        opened: Callable[[Node, int], Any] | None = None,
         number: int = 0,
     ) -> None:
         super().__init__(ino, mode, now)

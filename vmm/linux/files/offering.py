@@ -6,34 +6,27 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.contents import Content, Given, HostFile
 from vmm.linux.files.data import Data
 from vmm.linux.files.nodes import Directory, File
-from vmm.linux.files.special import populate
 from vmm.linux.files.tree import LONGEST_NAME
 from vmm.linux.files.walk import LONGEST_PATH
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 Offered = Path | bytes | Content
 _STANDARD = (b"/tmp", b"/out", b"/root")
 
 
-def offer(
-    files: FileSystem, offered: Mapping[str, Offered], executable: Content, executable_path: bytes
-) -> list[HostFile]:
-    """Make what there is when a program starts; return the host's files that are open for it.
+def offer(files: Attributes, offered: Mapping[str, Offered]) -> list[HostFile]:
+    """Make the directories that a program expects, and what it is offered; return the host's files that are open for it.
 
     Raises ConfigError, LimitError; nothing stays open then.
     """
     opened: list[HostFile] = []
     try:
-        populate(files, _file(files, executable, 0o555), executable_path)
         for path in _STANDARD:
             _make_directories(files, path)
         for name, what in offered.items():
@@ -63,7 +56,8 @@ def _content(name: str, what: Offered) -> Content:
     raise ArgumentTypeError(f"{name} must be a Path, bytes or a Buffer, not {type(what).__name__}")
 
 
-def _file(files: FileSystem, content: Content, permissions: int) -> File:
+def fixed_file(files: Attributes, content: Content, permissions: int) -> File:
+    """Return a file that cannot be changed; it has no name yet."""
     node = File(files.new_ino(), permissions, files.now(), Data(content))
     node.fixed = True
     if isinstance(content, HostFile):
@@ -71,7 +65,7 @@ def _file(files: FileSystem, content: Content, permissions: int) -> File:
     return node
 
 
-def _place(files: FileSystem, name: str, content: Content) -> None:
+def _place(files: Attributes, name: str, content: Content) -> None:
     path = os.fsencode(name)
     parts = path.split(b"/")[1:]
     if path[:1] != b"/" or b"\0" in path or {b"", b".", b".."} & {*parts}:
@@ -86,10 +80,10 @@ def _place(files: FileSystem, name: str, content: Content) -> None:
         if there.fixed:
             raise SysError(errno.EEXIST)
         files.detach(directory, parts[-1], there)
-    files.attach(directory, parts[-1], _file(files, content, 0o444))
+    files.attach(directory, parts[-1], fixed_file(files, content, 0o444))
 
 
-def _make_directories(files: FileSystem, path: bytes) -> Directory:
+def _make_directories(files: Attributes, path: bytes) -> Directory:
     """Return the directory of that path, made if it is not there. Raises ENOTDIR and so on."""
     directory = files.root
     for name in path.split(b"/")[1:]:

@@ -7,17 +7,15 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.beneath import Listed
 from vmm.linux.files.data import LARGEST
 from vmm.linux.files.nodes import FIRST_COOKIE, Directory
 from vmm.linux.files.open_files import OpenFile, check_offset, path_of
 from vmm.linux.files.tree import current
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 _HEAD = struct.Struct("<QqHB")  # struct linux_dirent64, but for the name
 _KEPT = 64  # bytes that a name of the host's takes of the space while it is listed
@@ -41,7 +39,7 @@ class OpenDirectory(OpenFile):
 
     node: Directory
 
-    def __init__(self, files: FileSystem, node: Directory, flags: int) -> None:
+    def __init__(self, files: Attributes, node: Directory, flags: int) -> None:
         super().__init__(files, node, flags)
         self.position = 0
         self.listed: tuple[Listed, ...] | None = None

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import TYPE_CHECKING
 
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.contents import Content
 from vmm.linux.files.data import LARGEST
 from vmm.linux.files.nodes import Directory, File, Node, Stat
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 MOST = 1 << 22  # bytes of one read: whoever wants more, asks again
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
@@ -33,7 +30,7 @@ class OpenFile:
 
     isatty = False
 
-    def __init__(self, files: FileSystem, node: Node, flags: int) -> None:
+    def __init__(self, files: Attributes, node: Node, flags: int) -> None:
         self.files = files
         self.node = node
         self.flags = flags & ~_FORGOTTEN | (0 if flags & os.O_PATH else _O_LARGEFILE)
@@ -182,7 +179,7 @@ class OpenRegular(OpenFile):
 
     node: File
 
-    def __init__(self, files: FileSystem, node: File, flags: int) -> None:
+    def __init__(self, files: Attributes, node: File, flags: int) -> None:
         super().__init__(files, node, flags)
         self.position = 0
 

@@ -6,14 +6,11 @@ import errno
 import os
 import select
 import stat
-from typing import TYPE_CHECKING
 
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.nodes import Special
 from vmm.linux.files.open_files import OpenFile
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 CAPACITY = 1 << 16
 _ATOMIC = 4096  # PIPE_BUF
@@ -24,7 +21,7 @@ class Pipe(Special):
 
     __slots__ = ("data", "files", "readers", "writers")
 
-    def __init__(self, files: FileSystem) -> None:
+    def __init__(self, files: Attributes) -> None:
         super().__init__(files.new_ino(), stat.S_IFIFO | 0o600, files.now(), self._open)
         self.fixed = True
         self.files = files
@@ -45,7 +42,7 @@ class OpenPipe(OpenFile):
 
     node: Pipe
 
-    def __init__(self, files: FileSystem, node: Pipe, flags: int) -> None:
+    def __init__(self, files: Attributes, node: Pipe, flags: int) -> None:
         super().__init__(files, node, flags)
         self._count(1)
 
@@ -95,7 +92,7 @@ class OpenPipe(OpenFile):
         return min(len(data), room)
 
 
-def pipe(files: FileSystem, flags: int) -> tuple[OpenPipe, OpenPipe]:
+def pipe(files: Attributes, flags: int) -> tuple[OpenPipe, OpenPipe]:
     """Make a pipe; return the end to read and the end to write: pipe2(2). Raises EINVAL."""
     if flags & ~(os.O_CLOEXEC | os.O_NONBLOCK):
         raise SysError(errno.EINVAL)

@@ -7,15 +7,13 @@ import io
 import select
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.linux.errors import SysError
+from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.nodes import Node, Special
 from vmm.linux.files.open_files import MOST, OpenFile
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
 
 _PIECE = 1 << 16
 
@@ -77,7 +75,7 @@ class Input:
         except (OSError, ValueError):
             raise SysError(errno.EIO) from None
 
-    def read(self, files: FileSystem, length: int) -> bytes:
+    def read(self, files: Attributes, length: int) -> bytes:
         """Return what there is, at most `length` bytes; b"" at the end. Raises EAGAIN, EIO."""
         self.fill()
         changes = files.changes
@@ -106,7 +104,7 @@ class _OpenStream(OpenFile):
 class OpenInput(_OpenStream):
     """Standard input, open."""
 
-    def __init__(self, files: FileSystem, node: Node, flags: int, source: Input) -> None:
+    def __init__(self, files: Attributes, node: Node, flags: int, source: Input) -> None:
         super().__init__(files, node, flags)
         self.input = source
 
@@ -121,7 +119,7 @@ class OpenInput(_OpenStream):
 class OpenOutput(_OpenStream):
     """Standard output, or error, open. What has been written cannot be undone."""
 
-    def __init__(self, files: FileSystem, node: Node, flags: int, stream: Stream) -> None:
+    def __init__(self, files: Attributes, node: Node, flags: int, stream: Stream) -> None:
         super().__init__(files, node, flags)
         self.stream = stream
 
@@ -133,7 +131,7 @@ class OpenOutput(_OpenStream):
         return select.POLLOUT
 
 
-def input_node(files: FileSystem, source: Input) -> Special:
+def input_node(files: Attributes, source: Input) -> Special:
     """Return what stands for standard input."""
 
     def opened(node: Node, flags: int) -> OpenFile:
@@ -142,7 +140,7 @@ def input_node(files: FileSystem, source: Input) -> Special:
     return _node(files, opened)
 
 
-def output_node(files: FileSystem, stream: Stream) -> Special:
+def output_node(files: Attributes, stream: Stream) -> Special:
     """Return what stands for an output."""
 
     def opened(node: Node, flags: int) -> OpenFile:
@@ -151,7 +149,7 @@ def output_node(files: FileSystem, stream: Stream) -> Special:
     return _node(files, opened)
 
 
-def _node(files: FileSystem, opened: Callable[[Node, int], OpenFile]) -> Special:
+def _node(files: Attributes, opened: Callable[[Node, int], OpenFile]) -> Special:
     # A pipe: C libraries write to it when their buffer is full, as they do in a pipeline.
     node = Special(files.new_ino(), stat.S_IFIFO | 0o600, files.now(), opened)
     node.fixed = True

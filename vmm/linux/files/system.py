@@ -8,25 +8,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vmm.linux.errors import SysError
-from vmm.linux.files import pipes
+from vmm.linux.files import pipes, special
 from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.beneath import Shown
 from vmm.linux.files.contents import Content, HostFile
 from vmm.linux.files.descriptors import Descriptors
 from vmm.linux.files.names import Names
 from vmm.linux.files.nodes import PERMISSIONS, Directory, File, Node, Special, Symlink
-from vmm.linux.files.offering import Offered, offer
+from vmm.linux.files.offering import Offered, fixed_file, offer
 from vmm.linux.files.open_directory import OpenDirectory
 from vmm.linux.files.open_files import OpenFile, OpenPath, OpenRegular
 from vmm.linux.files.streams import Input, Stream, input_node, output_node
 from vmm.linux.files.walk import Last
-from vmm.linux.files.written import Written
+from vmm.linux.files.written import Written, contents
 
 AT_FDCWD = -100
 _PATH_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH | os.O_CLOEXEC
 _TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 _EXCLUSIVE = os.O_CREAT | os.O_EXCL
-_PIECE = 1 << 20
 
 
 class FileSystem(Names, Attributes):
@@ -63,14 +62,15 @@ class FileSystem(Names, Attributes):
         Raises ConfigError for what cannot be offered, LimitError for too many files.
         """
         super().__init__(root, 1 << 62, now)
-        self.random = random
         self.mask = 0o022
         self.cwd = self.root
         self.descriptors = Descriptors(self.changes)
         self.written = Written(self)
         self._host_files: list[HostFile] = []
         try:
-            self._host_files += offer(self, files, executable, executable_path)
+            program = fixed_file(self, executable, 0o555)
+            special.populate(self, self.descriptors, random, program, executable_path)
+            self._host_files += offer(self, files)
         except BaseException:
             self.close()
             raise
@@ -181,15 +181,7 @@ class FileSystem(Names, Attributes):
 
         Raises SysError: ENOENT, EISDIR and so on.
         """
-        node = self.resolve(self.root, os.fsencode(path))
-        if not isinstance(node, File):
-            raise SysError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
-        pieces: list[bytes] = []
-        length = 0
-        while piece := node.data.read(length, _PIECE):
-            pieces.append(piece)
-            length += len(piece)
-        return b"".join(pieces)
+        return contents(self, path)
 
 
 def opened(files: FileSystem, node: Node, flags: int) -> OpenFile:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 from vmm.linux.errors import SysError
 from vmm.linux.files.nodes import Directory, Entry, File
-from vmm.linux.files.walk import LONGEST_PATH
-
-if TYPE_CHECKING:
-    from vmm.linux.files.system import FileSystem
+from vmm.linux.files.walk import LONGEST_PATH, Walk
 
 
 class Written(Mapping[str, bytes]):
@@ -22,12 +19,12 @@ class Written(Mapping[str, bytes]):
     `os.fsdecode` has them.
     """
 
-    def __init__(self, files: FileSystem) -> None:
+    def __init__(self, files: Walk) -> None:
         self._files = files
 
     def __getitem__(self, path: str) -> bytes:
         try:
-            return self._files.contents(path)
+            return contents(self._files, path)
         except SysError:
             raise KeyError(path) from None
 
@@ -55,3 +52,19 @@ class Written(Mapping[str, bytes]):
 def _written(file: File, entry: Entry) -> bool:
     """Whether a file is the program's: not one that was offered, nor the host's as it was."""
     return not file.fixed and (bool(entry.cookie) or file.data.changed)
+
+
+def contents(files: Walk, path: str | bytes | os.PathLike[str]) -> bytes:
+    """Return what is in a file, by its absolute path. Raises SysError."""
+    node = files.resolve(files.root, os.fsencode(path))
+    if not isinstance(node, File):
+        raise SysError(errno.EISDIR if isinstance(node, Directory) else errno.EINVAL)
+    pieces: list[bytes] = []
+    length = 0
+    while piece := node.data.read(length, _PIECE):
+        pieces.append(piece)
+        length += len(piece)
+    return b"".join(pieces)
+
+
+_PIECE = 1 << 20
