@@ -33,9 +33,12 @@ class Tracer:
         self.where: tuple[str, int] | None = None
         self._threads = threads
         self._under = f"{ROOT}/{under}"
+        # Kept: Python 3.11 frees it while it is about to call it, if a finalizer is run just then
+        # (by the collector, as a frame is made for the call) and is cut off in its turn.
+        self._trace = self._call
 
     def __enter__(self) -> Tracer:
-        threading.settrace(self._call) if self._threads else sys.settrace(self._call)
+        threading.settrace(self._trace) if self._threads else sys.settrace(self._trace)
         return self
 
     def __exit__(
