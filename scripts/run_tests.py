@@ -125,7 +125,7 @@ def start(stage: Stage, run: Run, arguments: list[str]) -> None:
 
 def end_if_silent(run: Run) -> None:
     """End a run that has said nothing for too long; pytest then says where each thread was."""
-    if run.name not in ("unit", "host"):  # a lane has its own limit, and an emulator to end
+    if run.name.startswith(LANES):  # a lane has its own limit, and an emulator to end
         return
     if run.process is not None and time.time() - run.log.stat().st_mtime > SILENCE:
         run.process.send_signal(signal.SIGABRT)  # a second one, should it need that, ends it anyhow

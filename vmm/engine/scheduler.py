@@ -210,6 +210,8 @@ class Scheduler:
         hires, self._hires = self._hires, None
         for number in range(2, self._workers + 1):
             name = f"pageferry-worker-{number}"
+            # Said here, since Thread else asks which thread this is, and for one that is none of
+            # its own, as the clock's, makes an object that stays.
             thread = threading.Thread(target=hires, name=name, daemon=True)
             try:
                 thread.start()

@@ -30,7 +30,7 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
-from .structs import _anon_run_mmio, kvm_regs, kvm_run
+from .structs import _anon_run_mmio, kvm_run
 
 # Called through ctypes: before Python 3.13 the mmap module keeps a duplicate of the descriptor for
 # each mapping, which two more system calls make and close.
@@ -52,8 +52,6 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 _EXIT_REASON: Any = kvm_run.exit_reason
 EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
-_SYNC: Any = kvm_run.s
-_REGISTERS = slice(_SYNC.offset, _SYNC.offset + ctypes.sizeof(kvm_regs))
 
 INTR = Intr()
 _HLT = Hlt()
@@ -68,10 +66,7 @@ class RunPage:
     there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
-    __slots__ = (
-        *("exit", "hypercall", "io", "known", "map"),
-        *("mmio", "registers", "run", "sync", "words"),
-    )
+    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync", "words")
 
     def __init__(self, fd: int, size: int) -> None:
         """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
@@ -91,7 +86,6 @@ class RunPage:
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
-        self.registers = self.map[_REGISTERS].cast("Q")  # of `sync`, in the order of kvm_regs
         # Stores by what the page said of them: to a device they are few, and much the same.
         self.known: dict[bytes, MmioWrite] = {}
 
@@ -99,7 +93,6 @@ class RunPage:
         """Drop the views, then unmap."""
         address, size = ctypes.addressof(self.run), self.map.nbytes
         self.words.release()
-        self.registers.release()
         self.map.release()
         for name in self.__slots__:
             delattr(self, name)

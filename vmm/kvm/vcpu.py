@@ -175,23 +175,6 @@ class Vcpu(VcpuState):
             raise ValueError("sync_regs is off")
         return kvm_regs.from_buffer_copy(self._shared().sync.regs)
 
-    def exit_words(self) -> list[int]:
-        """Return what ``exit_regs()`` does as numbers, in the order of kvm_regs: a tenth of the
-        price. Meaningless while ``sync_regs`` is off.
-        """
-        return (self._page or self._shared()).registers.tolist()
-
-    def put_word(self, index: int, value: int) -> None:
-        """Let the next run begin with a general register changed: the one at ``index`` in
-        kvm_regs, an unsigned 64-bit value. The others are as the last run left them.
-
-        Needs ``sync_regs``; not after an exit whose instruction is pending. Several calls for one
-        run add up. Source: KVM API, section 5, ``kvm_dirty_regs``.
-        """
-        page = self._page or self._shared()
-        page.registers[index] = value
-        page.run.kvm_dirty_regs = KVM_SYNC_X86_REGS
-
     # ---- answering ----
 
     def set_io_data(self, data: bytes) -> None:
