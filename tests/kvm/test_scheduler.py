@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests_support import sized
 
 from vmm import Machine, Monitor, State
+from vmm.engine import scheduler
 from vmm.ferry.events import Event
 from vmm.guest.abi import Status
 
@@ -127,3 +129,25 @@ def test_one_way_channels_lead_one_way(
     monitor.run(10)
     assert a.exit_code in (-Status.OK, -Status.E_DEAD)  # b may have exited already
     assert b.exit_code == -Status.E_PEER
+
+
+def test_who_lets_others_have_the_lock_runs_next_however_long_each_has_it(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host where every hold of the lock is a long one, and the slice over after it."""
+    monkeypatch.setattr(scheduler, "_LONG", 0.0)
+    monkeypatch.setattr(scheduler, "SLICE", 0.0)
+    monitor = open_monitor(workers=2)
+    for number in range(3):
+        monitor.spawn(test_guest("spin"), name=f"s{number}", window="2M")
+    waiting = monitor.spawn(test_guest("wait_50_ms"), name="w", window="2M")
+    exits: Counter[str] = Counter()
+
+    def count(event: Event) -> None:
+        if event.kind == "exit":
+            exits[event.fields["machine"]] += 1
+
+    monitor.trace.listen(count)
+    monitor.run(2)
+    assert waiting.exit_code == 0
+    assert all(exits[f"s{number}"] > 1 for number in range(3)), exits

@@ -319,6 +319,7 @@ class Scheduler:
         lock, journal, outbox = self._lock, self._turns.journal, self._turns.outbox
         inside = self._inside
         woken: list[Machine] = []  # in this slice, in which they may run
+        waited = False  # for others, since a machine has been entered
         while True:
             more = told = False
             with lock:
@@ -357,7 +358,7 @@ class Scheduler:
                             driver.prepare(machine)
                             journal.commit()
                             told = outbox.seal()
-                            if not (told or self._has_hogged(now)):
+                            if not told and (waited or not self._has_hogged(now)):
                                 inside.add(machine)
                     self._turns.busy = False
                 except BaseException:
@@ -368,6 +369,7 @@ class Scheduler:
             if machine is None:
                 continue
             if machine in inside:
+                waited = False
                 machine.exit = exit_ = driver.execute(machine)
                 inside.discard(machine)  # without the lock, which who waits for it has
                 if isinstance(exit_, Intr):
@@ -378,6 +380,7 @@ class Scheduler:
                 driver.diagnose(machine)
             if len(self._running) > 1:  # others may want the lock, or Python's: for as long
                 time.sleep(max(_MOMENT, time.monotonic() - now))
+                waited = True  # or where every hold is long, nobody would ever be entered
 
     def _has_hogged(self, since: float) -> bool:
         """Whether this thread has had the lock for so long that others who work come first."""
