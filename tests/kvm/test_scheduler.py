@@ -5,6 +5,7 @@ Waiting, time-outs, fairness, several workers, and how a run ends.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,11 @@ from tests_support import sized
 
 from vmm import Machine, Monitor, State
 from vmm.engine import scheduler
+from vmm.engine.driver import Driver
+from vmm.engine.kick import KICK
 from vmm.ferry.events import Event
 from vmm.guest.abi import Status
+from vmm.kvm import Exit, Intr
 
 Elf = Callable[[str], Path]
 
@@ -151,3 +155,26 @@ def test_who_lets_others_have_the_lock_runs_next_however_long_each_has_it(
     monitor.run(2)
     assert waiting.exit_code == 0
     assert all(exits[f"s{number}"] > 1 for number in range(3)), exits
+
+
+@pytest.mark.not_in_ept("what the kernel does there is made longer here")
+def test_who_changes_workers_runs_though_the_change_takes_longer_than_a_slice(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before Linux 6.12, where KVM_RUN waits for RCU when it comes from another thread."""
+    ran_on: dict[Machine, int] = {}
+    execute = Driver.execute
+
+    def wait_if_moved(driver: Driver, machine: Machine) -> Exit:
+        before = ran_on.get(machine)
+        ran_on[machine] = threading.get_ident()
+        moved = before not in (None, ran_on[machine])
+        if moved and signal.sigtimedwait({KICK}, 2 * scheduler.SLICE) is not None:
+            return Intr()
+        return execute(driver, machine)
+
+    monkeypatch.setattr(Driver, "execute", wait_if_moved)
+    monitor = open_monitor(workers=2)
+    for number in range(3):  # so each is taken by the one worker and the other in turn
+        monitor.spawn(test_guest("counts"), name=f"c{number}", window="2M")
+    assert [machine.exit_code for machine in monitor.run(10)] == [0, 0, 0]

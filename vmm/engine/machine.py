@@ -61,6 +61,7 @@ class Machine:
         self.fault: GuestFault | None = None
         self.deadline: float | None = None  # of a wait, on time.monotonic()'s clock
         self.thread = 0  # that runs it
+        self.ran_on = 0  # the thread that has last been in KVM_RUN for it
         self.wait: Wait | None = None  # its last doorbell was a WAIT, not yet answered
         self.ending: Ending | None = None  # why it is to stop as soon as it has exited
         self.exit: Exit | None = None  # its last one, not acted on yet

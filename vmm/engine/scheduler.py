@@ -370,10 +370,18 @@ class Scheduler:
                 continue
             if machine in inside:
                 waited = False
+                moved = machine.ran_on != thread
+                began = time.thread_time() if moved else 0.0
                 machine.exit = exit_ = driver.execute(machine)
                 inside.discard(machine)  # without the lock, which who waits for it has
+                machine.ran_on = thread
                 if isinstance(exit_, Intr):
                     drain()
+                    if moved and time.thread_time() - began < SLICE / 2:
+                        # The kernel waited in KVM_RUN and did not run it: Linux before 6.12, where
+                        # a vCPU that changes threads waits for RCU, often longer than a slice. So
+                        # it has its slice here, now, or it would change threads for ever.
+                        slice_end = time.monotonic() + SLICE
                 driver.tell(machine, exit_)
                 continue
             if more:
