@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,7 @@ from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
+from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
@@ -333,20 +335,30 @@ class Monitor:
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            if machine.state is State.RUNNING:
-                raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
-            if self._by_number.get(machine.number) is not machine:
-                return
-            journal = self._turns.journal
-            if machine.state is not State.STOPPED:
-                journal.keep(machine)
-                self._driver.end(machine, Ending("killed", "removed by the host"))
-            journal.undo(partial(self._remember, machine))
-            machine.closed = True
-            del self._by_number[machine.number], self.machines[machine.name]
-            journal.later(partial(_free, machine))
+        begun = False
+        while True:
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                if self._by_number.get(machine.number) is not machine:
+                    return
+                if machine.state is State.STOPPED:
+                    self._take_out(machine)
+                    break
+                if machine.state is not State.RUNNING:
+                    self._end(machine, Ending("killed", "removed by the host"))
+                elif not begun:
+                    raise ConfigError(
+                        f"{machine.name} is running: kill it, and remove it afterwards"
+                    )
+                begun = True  # and if it runs now, that is a worker that goes on with its end
+            time.sleep(MOMENT)
         self._clean()
+
+    def _take_out(self, machine: Machine) -> None:
+        journal = self._turns.journal
+        journal.undo(partial(self._remember, machine))
+        machine.closed = True
+        del self._by_number[machine.number], self.machines[machine.name]
+        journal.later(partial(_free, machine))
 
     def _remember(self, machine: Machine) -> None:
         """Undo a removal."""
@@ -384,10 +396,29 @@ class Monitor:
     def _expire(self, reason: str) -> None:
         """Stop all machines that have not stopped: the time of a run is over."""
         for machine in list(self.machines.values()):
-            with self._turns.telling, self._turns.lock, self._turns.change:
-                if machine.state is not State.STOPPED:
-                    self._turns.journal.keep(machine)
-                    self._driver.end(machine, Ending("timeout", reason))
+            more = True
+            while more:
+                with self._turns.telling, self._turns.lock, self._turns.change:
+                    more = self._end(machine, Ending("timeout", reason))
+
+    def _end(self, machine: Machine, ending: Ending) -> bool:
+        """Stop a machine that is not running, or do a part of that; it does not run any more. True
+        if there is more to do: by this again, or by whoever runs machines.
+        """
+        if machine.state is State.STOPPED:
+            return False
+        self._turns.journal.keep(machine)
+        if machine.peer.alive:
+            machine.ending = ending
+        if machine.ending is not None:
+            ended = self._driver.end(machine, machine.ending)
+        else:  # it was at its end already
+            ended = machine.exit is None or self._driver.handle(machine, machine.exit)
+        if ended:
+            self._scheduler.forget(machine)
+        elif machine.state is State.PARKED:
+            self._scheduler.make_ready(machine)
+        return not ended
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit, now if it is running.
@@ -418,26 +449,29 @@ class Monitor:
         line = arguments.one_line(reason, "reason")
         self._now_or_soon(partial(self._kill, machine, line))
 
-    def _kill(self, machine: Machine, reason: str) -> None:
-        if machine.state is State.STOPPED:
-            return
-        self._turns.journal.keep(machine)
-        machine.ending = Ending("killed", reason)
-        if machine.state is State.RUNNING:
+    def _kill(self, machine: Machine, reason: str) -> bool:
+        ending = Ending("killed", reason)
+        if machine.state is not State.RUNNING:
+            return self._end(machine, ending)
+        if machine.peer.alive:
+            self._turns.journal.keep(machine)
+            machine.ending = ending
             self._scheduler.interrupt(machine)
-        else:
-            self._driver.end(machine, machine.ending)
-            self._scheduler.forget(machine)
+        return False
 
-    def _now_or_soon(self, change: Callable[[], None]) -> None:
-        """Make a change in a turn of its own; if this is a signal's handler that has interrupted
-        one, when that is over.
+    def _now_or_soon(self, change: Callable[[], object]) -> None:
+        """Make a change in a turn of its own, or several, as long as it says that there is more; if
+        this is a signal's handler that has interrupted one, when that is over.
         """
         if self._turns.inside:
             self._turns.outbox.leave(partial(self._now_or_soon, change))
             return
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            change()
+        more: object = True
+        while more:
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                more = change()
+            if more:
+                time.sleep(MOMENT)
 
     def _condemn(self, machine: Machine) -> None:
         """Let a machine end before it is entered again: its window is spoiled (Window)."""
@@ -475,6 +509,7 @@ class Monitor:
             with self._turns.telling, self._turns.lock, self._turns.change:
                 if not self._exchange.slices.chores():
                     break
+            time.sleep(MOMENT)
 
     # ---- The end ----
 

@@ -321,7 +321,7 @@ class Scheduler:
         woken: list[Machine] = []  # in this slice, in which they may run
         waited = False  # for others, since a machine has been entered
         while True:
-            more = told = False
+            more = told = late = False
             with lock:
                 try:
                     self._turns.busy = True  # also between the turns
@@ -338,13 +338,16 @@ class Scheduler:
                         self._acting = False
                         journal.commit()
                         told = outbox.seal()
+                        late = time.monotonic() - now > _LONG
                         if machine.state is not State.RUNNING:
                             machine = None
                         if self._woken:
-                            machine = self._take_woken(machine, now < slice_end and not told, woken)
+                            machine = self._take_woken(
+                                machine, now < slice_end and not (told or late), woken
+                            )
                     if more and now >= slice_end:
                         more = False  # the rest when it is its turn again
-                    if not (more or told):
+                    if not (more or told or late):
                         machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
                             self._turns.busy = False
@@ -366,7 +369,7 @@ class Scheduler:
                     raise
             if told:
                 outbox.flush(wait=outbox.crowded)
-            if machine is None:
+            if machine is None and not late:
                 continue
             if machine in inside:
                 waited = False
@@ -389,6 +392,8 @@ class Scheduler:
             if len(self._running) > 1:  # others may want the lock, or Python's: for as long
                 time.sleep(max(_MOMENT, time.monotonic() - now))
                 waited = True  # or where every hold is long, nobody would ever be entered
+            elif late or (machine is not None and machine.exit is not None):
+                time.sleep(_MOMENT)  # and other threads of the program's
 
     def _has_hogged(self, since: float) -> bool:
         """Whether this thread has had the lock for so long that others who work come first."""

@@ -158,6 +158,13 @@ def empty(address: int, size: int) -> None:
         _fail(f"madvise(DONTNEED) of {size} bytes")
 
 
+def loosen(address: int, size: int) -> None:
+    """Drop the translations of what is mapped shared from a file, nothing else: who touches it
+    again faults once more. Never for private memory, which would be lost.
+    """
+    _madvise(address, size, _MADV_DONTNEED)
+
+
 def store(address: int, size: int, fd: int, offset: int) -> None:
     """Copy memory into a file. Raises OSError, with some of it written, where there is no room."""
     while size:
