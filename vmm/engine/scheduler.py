@@ -387,7 +387,7 @@ class Scheduler:
                         slice_end = time.monotonic() + SLICE
                 driver.tell(machine, exit_)
                 continue
-            if more:
+            if machine is not None and more:
                 driver.diagnose(machine)
             if len(self._running) > 1:  # others may want the lock, or Python's: for as long
                 time.sleep(max(_MOMENT, time.monotonic() - now))
