@@ -80,6 +80,10 @@ class Holds:
         """Return the one in which most was done."""
         return max(self._all, key=lambda hold: hold.worked)
 
+    def with_most_calls(self) -> Hold:
+        """Return the one with the most calls of the kernel."""
+        return max(self._all, key=lambda hold: hold.calls.total())
+
     def most_calls(self) -> int:
         """Return how many calls of the kernel there were in one hold, at most."""
         return max(hold.calls.total() for hold in self._all)

@@ -117,7 +117,7 @@ class Delivery:
     def _few(self, peer: Peer, count: int) -> tuple[int, list[Run]]:
         """Return how many of so many messages are taken together, and what comes with them."""
         runs: list[Run] = []
-        most = _RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
+        most = self._most(peer)
         for index, message in enumerate(itertools.islice(peer.queue, count)):
             if message.brought or not message.targets:
                 continue
@@ -197,85 +197,89 @@ class Delivery:
 
     # ---- Deaths ----
 
-    def bury(self, peer: Peer, late: Callable[[], bool] = lambda: False) -> bool:
+    def bury(self, peer: Peer) -> bool:
         """A peer has stopped, and will not run again: everyone gets what is theirs.
 
         Messages that it had not taken, from its queue or its receive ring, go back to their
         senders with E_DEAD; what it borrowed goes back to its owners, who get a RETURN with E_DEAD;
         what it owned is zeroed and free, except that its borrowers keep theirs until they let go.
 
-        Done in parts, until it is `late`: False if there is more to do. In between nothing is
-        half done, but for its window, which nobody looks into any more.
+        Does a part of that, if it is much, and is False then. In between nothing is half done, but
+        for the dead's window, which nobody looks into.
         """
-        if not self._hide_all(peer, late):
+        if not self._hide_all(peer):
             return False
+        left = most = self._most(peer)
         while peer.untaken or peer.queue:
-            if not self._give_back(peer):
-                return False
-            if late():
+            left -= self._give_back(peer, most)
+            if left <= 0:
                 return False
         borrowed = self._runs(peer, [Extent(0, peer.window.region.pages)], _BORROWED)
-        while borrowed:
-            self._return_borrowed(peer, borrowed[:RUNS_AT_ONCE])
-            del borrowed[:RUNS_AT_ONCE]
-            if borrowed or late():
+        if borrowed:
+            self._return_borrowed(peer, borrowed[:most])
+            if len(borrowed) > left:
                 return False
         self._carrier.zero(self._ledger.dismiss(peer.number))
         return True
 
-    def _hide_all(self, peer: Peer, late: Callable[[], bool]) -> bool:
+    @staticmethod
+    def _most(peer: Peer) -> int:
+        """Return how many runs are shown, or hidden, before others have their turns."""
+        return _RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
+
+    def _hide_all(self, peer: Peer) -> bool:
         """Hide everything from a dead peer; the host's refusal hides nothing from one that is dead.
-        False if more is left.
+        False if that was a part of it.
         """
         window, pages = peer.window, peer.window.region.pages
         if peer.covered == pages:
             return True
         held = [run for run in self._ledger.window(peer.number) if run.hold in READABLE]
         left = [run.clip(peer.covered, pages) for run in held if run.end > peer.covered]
-        parts = list(_pieces(left, _RUNS_OF_SLOTS if window.blinks else RUNS_AT_ONCE))
-        for part in parts if peer.covered or len(parts) > 1 else ():
+        part, *more = (*_pieces(left, self._most(peer)), None)
+        if part is not None and (more != [None] or peer.covered):
             page = part.page
             if window.blinks:  # a memslot goes as a whole, when nothing of it is in use any more
                 window.loosen(*part)
                 page = next((run.page for run in held if run.page <= page < run.end), page)
-            if not window.blinks or not any(run.page < part.end < run.end for run in held):
+            if not (window.blinks and any(run.page < part.end < run.end for run in held)):
                 with contextlib.suppress(OSError):
                     window.hide(page, part.end - page)
             peer.covered = part.end
-            if late():
-                return False
-        if parts or peer.covered:
+            return False
+        if held:
             with contextlib.suppress(OSError):
                 window.hide(0, pages)
         peer.covered = pages
         return True
 
-    def _give_back(self, peer: Peer) -> bool:
-        """Give the oldest message that a dead peer had not taken back to its sender. False if it
-        was only a part of that.
+    def _give_back(self, peer: Peer, most: int) -> int:
+        """Give the oldest message that a dead peer had not taken back to its sender; only so many
+        runs of its pages, if they are more, and the rest the next time. Return how many they were,
+        or 1.
         """
-        untaken = bool(peer.untaken)
-        messages = peer.untaken if untaken else peer.queue
+        messages = peer.untaken or peer.queue
         message = messages[0]
-        untaken = untaken or message.brought
-        holds = _BORROWED if untaken else (Hold.INCOMING,)
-        if not untaken or (message.operation in _LOANS and message.number not in peer.parted):
-            runs = self._runs(peer, message.targets, holds)
-            if len(runs) > RUNS_AT_ONCE:
-                part = runs[:RUNS_AT_ONCE]
-                if self._bring_home(self._ledger.let_go(peer.number, part)):
-                    messages[0] = message._replace(status=Status.E_NO_MEMORY)
-                return False
-        if messages is peer.untaken:
+        here = bool(peer.untaken) or message.brought
+        runs: list[Run] = []
+        if not here:
+            runs = self._runs(peer, message.targets, (Hold.INCOMING,))
+        elif message.operation in _LOANS and message.number not in peer.parted:
+            runs = self._runs(peer, message.targets, _BORROWED)
+        if len(runs) > most:
+            if self._bring_home(self._ledger.let_go(peer.number, runs[:most])):
+                messages[0] = message._replace(status=Status.E_NO_MEMORY)
+            return most
+        if peer.untaken:
             peer.untaken.popleft()
         else:
             self._roster.get_message(peer)
         status = Status.E_DEAD if message.status is Status.OK else message.status
-        if untaken:
+        if here:
             self._untake(peer, message, status)
         else:
             self.send_back(peer, message, status)
-        return True
+        return max(len(message.targets), len(runs), 1)
 
     def _untake(self, peer: Peer, message: Message, status: Status) -> None:
         """Send a message back that a dead machine never took, although its pages had reached it."""

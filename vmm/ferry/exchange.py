@@ -95,12 +95,12 @@ class Exchange:
             peer.alive = False
             self._forget_taken(peer)
             self.slices.forget(peer)
-        limit = self._start + slices.LONG * 1e9
-        done = self.delivery.bury(peer, lambda: time.perf_counter_ns() > limit)
-        if done:
-            self.roster.leave(peer)
+        if not self.delivery.bury(peer):
+            self._check()
+            return False
+        self.roster.leave(peer)
         self._check()
-        return done
+        return True
 
     def _check(self) -> None:
         if self._audit:
