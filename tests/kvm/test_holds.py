@@ -6,17 +6,17 @@ of so many of each is a few milliseconds; a test of the time itself would have t
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kvm.holds import Holds, watched
 from kvm.puppets import Puppet, Span, descriptor, spans_of
 from tests_support import sized
 
-from vmm import Monitor
+from vmm import Monitor, State
 from vmm.ferry import delivery, slices
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
@@ -31,7 +31,7 @@ EACH = abi.EXTENTS_MAX
 
 
 @pytest.fixture
-def holds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Holds]:
+def holds() -> Iterator[Holds]:
     """The holds of the monitors that are opened after this."""
     with watched() as holds:
         yield holds
@@ -226,7 +226,7 @@ def test_what_the_host_sends_is_hidden_in_short_holds(
 def test_what_is_refused_in_the_end_is_as_it_was(
     pair: tuple[Puppet, Puppet], operation: Operation
 ) -> None:
-    a, b = pair
+    a, _ = pair
     own = touched(a)
     before = a.monitor.audit()
     assert a.do(operation, 77, own) is Status.E_PEER
@@ -268,38 +268,32 @@ def test_a_thread_that_waits_for_the_lock_has_it_between_two_slices(
     assert 0 < seen[0] < LARGE
 
 
-def test_one_that_is_ending_is_neither_entered_nor_asked(
-    pair: tuple[Puppet, Puppet], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runs", [False, True], ids=["audited", "run"])
+def test_between_two_parts_of_a_death_anybody_may_come(
+    pair: tuple[Puppet, Puppet], monkeypatch: pytest.MonkeyPatch, runs: bool
 ) -> None:
-    """Between two parts of a death anybody may come, and audit, send or kill again."""
+    """Who looks finds nothing half done; whoever runs machines goes on with it."""
     a, b = pair
-    ask(a, Operation.SEND, b.number, scattered(a)[:32])
+    monitor, own = a.monitor, scattered(a)[:32]
+    ask(a, Operation.LEND, b.number, own)
     b.inbox()
-    bury, told = delivery.Delivery.bury, list[object]()
-    monkeypatch.setattr(delivery, "RUNS_AT_ONCE", 8)
+    seen: list[Status | dict[str, int]] = []
 
-    def part(self: delivery.Delivery, peer: object) -> bool:
-        done = bury(self, peer)  # type: ignore[arg-type]
-        told.append((b.machine.state.name, done))
-        return done
+    def look(_: float) -> None:
+        assert b.machine.state is not State.STOPPED
+        seen.append(monitor.audit(mappings=True))
+        if runs:
+            seen.append(a.send(b))
 
-    monkeypatch.setattr(delivery.Delivery, "bury", part)
-    monkeypatch.setattr(
-        a.monitor, "_end", between(a.monitor, b, a.monitor._end), raising=True
-    )
-    a.monitor.kill(b.machine, "enough")
-    assert len(told) > 4
+    for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
+        monkeypatch.setattr(delivery, name, 8)
+    monkeypatch.setattr("vmm.monitor.time", SimpleNamespace(sleep=look))
+    monitor.kill(b.machine, "enough")
+    monkeypatch.undo()
+    assert len(seen) == 2 if runs else len(seen) > 32
+    assert not runs or seen[1] is Status.E_DEAD
+    assert b.machine.state is State.STOPPED
     assert b.machine.fault is not None
-    assert (b.machine.fault.kind, str(b.machine.fault.reason)) == ("killed", "enough")
-
-
-def between(monitor: Monitor, dying: Puppet, end: Callable[..., bool]) -> Callable[..., bool]:
-    def looked(*args: object) -> bool:
-        monitor._exchange.audit(mappings=True)
-        assert not dying.machine.peer.untaken
-        return end(*args)
-
-    return looked
-
-
-_ = ctypes
+    assert (b.machine.fault.kind, b.machine.fault.reason) == ("killed", "enough")
+    a.inbox()
+    assert {a.read(span.gpa)[0] for spans in own for span in spans} == {0}

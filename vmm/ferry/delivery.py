@@ -28,7 +28,7 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent, Run
 
 RUNS_AT_ONCE = 128  # that are shown, or hidden, before others have their turns
-_RUNS_OF_SLOTS = 16  # the same, by memslots
+RUNS_OF_SLOTS = 16  # the same, by memslots
 _BORROWED = (Hold.BORROWED, Hold.VIEWED)
 _LOANS = (Operation.LEND, Operation.SHARE)
 
@@ -225,7 +225,7 @@ class Delivery:
     @staticmethod
     def _most(peer: Peer) -> int:
         """Return how many runs are shown, or hidden, before others have their turns."""
-        return _RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
+        return RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
 
     def _hide_all(self, peer: Peer) -> bool:
         """Hide everything from a dead peer; the host's refusal hides nothing from one that is dead.
