@@ -177,12 +177,13 @@ def test_what_is_raised_at_any_line_of_a_death_gives_everyone_what_is_theirs(
                 monitor.kill(victim)
             if tracer.where is not None and line % 2:
                 monitor.kill(victim)  # else the run does it, if it has been begun
-            fault = ("killed", None) if victim.state is State.STOPPED or victim.ending else fault
         else:
             with Tracer(line) as tracer:
                 monitor.run(20)
         reached.add(tracer.where)
         mappings.check(monitor)
+        if victim.ending is not None:
+            fault = ("killed", None)
         monitor.run(20)  # it dies now, if it has not yet
         assert victim.state is State.STOPPED
         assert victim.fault is not None

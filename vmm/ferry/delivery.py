@@ -117,7 +117,7 @@ class Delivery:
     def _few(self, peer: Peer, count: int) -> tuple[int, list[Run]]:
         """Return how many of so many messages are taken together, and what comes with them."""
         runs: list[Run] = []
-        most = self._most(peer)
+        most = RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
         for index, message in enumerate(itertools.islice(peer.queue, count)):
             if message.brought or not message.targets:
                 continue
@@ -207,9 +207,9 @@ class Delivery:
         Does a part of that, if it is much, and is False then. In between nothing is half done, but
         for the dead's window, which nobody looks into.
         """
-        if not self._hide_all(peer):
+        left = most = RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
+        if peer.covered < peer.window.region.pages and not self._hide_all(peer, most):
             return False
-        left = most = self._most(peer)
         while peer.untaken or peer.queue:
             left -= self._give_back(peer, most)
             if left <= 0:
@@ -219,39 +219,33 @@ class Delivery:
             self._return_borrowed(peer, borrowed[:most])
             if len(borrowed) > left:
                 return False
+        if any(run.hold in READABLE for run in self._ledger.window(peer.number)):
+            # Also what came back to it meanwhile. The host's refusal hides nothing from the dead.
+            with contextlib.suppress(OSError):
+                peer.window.hide(0, peer.window.region.pages)
         self._carrier.zero(self._ledger.dismiss(peer.number))
         return True
 
-    @staticmethod
-    def _most(peer: Peer) -> int:
-        """Return how many runs are shown, or hidden, before others have their turns."""
-        return RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
-
-    def _hide_all(self, peer: Peer) -> bool:
-        """Hide everything from a dead peer; the host's refusal hides nothing from one that is dead.
-        False if that was a part of it.
+    def _hide_all(self, peer: Peer, most: int) -> bool:
+        """Hide everything from a dead peer, so that no one call has much to hide. False if that was
+        a part of it.
         """
         window, pages = peer.window, peer.window.region.pages
-        if peer.covered == pages:
-            return True
         held = [run for run in self._ledger.window(peer.number) if run.hold in READABLE]
         left = [run.clip(peer.covered, pages) for run in held if run.end > peer.covered]
-        part, *more = (*_pieces(left, self._most(peer)), None)
-        if part is not None and (more != [None] or peer.covered):
-            page = part.page
-            if window.blinks:  # a memslot goes as a whole, when nothing of it is in use any more
-                window.loosen(*part)
-                page = next((run.page for run in held if run.page <= page < run.end), page)
-            if not (window.blinks and any(run.page < part.end < run.end for run in held)):
-                with contextlib.suppress(OSError):
-                    window.hide(page, part.end - page)
-            peer.covered = part.end
-            return False
-        if held:
+        part = next(_pieces(left, most), None)
+        if part is None:
+            peer.covered = pages
+            return True
+        page = part.page
+        if window.blinks:  # a memslot goes as a whole, when nothing of it is in use any more
+            window.loosen(*part)
+            page = next((run.page for run in held if run.page <= page < run.end), page)
+        if not (window.blinks and any(run.page < part.end < run.end for run in held)):
             with contextlib.suppress(OSError):
-                window.hide(0, pages)
-        peer.covered = pages
-        return True
+                window.hide(page, part.end - page)
+        peer.covered = part.end
+        return part.end == left[-1].end
 
     def _give_back(self, peer: Peer, most: int) -> int:
         """Give the oldest message that a dead peer had not taken back to its sender; only so many
