@@ -208,7 +208,8 @@ class Delivery:
         for the dead's window, which nobody looks into.
         """
         left = most = RUNS_OF_SLOTS if peer.window.blinks else RUNS_AT_ONCE
-        if peer.covered < peer.window.region.pages and not self._hide_all(peer, most):
+        begun = peer.covered > 0
+        if not self._hide_all(peer, most):
             return False
         while peer.untaken or peer.queue:
             left -= self._give_back(peer, most)
@@ -219,8 +220,7 @@ class Delivery:
             self._return_borrowed(peer, borrowed[:most])
             if len(borrowed) > left:
                 return False
-        if any(run.hold in READABLE for run in self._ledger.window(peer.number)):
-            # Also what came back to it meanwhile. The host's refusal hides nothing from the dead.
+        if begun:  # what has come back to it meanwhile, too
             with contextlib.suppress(OSError):
                 peer.window.hide(0, peer.window.region.pages)
         self._carrier.zero(self._ledger.dismiss(peer.number))
@@ -228,14 +228,19 @@ class Delivery:
 
     def _hide_all(self, peer: Peer, most: int) -> bool:
         """Hide everything from a dead peer, so that no one call has much to hide. False if that was
-        a part of it.
+        a part of it. The host's refusal hides nothing from one that is dead.
         """
         window, pages = peer.window, peer.window.region.pages
+        if peer.covered == pages:
+            return True
         held = [run for run in self._ledger.window(peer.number) if run.hold in READABLE]
         left = [run.clip(peer.covered, pages) for run in held if run.end > peer.covered]
-        part = next(_pieces(left, most), None)
-        if part is None:
+        part, *more = (*_pieces(left, most), None, None)[:2]
+        if part is None or (more == [None] and not peer.covered):
             peer.covered = pages
+            if self._ledger.window(peer.number):  # to hide nothing takes the kernel as long
+                with contextlib.suppress(OSError):
+                    window.hide(0, pages)
             return True
         page = part.page
         if window.blinks:  # a memslot goes as a whole, when nothing of it is in use any more
@@ -245,7 +250,7 @@ class Delivery:
             with contextlib.suppress(OSError):
                 window.hide(page, part.end - page)
         peer.covered = part.end
-        return part.end == left[-1].end
+        return False
 
     def _give_back(self, peer: Peer, most: int) -> int:
         """Give the oldest message that a dead peer had not taken back to its sender; only so many
