@@ -144,7 +144,9 @@ class Scheduler:
 
     def recover(self) -> None:
         """After a roll-back: each machine is RUNNING on a worker, READY and in line, or PARKED."""
-        running = {machine for machine, _ in self._running.values()}
+        running = {  # a worker that has parked one may still have it there
+            machine for thread, (machine, _) in self._running.items() if machine.thread == thread
+        }
         self._acting = False
         self._woken.clear()
         self._line.clear()
