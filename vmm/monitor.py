@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +39,7 @@ from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, Room, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.kvm.given import Given, give_back, noted
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
@@ -143,55 +145,75 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
+        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
         path = arguments.file_path(device, "device", plain=True)
-        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        with host.reported("no monitor can be made"), contextlib.ExitStack() as undo:
-            self._kvm = undo.enter_context(host.open_kvm(path))
-            self._blueprints = Blueprints(self._kvm)
-            undo.callback(self._blueprints.close)
-            self._mover = mover(frames)
-            undo.callback(self._mover.close)
+        self._closers: list[Callable[[], object]] = []  # the last first; each may be called again
+        made: list[Given] = []
+        try:
+            with host.reported("no monitor can be made"), noted(made):
+                mover = self._choose(path, ring, doorbell, mover, copy_below)
+                self._open(path, mover, frames, threads, console, audit)
+            _opened.add(self)
             self._freed = False
-            self._turns = turns = Turns(self._mover.pool.journal)
-            self.trace = Trace(turns.outbox)
-            self._scheduler = Scheduler(turns, threads, self._by_number.values)
-            undo.callback(self._scheduler.close)
-            turns.recover = self._scheduler.recover
-            ledger = Ledger(
-                frames,
-                journal=turns.journal,
-                share=_PIECES_SHARE,
-                frames_share=min(_FRAMES_SHARE, frames // 64),
-            )
-            mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger.lazy = True
-            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
-            ledger.ask_for_pieces = BUDGET.balance
-            self._exchange = Exchange(
-                ledger,
-                self._mover.pool,
-                self.trace,
-                self._wake,
-                audit=audit,
-                copy_below=self.copy_below,
-            )
-            self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
-            window = self._mover.host_window(frames * PAGE_SIZE)
-            undo.callback(window.close)
-            self.host = HostEndpoint(
-                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
-            )
-            self._exchange.join(self.host.peer, frames, UNLIMITED)
-            self._closer = undo.pop_all()
-        _opened.add(self)
+        except BaseException:
+            self._close_all()
+            give_back(made)
+            raise
+
+    def _open(
+        self,
+        device: str,
+        mover: type[Mover],
+        frames: int,
+        threads: int,
+        console: Console,
+        audit: bool,
+    ) -> None:
+        closers = self._closers
+        self._kvm = host.open_kvm(device)
+        closers.append(self._kvm.close)
+        self._blueprints = Blueprints(self._kvm)
+        closers.append(self._blueprints.close)
+        self._mover = mover(frames)
+        closers.append(self._mover.close)
+        self._turns = turns = Turns(self._mover.pool.journal)
+        self.trace = Trace(turns.outbox)
+        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        closers.append(self._scheduler.close)
+        turns.recover = self._scheduler.recover
+        ledger = Ledger(
+            frames,
+            journal=turns.journal,
+            share=_PIECES_SHARE,
+            frames_share=min(_FRAMES_SHARE, frames // 64),
+        )
+        mappings = host.mapping_limit() // 2 - self._mover.seams
+        ledger.lazy = True
+        closers.append(partial(BUDGET.leave, ledger))
+        BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH)
+        ledger.ask_for_pieces = BUDGET.balance
+        self._exchange = Exchange(
+            ledger,
+            self._mover.pool,
+            self.trace,
+            self._wake,
+            audit=audit,
+            copy_below=self.copy_below,
+        )
+        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        window = self._mover.host_window(frames * PAGE_SIZE)
+        closers.append(window.close)
+        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        self._exchange.join(self.host.peer, frames, UNLIMITED)
+        closers += [self._free_all, turns.settle]
 
     def _choose(
         self,
@@ -206,14 +228,13 @@ class Monitor:
         name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
         kind = None if mover is None else _mover_class(mover)
         below = None if copy_below is None else parse_limit(copy_below, "copy_below")
-        with host.reported("no monitor can be made"):
-            facts = host.inspect(device)
-            self.backend = facts.backend.value
-            self.ring = facts.ring if wanted is None else wanted
-            self.doorbell = facts.doorbell(self.ring, name)
-            kind = MOVERS[facts.mover] if kind is None else kind
-            self.mover = kind.name
-            self.copy_below = facts.copy_below if below is None else below
+        facts = host.inspect(device)
+        self.backend = facts.backend.value
+        self.ring = facts.ring if wanted is None else wanted
+        self.doorbell = facts.doorbell(self.ring, name)
+        kind = MOVERS[facts.mover] if kind is None else kind
+        self.mover = kind.name
+        self.copy_below = facts.copy_below if below is None else below
         return kind
 
     # ---- Machines ----
@@ -266,26 +287,26 @@ class Monitor:
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
         number = next(self._numbers)
-        guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
+        blueprint = self._blueprints.get(image, shape)
+        made: list[Given] = []
+        self._turns.journal.undo(partial(give_back, made))
         try:
-            window = self._mover.machine_window(
-                guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
-            )
+            with noted(made):
+                guest = Guest(self._kvm, blueprint, number, name)
+                window = self._mover.machine_window(
+                    guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
+                )
         except BaseException:
-            guest.close()
+            give_back(made)
             raise
         peer = Peer(number, name, window, depth, guest.control)
         machine = Machine(guest, peer, self._exchange, self._turns)
-        window.on_spoiled = partial(self._condemn, machine)
-        try:
-            if window.blinks:
-                machine.peer.hold_still = partial(self._scheduler.hold, machine)
-            self._exchange.join(machine.peer, quota, PIECES)
-            self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
-        except BaseException:
-            _free(machine)
-            raise
         self._turns.journal.undo(partial(self._forget, machine))
+        window.on_spoiled = partial(self._condemn, machine)
+        if window.blinks:
+            peer.hold_still = partial(self._scheduler.hold, machine)
+        self._exchange.join(peer, quota, PIECES)
+        self._exchange.roster.connect(self.host.peer, peer, both=True)
         self.machines[name] = self._by_number[number] = machine
         return machine
 
@@ -533,11 +554,32 @@ class Monitor:
         for machine in self._by_number.values():
             machine.closed = True
         self._scheduler.end(wait=True)
-        with contextlib.ExitStack() as closers:
-            closers.push(self._closer)
-            for machine in self._by_number.values():
-                closers.callback(_free, machine)
+        self._close_all()
         self._freed = True  # what was interrupted before this can be called again
+
+    def _close_all(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+
+    def _free_all(self) -> None:
+        with contextlib.ExitStack() as freeing:
+            for machine in self._by_number.values():
+                machine.closed = True
+                freeing.callback(_free, machine)
+
+    def __del__(self) -> None:
+        # A net, not the way. One warning, for all that it holds.
+        if getattr(self, "_freed", True):
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if not sys.is_finalizing():  # then threads that hold locks are no more
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Monitor cannot be copied or pickled: make one in each process")

@@ -86,6 +86,13 @@ class Turns:
         with self.lock:
             self.gone = why
 
+    def settle(self) -> None:
+        """Undo what a turn that was cut off has left undone, or do what it has left to do."""
+        with self.lock:
+            if self.journal.active:
+                self.cut_off()
+            self.journal.finish()
+
     def abandon(self, why: str) -> None:
         """Let there be no more turns in a process that was forked: they are its parent's, and so is
         what another thread may have been at.

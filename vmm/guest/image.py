@@ -16,6 +16,7 @@ from typing import Any
 from vmm.errors import GuestImageError
 from vmm.guest import abi, elf
 from vmm.guest.symbols import Symbols
+from vmm.kvm.given import opened
 from vmm.sizes import format_size
 
 PAGE = abi.PAGE_SIZE
@@ -138,8 +139,8 @@ def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
 
 
 def _read(path: str, room: Room | None) -> tuple[_Key, Image]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
+    with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) as file:
+        fd = file.fileno()
         identity = _identity(path, os.fstat(fd))
         source = elf.Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
         try:
@@ -147,8 +148,6 @@ def _read(path: str, room: Room | None) -> tuple[_Key, Image]:
         finally:
             if _identity(path, os.fstat(fd)) != identity:
                 raise GuestImageError(f"{path}: was changed while it was read: try again")
-    finally:
-        os.close(fd)
     return (path, identity), image
 
 
