@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from vmm.guest.abi import Status
 from vmm.guest.text import printable
 
 
@@ -67,7 +68,17 @@ class LimitError(ResourceError, OSError):
 
 
 class GuestError(PageferryError):
-    """An operation of the host's was refused with an ABI status, as a guest's would be."""
+    """An operation of the host's was refused with an ABI status, as a guest's would be.
+
+    status    why, as a guest would see it
+    """
+
+    def __init__(self, message: str, status: Status) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.status)
 
 
 class AccessError(PageferryError):

@@ -5,6 +5,8 @@ What an image costs is known from its headers, and checked, before any of it is 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -100,7 +102,7 @@ class Room:
 
 
 _Key = tuple[str, tuple[int, ...]]
-_cache: dict[_Key, Image] = {}  # those used last are last
+_cache: collections.OrderedDict[_Key, Image] = collections.OrderedDict()  # the last used is last
 
 
 def load_image(path: str | Path, room: Room | None = None) -> Image:
@@ -116,15 +118,18 @@ def load_image(path: str | Path, room: Room | None = None) -> Image:
         raise GuestImageError(f"{path!r}: no file has such a name: give the path of a guest ELF")
     try:
         key = (path, _identity(path, os.stat(path)))  # noqa: PTH116 (a Path takes far longer)
-        image = _cache.pop(key, None)
+        image = _cache.get(key)
         if image is None:
             key, image = _read(path, room)
             _make_room(image)
+            _cache[key] = image
+        else:
+            with contextlib.suppress(KeyError):  # another thread has made room
+                _cache.move_to_end(key)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the file
             raise
         raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
-    _cache[key] = image
     return image
 
 
