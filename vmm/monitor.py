@@ -599,10 +599,17 @@ class Monitor:
 
 def _free(machine: Machine) -> None:
     """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    peer = machine.peer
     try:
         machine.guest.close()
     finally:
-        machine.peer.window.close()
+        peer.window.close()
+        # Peers remember it, and would keep all of it with its image.
+        peer.window.on_spoiled, peer.hold_still = None, _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
