@@ -269,8 +269,8 @@ class Monitor:
         shape = Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2),
+            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
+            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2, least=PAGE_SIZE),
             window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
         )
         limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
@@ -352,7 +352,7 @@ class Monitor:
     def remove(self, machine: Machine) -> None:
         """Stop a machine if it has not stopped, and free all that it holds; its name is free again.
 
-        Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
+        Its outcome stays readable. Raises BusyError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
@@ -367,9 +367,7 @@ class Monitor:
                 if machine.state is not State.RUNNING:
                     self._end(machine, Ending("killed", "removed by the host"))
                 elif not begun:
-                    raise ConfigError(
-                        f"{machine.name} is running: kill it, and remove it afterwards"
-                    )
+                    raise BusyError(f"{machine.name} is running: kill it, and remove it afterwards")
                 begun = True  # and if it runs now, that is a worker that goes on with its end
             time.sleep(MOMENT)
         self._clean()
@@ -612,8 +610,13 @@ def _nothing() -> None:
     pass
 
 
-def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
-    value = -(-parse_size(size, what) // unit) * unit
+def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int, *, least: int = 0) -> int:
+    given = parse_size(size, what)
+    if given < least:
+        raise ConfigError(
+            f"{what} of {given} bytes is less than a page: give {least} or more, or a unit, as 8K"
+        )
+    value = -(-given // unit) * unit
     if value > limit:
         raise ConfigError(
             f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"

@@ -106,14 +106,14 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--memory",
-    type=Size(),
+    type=Size(pages=True),
     default="16M",
     show_default=True,
     help="Each machine's private memory.",
 )
 @click.option(
     "--stack",
-    type=Size(),
+    type=Size(pages=True),
     default="256K",
     show_default=True,
     help="Each machine's stack, a part of its memory.",
