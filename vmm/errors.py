@@ -7,12 +7,26 @@ Kernel errors that nobody can act on stay `OSError`, with the ioctl and the obje
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from vmm.guest.abi import Status
 from vmm.guest.text import printable
+
+# What to do about a limit of the kernel's, by the errno that tells of it.
+ADVICE = {
+    errno.EMFILE: "close some files, or raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files in other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, or use smaller sizes",
+    errno.EAGAIN: (
+        "raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
+        "address space (ulimit -v) and locked memory (ulimit -l)"
+    ),
+    errno.ENOSPC: "free some memory, or use smaller sizes",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 
 
 class PageferryError(Exception):

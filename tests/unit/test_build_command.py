@@ -40,6 +40,23 @@ def test_a_compile_error_is_one_line_and_then_the_compilers_own(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_a_link_error_names_sources_and_no_file_that_is_not_the_users(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    wants, twice = Path("sub", "wants.c"), Path("twice.c")
+    (tmp_path / wants).write_text(
+        "int nowhere(void);\nint main(void)\n{\n    return nowhere();\n}\n"
+    )
+    (tmp_path / twice).write_text("int main(void)\n{\n    return 1;\n}\n")
+    ended = pageferry("build", wants, twice, cwd=tmp_path)
+    assert ended.code == 1
+    assert "nowhere" in ended.err
+    assert f"{wants}:4" in ended.err
+    assert str(twice) in ended.err
+    assert "pageferry-build-" not in ended.err
+    assert ".o:" not in ended.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sub", "twice.c"]
+
+
 def test_build_overwrites_no_source_and_names_what_it_cannot_write(tmp_path: Path) -> None:
     source = tmp_path / "guest.c"
     source.write_text("int main(void) { return 0; }\n")

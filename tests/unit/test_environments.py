@@ -81,7 +81,7 @@ def test_few_descriptors_are_not_taken_for_a_missing_compiler(tmp_path: Path) ->
         capture_output=True,
         text=True,
     )
-    said = "Too many open files: raise the limit on open files (ulimit -n)"
+    said = "Too many open files: close some files, or raise the limit on open files (ulimit -n)"
     assert (done.returncode, one_line(done.stderr)) == (1, said)
 
 

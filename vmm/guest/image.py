@@ -136,7 +136,8 @@ def load_image(path: str | Path, room: Room | None = None) -> Image:
 def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file does. Raises GuestImageError if none like it is an image."""
     if not stat.S_ISREG(status.st_mode):
-        raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
+        what = " but a directory" if stat.S_ISDIR(status.st_mode) else ""
+        raise GuestImageError(f"{path}: not a regular file{what}: give the path of a guest ELF")
     if status.st_size > _MAX_BYTES:
         raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
     times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -197,8 +198,9 @@ def _parse(source: elf.Source, name: str, room: Room | None) -> Image:
 
 def _open(source: elf.Source, name: str) -> Any:
     """Return an executable that a guest can be, as pyelftools has it. Raises Malformed."""
-    if source.pread(len(elf.MAGIC), 0) != elf.MAGIC:
-        raise GuestImageError(f"{name}: not an ELF file: give a guest built for pageferry")
+    start = source.pread(len(elf.MAGIC), 0)
+    if start != elf.MAGIC:
+        raise GuestImageError(f"{name}: {_no_elf(start, name)}")
     file = elf.open_elf(source)
     if file.elfclass != 64:
         raise GuestImageError(f"{name}: 32-bit ELF: guests are 64-bit, compile with -m64")
@@ -208,15 +210,37 @@ def _open(source: elf.Source, name: str) -> Any:
         machine = _said(file["e_machine"], "machine").removeprefix("EM_")
         raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
     if file["e_type"] != "ET_EXEC":
-        raise GuestImageError(
-            f"{name}: not a static executable ({_said(file['e_type'], 'type')}): "
-            "link with -static -no-pie -T guest.ld"
-        )
+        kind = _said(file["e_type"], "type")
+        raise GuestImageError(f"{name}: {_other_type(kind, name)}")
     if file["e_phnum"] > _MAX_HEADERS:
         raise GuestImageError(
             f"{name}: {file['e_phnum']} program headers are too many: link with guest.ld"
         )
     return file
+
+
+_SOURCES = (".c", ".i", ".s", ".S")
+
+
+def _other_type(kind: str, name: str) -> str:
+    """Return what is wrong with an ELF file that is no executable, and what to do."""
+    if kind == "ET_REL":
+        return f"an object file ({kind}), not an executable: link it (pageferry build {name})"
+    if kind == "ET_DYN":
+        return (
+            f"not a static executable ({kind}: dynamic, or position-independent): "
+            "build its sources for pageferry (pageferry build FILE.c)"
+        )
+    return f"not a static executable ({kind}): give a guest built for pageferry"
+
+
+def _no_elf(start: bytes, name: str) -> str:
+    """Return what is wrong with a file that is no ELF, and what to do."""
+    if start.startswith(b"#!"):
+        return "a script, not an ELF file: give a guest built for pageferry"
+    if name.endswith(_SOURCES):
+        return f"a source, not an ELF file: build it first (pageferry build {name})"
+    return "not an ELF file: give a guest built for pageferry"
 
 
 def _said(value: str | int, what: str) -> str:
