@@ -548,10 +548,15 @@ class Monitor:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
-        self._turns.stop("the monitor has been closed")  # nobody asks, or runs, anything any more
-        for machine in self._by_number.values():
-            machine.closed = True
-        self._scheduler.end(wait=True)
+        held = self._turns.held  # by what a signal's handler has interrupted
+        try:
+            self._turns.stop("the monitor has been closed")  # nobody asks, or runs, anything now
+            for machine in self._by_number.values():
+                machine.closed = True
+            self._scheduler.end(wait=True)
+        finally:  # as in `settle`; or the clock waits for the lock, and we for the clock
+            if not held:
+                self._turns.let_go()
         self._close_all()
         self._freed = True  # what was interrupted before this can be called again
 

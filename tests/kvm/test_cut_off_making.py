@@ -82,11 +82,15 @@ class Baseline:
     """What this process has of the kernel's, when there is nothing to be freed."""
 
     def __init__(self) -> None:
-        self._held, self._mapped = held(), mapped()
+        before = None
+        while (now := held()) != before:  # a thread's end takes its time
+            before = now
+            time.sleep(0.02)
+        self._held, self._mapped = now, mapped()
 
     def check(self, where: object) -> None:
         now, until = held(), time.monotonic() + 5
-        while now != self._held and time.monotonic() < until:  # a thread's end takes its time
+        while now != self._held and time.monotonic() < until:
             time.sleep(0.001)
             now = held()
         assert now == self._held, (where, now - self._held, self._held - now)
