@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -170,6 +171,18 @@ def test_the_command_builds_one(tmp_path: Path) -> None:
     assert one_line(refused.err).endswith(
         "caught.cpp: C++ wants a C library: give --libc, or write it in C"
     )
+
+
+def test_what_the_manual_shows_is_built(build: Build, tmp_path: Path) -> None:
+    shown = re.search(
+        r"^```c\n(.*?)```", (GUESTS.parent / "docs/linux.md").read_text(), re.S | re.M
+    )
+    assert shown is not None
+    (tmp_path / "shown.c").write_text(shown[1])
+    said: list[str] = []
+    loaded = loader.load(build("shown.c", report=said.append))
+    assert isinstance(loaded, loader.Program)
+    assert (loaded.peer, said) == (True, [])
 
 
 def test_a_guest_is_not_what_it_was_not_asked_to_be(tmp_path: Path) -> None:
