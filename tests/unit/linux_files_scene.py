@@ -39,7 +39,8 @@ def make(
 
 
 def opened(files: FileSystem, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o644) -> OpenFile:
-    """Open a file by a descriptor of its own."""
+    """Open a file by a descriptor of its own; what was done before is done."""
+    files.changes.commit()
     with files.changes:
         file = files.open(None, path, flags, mode)
         files.descriptors.install(file)
@@ -47,7 +48,8 @@ def opened(files: FileSystem, path: bytes, flags: int = os.O_RDONLY, mode: int =
 
 
 def put(files: FileSystem, path: bytes, data: bytes) -> None:
-    """Write a whole file."""
+    """Write a whole file; what was done before is done."""
+    files.changes.commit()
     with files.changes:
         file = files.open(None, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         number = files.descriptors.install(file)
