@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from tests_support import IN_LANE, RESERVED, held, kvm_missing
+
+from vmm.ferry import slices
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "vmm" / "_guests" / "bin"
@@ -106,3 +109,14 @@ def guest_elf() -> Callable[[str], Path]:
         return path
 
     return path_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _slices_do_not_end_by_the_clock() -> Iterator[None]:
+    """A slow host makes no more slices of long work than there are by its size: tests count them.
+
+    Those of the clock set it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "LONG", math.inf)
+        yield

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Place,
         ResourceError,
     )
+    from vmm.guest.abi import Hold, Operation, Status
     from vmm.monitor import Monitor
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _HOMES = {
         *("GuestImageError", "HostError", "PageferryError", "Place", "ResourceError"),
     ),
     "vmm.engine.machine": ("Machine", "State"),
+    "vmm.guest.abi": ("Hold", "Operation", "Status"),
     "vmm.monitor": ("Monitor",),
 }
 
@@ -56,15 +58,18 @@ __all__ = [
     "GuestError",
     "GuestFault",
     "GuestImageError",
+    "Hold",
     "HostEndpoint",
     "HostError",
     "Machine",
     "Monitor",
+    "Operation",
     "PageferryError",
     "Place",
     "Received",
     "ResourceError",
     "State",
+    "Status",
     "__version__",
 ]
 

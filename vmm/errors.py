@@ -7,11 +7,26 @@ Kernel errors that nobody can act on stay `OSError`, with the ioctl and the obje
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any
 
+from vmm.guest.abi import Status
 from vmm.guest.text import printable
+
+# What to do about a limit of the kernel's, by the errno that tells of it.
+ADVICE = {
+    errno.EMFILE: "close some files, or raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files in other programs, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, or use smaller sizes",
+    errno.EAGAIN: (
+        "raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
+        "address space (ulimit -v) and locked memory (ulimit -l)"
+    ),
+    errno.ENOSPC: "free some memory, or use smaller sizes",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 
 
 class PageferryError(Exception):
@@ -67,7 +82,17 @@ class LimitError(ResourceError, OSError):
 
 
 class GuestError(PageferryError):
-    """An operation of the host's was refused with an ABI status, as a guest's would be."""
+    """An operation of the host's was refused with an ABI status, as a guest's would be.
+
+    status    why, as a guest would see it
+    """
+
+    def __init__(self, message: str, status: Status) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.status)
 
 
 class AccessError(PageferryError):

@@ -9,6 +9,8 @@ import contextlib
 import itertools
 import os
 import sys
+import time
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +31,7 @@ from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.peer import Peer
+from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
@@ -36,6 +39,7 @@ from vmm.guest.blueprint import Blueprints, Shape
 from vmm.guest.image import Image, Room, load_image
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
+from vmm.kvm.given import Given, give_back, noted
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
@@ -141,55 +145,75 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
+        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
         path = arguments.file_path(device, "device", plain=True)
-        mover = self._choose(path, ring, doorbell, mover, copy_below)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
         self._numbers = itertools.count(1)
-        with host.reported("no monitor can be made"), contextlib.ExitStack() as undo:
-            self._kvm = undo.enter_context(host.open_kvm(path))
-            self._blueprints = Blueprints(self._kvm)
-            undo.callback(self._blueprints.close)
-            self._mover = mover(frames)
-            undo.callback(self._mover.close)
+        self._closers: list[Callable[[], object]] = []  # the last first; each may be called again
+        made: list[Given] = []
+        try:
+            with host.reported("no monitor can be made"), noted(made):
+                mover = self._choose(path, ring, doorbell, mover, copy_below)
+                self._open(path, mover, frames, threads, console, audit)
+            _opened.add(self)
             self._freed = False
-            self._turns = turns = Turns(self._mover.pool.journal)
-            self.trace = Trace(turns.outbox)
-            self._scheduler = Scheduler(turns, threads, self._by_number.values)
-            undo.callback(self._scheduler.close)
-            turns.recover = self._scheduler.recover
-            ledger = Ledger(
-                frames,
-                journal=turns.journal,
-                share=_PIECES_SHARE,
-                frames_share=min(_FRAMES_SHARE, frames // 64),
-            )
-            mappings = host.mapping_limit() // 2 - self._mover.seams
-            ledger.lazy = True
-            undo.callback(BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH))
-            ledger.ask_for_pieces = BUDGET.balance
-            self._exchange = Exchange(
-                ledger,
-                self._mover.pool,
-                self.trace,
-                self._wake,
-                audit=audit,
-                copy_below=self.copy_below,
-            )
-            self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
-            window = self._mover.host_window(frames * PAGE_SIZE)
-            undo.callback(window.close)
-            self.host = HostEndpoint(
-                Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns
-            )
-            self._exchange.join(self.host.peer, frames, UNLIMITED)
-            self._closer = undo.pop_all()
-        _opened.add(self)
+        except BaseException:
+            self._close_all()
+            give_back(made)
+            raise
+
+    def _open(
+        self,
+        device: str,
+        mover: type[Mover],
+        frames: int,
+        threads: int,
+        console: Console,
+        audit: bool,
+    ) -> None:
+        closers = self._closers
+        self._kvm = host.open_kvm(device)
+        closers.append(self._kvm.close)
+        self._blueprints = Blueprints(self._kvm)
+        closers.append(self._blueprints.close)
+        self._mover = mover(frames)
+        closers.append(self._mover.close)
+        self._turns = turns = Turns(self._mover.pool.journal)
+        self.trace = Trace(turns.outbox)
+        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        closers.append(self._scheduler.close)
+        turns.recover = self._scheduler.recover
+        ledger = Ledger(
+            frames,
+            journal=turns.journal,
+            share=_PIECES_SHARE,
+            frames_share=min(_FRAMES_SHARE, frames // 64),
+        )
+        mappings = host.mapping_limit() // 2 - self._mover.seams
+        ledger.lazy = True
+        closers.append(partial(BUDGET.leave, ledger))
+        BUDGET.join(ledger, max(mappings, 2) // _MAPPINGS_EACH)
+        ledger.ask_for_pieces = BUDGET.balance
+        self._exchange = Exchange(
+            ledger,
+            self._mover.pool,
+            self.trace,
+            self._wake,
+            audit=audit,
+            copy_below=self.copy_below,
+        )
+        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        window = self._mover.host_window(frames * PAGE_SIZE)
+        closers.append(window.close)
+        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        self._exchange.join(self.host.peer, frames, UNLIMITED)
+        closers += [self._free_all, turns.settle]
 
     def _choose(
         self,
@@ -204,14 +228,13 @@ class Monitor:
         name = None if doorbell is None else arguments.choice(doorbell, "doorbell", DOORBELLS)
         kind = None if mover is None else _mover_class(mover)
         below = None if copy_below is None else parse_limit(copy_below, "copy_below")
-        with host.reported("no monitor can be made"):
-            facts = host.inspect(device)
-            self.backend = facts.backend.value
-            self.ring = facts.ring if wanted is None else wanted
-            self.doorbell = facts.doorbell(self.ring, name)
-            kind = MOVERS[facts.mover] if kind is None else kind
-            self.mover = kind.name
-            self.copy_below = facts.copy_below if below is None else below
+        facts = host.inspect(device)
+        self.backend = facts.backend.value
+        self.ring = facts.ring if wanted is None else wanted
+        self.doorbell = facts.doorbell(self.ring, name)
+        kind = MOVERS[facts.mover] if kind is None else kind
+        self.mover = kind.name
+        self.copy_below = facts.copy_below if below is None else below
         return kind
 
     # ---- Machines ----
@@ -246,8 +269,8 @@ class Monitor:
         shape = Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE),
-            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2),
+            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
+            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2, least=PAGE_SIZE),
             window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
         )
         limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
@@ -264,26 +287,26 @@ class Monitor:
 
     def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
         number = next(self._numbers)
-        guest = Guest(self._kvm, self._blueprints.get(image, shape), number, name)
+        blueprint = self._blueprints.get(image, shape)
+        made: list[Given] = []
+        self._turns.journal.undo(partial(give_back, made))
         try:
-            window = self._mover.machine_window(
-                guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
-            )
+            with noted(made):
+                guest = Guest(self._kvm, blueprint, number, name)
+                window = self._mover.machine_window(
+                    guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
+                )
         except BaseException:
-            guest.close()
+            give_back(made)
             raise
         peer = Peer(number, name, window, depth, guest.control)
         machine = Machine(guest, peer, self._exchange, self._turns)
-        window.on_spoiled = partial(self._condemn, machine)
-        try:
-            if window.blinks:
-                machine.peer.hold_still = partial(self._scheduler.hold, machine)
-            self._exchange.join(machine.peer, quota, PIECES)
-            self._exchange.roster.connect(self.host.peer, machine.peer, both=True)
-        except BaseException:
-            _free(machine)
-            raise
         self._turns.journal.undo(partial(self._forget, machine))
+        window.on_spoiled = partial(self._condemn, machine)
+        if window.blinks:
+            peer.hold_still = partial(self._scheduler.hold, machine)
+        self._exchange.join(peer, quota, PIECES)
+        self._exchange.roster.connect(self.host.peer, peer, both=True)
         self.machines[name] = self._by_number[number] = machine
         return machine
 
@@ -329,24 +352,32 @@ class Monitor:
     def remove(self, machine: Machine) -> None:
         """Stop a machine if it has not stopped, and free all that it holds; its name is free again.
 
-        Its outcome stays readable. Raises ConfigError if it is running at this moment: `kill` it,
+        Its outcome stays readable. Raises BusyError if it is running at this moment: `kill` it,
         and remove it when it has stopped. Does nothing if it has been removed.
         """
         arguments.check_machine(machine, "machine", self._exchange)
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            if machine.state is State.RUNNING:
-                raise ConfigError(f"{machine.name} is running: kill it, and remove it afterwards")
-            if self._by_number.get(machine.number) is not machine:
-                return
-            journal = self._turns.journal
-            if machine.state is not State.STOPPED:
-                journal.keep(machine)
-                self._driver.end(machine, Ending("killed", "removed by the host"))
-            journal.undo(partial(self._remember, machine))
-            machine.closed = True
-            del self._by_number[machine.number], self.machines[machine.name]
-            journal.later(partial(_free, machine))
+        begun = False
+        while True:
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                if self._by_number.get(machine.number) is not machine:
+                    return
+                if machine.state is State.STOPPED:
+                    self._take_out(machine)
+                    break
+                if machine.state is not State.RUNNING:
+                    self._end(machine, Ending("killed", "removed by the host"))
+                elif not begun:
+                    raise BusyError(f"{machine.name} is running: kill it, and remove it afterwards")
+                begun = True  # and if it runs now, that is a worker that goes on with its end
+            time.sleep(MOMENT)
         self._clean()
+
+    def _take_out(self, machine: Machine) -> None:
+        journal = self._turns.journal
+        journal.undo(partial(self._remember, machine))
+        machine.closed = True
+        del self._by_number[machine.number], self.machines[machine.name]
+        journal.later(partial(_free, machine))
 
     def _remember(self, machine: Machine) -> None:
         """Undo a removal."""
@@ -384,10 +415,29 @@ class Monitor:
     def _expire(self, reason: str) -> None:
         """Stop all machines that have not stopped: the time of a run is over."""
         for machine in list(self.machines.values()):
-            with self._turns.telling, self._turns.lock, self._turns.change:
-                if machine.state is not State.STOPPED:
-                    self._turns.journal.keep(machine)
-                    self._driver.end(machine, Ending("timeout", reason))
+            more = True
+            while more:
+                with self._turns.telling, self._turns.lock, self._turns.change:
+                    more = self._end(machine, Ending("timeout", reason))
+
+    def _end(self, machine: Machine, ending: Ending) -> bool:
+        """Stop a machine that is not running, or do a part of that; it does not run any more. True
+        if there is more to do: by this again, or by whoever runs machines.
+        """
+        if machine.state is State.STOPPED:
+            return False
+        self._turns.journal.keep(machine)
+        if machine.peer.alive:
+            machine.ending = ending
+        if machine.ending is not None:
+            ended = self._driver.end(machine, machine.ending)
+        else:  # it was at its end already
+            ended = machine.exit is None or self._driver.handle(machine, machine.exit)
+        if ended:
+            self._scheduler.forget(machine)
+        elif machine.state is State.PARKED:
+            self._scheduler.make_ready(machine)
+        return not ended
 
     def interrupt(self, machine: Machine) -> None:
         """Make a machine exit, now if it is running.
@@ -418,26 +468,29 @@ class Monitor:
         line = arguments.one_line(reason, "reason")
         self._now_or_soon(partial(self._kill, machine, line))
 
-    def _kill(self, machine: Machine, reason: str) -> None:
-        if machine.state is State.STOPPED:
-            return
-        self._turns.journal.keep(machine)
-        machine.ending = Ending("killed", reason)
-        if machine.state is State.RUNNING:
+    def _kill(self, machine: Machine, reason: str) -> bool:
+        ending = Ending("killed", reason)
+        if machine.state is not State.RUNNING:
+            return self._end(machine, ending)
+        if machine.peer.alive:
+            self._turns.journal.keep(machine)
+            machine.ending = ending
             self._scheduler.interrupt(machine)
-        else:
-            self._driver.end(machine, machine.ending)
-            self._scheduler.forget(machine)
+        return False
 
-    def _now_or_soon(self, change: Callable[[], None]) -> None:
-        """Make a change in a turn of its own; if this is a signal's handler that has interrupted
-        one, when that is over.
+    def _now_or_soon(self, change: Callable[[], object]) -> None:
+        """Make a change in a turn of its own, or several, as long as it says that there is more; if
+        this is a signal's handler that has interrupted one, when that is over.
         """
         if self._turns.inside:
             self._turns.outbox.leave(partial(self._now_or_soon, change))
             return
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            change()
+        more: object = True
+        while more:
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                more = change()
+            if more:
+                time.sleep(MOMENT)
 
     def _condemn(self, machine: Machine) -> None:
         """Let a machine end before it is entered again: its window is spoiled (Window)."""
@@ -475,6 +528,7 @@ class Monitor:
             with self._turns.telling, self._turns.lock, self._turns.change:
                 if not self._exchange.slices.chores():
                     break
+            time.sleep(MOMENT)
 
     # ---- The end ----
 
@@ -494,15 +548,41 @@ class Monitor:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
-        self._turns.stop("the monitor has been closed")  # nobody asks, or runs, anything any more
-        for machine in self._by_number.values():
-            machine.closed = True
-        self._scheduler.end(wait=True)
-        with contextlib.ExitStack() as closers:
-            closers.push(self._closer)
+        held = self._turns.held  # by what a signal's handler has interrupted
+        try:
+            self._turns.stop("the monitor has been closed")  # nobody asks, or runs, anything now
             for machine in self._by_number.values():
-                closers.callback(_free, machine)
+                machine.closed = True
+            self._scheduler.end(wait=True)
+        finally:  # as in `settle`; or the clock waits for the lock, and we for the clock
+            if not held:
+                self._turns.let_go()
+        self._close_all()
         self._freed = True  # what was interrupted before this can be called again
+
+    def _close_all(self) -> None:
+        with contextlib.ExitStack() as closing:
+            for close in self._closers:
+                closing.callback(close)
+
+    def _free_all(self) -> None:
+        with contextlib.ExitStack() as freeing:
+            for machine in self._by_number.values():
+                machine.closed = True
+                freeing.callback(_free, machine)
+
+    def __del__(self) -> None:
+        # A net, not the way. One warning, for all that it holds.
+        if getattr(self, "_freed", True):
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if not sys.is_finalizing():  # then threads that hold locks are no more
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
@@ -522,14 +602,26 @@ class Monitor:
 
 def _free(machine: Machine) -> None:
     """Close all that a machine holds: the VM with its memslots before the memory behind them."""
+    peer = machine.peer
     try:
         machine.guest.close()
     finally:
-        machine.peer.window.close()
+        peer.window.close()
+        # Peers remember it, and would keep all of it with its image.
+        peer.window.on_spoiled, peer.hold_still = None, _nothing
 
 
-def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int) -> int:
-    value = -(-parse_size(size, what) // unit) * unit
+def _nothing() -> None:
+    pass
+
+
+def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int, *, least: int = 0) -> int:
+    given = parse_size(size, what)
+    if given < least:
+        raise ConfigError(
+            f"{what} of {given} bytes is less than a page: give {least} or more, or a unit, as 8K"
+        )
+    value = -(-given // unit) * unit
     if value > limit:
         raise ConfigError(
             f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"

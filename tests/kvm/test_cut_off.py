@@ -26,6 +26,7 @@ from kvm import mappings
 from tests_support import sized
 
 from vmm import BusyError, GuestError, Machine, Monitor, Received, State
+from vmm.ferry import delivery
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 
 Elf = Callable[[str], Path]
@@ -146,9 +147,19 @@ def test_what_is_raised_in_the_clocks_thread_ends_the_run_and_the_next_one_has_a
 @pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")
 @pytest.mark.not_in_ept("a run with a tracer takes two hundred times as long there")
 @pytest.mark.timeout(3600 if EVERY else 120)
+@pytest.mark.parametrize("how", ["at once", "in parts", "killed in parts"])
 def test_what_is_raised_at_any_line_of_a_death_gives_everyone_what_is_theirs(
-    open_monitor: Open, test_guest: Elf, mover: str
+    open_monitor: Open,
+    test_guest: Elf,
+    mover: str,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It may be done in parts: after any of them it can be cut off, and goes on."""
+    if how != "at once":
+        for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
+            monkeypatch.setattr(delivery, name, 1)
+        monkeypatch.setattr(delivery, "HIDDEN_AT_ONCE", 3)
     monitor = open_monitor(mover=mover, pool="64M")
     host = monitor.host
     reached = set()
@@ -160,14 +171,23 @@ def test_what_is_raised_at_any_line_of_a_death_gives_everyone_what_is_theirs(
         host.lend(victim, lent)
         host.send(victim, sent)
         host.share(victim, shared)
-        with Tracer(line) as tracer:
-            monitor.run(20)
+        fault = ("exception", 0x10)
+        if how == "killed in parts":
+            with Tracer(line) as tracer:
+                monitor.kill(victim)
+            if tracer.where is not None and line % 2:
+                monitor.kill(victim)  # else the run does it, if it has been begun
+        else:
+            with Tracer(line) as tracer:
+                monitor.run(20)
         reached.add(tracer.where)
         mappings.check(monitor)
+        if victim.ending is not None:
+            fault = ("killed", None)
         monitor.run(20)  # it dies now, if it has not yet
         assert victim.state is State.STOPPED
         assert victim.fault is not None
-        assert (victim.fault.kind, victim.fault.address) == ("exception", 0x10), tracer.where
+        assert (victim.fault.kind, victim.fault.address) == fault, tracer.where
         back = list(iter(host.receive, None))
         assert [kind_of(message) for message in back] == [
             (Operation.UNDELIVERED, Status.E_DEAD),

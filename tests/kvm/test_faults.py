@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fault_scene import MOVERS, PAGE, Scene, line_of, scene
 
+from vmm import Monitor, host
 from vmm.errors import GuestFault
 from vmm.guest.abi import DOORBELL_GPA
 
@@ -244,3 +246,20 @@ def test_an_exit_code_is_any_word(code: int) -> None:
         s.m.host.send(s.guest, payload=struct.pack("<i", code))
         s.run()
         assert (s.guest.exit_code, s.guest.fault) == (code, None)
+
+
+def test_an_sse_instruction_that_kvm_cannot_emulate_is_named_with_what_to_do(
+    test_guest: Callable[[str], Path],
+) -> None:
+    with Monitor(ring=0, pool="16M") as monitor:
+        machine = monitor.spawn(test_guest("sse"), name="m", window="2M")
+        monitor.run(60)
+        fault = machine.fault
+    if host.inspect().native(0):
+        assert (fault, machine.exit_code) == (None, 4)
+        return
+    assert fault is not None
+    assert fault.kind == "internal"
+    assert "SSE" in fault.reason
+    assert "compile with -mgeneral-regs-only, or run the guest in ring 3" in fault.reason
+    assert (fault.place.symbol, fault.place.file) == ("main", "sse.c")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from tests_support import descriptors_left, held, sized
 
 from vmm import (
+    BusyError,
     ClosedError,
     ConfigError,
     GuestError,
@@ -18,6 +21,7 @@ from vmm import (
     PageferryError,
     ResourceError,
     State,
+    Status,
 )
 from vmm.ferry import roster
 from vmm.guest import abi
@@ -156,8 +160,9 @@ def test_the_host_is_refused_what_a_guest_would_be_and_keeps_its_pages(
     small = monitor.host.alloc(1)
     monitor.host.send(machine, tag=1)
     monitor.host.send(machine, tag=2)
-    with pytest.raises(GuestError, match="E_QUEUE_FULL"):
+    with pytest.raises(GuestError, match="E_QUEUE_FULL") as refused:
         monitor.host.send(machine, small)
+    assert refused.value.status is Status.E_QUEUE_FULL
     with pytest.raises(GuestError, match="E_LENGTH"):
         monitor.host.send(machine, payload=bytes(193))
     small.write(b"!")
@@ -317,3 +322,37 @@ def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     monitor.run(10)
     (machine,) = monitor.machines.values()
     assert machine.exit_code == 0
+
+
+@pytest.mark.parametrize("what", ["stack", "memory"])
+def test_less_than_a_page_of_stack_or_memory_cannot_be_meant(
+    monitor: Monitor, guest_elf: Callable[[str], Path], what: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{what} of 8 bytes is less than a page: give 4096"):
+        monitor.spawn(guest_elf("canary"), **{what: 8})
+    monitor.spawn(guest_elf("canary"), stack=4096)
+
+
+def test_a_running_machine_is_not_removed(
+    open_monitor: Callable[..., Monitor], test_guest: Elf
+) -> None:
+    monitor = open_monitor(pool="16M")
+    machine = monitor.spawn(test_guest("spin"), name="m", window="2M")
+    runner = threading.Thread(target=monitor.run)
+    runner.start()
+    try:
+        while machine.state is not State.RUNNING:
+            time.sleep(0.001)
+        with pytest.raises(BusyError, match="m is running: kill it, and remove it afterwards"):
+            monitor.remove(machine)
+    finally:
+        monitor.kill(machine)
+        runner.join()
+    monitor.remove(machine)
+
+
+def test_a_buffer_says_what_it_is(monitor: Monitor) -> None:
+    first, second = monitor.host.alloc(10000), monitor.host.alloc(1)
+    assert repr(first) == f"<Buffer of 10000 bytes, pages {first.extent.page}+3>"
+    monitor.host.release(second)
+    assert repr(second) == "<Buffer of 1 bytes, no longer the host's>"

@@ -9,6 +9,9 @@ from kvm.puppets import Puppet, Stage, spans_of
 
 from vmm import Monitor
 from vmm.engine.guest import HYPERCALLS
+from vmm.ferry import slices
+from vmm.ferry.message import Request
+from vmm.ferry.peer import Peer
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 
@@ -51,6 +54,25 @@ def test_operations_on_one_extent_go_in_registers(stage: Stage) -> None:
     assert (a.read(own.gpa, 2), b.read(spans_of(b.one())[0].gpa, 2)) == ([0, 0], [5, 6])
     assert a.direct(own.gpa, 1, bits(Operation.SEND, b, 4)) == Status.OK
     assert (b.one().tag, a.holds(own.gpa)) == (4, Hold.NONE)
+
+
+def test_what_takes_long_is_done_in_turns_of_its_own(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = stage.puppets
+    (own,) = a.alloc(7)
+    a.write(own.gpa, 5, 7)
+    monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", 2)
+    turns, loosen = list[int](), slices.Slices._loosen
+
+    def noted(self: slices.Slices, peer: Peer, request: Request) -> bool:
+        turns.append(stage.monitor._turns.journal.turn)
+        return loosen(self, peer, request)
+
+    monkeypatch.setattr(slices.Slices, "_loosen", noted)
+    assert a.direct(*own, bits(Operation.SEND, b)) == Status.OK
+    assert len(set(turns)) == 5
+    assert b.read(spans_of(b.one())[0].gpa, 7) == list(range(5, 12))
 
 
 def test_what_registers_cannot_say_is_refused(stage: Stage) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import types
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from kvm.puppets import Puppet, Stage, descriptor, spans_of
@@ -107,3 +109,18 @@ def test_no_table_grows_with_what_guests_do(monitor: Monitor) -> None:
     assert {"IntervalMap.items", "Deadlines._entries", "Peer.waiters", "Roster._peers"} <= set(
         after
     ), "the walk does not find the tables any more"
+
+
+def test_what_has_been_removed_is_not_kept_with_its_image(
+    open_monitor: Callable[..., Monitor], test_guest: Callable[[str], Path], mover: str
+) -> None:
+    """Whoever knew it remembers its name, and that it has stopped."""
+    monitor = open_monitor(mover=mover, pool="16M")
+    machine = monitor.spawn(test_guest("idle"), name="m", window="2M")
+    gone = weakref.ref(machine)
+    monitor.remove(machine)
+    monitor.run(10)
+    monitor.audit()  # a turn of its own: the last one, and who was to run, are forgotten by then
+    del machine
+    gc.collect()
+    assert gone() is None

@@ -139,6 +139,12 @@ class Scene:
         spans = tuple(Span(abi.WINDOW_GPA + e.page * PAGE_SIZE, e.pages) for e in extents)
         return Request(receiver=receiver, spans=spans, operation=operation, **fields)  # type: ignore[arg-type]
 
+    def serve(self, peer: Peer, request: Request) -> Answer:
+        """Let the exchange do what a peer asks for, in as many slices as it takes."""
+        while (answer := self.exchange.serve(peer, lambda: request)) is None:
+            pass
+        return answer
+
     def ask(
         self,
         peer: Peer,
@@ -149,13 +155,13 @@ class Scene:
     ) -> Answer:
         """Let a peer ask the exchange for an operation."""
         request = self.request(operation, *extents, to=to, **fields)
-        return self.exchange.serve(peer, lambda: request)
+        return self.serve(peer, request)
 
     def ask_alloc(self, peer: Peer, *counts: int) -> Answer:
         """Let a peer ask for pages, an extent for each count."""
         spans = tuple(Span(0, count) for count in counts)
         request = Request(spans=spans, operation=Operation.ALLOC)
-        return self.exchange.serve(peer, lambda: request)
+        return self.serve(peer, request)
 
     def done(
         self,
@@ -303,7 +309,8 @@ class Scene:
         """Let everybody die: all of it is free, and reads as zeros."""
         for peer in self.peers:
             if peer.alive:
-                self.exchange.leave(peer)
+                while not self.exchange.leave(peer):
+                    pass
         assert self.ledger.audit()["free"] == FRAMES
         assert self.contents() == {}
 

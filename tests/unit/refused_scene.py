@@ -190,7 +190,8 @@ class RefusedScene(Scene):
         """Let everybody die; whoever comes next finds zeros, as large as it likes."""
         for peer in self.peers:
             if peer.alive:
-                self.exchange.leave(peer)
+                while not self.exchange.leave(peer):
+                    pass
         new = self.peer(9, "z")
         self.peers = [new]
         self.exchange.operations.grant(new, [FRAMES])

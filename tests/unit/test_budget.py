@@ -65,12 +65,12 @@ def test_what_each_may_have_grows_by_the_same() -> None:
 def test_what_one_had_is_the_others_when_it_is_gone(closed: bool) -> None:
     budget = Budget()
     first, second = Ledger(FRAMES), member(budget)
-    leave = budget.join(first, TOTAL)
+    budget.join(first, TOTAL)
     assert second._pieces < TOTAL
     if closed:
-        leave()
-        leave()
-    del leave, first
+        budget.leave(first)
+        budget.leave(first)
+    del first
     assert TOTAL - 2 < cut(second) <= TOTAL
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from command import TIMEOUT, Ended, one_line, pageferry, started
+from command import TIMEOUT, Ended, command, environment, one_line, pageferry, started
 
 from vmm.guest.image import load_image
 
@@ -38,6 +39,23 @@ def test_a_compile_error_is_one_line_and_then_the_compilers_own(tmp_path: Path) 
     assert len(rest) > 1
     assert "Traceback" not in ended.err
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_link_error_names_sources_and_no_file_that_is_not_the_users(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    wants, twice = Path("sub", "wants.c"), Path("twice.c")
+    (tmp_path / wants).write_text(
+        "int nowhere(void);\nint main(void)\n{\n    return nowhere();\n}\n"
+    )
+    (tmp_path / twice).write_text("int main(void)\n{\n    return 1;\n}\n")
+    ended = pageferry("build", wants, twice, cwd=tmp_path)
+    assert ended.code == 1
+    assert "nowhere" in ended.err
+    assert f"{wants}:4" in ended.err
+    assert str(twice) in ended.err
+    assert "pageferry-build-" not in ended.err
+    assert ".o:" not in ended.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sub", "twice.c"]
 
 
 def test_build_overwrites_no_source_and_names_what_it_cannot_write(tmp_path: Path) -> None:
@@ -70,3 +88,21 @@ def test_ctrl_c_leaves_nothing_of_a_build(tmp_path: Path, moment: float) -> None
     assert left or process.returncode == 130
     assert all(load_image(path) for path in left)
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
+def test_the_name_of_what_was_built_is_in_the_encoding_that_is_asked_for(
+    tmp_path: Path, encoding: str
+) -> None:
+    """With the mark at a file's beginning that UTF-16 has there."""
+    (tmp_path / "hello.c").write_text(HELLO)
+    said = tmp_path / "said"
+    with said.open("wb") as file:
+        subprocess.run(
+            command("build", "hello.c"),
+            env={**environment(), "PYTHONIOENCODING": encoding},
+            cwd=tmp_path,
+            stdout=file,
+            check=True,
+        )
+    assert said.read_bytes() == "hello.elf\n".encode(encoding)

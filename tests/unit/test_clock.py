@@ -73,3 +73,20 @@ def test_a_thread_that_has_not_begun_in_time_is_not_counted_on() -> None:
         assert time.monotonic() < until
         time.sleep(0.001)
     assert not late.running
+
+
+class Collected(Ticked):
+    """Closes its clock in the clock's own thread, as Python's collector may."""
+
+    def tick(self) -> float | None:
+        self.clock.close()
+        self.ticks.put(0.0)
+        return None
+
+
+def test_it_does_not_wait_for_itself_where_it_is_closed_in_its_own_thread() -> None:
+    before = tasks()
+    ticked = Collected(1)
+    ticked.clock.begin()
+    ticked.ticks.get(timeout=10)
+    wait_for(before)

@@ -81,7 +81,7 @@ def test_few_descriptors_are_not_taken_for_a_missing_compiler(tmp_path: Path) ->
         capture_output=True,
         text=True,
     )
-    said = "Too many open files: raise the limit on open files (ulimit -n)"
+    said = "Too many open files: close some files, or raise the limit on open files (ulimit -n)"
     assert (done.returncode, one_line(done.stderr)) == (1, said)
 
 
@@ -135,6 +135,7 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatc
         (("run", "x.elf", "--queue", "x"), "'x' is not a valid whole number from 1 to 65536"),
         (("run", "x.elf", "--workers", "1.5"), "'1.5' is not a valid whole number from 1 to 256"),
         (("run", "x.elf", "--quota", "1"), "size '1' is less than a page: give 4096 or more"),
+        (("run", "x.elf", "--stack", "8"), "size '8' is less than a page: give 4096 or more, or"),
         (("run", "x.elf", "--memory", "lots"), "size 'lots' is not a size: give bytes, or"),
         (("run", "x.elf", "--trace", ""), "'' names no file"),
         (("run", "x.elf", "--trace", "x/"), "'x/' is a directory: name a file to write"),

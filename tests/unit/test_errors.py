@@ -11,6 +11,7 @@ import pytest
 
 from vmm import errors
 from vmm.errors import GuestFault, HostError, PageferryError, Place
+from vmm.guest.abi import Status
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,8 @@ def test_every_error_can_be_pickled(again: object) -> None:
     assert other.place == fault.place
     host = again(HostError("no /dev/kvm", "load the kvm module"))
     assert (str(host), host.fix) == ("no /dev/kvm: load the kvm module", "load the kvm module")
+    refused = again(errors.GuestError("cannot send: E_DEAD", Status.E_DEAD))
+    assert (str(refused), refused.status) == ("cannot send: E_DEAD", Status.E_DEAD)
     for kind in (errors.ConfigError, errors.GuestImageError, errors.ClosedError):
         assert str(again(kind("x: wrong"))) == "x: wrong"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_sections_of_more_than_is_kept_are_left_in_the_file() -> None:
 def test_the_images_that_are_cached_are_few_and_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: dict[tuple[str, tuple[int, ...]], Image] = {}
+    kept: OrderedDict[tuple[str, tuple[int, ...]], Image] = OrderedDict()
     monkeypatch.setattr(image, "_cache", kept)
     paths = [tmp_path / f"{n}.elf" for n in range(70)]
     for path in paths:

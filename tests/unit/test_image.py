@@ -85,9 +85,22 @@ def test_a_guest_is_its_segments_its_entry_and_its_end(elf: Elf) -> None:
 # ---- One thing wrong ----
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7f", b"#!/bin/sh\n", b"MZ" + bytes(100)])
+@pytest.mark.parametrize("data", [b"", b"\x7f", b"MZ" + bytes(100)])
 def test_a_file_that_is_no_elf(data: bytes) -> None:
     assert complaint(data) == "not an ELF file: give a guest built for pageferry"
+
+
+def test_a_script() -> None:
+    wanted = "a script, not an ELF file: give a guest built for pageferry"
+    assert complaint(b"#!/bin/sh\n") == wanted
+
+
+@pytest.mark.parametrize("name", ["x.c", "dir/start.S"])
+def test_a_source(name: str) -> None:
+    with pytest.raises(GuestImageError) as caught:
+        parse_image(b"int main(void) {}", name)
+    wanted = f"{name}: a source, not an ELF file: build it first (pageferry build {name})"
+    assert str(caught.value) == wanted
 
 
 def test_another_machine(elf: Elf) -> None:
@@ -103,11 +116,21 @@ def test_32_bits(elf: Elf) -> None:
     complaint(elf)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(3, "ET_DYN"), (1, "ET_REL"), (4, "ET_CORE")])
-def test_position_independent_or_no_executable_at_all(elf: Elf, kind: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            3,
+            "not a static executable (ET_DYN: dynamic, or position-independent): "
+            "build its sources for pageferry (pageferry build FILE.c)",
+        ),
+        (1, f"an object file (ET_REL), not an executable: link it (pageferry build {NAME})"),
+        (4, "not a static executable (ET_CORE): give a guest built for pageferry"),
+    ],
+)
+def test_position_independent_or_no_executable_at_all(elf: Elf, kind: int, words: str) -> None:
     elf.put(TYPE, "H", kind)
-    advice = "link with -static -no-pie -T guest.ld"
-    assert complaint(elf) == f"not a static executable ({name}): {advice}"
+    assert complaint(elf) == words
 
 
 def test_nothing_to_load(elf: Elf) -> None:

@@ -20,7 +20,7 @@ from vmm.kvm import (
     Unknown,
     uapi,
 )
-from vmm.kvm.run_page import RunPage
+from vmm.kvm.run_page import _VIEWS, RunPage
 
 
 @pytest.fixture
@@ -111,5 +111,5 @@ def test_after_close_the_page_is_unmapped_and_no_view_of_it_is_left() -> None:
     assert address in Path("/proc/self/maps").read_text()
     page.close()
     assert address not in Path("/proc/self/maps").read_text()
-    for name in page.__slots__:
+    for name in _VIEWS:
         assert not hasattr(page, name)

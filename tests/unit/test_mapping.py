@@ -148,9 +148,7 @@ def test_closing_unmaps_the_range_and_again_does_nothing() -> None:
     window.close()
     assert kernels_word(address) is None
     # Were the range unmapped again, it would be somebody else's by now.
-    mapping._map(
-        address, PAGE_SIZE, mmap.PROT_READ, mapping._HIDDEN | mapping._MAP_FIXED, -1, 0, ""
-    )
+    mapping._mmap(address, PAGE_SIZE, mmap.PROT_READ, mapping._HIDDEN | mapping._MAP_FIXED, -1, 0)
     window.close()
     assert kernels_word(address) == Line("r--p", 0, "")
     Mapping(address, PAGE_SIZE).close()

@@ -76,7 +76,7 @@ OPERATIONS: dict[str, tuple[Prepare, int]] = {
     "exchange": (transfer(Operation.EXCHANGE), 7),
     "exchange, copied": (transfer(Operation.EXCHANGE, copied=True), 4),
     "return": (give_back, 6),
-    "reclaim": (reclaim, 9),
+    "reclaim": (reclaim, 8),
     "alloc": (alloc, 5),
     "release": (release, 3),
 }

@@ -112,6 +112,7 @@ HELD = (
     ),
     *("GuestImageError", "HostEndpoint", "HostError", "Machine", "Monitor", "PageferryError"),
     *("Place", "Received", "ResourceError", "State"),
+    *("Hold", "Operation", "Status"),
 )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from unit.exchange_scene import FRAMES, Scene
+from unit.exchange_scene import FRAMES, Scene, told
 
-from vmm.ferry import checks, slices
+from vmm.ferry import checks, delivery, slices
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.movers.park import Park
 from vmm.memory.runs import Extent
@@ -193,6 +193,25 @@ def test_what_the_dead_had_is_zeroed_in_slices_too(scene: Scene) -> None:
     scene.end()
 
 
+@pytest.mark.parametrize("received", [True, False])
+def test_what_the_dead_left_with_who_dies_later_is_zeroed_in_slices_too(
+    scene: Scene, received: bool
+) -> None:
+    scene.ledger.lazy = True
+    (own,) = scene.alloc(scene.a, 32)
+    free = scene.ledger.audit()["free"]
+    scene.done(scene.a, Operation.LEND, own, to=scene.b)
+    if received:
+        scene.take(scene.b)
+    assert scene.exchange.leave(scene.a)
+    assert scene.exchange.leave(scene.b)
+    assert (unclean(scene), scene.ledger.audit()["free"]) == (32, free)
+    while scene.exchange.slices.chores():
+        pass
+    assert scene.ledger.audit()["free"] == free + 32
+    scene.end()
+
+
 def test_a_host_that_refuses_to_zero_leaves_it_unclean(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +225,150 @@ def test_a_host_that_refuses_to_zero_leaves_it_unclean(
     while scene.exchange.slices.chores():
         pass
     assert scene.contents() == {}
+
+
+def test_who_wants_what_the_host_refuses_to_zero_does_not_wait_for_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.ledger.lazy = True
+    (own,) = scene.alloc(scene.a, FRAMES)
+    scene.done(scene.a, Operation.RELEASE, own)
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.pool, "zero", lambda frames: (_ for _ in ()).throw(OSError("no")))
+        assert scene.ask_alloc(scene.a, 16).status is Status.E_NO_MEMORY
+    assert scene.ask_alloc(scene.a, 16).status is Status.OK
+
+
+def test_what_is_freed_in_many_pieces_is_zeroed_many_at_a_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "ZEROED_AT_ONCE", 64)
+    monkeypatch.setattr(slices, "PARTS_AT_ONCE", 3)
+    scene.ledger.lazy = True
+    own = scene.alloc(scene.a, *[1] * 32)[::2]
+    scene.done(scene.a, Operation.RELEASE, *own)
+    left = [unclean(scene)]
+    while scene.exchange.slices.chores():
+        left.append(unclean(scene))
+    assert left == [12, 9, 6, 3]
+    assert scene.ledger.pool.unclean == scene.ledger.pool.unclean.__class__()
+
+
+# ---- What is hidden ----
+
+
+@pytest.mark.parametrize("operation", [Operation.SEND, Operation.LEND, Operation.RELEASE])
+def test_what_is_hidden_is_loosened_slice_by_slice_and_looks_the_same_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, operation: Operation
+) -> None:
+    monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
+    loosened = list[tuple[int, int]]()
+    loosen = type(scene.a.window).loosen
+
+    def noted(window: object, page: int, count: int) -> None:
+        loosened.append((page, count))
+        loosen(window, page, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(scene.a.window), "loosen", noted)
+    (own,) = scene.alloc(scene.a, 10)
+    words = [scene.read(scene.a, page) for page in range(own.page, own.end)]
+    to = {} if operation is Operation.RELEASE else {"to": scene.b}
+    entry = scene.put(scene.a, operation, own, **to)  # type: ignore[arg-type]
+    for done in (4, 8, 10):
+        assert scene.exchange.transmit(scene.a) is None
+        assert (sum(count for _, count in loosened), entry.status) == (done, Status.PENDING)
+        assert [scene.read(scene.a, page) for page in range(own.page, own.end)] == words
+        scene.check()
+    assert scene.exchange.transmit(scene.a) is Status.OK
+    assert entry.status == Status.OK
+    assert loosened == [(own.page, 4), (own.page + 4, 4), (own.page + 8, 2)]
+    if to:
+        (there,) = scene.take(scene.b)
+        assert [scene.read(scene.b, page) for page in range(there.page, there.end)] == words
+    scene.check()
+    scene.end()
+
+
+@pytest.mark.parametrize("back", [Operation.RETURN, Operation.RECLAIM])
+def test_what_comes_back_is_loosened_where_it_is_borrowed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, back: Operation
+) -> None:
+    (own,) = scene.alloc(scene.a, 10)
+    words = [scene.read(scene.a, page) for page in range(own.page, own.end)]
+    (loan,) = scene.pass_on(scene.a, Operation.LEND, own, to=scene.b)
+    monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
+    loosened = list[object]()
+    monkeypatch.setattr(type(scene.b.window), "loosen", lambda *what: loosened.append(what[0]))
+    who, what = (scene.b, loan) if back is Operation.RETURN else (scene.a, own)
+    scene.put(who, back, what, to=scene.a if back is Operation.RETURN else 0)
+    count = 1
+    while scene.exchange.transmit(who) is None:
+        count += 1
+    assert (count, loosened) == (4, [scene.b.window] * 3)
+    assert [scene.read(scene.a, page) for page in range(own.page, own.end)] == words
+    scene.check()
+
+
+def test_a_request_that_is_another_than_before_is_loosened_from_its_beginning(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
+    one, other = scene.alloc(scene.a, 8, 8)
+    first = scene.request(Operation.SEND, one, to=scene.b)
+    assert scene.exchange.serve(scene.a, lambda: first) is None
+    second = scene.request(Operation.SEND, other, to=scene.b)
+    slice_ = 0
+    while scene.exchange.serve(scene.a, lambda: second) is None:
+        slice_ += 1
+    assert slice_ == 2
+    scene.check()
+
+
+# ---- By the clock ----
+
+
+def test_where_the_time_is_over_the_next_descriptor_waits(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "LONG", 0)
+    own = scene.alloc(scene.a, *[1] * 8)[::2]
+    entries = [scene.put(scene.a, Operation.LEND, page, to=scene.b) for page in own]
+    for done in range(1, 4):
+        assert scene.exchange.transmit(scene.a) is None
+        assert [entry.status == Status.OK for entry in entries] == [i < done for i in range(4)]
+        scene.check()
+    assert scene.exchange.transmit(scene.a) is Status.OK
+    assert [message.number for message in scene.b.queue] == [1, 2, 3, 4]
+
+
+# ---- A death ----
+
+
+@pytest.mark.parametrize("taken", [0, 3, 6])
+def test_a_death_in_parts_is_whole_after_each(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
+        monkeypatch.setattr(delivery, name, 2)
+    monkeypatch.setattr(delivery, "HIDDEN_AT_ONCE", 3)
+    mine, *loans = scene.alloc(scene.a, *[1] * 12)[::2]
+    scene.alloc(scene.b, 8)
+    wide = Extent(loans[0].page, 1)
+    words = {page.page: scene.read(scene.a, page.page) for page in (mine, *loans)}
+    scene.done(scene.a, Operation.LEND, *loans[1:], to=scene.b)
+    scene.done(scene.a, Operation.SEND, wide, to=scene.b)
+    scene.done(scene.a, Operation.SEND, mine, to=scene.b)
+    for _ in range(taken // 3):
+        scene.take(scene.b)
+    parts = 1
+    while not scene.exchange.leave(scene.b):
+        parts += 1
+        scene.ledger.audit()
+        assert not scene.b.alive
+    assert parts > 3
+    scene.check()
+    back = [operation for operation, status in told(scene.a) if status is Status.E_DEAD]
+    assert back
+    for page in loans[1:]:
+        assert scene.read(scene.a, page.page) == words[page.page]
+    scene.end()

@@ -120,7 +120,9 @@ def test_where_something_is_in_the_way_the_memory_is_mapped_elsewhere(
     template: Template, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = mapping.copy
-    monkeypatch.setattr(mapping, "copy", lambda *a, replace: replace and copy(*a, replace=True))
+    monkeypatch.setattr(
+        mapping, "copy", lambda *a, replace, into=None: replace and copy(*a, replace=True)
+    )
     memory = PrivateMemory(Region(0, SIZE), template)
     assert mappings() == 1
     assert memory.read(0, SIZE) == CONTENTS.ljust(SIZE, b"\0")
@@ -134,7 +136,7 @@ def test_what_the_kernel_refuses_leaves_nothing_mapped(
 ) -> None:
     """It refuses the copy below other memory, or the one that replaces some."""
 
-    def refuse(*_: int, replace: bool) -> bool:
+    def refuse(*_: int, replace: bool, into: object = None) -> bool:
         if replace is refused:
             raise OSError(errno.ENOMEM, "no more mappings")
         return False

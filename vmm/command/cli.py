@@ -31,6 +31,7 @@ from vmm.command.nested import nested
 from vmm.command.options import machine_options, open_monitor
 from vmm.command.output import output
 from vmm.command.reports import live_progress, show_report
+from vmm.command.streams import file_name
 from vmm.command.values import Count, FilePath, OutputPath, Size
 from vmm.engine.machine import Machine, State
 from vmm.errors import ConfigError
@@ -106,14 +107,14 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--memory",
-    type=Size(),
+    type=Size(pages=True),
     default="16M",
     show_default=True,
     help="Each machine's private memory.",
 )
 @click.option(
     "--stack",
-    type=Size(),
+    type=Size(pages=True),
     default="256K",
     show_default=True,
     help="Each machine's stack, a part of its memory.",
@@ -259,4 +260,4 @@ def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **opti
             **options,
         )
         file.write(elf.read_bytes(), 0o777)
-    click.echo(os.fsencode(target))  # as its bytes are: a script may use it
+    click.echo(file_name(target))

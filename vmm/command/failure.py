@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from vmm.command import streams
-from vmm.errors import GuestFault, HostError, PageferryError
+from vmm.errors import ADVICE, GuestFault, HostError, PageferryError
 from vmm.guest.compiler import BuildError
 from vmm.guest.text import printable
 
@@ -27,17 +27,8 @@ EXIT_FAULT = 70  # EX_SOFTWARE: a guest was stopped by a fault
 EXIT_TIMEOUT = 124  # as timeout(1)
 EXIT_INTERRUPTED = 130  # as a shell says of SIGINT
 
-# What an error of the kernel's asks of the user; any other is shown as it is.
-_ADVICE = {
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "close some in other programs, or raise fs.file-max",
-    errno.ENOMEM: "free some memory, or use smaller files and windows",
-    errno.EAGAIN: (
-        "raise the limits on tasks (ulimit -u, the cgroup's pids.max) and address space (ulimit -v)"
-    ),
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.ENOSPC: "free some space, or write elsewhere",
-}
+# Of files that are written; what else the kernel refuses is limits'.
+_ADVICE = ADVICE | {errno.ENOSPC: "free some space, or write elsewhere"}
 
 
 class Failure(click.ClickException):
@@ -63,7 +54,7 @@ def failure(error: BaseException) -> Failure:
     if isinstance(error, GuestFault):
         return Failure(str(error), EXIT_TIMEOUT if error.kind == "timeout" else EXIT_FAULT)
     if isinstance(error, MemoryError):
-        return Failure("out of memory: free some, or use smaller files and windows", EXIT_FAILED)
+        return Failure(f"out of memory: {ADVICE[errno.ENOMEM]}", EXIT_FAILED)
     if isinstance(error, RuntimeError):
         error = OSError(errno.EAGAIN, "cannot start a thread")
     if isinstance(error, BuildError):

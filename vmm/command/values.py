@@ -36,7 +36,11 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer versi
         except ConfigError as error:
             self.fail(str(error), param, ctx)
         if self._pages and size < PAGE_SIZE:
-            self.fail(f"size {value!r} is less than a page: give {PAGE_SIZE} or more", param, ctx)
+            self.fail(
+                f"size {value!r} is less than a page: give {PAGE_SIZE} or more, or a unit, as 8K",
+                param,
+                ctx,
+            )
         return -(-size // self._unit) * self._unit
 
 

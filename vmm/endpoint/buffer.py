@@ -57,6 +57,11 @@ class Buffer:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Buffer cannot be copied or pickled: read() copies what is in it")
 
+    def __repr__(self) -> str:
+        extent = self._extent
+        where = "no longer the host's" if extent is None else f"pages {extent.page}+{extent.pages}"
+        return f"<Buffer of {self._size} bytes, {where}>"
+
     @property
     def size(self) -> int:
         """Its bytes. May be asked for at any time."""

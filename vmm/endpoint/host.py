@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex, TypeVar
 
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer
@@ -22,7 +22,7 @@ from vmm.ferry import carry
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
-from vmm.ferry.slices import PREPARED
+from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
 from vmm.memory.runs import Extent
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
 
 _TAG_MAX = (1 << 64) - 1
+
+T = TypeVar("T")
 
 
 class Received(NamedTuple):
@@ -91,23 +93,27 @@ class HostEndpoint:
         """
         count = parse_size(size, "buffer size")
         request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
-        self._prepare(lambda: request)
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            answer = self._exchange.serve(self.peer, lambda: request)
+
+        def follow(answer: Answer) -> Buffer:
             if answer.status is Status.OK:
                 return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
             why = self._why_not(answer.status, pages_for(count))
-        raise ResourceError(f"no {format_size(count)} for a buffer ({answer.status.name}): {why}")
+            raise ResourceError(
+                f"no {format_size(count)} for a buffer ({answer.status.name}): {why}"
+            )
 
-    def _prepare(self, read: Callable[[], Request]) -> None:
-        """Do what a request needs done before it is served, in slices; others may have the lock in
-        between.
+        return self._serve(lambda: request, follow)
+
+    def _serve(self, read: Callable[[], Request], follow: Callable[[Answer], T]) -> T:
+        """Have done what is asked for, in slices: others may have the lock in between. `follow` is
+        called with the answer, in the same turn.
         """
-        more = True
-        while more:
+        while True:
             with self._turns.telling, self._turns.lock, self._turns.change:
-                more = self._exchange.slices.prepare(self.peer, read())
-            time.sleep(0)
+                answer = self._exchange.serve(self.peer, read)
+                if answer is not None:
+                    return follow(answer)
+            time.sleep(MOMENT)
 
     def _clean(self) -> None:
         """Zero what has been freed, in slices."""
@@ -115,7 +121,7 @@ class HostEndpoint:
             with self._turns.telling, self._turns.lock, self._turns.change:
                 if not self._exchange.slices.chores():
                     break
-            time.sleep(0)
+            time.sleep(MOMENT)
 
     def _why_not(self, status: Status, pages: int) -> str:
         """Return why so many pages are not to be had, and what helps."""
@@ -243,13 +249,12 @@ class HostEndpoint:
             length += buffers[-1].size if buffers else 0
             return Request(receiver, word, length, spans, copied, operation, writable)
 
-        if operation in PREPARED:
-            self._prepare(read)
-        with self._turns.telling, self._turns.lock, self._turns.change:
-            request = read()
-            answer = self._exchange.serve(self.peer, lambda: request)
+        def follow(answer: Answer) -> Answer:
             if answer.status is Status.OK:
                 self._follow(operation, buffers)
+            return answer
+
+        answer = self._serve(read, follow)
         self._clean()
         if answer.status is not Status.OK:
             raise refused(what, answer.status)

@@ -26,4 +26,4 @@ _WORDS = {
 def refused(what: str, status: Status, why: str | None = None) -> GuestError:
     """Return the error of an operation, by its name, that is refused with a status."""
     words = _WORDS.get(status) if why is None else why
-    return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""))
+    return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""), status)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import queue
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -54,9 +55,11 @@ class Clock:
 
     def close(self) -> None:
         """End the thread. Further calls do nothing."""
-        if self._life is not None:
-            self._life.end()
-            while self._life.running:
+        life = self._life
+        if life is not None:
+            life.end()
+            # In the thread itself it is Python's collector that calls this: of what nobody closed.
+            while life.running and life.thread != threading.get_ident():
                 time.sleep(_MOMENT)
 
     def __del__(self) -> None:
@@ -71,12 +74,13 @@ class _Life:
     would leave that locked for ever.
     """
 
-    __slots__ = ("_over", "_tick", "running", "wake")
+    __slots__ = ("_over", "_tick", "running", "thread", "wake")
 
     def __init__(self, tick: weakref.WeakMethod[Callable[[], float | None]]) -> None:
         self._tick = tick
         self._over = False
         self.running = False
+        self.thread = 0
         self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def end(self) -> None:
@@ -84,6 +88,7 @@ class _Life:
         self.wake.put(None)
 
     def run(self) -> None:
+        self.thread = threading.get_ident()
         self.running = True
         try:
             pause: float | None = None

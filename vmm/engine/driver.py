@@ -28,6 +28,7 @@ Console = Callable[[str, str], None]
 
 # Plain numbers: what enums are asked for costs more than all else that is done for a bell.
 _TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
+_DIRECT = int(Bell.DIRECT)
 _MESSAGE, _ROOM, _NOTICE = (int(flag) for flag in WaitFor)
 _ALL_WAITS = _MESSAGE | _ROOM | _NOTICE
 
@@ -55,6 +56,8 @@ class Driver:
     def prepare(self, machine: Machine) -> None:
         """Deliver what waits for a machine, and answer the wait it was in."""
         peer, wait = machine.peer, machine.wait
+        if not peer.alive:  # its end is under way
+            return
         pending = self._exchange.deliver(peer) if peer.queue else None
         if wait is not None:
             status: Status | None = Status.OK
@@ -87,22 +90,23 @@ class Driver:
     def handle(self, machine: Machine, exit_: Exit) -> bool:
         """Act on an exit: a doorbell is answered, anything else but a kick stops the machine.
 
-        False if it is to be diagnosed first, or has more to transmit than belongs into a turn.
+        False if it is to be diagnosed first, or there is more to do than belongs into a turn.
         """
         guest = machine.guest
         bell = guest.bell(exit_)
         if machine.ending is not None:
-            self.end(machine, machine.ending)
-        elif bell in (_TRANSMIT, _TRANSMIT_WAIT):
+            return self.end(machine, machine.ending)
+        if bell in (_TRANSMIT, _TRANSMIT_WAIT):
             return self._transmit(machine, bell)
-        elif bell == _WAIT:
+        if bell == _WAIT:
             self._wait(machine)
-        elif bell is not None:
-            self._answer(machine, bell)
-        elif not isinstance(exit_, Intr):
-            if machine.verdict is None:
-                return False
-            self._stop(machine, machine.verdict)
+            return True
+        if bell == _DIRECT:
+            return self._direct(machine)
+        if bell is not None:
+            return self._answer(machine, bell)
+        if not isinstance(exit_, Intr):
+            return machine.verdict is not None and self._stop(machine, machine.verdict)
         return True
 
     def _transmit(self, machine: Machine, bell: int | None) -> bool:
@@ -119,10 +123,18 @@ class Driver:
             machine.guest.answer(status)
         return True
 
+    def _direct(self, machine: Machine) -> bool:
+        answer = self._exchange.serve(machine.peer, machine.guest.direct_request)
+        if answer is not None:
+            machine.guest.answer(answer.status)
+        return answer is not None
+
     def diagnose(self, machine: Machine) -> None:
         """Find out why a machine cannot go on: that may take half a second."""
         exit_ = machine.exit
         if exit_ is None or machine.guest.bell(exit_) is not None or machine.verdict is not None:
+            return
+        if machine.ending is not None:
             return
         try:
             machine.verdict = machine.guest.explain(exit_, partial(self._hold, machine.peer))
@@ -134,21 +146,20 @@ class Driver:
         with self._turns.lock:
             return self._exchange.hold(peer, gpa)
 
-    def _answer(self, machine: Machine, bell: int) -> None:
-        """Answer one of the bells that are not rung all the time."""
+    def _answer(self, machine: Machine, bell: int) -> bool:
+        """Answer one of the bells that are not rung all the time. False if there is more to do."""
         guest = machine.guest
-        if bell == Bell.DIRECT:
-            guest.answer(self._exchange.serve(machine.peer, guest.direct_request).status)
-        elif bell == Bell.LOG:
+        if bell == Bell.LOG:
             guest.answer(self._log(machine))
         elif bell == Bell.EXIT:
             machine.exit_code = guest.control.exit_code
-            self._stop(machine, None)
+            return self._stop(machine, None)
         elif bell == Bell.PANIC:
             reason = "panic: " + decoded(b" ".join((guest.text() or b"").split()))
-            self._stop(machine, guest.diagnosis.fault("panic", reason))
+            return self._stop(machine, guest.diagnosis.fault("panic", reason))
         else:
             guest.answer(Status.E_BELL)
+        return True
 
     # ---- Waiting ----
 
@@ -212,14 +223,17 @@ class Driver:
             self._turns.outbox.put(self._console, machine.name, line)
         return Status.OK
 
-    def end(self, machine: Machine, ending: Ending) -> None:
-        """Stop a machine that is not running, with a fault that says why."""
-        self._stop(machine, machine.guest.diagnosis.fault(*ending))
+    def end(self, machine: Machine, ending: Ending) -> bool:
+        """Stop a machine that is not running, with a fault that says why. False if there is more to
+        do, in turns of their own; `ending` is to be its own until then.
+        """
+        return self._stop(machine, machine.guest.diagnosis.fault(*ending))
 
-    def _stop(self, machine: Machine, fault: GuestFault | None) -> None:
+    def _stop(self, machine: Machine, fault: GuestFault | None) -> bool:
+        if not self._exchange.leave(machine.peer):
+            return False
         machine.state = State.STOPPED
         machine.fault = fault
-        self._exchange.leave(machine.peer)
         if self._trace:
             self._trace.emit(
                 "stop",
@@ -227,6 +241,7 @@ class Driver:
                 exit_code=machine.exit_code,
                 fault=None if fault is None else fault.as_json,  # looked up when it is told
             )
+        return True
 
 
 def _refusal(error: OSError) -> str:

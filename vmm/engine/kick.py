@@ -92,11 +92,12 @@ def deadline(seconds: float) -> Iterator[None]:
     with kickable():
         drain()  # a kick from before the block is not its deadline
         try:
-            timer.start()
-        except RuntimeError as error:
-            raise no_thread("a deadline", error) from None
-        try:
+            try:
+                timer.start()
+            except RuntimeError as error:
+                raise no_thread("a deadline", error) from None
             yield
         finally:
             timer.cancel()
-            timer.join()
+            if timer.ident is not None:
+                timer.join()

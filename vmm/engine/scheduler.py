@@ -144,7 +144,9 @@ class Scheduler:
 
     def recover(self) -> None:
         """After a roll-back: each machine is RUNNING on a worker, READY and in line, or PARKED."""
-        running = {machine for machine, _ in self._running.values()}
+        running = {  # a worker that has parked one may still have it there
+            machine for thread, (machine, _) in self._running.items() if machine.thread == thread
+        }
         self._acting = False
         self._woken.clear()
         self._line.clear()
@@ -320,13 +322,16 @@ class Scheduler:
         inside = self._inside
         woken: list[Machine] = []  # in this slice, in which they may run
         waited = False  # for others, since a machine has been entered
+        over = False  # whether its slice is, with more to do for its exit
         while True:
-            more = told = False
+            more = told = late = False
             with lock:
                 try:
                     self._turns.busy = True  # also between the turns
                     now = time.monotonic()
-                    if machine is not None and (exit_ := machine.exit) is not None:
+                    if over:
+                        over = False
+                    elif machine is not None and (exit_ := machine.exit) is not None:
                         if journal.active:  # left by who was cut off
                             self._turns.cut_off()
                         journal.begin()
@@ -338,13 +343,17 @@ class Scheduler:
                         self._acting = False
                         journal.commit()
                         told = outbox.seal()
+                        late = time.monotonic() - now > _LONG
                         if machine.state is not State.RUNNING:
                             machine = None
                         if self._woken:
-                            machine = self._take_woken(machine, now < slice_end and not told, woken)
-                    if more and now >= slice_end:
-                        more = False  # the rest when it is its turn again
-                    if not (more or told):
+                            machine = self._take_woken(
+                                machine, now < slice_end and not (told or late), woken
+                            )
+                        if more and now >= slice_end:
+                            more, over = False, True  # the rest when it is its turn again
+                    if not (more or told or late):
+                        over = False
                         machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
                             self._turns.busy = False
@@ -366,7 +375,7 @@ class Scheduler:
                     raise
             if told:
                 outbox.flush(wait=outbox.crowded)
-            if machine is None:
+            if machine is None and not late:
                 continue
             if machine in inside:
                 waited = False
@@ -384,11 +393,13 @@ class Scheduler:
                         slice_end = time.monotonic() + SLICE
                 driver.tell(machine, exit_)
                 continue
-            if more:
+            if machine is not None and more:
                 driver.diagnose(machine)
             if len(self._running) > 1:  # others may want the lock, or Python's: for as long
                 time.sleep(max(_MOMENT, time.monotonic() - now))
                 waited = True  # or where every hold is long, nobody would ever be entered
+            elif late or (machine is not None and machine.exit is not None):
+                time.sleep(_MOMENT)  # and other threads of the program's
 
     def _has_hogged(self, since: float) -> bool:
         """Whether this thread has had the lock for so long that others who work come first."""

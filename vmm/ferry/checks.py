@@ -16,7 +16,7 @@ from vmm.memory.frames import Frames
 from vmm.memory.runs import Extent, Run
 
 ZEROED_AT_ONCE = 4096  # pages (16 MiB), which takes the kernel a millisecond or two
-_PARTS_AT_ONCE = 256
+_PARTS_AT_ONCE = 64  # runs, each a call
 
 
 class Checks(Books):
@@ -157,17 +157,18 @@ class Checks(Books):
         zeroed before anything else happens. If the ledger is `lazy`, what is too much for that is
         unclean.
         """
-        freed, pages = list[Frames](), 0
+        freed, later, pages = list[Frames](), list[Frames](), 0
         for part in frames:
-            pages += part.pages
-            if self.lazy and (pages > ZEROED_AT_ONCE or len(freed) == _PARTS_AT_ONCE):
-                self.keep_unclean()
-                self.pool.unclean.append(part)
-                self.soiled = True
-                pages -= part.pages
+            if self.lazy and (pages + part.pages > ZEROED_AT_ONCE or len(freed) == _PARTS_AT_ONCE):
+                later.append(part)
                 continue
+            pages += part.pages
             self.pool.release(part)
             freed.append(part)
+        if later:
+            self.keep_unclean()
+            self.pool.unclean.extend(later)
+            self.soiled = True
         if freed:
             self.shares.refill(peer)
         return freed

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from vmm.ferry import carry
+from vmm.ferry import carry, slices
 from vmm.ferry.carry import Carrier
 from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
@@ -34,7 +34,7 @@ from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import TOGETHER, Parted, adjacent, overlap, touching
 from vmm.ferry.sight import check_mappings
-from vmm.ferry.slices import FEW, PREPARED, Slices, some
+from vmm.ferry.slices import Slices
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
@@ -68,7 +68,7 @@ class Exchange:
         self.roster = Roster(wake, self.journal)
         self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
-        self.slices = Slices(ledger, pool)
+        self.slices = Slices(ledger, pool, carrier.window)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
         self._trace = trace
@@ -85,15 +85,22 @@ class Exchange:
         self.ledger.admit(peer.number, pages, quota, pieces, loan_limit=pages - pages // 8)
         self.roster.join(peer)
 
-    def leave(self, peer: Peer) -> None:
-        """A peer has stopped; see Delivery.bury."""
+    def leave(self, peer: Peer) -> bool:
+        """A peer has stopped; see Delivery.bury. False if there is more to be done about it, in
+        turns of their own: it must not run meanwhile.
+        """
         self.journal.keep(peer)
-        peer.alive = False
         self._start = time.perf_counter_ns()
-        self._forget_taken(peer)
-        self.delivery.bury(peer)
+        if peer.alive:
+            peer.alive = False
+            self._forget_taken(peer)
+            self.slices.forget(peer)
+        if not self.delivery.bury(peer):
+            self._check()
+            return False
         self.roster.leave(peer)
         self._check()
+        return True
 
     def _check(self) -> None:
         if self._audit:
@@ -137,11 +144,9 @@ class Exchange:
         for index in indices:
             if plain and self._express(sender, control, index):
                 break
-            if control.operation(index) in PREPARED:
-                request = self._read(control, index)
-                if isinstance(request, Request) and self.slices.prepare(sender, request):
-                    return None
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
+            if answer is None:
+                return None
             self._answer(sender, control, index, answer)
             if self._soiled(sender):
                 return None
@@ -196,7 +201,10 @@ class Exchange:
         answers: list[Answer] = []
         refused: set[int] = set()
         together: list[Parted] = []
+        limit = self._start + slices.LONG * 1e9
         for run, touched in _runs(requests):
+            if answers and time.perf_counter_ns() > limit:
+                break
             if isinstance(run, Status):
                 answers.append(Answer(run))
                 continue
@@ -218,7 +226,7 @@ class Exchange:
                 self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
             self._answer(sender, control, index, answer)
         self._check()
-        return len(requests)
+        return len(answers)
 
     @staticmethod
     def _read(control: ControlStructure, index: int) -> Request | Status:
@@ -258,9 +266,9 @@ class Exchange:
                     homes = carry.spans(sender.window, message.homes)
                     self.operations.note_parted(sender, message.operation, homes)
 
-    def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer:
+    def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer | None:
         """Do what a peer asks for; `read(*what)` reads and checks it. The answer says if it was
-        done.
+        done. None if a slice of it has been, and the rest belongs into a turn of its own.
         """
         if self._trace.on:
             self._start = time.perf_counter_ns()
@@ -268,8 +276,8 @@ class Exchange:
         self.journal.keep(peer)
         try:
             request = read(*what)
-            while self.ledger.pool.unclean and self.slices.prepare(peer, request):
-                pass  # in one go: who cares for the others has prepared it in slices
+            if self.slices.needs(request) and self.slices.prepare(peer, request):
+                return None
             answer = self.operations.serve(peer, request)
         except Refusal as refusal:
             answer = Answer(refusal.status)
@@ -298,8 +306,6 @@ class Exchange:
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
             count = waiting if waiting < room else room
-            if count > FEW:
-                count = some(peer, count)
             for message in self._take(peer, count):
                 control.deliver(message.descriptor())
                 peer.untaken.append(message)

@@ -8,8 +8,10 @@ Not thread-safe: the monitor calls them under its lock.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 
 from vmm.ferry.carry import spans
 from vmm.ferry.control import Notice
@@ -94,8 +96,8 @@ class Operations(Sending):
         """RECLAIM: from all who borrow the pages, whatever they are doing; they get a notice."""
         plan = self._ledger.reclaiming(owner.number, request.extents(owner.window.region))
         with self._carrier.all_or_nothing() as moves:
-            for peer, run in plan.hidden:
-                moves.hide(peer, [run])
+            for peer, hidden in itertools.groupby(plan.hidden, itemgetter(0)):
+                moves.hide(peer, [run for _, run in hidden])
             shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
             moves.show(owner.number, shown, partial(self._take_back, owner.number))
         self._commit_reclaim(plan)

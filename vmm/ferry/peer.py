@@ -44,6 +44,7 @@ class Peer:
     idle      whether it waits for a message, with its receive ring empty: it does not look before
               its queue has been dequeued, so pages that are sent to it may be brought at once
     full      whether its queue was full when the tables were last written
+    covered   pages of its window, from the first, that have been hidden since it died
     hold_still
               called before pages of it are hidden, if others may vanish with them for a moment (the
               rest of a memslot): it must not be running then
@@ -70,6 +71,7 @@ class Peer:
         self.full = False
         self.hold_still: Callable[[], object] = _nothing
         self.alive = True
+        self.covered = 0
         self.entered = False
         self.idle = False
         self.sent = 0
@@ -83,7 +85,7 @@ class Peer:
             self.parted.copy(),
             self.waiters.copy(),
             None if self.control is None else self.control.places,
-            (self.full, self.alive, self.entered, self.idle),
+            (self.full, self.alive, self.entered, self.idle, self.covered),
             (self.sent, self.received, self.refused),
         )
 
@@ -94,7 +96,7 @@ class Peer:
         self.untaken.extend(untaken)
         if self.control is not None:
             self.control.places = places
-        self.full, self.alive, self.entered, self.idle = flags
+        self.full, self.alive, self.entered, self.idle, self.covered = flags
         self.sent, self.received, self.refused = counts
 
     def receiver(self, number: int) -> Peer | None:

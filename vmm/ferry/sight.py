@@ -20,6 +20,8 @@ def check_mappings(ledger: Ledger, peers: Iterable[Peer]) -> None:
     Raises LedgerError, OSError.
     """
     for peer in peers:
+        if not peer.alive:
+            continue
         seen = peer.window.seen()
         if seen is None or (peer.window.spoiled and peer.window.on_spoiled is not None):
             continue

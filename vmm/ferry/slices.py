@@ -1,52 +1,70 @@
 """Long work in slices, so that nobody has to wait for the whole of it.
 
 What is shared out of anonymous memory is copied first, and what is freed is zeroed: of a gigabyte,
-each takes the kernel a second. Neither changes what anybody sees, so both are done a slice at a
-time, and others have the monitor's lock in between.
+each takes the kernel a second. To hide a gigabyte that has been touched takes it 50 ms, for the
+translations that it drops. None of this changes what anybody sees, so it is done a slice at a time,
+and others have the monitor's lock in between.
 
 Not thread-safe: the monitor calls it under its lock.
 """
 
 from __future__ import annotations
 
-import itertools
+import sys
+from collections.abc import Callable, Iterator
 
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Request
+from vmm.ferry.message import Request, Span
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import touching
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
+from vmm.memory.movers import Window
 from vmm.memory.pool import PagePool
+from vmm.memory.runs import Extent
 
 SHARED_AT_ONCE = 512  # pages (2 MiB): to copy them takes about as long as to zero eight times that
 ZEROED_AT_ONCE = 4096  # pages
+PARTS_AT_ONCE = 64  # in which they lie
+HIDDEN_AT_ONCE = 16384  # pages (64 MiB), whose translations take the kernel 3 ms
+MOMENT = 20e-6  # seconds in between, in which others come to have the lock
+LONG = 0.002  # seconds, after which a doorbell's next descriptor, or a queue's next message, waits
 
-FEW = abi.RX_ENTRIES // abi.EXTENTS_MAX  # messages that are delivered together whatever they bring
-_EXTENTS = abi.RX_ENTRIES  # that are shown together, and do not follow each other
 _APART = 3  # pages that follow each other cost less than one that is elsewhere
 _WEIGHT = _APART * abi.TX_ENTRIES  # of a slice: 64 single pages, or 48 of messages of several
 _WEIGHT_OF_SLOTS = abi.TX_ENTRIES + _APART  # which take longer, but those that follow each other
 
-# What may have to be prepared. Plain numbers: a descriptor's operation is compared with them.
-PREPARED = frozenset(map(int, (Operation.SHARE, Operation.ALLOC, Operation.EXCHANGE)))
+# Plain numbers: a request's operation is compared with them.
+_FRESH = frozenset(map(int, (Operation.ALLOC, Operation.EXCHANGE)))
+_ELSEWHERE = frozenset(map(int, (Operation.ALLOC, Operation.SHARE, Operation.RECLAIM)))
+_PAGES = {  # that weigh as much as a slice; of the others, what is hidden at once
+    Operation.SHARE: SHARED_AT_ONCE,
+    Operation.RELEASE: ZEROED_AT_ONCE,
+    Operation.RETURN: ZEROED_AT_ONCE,  # if their owner has stopped
+    Operation.ALLOC: sys.maxsize,
+    Operation.QUERY: sys.maxsize,
+}
 _OWN = frozenset({Hold.OWNED, Hold.SHARED})
 
 
 class Slices:
     """What is done before an operation, and after it."""
 
-    def __init__(self, ledger: Ledger, pool: PagePool) -> None:
+    def __init__(self, ledger: Ledger, pool: PagePool, windows: Callable[[int], Window]) -> None:
         self._ledger = ledger
+        self._windows = windows
         self._pool = pool
+        self._loosened: dict[int, tuple[tuple[Span, ...], int]] = {}  # by peer: of what, how much
 
     def chores(self) -> bool:
         """Zero a slice of what is unclean. True if more is left, and can be zeroed now."""
         frames = self._ledger.pool
+        pages = 0
         if frames.unclean:
             self._ledger.keep_unclean()
-            part = frames.next_unclean(ZEROED_AT_ONCE)
+        for _ in range(PARTS_AT_ONCE if frames.unclean else 0):
+            part = frames.next_unclean(ZEROED_AT_ONCE - pages)
             try:
                 self._pool.zero([part])
             except OSError:  # the host refuses that: it stays unclean
@@ -56,18 +74,23 @@ class Slices:
                 frames.unclean.appendleft(part)
                 raise
             self._ledger.cleaned(part)
+            pages += part.pages
+            if pages == ZEROED_AT_ONCE or not frames.unclean:
+                break
         return bool(frames.unclean)
 
     def first(self, sender: Peer, requests: list[Request | Status]) -> list[Request | Status]:
         """Return the first of a doorbell's requests: as many as take a few milliseconds; none if
         the first was still to be prepared, and a slice of that has been done.
         """
-        extents, quick = 0, not sender.window.blinks
+        extents = pages = 0
+        quick = not (sender.window.blinks or self._ledger.pool.unclean)
         for request in requests:
             if isinstance(request, Request):
-                extents += len(request.spans)
-                quick = quick and int(request.operation) not in PREPARED
-        if quick and _APART * extents <= _WEIGHT:  # as most are
+                spans = request.spans
+                extents += len(spans)
+                pages += spans[0].pages if len(spans) == 1 else sum([span.pages for span in spans])
+        if quick and _APART * extents <= _WEIGHT and pages <= SHARED_AT_ONCE:  # as most are
             return requests
         weight, before = 0, requests[0]
         most = _WEIGHT_OF_SLOTS if sender.window.blinks else _WEIGHT
@@ -75,7 +98,7 @@ class Slices:
             weight += _weight(before, request)
             if count and weight > most:
                 return requests[:count]
-            if isinstance(request, Request) and self.needs(sender, request):
+            if isinstance(request, Request) and self.needs(request):
                 if count:  # those before it may change what it needs
                     return requests[:count]
                 if self.prepare(sender, request):
@@ -83,11 +106,16 @@ class Slices:
             before = request
         return requests
 
-    def needs(self, peer: Peer, request: Request) -> bool:
-        """Whether a request may have to be prepared. Quick: it is asked of each of many."""
-        if request.operation is Operation.SHARE:
-            return sum([span.pages for span in request.spans]) > SHARED_AT_ONCE
-        return int(request.operation) in PREPARED and bool(self._ledger.pool.unclean)
+    def needs(self, request: Request) -> bool:
+        """Whether a request may have to be prepared. Quick: it is asked of each."""
+        spans = request.spans
+        pages = spans[0].pages if len(spans) == 1 else sum([span.pages for span in spans])
+        operation = request.operation
+        if operation is Operation.SHARE:
+            return pages > SHARED_AT_ONCE
+        if pages > HIDDEN_AT_ONCE and operation is not Operation.ALLOC:
+            return True
+        return bool(self._ledger.pool.unclean) and int(operation) in _FRESH
 
     def prepare(self, peer: Peer, request: Request) -> bool:
         """Do a slice of what a request needs done before it is served, which harms nobody if it is
@@ -95,14 +123,50 @@ class Slices:
 
         A machine must be stopped in the doorbell that asks for it.
         """
-        if request.operation is Operation.SHARE:
+        operation = request.operation
+        if operation is Operation.SHARE:
             return self._make_shareable(peer, request)
-        if request.operation in (Operation.ALLOC, Operation.EXCHANGE):
-            wanted = sum([span.pages for span in request.spans])
-            if self._ledger.pool.unclean and wanted > self._ledger.shares.available(peer.number):
+        wanted = sum([span.pages for span in request.spans])
+        if self._ledger.pool.unclean and int(operation) in _FRESH:
+            free = self._ledger.pool.free
+            if wanted > self._ledger.shares.available(peer.number):
                 self.chores()
+                if self._ledger.pool.free > free:  # the host may refuse
+                    return True
+        return wanted > HIDDEN_AT_ONCE and self._loosen(peer, request)
+
+    def _loosen(self, peer: Peer, request: Request) -> bool:
+        """Loosen a slice of what a request hides. False if all has been."""
+        spans, done = self._loosened.pop(peer.number, ((), 0))
+        if spans != request.spans:
+            done = 0
+        start = done
+        for window, (page, pages) in self._hidden(peer, request):
+            if pages > start:
+                most = min(pages - start, HIDDEN_AT_ONCE)
+                window.loosen(page + start, most)
+                self._loosened[peer.number] = request.spans, done + most
                 return True
+            start -= pages
         return False
+
+    def _hidden(self, peer: Peer, request: Request) -> Iterator[tuple[Window, Extent]]:
+        """Yield what a request hides, if it is not refused, and where."""
+        try:
+            extents = request.extents(peer.window.region)
+        except Refusal:
+            return
+        if int(request.operation) not in _ELSEWHERE:
+            yield from ((peer.window, extent) for extent in extents)
+        elif request.operation is Operation.RECLAIM:
+            for extent in extents:
+                for bond in self._ledger.bonds(self._ledger.runs(peer.number, extent)):
+                    for borrower in bond.borrowers:
+                        yield self._windows(borrower.peer), Extent(borrower.page, bond.pages)
+
+    def forget(self, peer: Peer) -> None:
+        """A peer has stopped."""
+        self._loosened.pop(peer.number, None)
 
     def _make_shareable(self, peer: Peer, request: Request) -> bool:
         if sum([span.pages for span in request.spans]) <= SHARED_AT_ONCE:
@@ -124,19 +188,8 @@ def _weight(before: Request | Status, request: Request | Status) -> int:
     if isinstance(request, Status) or not request.spans:
         return 1
     count = len(request.spans)
+    pages = sum([span.pages for span in request.spans])
+    large = pages * _WEIGHT // _PAGES.get(request.operation, HIDDEN_AT_ONCE)
     if not isinstance(before, Status) and before is not request and touching(before, request):
-        return count
-    return _APART * count + (count > 1) * count
-
-
-def some(peer: Peer, count: int) -> int:
-    """Return how many of the first messages in a queue are delivered together."""
-    extents, end, most = 0, 0, _EXTENTS // 4 if peer.window.blinks else _EXTENTS
-    for index, message in enumerate(itertools.islice(peer.queue, count)):
-        if not message.brought:
-            for target in message.targets:
-                extents += target.page != end
-                end = target.end
-        if extents > most and index:
-            return index
-    return count
+        return count + large
+    return _APART * count + (count > 1) * count + large

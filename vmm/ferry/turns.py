@@ -51,6 +51,11 @@ class Turns:
         journal = self.journal
         return (self.busy or journal.active or journal.finishing) and self.lock._is_owned()
 
+    @property
+    def held(self) -> bool:
+        """Whether the calling thread has the lock."""
+        return bool(self.lock._is_owned())
+
     def check(self) -> None:
         """Raise what `telling` raises."""
         self.check_open()
@@ -85,6 +90,18 @@ class Turns:
         """
         with self.lock:
             self.gone = why
+
+    def settle(self) -> None:
+        """Undo what a turn that was cut off has left undone, or do what it has left to do."""
+        held = self.held
+        try:
+            with self.lock:
+                if self.journal.active:
+                    self.cut_off()
+                self.journal.finish()
+        finally:  # a debugger may raise as a `with` ends, which leaves the lock held then
+            if not held:
+                self.let_go()
 
     def abandon(self, why: str) -> None:
         """Let there be no more turns in a process that was forked: they are its parent's, and so is

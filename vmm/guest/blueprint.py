@@ -9,11 +9,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 from vmm.guest import abi, boot
 from vmm.guest.image import Image
 from vmm.kvm import CpuidTable, Kvm, Vcpu, kvm_sregs
+from vmm.kvm.given import Given, give_back, noted
 from vmm.memory.template import Template
 
 _MOST = 32  # blueprints kept for guests to come, each with a descriptor,
@@ -74,6 +76,9 @@ class Blueprint:
         self.template.close()
 
 
+_Key = tuple[Image, Shape]
+
+
 class Blueprints:
     """The blueprints of one monitor: those used last are kept.
 
@@ -85,10 +90,10 @@ class Blueprints:
 
     def __init__(self, kvm: Kvm) -> None:
         self._cpuid = CpuidTable.of(kvm.supported_cpuid())
-        self._kept: collections.OrderedDict[tuple[Image, Shape], Blueprint] = (
-            collections.OrderedDict()
-        )
-        self._ready: dict[tuple[Image, Shape], Blueprint] = {}  # made beforehand, for `get`
+        self._kept: collections.OrderedDict[_Key, Blueprint] = collections.OrderedDict()
+        self._ready: dict[_Key, Blueprint] = {}  # made beforehand, for `get`
+        self._old: list[Blueprint] = []  # to be closed
+        self._lock = threading.RLock()  # whoever takes one out of `_ready` holds it
 
     @contextlib.contextmanager
     def prepared(self, image: Image, shape: Shape) -> Iterator[None]:
@@ -99,21 +104,41 @@ class Blueprints:
         key = (image, shape)
         made = key not in self._kept and key not in self._ready
         if made:
-            self._ready[key] = Blueprint(image, shape, self._cpuid)
+            self._make(key)
         try:
             yield
         finally:
-            left = self._ready.pop(key, None) if made else None
-            if left is not None:
-                left.close()
+            if made:
+                self._drop(key)
+
+    def _make(self, key: _Key) -> None:
+        made: list[Given] = []
+        try:
+            with noted(made):
+                self._ready[key] = Blueprint(*key, self._cpuid)
+        except BaseException:
+            self._ready.pop(key, None)
+            give_back(made)
+            raise
+
+    def _drop(self, key: _Key) -> None:
+        """Close what has been made for nothing."""
+        with self._lock:
+            if self._kept.get(key) is self._ready.get(key):
+                self._ready.pop(key, None)
+            _move(self._ready, key, self._old)
+        self._close_old()
 
     def get(self, image: Image, shape: Shape) -> Blueprint:
         """Return the blueprint of an image in a shape. Raises GuestImageError, OSError."""
         key = (image, shape)
         found = self._kept.get(key)
         if found is None:
-            found = self._ready.pop(key, None) or Blueprint(image, shape, self._cpuid)
-            self._kept[key] = found
+            with self._lock:
+                if key not in self._ready:
+                    self._make(key)
+                found = self._kept[key] = self._ready[key]
+                self._ready.pop(key, None)
             self._make_room()
         else:
             self._kept.move_to_end(key)
@@ -123,11 +148,28 @@ class Blueprints:
         """Let go of those used longest ago, but not of the last one."""
         held = sum(kept.held for kept in self._kept.values())
         while len(self._kept) > _MOST or (held > _MOST_BYTES and len(self._kept) > 1):
-            _, oldest = self._kept.popitem(last=False)
-            held -= oldest.held
-            oldest.close()
+            key = next(iter(self._kept))
+            held -= self._kept[key].held
+            self._ready.pop(key, None)  # a `get` may have been cut off before it could
+            _move(self._kept, key, self._old)
+        self._close_old()
+
+    def _close_old(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread is at it as well
+            while self._old:
+                self._old[-1].close()
+                self._old.pop()
 
     def close(self) -> None:
         """Close them all. Further calls do nothing."""
-        while self._kept:
-            self._kept.popitem()[1].close()
+        for blueprint in (*self._kept.values(), *self._ready.values(), *self._old):
+            blueprint.close()
+        self._kept.clear()
+        self._ready.clear()
+        self._old.clear()
+
+
+def _move(blueprints: dict[_Key, Blueprint], key: _Key, to: list[Blueprint]) -> None:
+    """Move a blueprint, if it is there, so that it is in one of both whatever is raised (given)."""
+    with contextlib.suppress(KeyError):
+        to.extend(map(blueprints.pop, (key,)))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -250,7 +251,23 @@ class _Build:
         command = [*self._driver, *LINK_FLAGS, *target.link, "-T", str(self._script)]
         command += [*map(str, library), "-Wl,--start-group", *group, "-Wl,--end-group"]
         failure = f"cannot link {target.output.name}"
-        return self._produce(target.output, command, [self._script, *library, *own], failure)
+        given = [path for path, source in target.inputs if source]
+        try:
+            said = self._produce(target.output, command, [self._script, *library, *own], failure)
+        except BuildError as error:
+            raise BuildError(self._with_sources(str(error), given)) from None
+        return self._with_sources(said, given)
+
+    def _with_sources(self, text: str, given: Iterable[Path]) -> str:
+        """Return what a linker says of objects with the names of the sources in their places."""
+        for source in (*given, *self._library):
+            shown = _shown(source)
+            # With what it was compiled from, which debug information has as a relative path.
+            inside = f"{re.escape('./' + source.parent.name + '/' + source.name)}(?=:)"
+            text = re.sub(rf"{re.escape(str(self._object(source)))}:(?={inside})", "", text)
+            text = text.replace(str(self._object(source)), shown)
+            text = re.sub(rf"(?<![\w/.]){inside}", lambda _: shown, text)  # noqa: B023
+        return text
 
     def _produce(
         self, output: Path, command: list[str], inputs: Iterable[Path], failure: str
@@ -279,6 +296,14 @@ class _Build:
         maps |= {str(self._work): ".", str(source.parent): source.parent.name}
         maps |= {str(path): f"guests/{path.name}" for path in self._include_dirs}
         return tuple(f"-ffile-prefix-map={path}={name}" for path, name in maps.items())
+
+
+def _shown(source: Path) -> str:
+    """Return a source's path as its user has it in view: relative, if that is no longer."""
+    try:
+        return min(os.path.relpath(source), str(source), key=len)
+    except OSError:  # the current directory is no longer there
+        return str(source)
 
 
 def _c_files(directory: Path) -> list[Path]:

@@ -5,6 +5,8 @@ What an image costs is known from its headers, and checked, before any of it is 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -16,6 +18,7 @@ from typing import Any
 from vmm.errors import GuestImageError
 from vmm.guest import abi, elf
 from vmm.guest.symbols import Symbols
+from vmm.kvm.given import opened
 from vmm.sizes import format_size
 
 PAGE = abi.PAGE_SIZE
@@ -99,7 +102,7 @@ class Room:
 
 
 _Key = tuple[str, tuple[int, ...]]
-_cache: dict[_Key, Image] = {}  # those used last are last
+_cache: collections.OrderedDict[_Key, Image] = collections.OrderedDict()  # the last used is last
 
 
 def load_image(path: str | Path, room: Room | None = None) -> Image:
@@ -115,22 +118,26 @@ def load_image(path: str | Path, room: Room | None = None) -> Image:
         raise GuestImageError(f"{path!r}: no file has such a name: give the path of a guest ELF")
     try:
         key = (path, _identity(path, os.stat(path)))  # noqa: PTH116 (a Path takes far longer)
-        image = _cache.pop(key, None)
+        image = _cache.get(key)
         if image is None:
             key, image = _read(path, room)
             _make_room(image)
+            _cache[key] = image
+        else:
+            with contextlib.suppress(KeyError):  # another thread has made room
+                _cache.move_to_end(key)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the file
             raise
         raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
-    _cache[key] = image
     return image
 
 
 def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
     """Return what changes when a file does. Raises GuestImageError if none like it is an image."""
     if not stat.S_ISREG(status.st_mode):
-        raise GuestImageError(f"{path}: not a regular file: give the path of a guest ELF")
+        what = " but a directory" if stat.S_ISDIR(status.st_mode) else ""
+        raise GuestImageError(f"{path}: not a regular file{what}: give the path of a guest ELF")
     if status.st_size > _MAX_BYTES:
         raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
     times = (status.st_mtime_ns, status.st_ctime_ns)
@@ -138,8 +145,8 @@ def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
 
 
 def _read(path: str, room: Room | None) -> tuple[_Key, Image]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
+    with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) as file:
+        fd = file.fileno()
         identity = _identity(path, os.fstat(fd))
         source = elf.Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
         try:
@@ -147,8 +154,6 @@ def _read(path: str, room: Room | None) -> tuple[_Key, Image]:
         finally:
             if _identity(path, os.fstat(fd)) != identity:
                 raise GuestImageError(f"{path}: was changed while it was read: try again")
-    finally:
-        os.close(fd)
     return (path, identity), image
 
 
@@ -193,8 +198,9 @@ def _parse(source: elf.Source, name: str, room: Room | None) -> Image:
 
 def _open(source: elf.Source, name: str) -> Any:
     """Return an executable that a guest can be, as pyelftools has it. Raises Malformed."""
-    if source.pread(len(elf.MAGIC), 0) != elf.MAGIC:
-        raise GuestImageError(f"{name}: not an ELF file: give a guest built for pageferry")
+    start = source.pread(len(elf.MAGIC), 0)
+    if start != elf.MAGIC:
+        raise GuestImageError(f"{name}: {_no_elf(start, name)}")
     file = elf.open_elf(source)
     if file.elfclass != 64:
         raise GuestImageError(f"{name}: 32-bit ELF: guests are 64-bit, compile with -m64")
@@ -204,15 +210,37 @@ def _open(source: elf.Source, name: str) -> Any:
         machine = _said(file["e_machine"], "machine").removeprefix("EM_")
         raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
     if file["e_type"] != "ET_EXEC":
-        raise GuestImageError(
-            f"{name}: not a static executable ({_said(file['e_type'], 'type')}): "
-            "link with -static -no-pie -T guest.ld"
-        )
+        kind = _said(file["e_type"], "type")
+        raise GuestImageError(f"{name}: {_other_type(kind, name)}")
     if file["e_phnum"] > _MAX_HEADERS:
         raise GuestImageError(
             f"{name}: {file['e_phnum']} program headers are too many: link with guest.ld"
         )
     return file
+
+
+_SOURCES = (".c", ".i", ".s", ".S")
+
+
+def _other_type(kind: str, name: str) -> str:
+    """Return what is wrong with an ELF file that is no executable, and what to do."""
+    if kind == "ET_REL":
+        return f"an object file ({kind}), not an executable: link it (pageferry build {name})"
+    if kind == "ET_DYN":
+        return (
+            f"not a static executable ({kind}: dynamic, or position-independent): "
+            "build its sources for pageferry (pageferry build FILE.c)"
+        )
+    return f"not a static executable ({kind}): give a guest built for pageferry"
+
+
+def _no_elf(start: bytes, name: str) -> str:
+    """Return what is wrong with a file that is no ELF, and what to do."""
+    if start.startswith(b"#!"):
+        return "a script, not an ELF file: give a guest built for pageferry"
+    if name.endswith(_SOURCES):
+        return f"a source, not an ELF file: build it first (pageferry build {name})"
+    return "not an ELF file: give a guest built for pageferry"
 
 
 def _said(value: str | int, what: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from vmm.errors import GuestFault
 from vmm.guest import abi, boot, exceptions, x86
 from vmm.guest.boot import Layout
+from vmm.guest.simd import LONGEST, simd
 from vmm.guest.symbols import Symbols
 from vmm.kvm import (
     Exit,
@@ -108,10 +109,11 @@ class Diagnosis:
             case MemoryFault(gpa=gpa):
                 return self._probe(run) or self._access(gpa, None)
             case InternalError(suberror=suberror):
+                rip = self._vcpu.get_regs().rip
                 return self._probe(run) or self.fault(
                     "internal",
-                    f"KVM could not go on (internal error {suberror}): "
-                    "an instruction this host cannot run",
+                    f"KVM could not go on (internal error {suberror}): {self._not_emulated(rip)}",
+                    rip=rip,
                 )
             case Shutdown():
                 return self.fault("triple-fault", "triple fault")
@@ -120,6 +122,15 @@ class Diagnosis:
                     "internal", f"the CPU refused to enter the guest (reason {code:#x})"
                 )
         return self.fault("internal", f"unexpected exit {stopped}")
+
+    def _not_emulated(self, rip: int) -> str:
+        """Return what to say of an instruction that KVM had to emulate, and could not."""
+        kind = simd(self._code(rip, 0, LONGEST))
+        if kind is None:
+            return "an instruction this host cannot run"
+        text = f"it emulates this {kind} instruction, and cannot: compile with -mgeneral-regs-only"
+        in_ring0 = self._vcpu.get_sregs().cs.dpl == 0
+        return f"{text}, or run the guest in ring 3, if this host does" if in_ring0 else text
 
     def _halt(self) -> GuestFault:
         frame = self._trap()
@@ -130,16 +141,16 @@ class Diagnosis:
             return self._page_fault(trap)
         reason, rip = exceptions.exception_text(vector, trap.error_code), trap.rip
         if vector == exceptions.GENERAL_PROTECTION:
-            called = exceptions.software_interrupt(trap, self._code(rip))
+            called = exceptions.software_interrupt(trap, self._code(rip, 2, 4))
             if called is not None:
                 number, rip = called
                 reason += f", INT {number}"
         return self.fault("exception", reason, vector=vector, error_code=trap.error_code, rip=rip)
 
-    def _code(self, rip: int) -> bytes:
-        """Return the 4 bytes around an instruction pointer, if they are the guest's."""
+    def _code(self, rip: int, before: int, count: int) -> bytes:
+        """Return bytes around an instruction pointer, if they are the guest's."""
         try:
-            return self._memory.read(rip - 2, 4)
+            return self._memory.read(rip - before, count)
         except OutOfBounds:
             return b""
 

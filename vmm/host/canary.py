@@ -17,10 +17,10 @@ from typing import NamedTuple
 from vmm.engine.guest import DIAGNOSIS_SECONDS, Guest
 from vmm.engine.kick import deadline
 from vmm.guest.abi import Bell, Doorbell, Status
-from vmm.guest.blueprint import Blueprints, Shape
+from vmm.guest.blueprint import Blueprint, Shape
 from vmm.guest.bundled import bundled_guest
 from vmm.guest.image import Image, load_image
-from vmm.kvm import Exit, InternalError, Intr, Kvm
+from vmm.kvm import CpuidTable, Exit, InternalError, Intr, Kvm
 
 # A native canary takes a few milliseconds. A busy host may make it late, or look slow: patience
 # grows with each try, but not for one that looks slow twice.
@@ -63,9 +63,9 @@ def sing(kvm: Kvm, ring: int, doorbell: Doorbell) -> Song:
 def _sing_once(kvm: Kvm, ring: int, doorbell: Doorbell, seconds: float) -> Song:
     shape = Shape(ring, doorbell, 4 << 20, 64 << 10, 2 << 20)
     with contextlib.ExitStack() as opened:
-        blueprints = Blueprints(kvm)
-        opened.callback(blueprints.close)
-        guest = Guest(kvm, blueprints.get(_canary(), shape), 1, "canary")
+        blueprint = Blueprint(_canary(), shape, CpuidTable.of(kvm.supported_cpuid()))
+        opened.callback(blueprint.close)
+        guest = Guest(kvm, blueprint, 1, "canary")
         opened.callback(guest.close)
         with deadline(seconds):
             return _listen(guest)

@@ -26,6 +26,7 @@ from vmm.errors import ConfigError, ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host.cache import cache_root, content_key
 from vmm.host.system import read_text
+from vmm.kvm.given import opened
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 
@@ -141,8 +142,8 @@ class _Bench:
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as undo:
-            self._fd = os.memfd_create("pageferry-probe", os.MFD_CLOEXEC)
-            undo.callback(os.close, self._fd)
+            file = opened(os.memfd_create, "pageferry-probe", os.MFD_CLOEXEC)
+            self._fd = undo.enter_context(file).fileno()
             os.ftruncate(self._fd, 2 * HUGE)
             self._sender = undo.enter_context(Mapping.reserve(HUGE)).address
             self._receiver = undo.enter_context(Mapping.reserve(HUGE)).address

@@ -8,6 +8,7 @@ import os
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm.given import opened
 from vmm.memory import mapping
 from vmm.memory.mapping import HUGE, Mapping
 
@@ -43,14 +44,13 @@ def _anonymous() -> bool:
 
 
 def _memfd() -> bool:
-    fd = os.memfd_create("pageferry-probe", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, HUGE)
-        with Mapping.reserve(HUGE) as memory:
-            mapping.show(memory.address, HUGE, fd, 0)
-            return _becomes_huge(memory.address)
-    finally:
-        os.close(fd)
+    with (
+        opened(os.memfd_create, "pageferry-probe", os.MFD_CLOEXEC) as file,
+        Mapping.reserve(HUGE) as memory,
+    ):
+        os.ftruncate(file.fileno(), HUGE)
+        mapping.show(memory.address, HUGE, file.fileno(), 0)
+        return _becomes_huge(memory.address)
 
 
 def _becomes_huge(address: int) -> bool:

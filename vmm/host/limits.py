@@ -7,18 +7,8 @@ import errno
 import os
 from collections.abc import Iterator
 
-from vmm.errors import LimitError, PageferryError
+from vmm.errors import ADVICE, LimitError, PageferryError
 
-_ADVICE = {
-    errno.EMFILE: "close some files, or raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "close some files in other programs, or raise fs.file-max",
-    errno.ENOMEM: "free some memory, or use smaller sizes",
-    errno.EAGAIN: (
-        "raise the limits on tasks (ulimit -u, the cgroup's pids.max) and locked memory (ulimit -l)"
-    ),
-    errno.ENOSPC: "free some memory, or use smaller sizes",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-}
 _NO_THREAD = "can't start new thread"  # what CPython says, in a RuntimeError
 
 
@@ -34,14 +24,14 @@ def reported(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         code = error.errno or 0
-        if code not in _ADVICE:
+        if code not in ADVICE:
             raise
-        raise LimitError(f"{what}: {_words(error, code)}: {_ADVICE[code]}", code) from error
+        raise LimitError(f"{what}: {_words(error, code)}: {ADVICE[code]}", code) from error
     except RuntimeError as error:
         if str(error) != _NO_THREAD:
             raise
         code = errno.EAGAIN
-        raise LimitError(f"{what}: no thread can be started: {_ADVICE[code]}", code) from error
+        raise LimitError(f"{what}: no thread can be started: {ADVICE[code]}", code) from error
 
 
 def _words(error: OSError, code: int) -> str:

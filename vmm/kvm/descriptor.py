@@ -4,10 +4,12 @@ import ctypes
 import errno
 import os
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, NoReturn
 
 from . import forks
+from .given import GivenDescriptor, noting
 from .uapi import CAPABILITY_NAMES, Ioctl
 
 # Called through ctypes rather than fcntl.ioctl for its errors by value: an interrupted KVM_RUN
@@ -32,10 +34,20 @@ class Descriptor:
     kind: ClassVar[str] = "file"
     """What error messages call this object."""
 
-    def __init__(self, fd: int) -> None:
-        """Take ownership of ``fd``."""
+    def __init__(self, fd: int = -1) -> None:
+        """Take ownership of ``fd``; without one it is closed until ``_take``."""
+        self._owned = noting()  # who notes it warns, if it is dropped without close()
+        self._given = GivenDescriptor() if fd < 0 else GivenDescriptor(fd)
         self._fd = fd
         forks.hold(self)
+
+    def _take(self, call: Callable[..., int], *arguments: object) -> bool:
+        """Own the descriptor that a function of C's returns; False if it returns -1.
+
+        No signal's handler comes in between.
+        """
+        self._fd = self._given.take(call, *arguments)
+        return self._fd >= 0
 
     def let_go(self) -> None:
         """Close it in a process that was forked."""
@@ -54,11 +66,8 @@ class Descriptor:
 
     def close(self) -> None:
         """Give the descriptor back to the kernel. Idempotent."""
-        # -1 first: should os.close fail or a signal handler raise, nobody closes a number again
-        # that may be another file by then.
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._fd = -1
+        self._given.give_back()
 
     def __enter__(self) -> "Descriptor":
         self.fileno()
@@ -81,8 +90,13 @@ class Descriptor:
 
     def __del__(self) -> None:
         # A net, not the way: close() or `with` is. The name is missing if __init__ never ran.
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        given = getattr(self, "_given", None)
+        if given is None or not given.held:
+            return
+        try:
+            if not self._owned:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
             self.close()
 
     def _ioctl(self, request: Ioctl, argument: Any = 0) -> int:
@@ -95,6 +109,13 @@ class Descriptor:
             result: int = libc_ioctl(self.fileno(), request.request, argument)
             if result >= 0:
                 return result
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                raise self._error(request, code)
+
+    def _create(self, made: "Descriptor", request: Ioctl, argument: int) -> None:
+        """Make a request that gives a descriptor: it is ``made``'s. As ``_ioctl`` otherwise."""
+        while not made._take(libc_ioctl, self.fileno(), request.request, argument):
             code = ctypes.get_errno()
             if code != errno.EINTR:
                 raise self._error(request, code)

@@ -30,28 +30,15 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
+from .given import MAP_FAILED, GivenMapping
 from .structs import _anon_run_mmio, kvm_run
 
-# Called through ctypes: before Python 3.13 the mmap module keeps a duplicate of the descriptor for
-# each mapping, which two more system calls make and close.
-_libc: Any = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_FAILED = ctypes.c_void_p(-1).value
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 _EXIT_REASON: Any = kvm_run.exit_reason
 EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
+
+_VIEWS = ("exit", "hypercall", "io", "map", "mmio", "run", "sync", "words")
 
 INTR = Intr()
 _HLT = Hlt()
@@ -66,18 +53,28 @@ class RunPage:
     there. None is handed out, and after ``close()`` none is left to be used by mistake.
     """
 
-    __slots__ = ("exit", "hypercall", "io", "known", "map", "mmio", "run", "sync", "words")
+    __slots__ = (*_VIEWS, "_given", "known")
 
     def __init__(self, fd: int, size: int) -> None:
         """Map ``size`` bytes of the vCPU ``fd``, whose descriptor may be closed before the page.
 
         With -1 for ``fd`` it is zeroed memory. Raises OSError.
         """
+        # Not by the mmap module, which before Python 3.13 keeps a duplicate of the descriptor for
+        # each mapping: two more system calls make and close it.
         flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
-        address = _mmap(None, size, _READ_WRITE, flags, fd, 0)
-        if address == _FAILED:
+        self._given = GivenMapping()
+        address = self._given.take(0, size, _READ_WRITE, flags, fd, 0)
+        if address == MAP_FAILED:
             code = ctypes.get_errno()
             raise OSError(code, f"mmap of vcpu fd {fd}: {os.strerror(code)}")
+        try:
+            self._look(address, size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self, address: int, size: int) -> None:
         self.map = memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
         self.words = self.map.cast("I")  # of 32 bits: an index costs less than a field of ctypes
         self.run = kvm_run.from_address(address)
@@ -90,15 +87,15 @@ class RunPage:
         self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
-        """Drop the views, then unmap."""
-        address, size = ctypes.addressof(self.run), self.map.nbytes
-        self.words.release()
-        self.map.release()
-        for name in self.__slots__:
-            delattr(self, name)
-        if _munmap(address, size) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"munmap of a run page: {os.strerror(code)}")
+        """Drop the views, then unmap. Further calls do nothing."""
+        for name in ("words", "map"):
+            view = getattr(self, name, None)
+            if view is not None:
+                view.release()
+        for name in _VIEWS:
+            if hasattr(self, name):
+                delattr(self, name)
+        self._given.give_back()
 
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""

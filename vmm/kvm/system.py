@@ -29,7 +29,9 @@ class Kvm(Descriptor):
 
         Nothing is asked of it yet: check ``api_version()`` before anything else.
         """
-        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        kvm = cls()
+        kvm._take(os.open, path, os.O_RDWR | os.O_CLOEXEC)
+        return kvm
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -91,4 +93,6 @@ class Kvm(Descriptor):
         """
         if not self._mmap_size:
             self._mmap_size = self.vcpu_mmap_size()
-        return Vm(self._ioctl(SystemIoctl.KVM_CREATE_VM, type), self._mmap_size)
+        vm = Vm(vcpu_mmap_size=self._mmap_size)
+        self._create(vm, SystemIoctl.KVM_CREATE_VM, type)
+        return vm

@@ -29,15 +29,16 @@ class Vcpu(VcpuState):
     ``immediate_exit`` may be set by any thread at any time.
     """
 
-    def __init__(self, fd: int, mmap_size: int) -> None:
-        """Take ownership of ``fd`` and map ``mmap_size`` bytes of it."""
+    _page: RunPage | None = None
+
+    def __init__(self, fd: int = -1) -> None:
+        """Take ownership of ``fd``, whose page is still to be mapped."""
         super().__init__(fd)
         self._forgotten = True  # the last exit; see forget_exit
-        try:
-            self._page: RunPage | None = RunPage(fd, mmap_size)
-        except BaseException:
-            super().close()
-            raise
+
+    def map_page(self, size: int) -> None:
+        """Map the page that it shares, once. Raises OSError."""
+        self._page = RunPage(self._fd, size)
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -45,10 +46,10 @@ class Vcpu(VcpuState):
 
     def close(self) -> None:
         """Unmap the run page and close the descriptor. Idempotent."""
-        page, self._page = getattr(self, "_page", None), None
         try:
-            if page is not None:
-                page.close()
+            if self._page is not None:
+                self._page.close()
+                self._page = None
         finally:
             super().close()
 

@@ -34,7 +34,7 @@ class Vm(Descriptor):
 
     kind = "vm"
 
-    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+    def __init__(self, fd: int = -1, vcpu_mmap_size: int = 0) -> None:
         super().__init__(fd)
         self._vcpu_mmap_size = vcpu_mmap_size
         self._slot_bytes: dict[int, int] = {}  # for get_dirty_log's bounds check
@@ -59,8 +59,14 @@ class Vm(Descriptor):
 
     def create_vcpu(self, vcpu_id: int = 0) -> Vcpu:
         """Create a vCPU in its reset state. Raises OSError: EEXIST."""
-        fd = self._ioctl(VmIoctl.KVM_CREATE_VCPU, vcpu_id)
-        return Vcpu(fd, self._vcpu_mmap_size)
+        vcpu = Vcpu()
+        self._create(vcpu, VmIoctl.KVM_CREATE_VCPU, vcpu_id)
+        try:
+            vcpu.map_page(self._vcpu_mmap_size)
+        except BaseException:
+            vcpu.close()
+            raise
+        return vcpu
 
     def set_user_memory_region(
         self, slot: int, guest_phys_addr: int, memory_size: int, userspace_addr: int, flags: int = 0

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from vmm.kvm import forks
@@ -40,15 +38,15 @@ class Budget:
         self._members: weakref.WeakSet[Member] = weakref.WeakSet()
         self._total = 0
 
-    def join(self, member: Member, total: int) -> Callable[[], None]:
-        """Let a member have its part; return what ends that."""
+    def join(self, member: Member, total: int) -> None:
+        """Let a member have its part, until it leaves."""
         with self._lock:
             self._members.add(member)
             self._total = total
             self._balance()
-        return partial(self._leave, member)
 
-    def _leave(self, member: Member) -> None:
+    def leave(self, member: Member) -> None:
+        """Let the others have its part. Further calls do nothing."""
         with self._lock:
             self._members.discard(member)
             self._balance()

@@ -76,7 +76,7 @@ class Journal:
         if self.active:
             self.roll_back()
         if self._later:
-            self._finish()
+            self.finish()
         self._forget()
         self.turn += 1
         self.active = True
@@ -99,15 +99,16 @@ class Journal:
         """
         self._later.append(action)
         if not self.active:
-            self._finish()
+            self.finish()
 
     def commit(self) -> None:
         """End the turn."""
         self.active = False  # from here on it has been
         if self._later:
-            self._finish()
+            self.finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Do what the last turn has left to do, if it was cut off in that."""
         self.finishing = True
         try:
             while self._later:

@@ -20,22 +20,13 @@ from typing import NoReturn
 
 from vmm.errors import ResourceError
 from vmm.kvm import forks
+from vmm.kvm.given import MAP_FAILED as _MAP_FAILED
+from vmm.kvm.given import GivenMapping, opened
+from vmm.kvm.given import libc_mmap as _mmap
 from vmm.memory import maps
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
-_munmap = _libc.munmap
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _mremap = _libc.mremap
@@ -75,7 +66,6 @@ _FALLOC_FL_PUNCH_HOLE = 0x02
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 _NOWHERE = 1 << 62  # where nothing can be mapped, nor read
 
@@ -88,15 +78,6 @@ GIANT = 1 << 30  # bytes that mremap moves in one step, from a multiple to a mul
 def _fail(what: str) -> NoReturn:
     code = ctypes.get_errno()
     raise OSError(code, f"{what}: {os.strerror(code)}")
-
-
-def _map(
-    address: int, size: int, protection: int, flags: int, fd: int, offset: int, what: str
-) -> int:
-    result = _mmap(address, size, protection, flags, fd, offset)
-    if result == _MAP_FAILED:
-        _fail(f"mmap of {size} bytes for {what}")
-    return int(result)
 
 
 def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True) -> None:
@@ -117,22 +98,29 @@ def hide(address: int, size: int) -> None:
         _fail(f"mmap of {size} bytes for a window's hole")
 
 
-def copy(address: int, size: int, fd: int, *, replace: bool) -> bool:
+def copy(
+    address: int, size: int, fd: int, *, replace: bool, into: GivenMapping | None = None
+) -> bool:
     """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
     it.
 
     What is there is replaced; or, without `replace`, nothing is done and False returned.
+
+    into   holds what has been mapped, where nothing is replaced
     """
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
-    try:
-        placed = _map(address, size, _READ_WRITE, flags, fd, 0, "a machine's image")
-    except OSError as error:
-        if replace or error.errno != errno.EEXIST:
-            raise
-        return False
-    if placed != address:  # before Linux 4.17 the address is no more than a wish
-        Mapping(placed, size).close()
-    return placed == address
+    if replace:
+        placed = _mmap(address, size, _READ_WRITE, flags, fd, 0)
+    else:
+        into = into or GivenMapping()
+        placed = into.take(address, size, _READ_WRITE, flags, fd, 0)
+    if placed == _MAP_FAILED:
+        if not replace and ctypes.get_errno() == errno.EEXIST:
+            return False
+        _fail(f"mmap of {size} bytes for a machine's image")
+    if into is not None and placed != address:  # before Linux 4.17 it is no more than a wish
+        into.give_back()
+    return bool(placed == address)
 
 
 def move(source: int, target: int, size: int) -> None:
@@ -158,6 +146,13 @@ def empty(address: int, size: int) -> None:
         _fail(f"madvise(DONTNEED) of {size} bytes")
 
 
+def loosen(address: int, size: int) -> None:
+    """Drop the translations of what is mapped shared from a file, nothing else: who touches it
+    again faults once more. Never for private memory, which would be lost.
+    """
+    _madvise(address, size, _MADV_DONTNEED)
+
+
 def store(address: int, size: int, fd: int, offset: int) -> None:
     """Copy memory into a file. Raises OSError, with some of it written, where there is no room."""
     while size:
@@ -171,11 +166,8 @@ def overwrite(address: int, source: int, size: int) -> None:
     """Copy over private memory that may only be read here: as a debugger does, by proc(5)'s
     /proc/self/mem. Raises OSError, with some of it written.
     """
-    fd = os.open("/proc/self/mem", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        store(source, size, fd, address)
-    finally:
-        os.close(fd)
+    with opened(os.open, "/proc/self/mem", os.O_WRONLY | os.O_CLOEXEC) as memory:
+        store(source, size, memory.fileno(), address)
 
 
 def clear(address: int, size: int) -> None:
@@ -185,13 +177,9 @@ def clear(address: int, size: int) -> None:
 
 def touch(address: int) -> None:
     """Read a byte, as the kernel does: what is not there, or hidden, is an OSError (EFAULT)."""
-    reader, writer = os.pipe()
-    try:
-        if _write(writer, address, 1) != 1:
+    with opened(os.memfd_create, "pageferry-touch", os.MFD_CLOEXEC) as file:
+        if _write(file.fileno(), address, 1) != 1:
             _fail(f"reading at {address:#x}")
-    finally:
-        os.close(reader)
-        os.close(writer)
 
 
 def resident(address: int) -> bool:
@@ -239,10 +227,10 @@ class Mapping:
     size      in bytes, a multiple of the page size
     """
 
-    def __init__(self, address: int, size: int) -> None:
+    def __init__(self, address: int, size: int, given: GivenMapping | None = None) -> None:
         self.address = address
         self.size = size
-        self._whole = (address, size)  # what is unmapped
+        self._given = GivenMapping(address, size=size) if given is None else given  # the whole
         self._changes = False  # whether it is no plain memory of this process's own all the time
         forks.hold(self)
 
@@ -260,15 +248,21 @@ class Mapping:
         return cls._aligned(size, _READ_WRITE, "parked pages")
 
     @classmethod
-    def anonymous(cls, size: int) -> Mapping:
-        """Map zeroed private memory, populated when it is touched."""
-        return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory")
+    def anonymous(cls, size: int, into: GivenMapping | None = None) -> Mapping:
+        """Map zeroed private memory, populated when it is touched.
+
+        into   holds it
+        """
+        return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory", into)
 
     @classmethod
-    def shared(cls, size: int, fd: int) -> Mapping:
-        """Map a file's first `size` bytes, shared."""
+    def shared(cls, size: int, fd: int, into: GivenMapping | None = None) -> Mapping:
+        """Map a file's first `size` bytes, shared.
+
+        into   holds it; if it does so already, it is not mapped again
+        """
         flags = mmap.MAP_SHARED | _MAP_NORESERVE
-        mapping = cls._make(size, _READ_WRITE, flags, fd, "the page pool")
+        mapping = cls._make(size, _READ_WRITE, flags, fd, "the page pool", into)
         mapping._changes = True
         return mapping
 
@@ -278,26 +272,32 @@ class Mapping:
         unmap it would take two calls more, of which the kernel tells each VM.
         """
         align = GIANT if size > GIANT else HUGE
-        whole = cls._make(size, protection, _HIDDEN, -1, what, align)
-        aligned = cls(-(-whole.address // align) * align, size)
-        aligned._whole, whole._whole = whole._whole, (0, 0)
-        aligned._changes = True
-        return aligned
+        mapping = cls._make(size, protection, _HIDDEN, -1, what, slack=align)
+        mapping.address, mapping.size = -(-mapping.address // align) * align, size
+        mapping._changes = True
+        return mapping
 
     @classmethod
     def _make(
-        cls, size: int, protection: int, flags: int, fd: int, what: str, slack: int = 0
+        cls,
+        size: int,
+        protection: int,
+        flags: int,
+        fd: int,
+        what: str,
+        into: GivenMapping | None = None,
+        slack: int = 0,
     ) -> Mapping:
-        whole = size + slack
-        try:
-            return cls(_map(0, whole, protection, flags, fd, 0, what), whole)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
+        given = GivenMapping() if into is None else into
+        address = given.take(0, size + slack, protection, flags, fd, 0)
+        if address != _MAP_FAILED:
+            return cls(address, size, given)
+        if ctypes.get_errno() == errno.ENOMEM:
             raise ResourceError(
                 f"no address space for {what} of {size} bytes: "
                 "use a smaller one, or raise the limits (ulimit -v, vm.max_map_count)"
-            ) from error
+            )
+        _fail(f"mmap of {size} bytes for {what}")
 
     def view(self) -> memoryview:
         """Return the range as writable bytes. Raises ValueError if it has been closed.
@@ -317,16 +317,15 @@ class Mapping:
         Of what is shared, changes, or is left out of children, only what was inherited is replaced,
         by inaccessible address space: in between there may be the child's own by now.
         """
-        (start, size), self._whole = self._whole, (0, 0)
+        start, size = self._given.address, self._given.size
+        self._given.forget()
         if not self._changes:
-            if size:
-                try:
-                    _map(start, size, _READ_WRITE, _HOLE, -1, 0, "a child")
-                except OSError:  # strict overcommit: rather no memory than the parent's
-                    hide(start, size)
+            # Strict overcommit: rather no memory than the parent's.
+            if start and _mmap(start, size, _READ_WRITE, _HOLE, -1, 0) == _MAP_FAILED:
+                hide(start, size)
             return
         self.address, self.size = _NOWHERE, 0
-        for area in maps.areas(start, start + size):
+        for area in maps.areas(start or 0, (start or 0) + size):
             if area.shared or not area.access:
                 hide(area.start, area.end - area.start)
 
@@ -335,9 +334,7 @@ class Mapping:
         calls do nothing.
         """
         self.address, self.size = _NOWHERE, 0
-        (address, size), self._whole = self._whole, (0, 0)
-        if size and _munmap(address, size) != 0:
-            _fail(f"munmap of {size} bytes")
+        self._given.give_back()
 
     def __enter__(self) -> Mapping:
         return self

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vmm.kvm.given import opened
+
 # include/uapi/linux/fs.h, since Linux 6.11
 _PROCMAP_QUERY = 0xC0686611
 _READABLE, _WRITABLE, _EXECUTABLE, _SHARED, _OR_NEXT = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -49,15 +51,14 @@ def identity(fd: int) -> tuple[int, int]:
 
 def areas(start: int, end: int) -> list[Area]:
     """Return what is mapped in start..end, in order, clipped to it. Raises OSError."""
-    fd = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        found = list(_asked(fd, start, end))
-    except OSError as error:
-        if error.errno not in (errno.ENOTTY, errno.EINVAL):
-            raise
-        found = list(read(fd, start, end))
-    finally:
-        os.close(fd)
+    with opened(os.open, "/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC) as file:
+        fd = file.fileno()
+        try:
+            found = list(_asked(fd, start, end))
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+            found = list(read(fd, start, end))
     return [_clip(area, start, end) for area in found]
 
 

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm.given import opened
 from vmm.memory.mapping import touch
 
 _vmsplice = ctypes.CDLL(None, use_errno=True).vmsplice
@@ -31,13 +32,11 @@ def frame_number(address: int) -> int | None:
     """
     touch(address)
     try:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        file = opened(os.open, "/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    try:
-        (entry,) = struct.unpack("<Q", os.pread(fd, 8, address // PAGE_SIZE * 8))
-    finally:
-        os.close(fd)
+    with file:
+        (entry,) = struct.unpack("<Q", os.pread(file.fileno(), 8, address // PAGE_SIZE * 8))
     return entry & _FRAME_MASK or None if entry & _PRESENT else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import forks
+from vmm.kvm.given import GivenDescriptor
 from vmm.memory import mapping
 from vmm.memory.journal import Journal
 
@@ -44,7 +45,8 @@ class PagePool:
         self.frames = frames
         self.journal = Journal()
         self.advised = _advised()
-        self.fd = os.memfd_create("pageferry-pool", os.MFD_CLOEXEC)
+        self._given = GivenDescriptor()
+        self.fd = self._given.take(os.memfd_create, "pageferry-pool", os.MFD_CLOEXEC)
         forks.hold(self)
         try:
             os.ftruncate(self.fd, frames * PAGE_SIZE)
@@ -93,6 +95,5 @@ class PagePool:
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self.fd = -1
+        self._given.give_back()

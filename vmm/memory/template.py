@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import forks
+from vmm.kvm.given import GivenDescriptor, GivenMapping
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 
@@ -34,7 +35,9 @@ class Template:
 
         Raises OSError.
         """
-        self.fd = os.memfd_create("pageferry-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._given = GivenDescriptor()
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        self.fd = self._given.take(os.memfd_create, "pageferry-image", flags)
         forks.hold(self)
         try:
             self.size = self._fill(parts)
@@ -64,15 +67,17 @@ class Template:
         """
         # To replace a mapping takes the kernel the longer the more VMs this process has: each is
         # told. And below what was mapped last there is nothing, as a rule.
-        rest = Mapping.anonymous(size - self.size)
-        start = rest.address - self.size
+        rest, below = GivenMapping(), GivenMapping()
         try:
-            if mapping.copy(start, self.size, self.fd, replace=False):
-                return Mapping(start, size)
+            start = Mapping.anonymous(size - self.size, rest).address - self.size
+            if mapping.copy(start, self.size, self.fd, replace=False, into=below):
+                below.size, rest.size = size, 0  # adjacent: one call unmaps both
+                return Mapping(start, size, below)
         except BaseException:
-            rest.close()
+            below.give_back()
+            rest.give_back()
             raise
-        rest.close()
+        rest.give_back()
         whole = Mapping.anonymous(size)
         try:
             mapping.copy(whole.address, self.size, self.fd, replace=True)
@@ -87,6 +92,5 @@ class Template:
 
     def close(self) -> None:
         """Close the memfd. Further calls do nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self.fd = -1
+        self._given.give_back()

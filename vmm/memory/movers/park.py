@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm.given import GivenMapping
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
@@ -35,6 +36,7 @@ class Park(PagePool):
         self.wary = False
         self._torn: list[Restore] | None = None  # what puts right a `zero` that was cut off
         self._memfd: Mapping | None = None  # as a whole
+        self._memfd_given = GivenMapping()  # by the kernel: the same
         self._cut: Counter[object] = Counter()  # seams made by windows since there were few
         size = frames * PAGE_SIZE
         self._homes = Mapping.park(size + PAGE_SIZE)
@@ -152,7 +154,8 @@ class Park(PagePool):
     def memfd(self) -> int:
         """The address of the memfd's first frame. It is mapped when it is first asked for."""
         if self._memfd is None:
-            self._memfd = Mapping.shared(self.frames * PAGE_SIZE, self.fd)
+            size = self.frames * PAGE_SIZE
+            self._memfd = Mapping.shared(size, self.fd, self._memfd_given)
         return self._memfd.address
 
     @property
@@ -274,8 +277,7 @@ class Park(PagePool):
     def close(self) -> None:
         super().close()
         self._homes.close()
-        if self._memfd is not None:
-            self._memfd.close()
+        self._memfd_given.give_back()
 
 
 class Torn(OSError):

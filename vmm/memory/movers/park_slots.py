@@ -34,6 +34,13 @@ class ParkSlotsWindow(SlotsWindow):
         for part in self._park.lodgings.within(frame, count):
             yield self._park.memory(part), part.pages
 
+    def loosen(self, page: int, count: int) -> None:
+        end = page + count
+        for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
+            for part in self._park.lodgings.within(shown.frame, shown.pages):
+                if not part.anonymous:
+                    mapping.loosen(self._park.memory(part), part.pages * PAGE_SIZE)
+
     def make_shareable(self, page: int, count: int) -> None:
         end = page + count
         for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:

@@ -20,6 +20,7 @@ from vmm.kvm.uapi import (
     KVM_MEM_READONLY,
     KVM_X86_QUIRK_SLOT_ZAP_ALL,
 )
+from vmm.memory import mapping
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.mapping import Mapping
 from vmm.memory.movers.windows import WINDOW_SLOT, Mover, Sight, Stuck, Window
@@ -211,6 +212,10 @@ class PoolSlotsWindow(SlotsWindow):
 
     def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
         return self.lodged(frame, count)
+
+    def loosen(self, page: int, count: int) -> None:
+        for address, pages in self.pieces(page, count):
+            mapping.loosen(address, pages * PAGE_SIZE)
 
     def lodged(self, frame: int, count: int) -> Iterable[tuple[int, int]]:
         return ((self._pool.address + frame * PAGE_SIZE, count),)
