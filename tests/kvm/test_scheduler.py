@@ -20,6 +20,8 @@ from vmm.engine import scheduler
 from vmm.engine.driver import Driver
 from vmm.engine.kick import KICK
 from vmm.ferry.events import Event
+from vmm.ferry.exchange import Exchange
+from vmm.ferry.peer import Peer
 from vmm.guest.abi import Status
 from vmm.kvm import Exit, Intr
 
@@ -178,3 +180,43 @@ def test_who_changes_workers_runs_though_the_change_takes_longer_than_a_slice(
     for number in range(3):  # so each is taken by the one worker and the other in turn
         monitor.spawn(test_guest("counts"), name=f"c{number}", window="2M")
     assert [machine.exit_code for machine in monitor.run(10)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_who_has_much_to_do_for_one_exit_lets_others_run_after_each_slice(
+    open_monitor: Callable[..., Monitor],
+    test_guest: Elf,
+    monkeypatch: pytest.MonkeyPatch,
+    listening: bool,
+) -> None:
+    """Also if each part of it takes long, or there is something to be told of each."""
+    transmit, execute = Exchange.transmit, Driver.execute
+    done: list[str] = []
+
+    def in_parts(exchange: Exchange, peer: Peer) -> Status | None:
+        done.append("part")
+        if listening:
+            monitor.trace.emit("part")
+        if done.count("part") <= 50:
+            time.sleep(0.002)
+            return None
+        return transmit(exchange, peer)
+
+    def noted(driver: Driver, machine: Machine) -> Exit:
+        done.append(machine.name)
+        return execute(driver, machine)
+
+    monkeypatch.setattr(Exchange, "transmit", in_parts)
+    monkeypatch.setattr(Driver, "execute", noted)
+    monitor = open_monitor()
+    if listening:
+        monitor.trace.listen(lambda event: None)
+    busy = monitor.spawn(test_guest("ring"), name="busy", window="2M")
+    monitor.spawn(test_guest("spin"), name="spinner", window="2M")
+    page = monitor.host.alloc(8)
+    page.write((1).to_bytes(8, "little"))
+    monitor.host.send(busy, page)
+    monitor.run(1)
+    assert busy.exit_code == 1
+    between = "".join("." if what == "part" else " " for what in done).split()
+    assert len(between) > 5, done

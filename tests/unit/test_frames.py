@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -82,6 +83,22 @@ def fragmented() -> FramePool:
     for first, end in ((0, 100), (300, 1400), (1500, 2000)):
         pool.release(Frames(first, end - first))
     return pool
+
+
+@pytest.mark.parametrize("frames", [(99, 1), (50, 300), (90, 220), (1399, 2), (299, 2), (0, 2000)])
+def test_no_frame_is_given_back_twice(frames: tuple[int, int]) -> None:
+    pool = fragmented()
+    with pytest.raises(ValueError, match="free already"):
+        pool.release(Frames(*frames))
+    assert pool.runs == fragmented().runs
+
+
+@pytest.mark.parametrize("frames", [(100, 1), (50, 51), (250, 100), (1450, 10), (1399, 2)])
+def test_only_what_is_free_is_taken(frames: tuple[int, int]) -> None:
+    pool = fragmented()
+    with pytest.raises(ValueError, match="not free"):
+        pool.withdraw(Frames(*frames))
+    assert pool.runs == fragmented().runs
 
 
 def test_frames_come_as_the_lowest_run_that_is_long_enough() -> None:

@@ -193,6 +193,25 @@ def test_what_the_dead_had_is_zeroed_in_slices_too(scene: Scene) -> None:
     scene.end()
 
 
+@pytest.mark.parametrize("received", [True, False])
+def test_what_the_dead_left_with_who_dies_later_is_zeroed_in_slices_too(
+    scene: Scene, received: bool
+) -> None:
+    scene.ledger.lazy = True
+    (own,) = scene.alloc(scene.a, 32)
+    free = scene.ledger.audit()["free"]
+    scene.done(scene.a, Operation.LEND, own, to=scene.b)
+    if received:
+        scene.take(scene.b)
+    assert scene.exchange.leave(scene.a)
+    assert scene.exchange.leave(scene.b)
+    assert (unclean(scene), scene.ledger.audit()["free"]) == (32, free)
+    while scene.exchange.slices.chores():
+        pass
+    assert scene.ledger.audit()["free"] == free + 32
+    scene.end()
+
+
 def test_a_host_that_refuses_to_zero_leaves_it_unclean(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -323,13 +323,16 @@ class Scheduler:
         inside = self._inside
         woken: list[Machine] = []  # in this slice, in which they may run
         waited = False  # for others, since a machine has been entered
+        over = False  # whether its slice is, with more to do for its exit
         while True:
             more = told = late = False
             with lock:
                 try:
                     self._turns.busy = True  # also between the turns
                     now = time.monotonic()
-                    if machine is not None and (exit_ := machine.exit) is not None:
+                    if over:
+                        over = False
+                    elif machine is not None and (exit_ := machine.exit) is not None:
                         if journal.active:  # left by who was cut off
                             self._turns.cut_off()
                         journal.begin()
@@ -348,9 +351,10 @@ class Scheduler:
                             machine = self._take_woken(
                                 machine, now < slice_end and not (told or late), woken
                             )
-                    if more and now >= slice_end:
-                        more = False  # the rest when it is its turn again
+                        if more and now >= slice_end:
+                            more, over = False, True  # the rest when it is its turn again
                     if not (more or told or late):
+                        over = False
                         machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
                         if machine is None:
                             self._turns.busy = False

@@ -226,7 +226,7 @@ class Ledger(Transit):
                     self._revoke(peer, place, bond.owner)
                 others = tuple(b for b in bond.borrowers if b.peer != peer)
                 self._settle(bond._replace(borrowers=others), home)
-        self._free(home.freed)
+        home.freed = self._free(home.freed)
         return home
 
     def _settle(self, bond: Bond, home: Homecoming) -> None:

@@ -85,7 +85,8 @@ class Homecoming:
     """What became of pages that a peer has let go of.
 
     back     LENT to nobody now: (owner, run), to be shown there and then `restore`d
-    freed    frames that are in the pool again, to be zeroed before anything else happens
+    freed    frames that are in the pool again, to be zeroed before anything else happens: not those
+             that are unclean
     """
 
     back: list[tuple[int, Run]] = dataclasses.field(default_factory=list)

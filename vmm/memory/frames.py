@@ -97,8 +97,10 @@ class FramePool:
         self._runs, self.free = runs, sum(run.pages for run in runs)
 
     def withdraw(self, frames: Frames) -> None:
-        """Take frames that are free, and just these."""
+        """Take frames that are free, and just these. Raises ValueError if they are not free."""
         index = bisect.bisect_right(self._runs, (frames.first, self.total)) - 1
+        if index < 0 or frames.end > self._runs[index].end:
+            raise ValueError(f"{frames} are not free")
         self._take(index, frames)
 
     def have_unclean(self, frames: Iterable[Frames]) -> None:
@@ -114,10 +116,17 @@ class FramePool:
         return Frames(first, min(pages, most))
 
     def release(self, frames: Frames) -> None:
-        """Give frames back, joining them with their free neighbours."""
+        """Give frames back, joining them with their free neighbours.
+
+        Raises ValueError if one is free: two would come to own it.
+        """
         index = bisect.bisect_left(self._runs, frames)
         first = last = index
         start, end = frames.first, frames.end
+        if (index and self._runs[index - 1].end > start) or (
+            index < len(self._runs) and self._runs[index].first < end
+        ):
+            raise ValueError(f"{frames} are free already")
         if index and self._runs[index - 1].end == start:
             first -= 1
             start = self._runs[first].first
