@@ -20,6 +20,7 @@ from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from vmm import host
 from vmm.endpoint import HostEndpoint, arguments
+from vmm.endpoint.streams import source, stream
 from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
@@ -45,7 +46,7 @@ from vmm.linux.files.streams import Source
 from vmm.linux.guest import LinuxGuest
 from vmm.linux.loader import Program, load
 from vmm.linux.machine import LinuxMachine
-from vmm.linux.spawning import Options, Order, memory_of
+from vmm.linux.spawning import CLOCKS, Options, Order, memory_of
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
@@ -301,6 +302,10 @@ class Monitor:
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
         window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
         limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
+        root = None if root is None else arguments.file_path(root, "root")
+        stdin = source(stdin, "stdin")
+        stdout, stderr = stream(stdout, "stdout"), stream(stderr, "stderr")
+        clock = arguments.choice(clock, "clock", CLOCKS)
         options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
@@ -318,6 +323,7 @@ class Monitor:
             if shape is None:
                 raise wrong or AssertionError
             with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
+                self._check_name(wanted)  # before there is anything to be undone
                 blueprint = self._blueprints.get(image, shape)
                 number = next(self._numbers)
                 make = partial(Guest, self._kvm, blueprint, number, wanted)
@@ -332,6 +338,7 @@ class Monitor:
             with noted(made):
                 guest = ready = order.make(self._kvm, next(self._numbers), name)
             with turns.telling, turns.lock, turns.change:
+                self._check_name(name)
                 return self._join(name, lambda: ready, LinuxMachine, path, depth, quota)
         except BaseException:
             if guest is not None:
@@ -363,8 +370,7 @@ class Monitor:
         depth: int,
         quota: int,
     ) -> Machine:
-        """Make a machine of the guest that `make` returns; in a turn."""
-        self._check_name(name)
+        """Make a machine of the guest that `make` returns; in a turn. The name is a right one."""
         made: list[Given] = []
         self._turns.journal.undo(partial(give_back, made))
         try:

@@ -38,11 +38,18 @@ ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root"}
 _LEAST_MEMORY = 1 << 20
 _MOST_MEMORY = 64 << 30
 _OUTPUT = 64 << 20  # bytes of each output that are kept
-_CLOCKS = ("real", "frozen")
+CLOCKS = ("real", "frozen")
 
 Text = str | bytes | os.PathLike[str]
 Sink = Callable[[bytes], object]
 Console = Callable[[str, str], None]
+
+
+_NOTHING: dict[str, tuple[object, ...]] = {  # besides the defaults
+    "args": ((), []),
+    "env": (None, {}),
+    "files": (None, {}),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,7 +70,8 @@ class Options:
     def refuse(self, path: str) -> None:
         """Raise ConfigError if there is anything here: what is spawned takes none of it."""
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default:
+            value, nothing = getattr(self, field.name), _NOTHING.get(field.name, (field.default,))
+            if not any(type(value) is type(each) and value == each for each in nothing):
                 raise ConfigError(
                     f"{path} is a bare guest, which takes no {field.name}: that is for programs "
                     "for Linux (pageferry build --libc makes one)"
@@ -97,11 +105,10 @@ class Order:
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
         env = ENVIRONMENT if options.env is None else options.env
-        if not isinstance(env, Mapping):
-            raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
+        for mapping, what in ((env, "env"), (options.files, "files")):
+            if mapping is not None and not isinstance(mapping, Mapping):
+                raise ArgumentTypeError(f"{what} must be a mapping, not {type(mapping).__name__}")
         self.env = [_variable(name, value) for name, value in env.items()]
-        if options.clock not in _CLOCKS:
-            raise ConfigError(f"clock {options.clock!r} is none of {', '.join(_CLOCKS)}")
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
         self.disk = parse_size(options.disk, "disk")
@@ -196,8 +203,11 @@ def _size(value: SupportsIndex | str, what: str, least: int, most: int) -> int:
     return size
 
 
+_TEXTS = (str, bytes, bytearray, memoryview, os.PathLike)  # one of these is no list of them
+
+
 def _list(value: object, what: str) -> list[Any]:
-    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable):
+    if isinstance(value, _TEXTS) or not isinstance(value, Iterable):
         raise ArgumentTypeError(f"{what} must be a list of texts, not {type(value).__name__}")
     return list(value)
 
@@ -228,7 +238,7 @@ def _sink(stream: Any, what: str, name: str, console: Console) -> Sink | None:
     """Return what output is handed to; None if it is kept."""
     if stream is None:
         return None
-    if stream == "console":
+    if isinstance(stream, str) and stream == "console":
         return Lines(lambda line: console(name, line))
     write = getattr(stream, "buffer", stream)
     write = getattr(write, "write", None)
