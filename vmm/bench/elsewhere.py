@@ -217,8 +217,11 @@ def _no_interrupt() -> Iterator[None]:
     """
     resource_tracker.ensure_running()
     came: list[int] = []
-    main = threading.current_thread() is threading.main_thread()  # only there do handlers run
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        handler = None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
