@@ -152,4 +152,5 @@ class Machine:
         raise TypeError("a Machine cannot be copied or pickled")
 
     def __repr__(self) -> str:
-        return f"<Machine {self.number} {self.name!r} {self.state.value}>"
+        closed = ", closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.number} {self.name!r} {self.state.value}{closed}>"
