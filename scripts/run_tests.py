@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from guest_elfs import build_test_guests  # noqa: E402 - a module of the tests'
+from linux_programs import build_linux_programs  # noqa: E402
 
 RESULTS = ROOT / "results"
 LANE_LIMIT = 2400  # seconds, of this host's, for the tests in a lane
@@ -197,6 +198,7 @@ def main(arguments: list[str]) -> int:
     stages = chosen(arguments)
     if any(stage.name in LANES for stage in stages):
         build_test_guests()
+        build_linux_programs()
     run_stages(stages, arguments)
     show(stages)
     passed, failed = (sum(getattr(s, name) for s in stages) for name in ("passed", "failed"))

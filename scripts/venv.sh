@@ -24,7 +24,7 @@ fingerprint() {
     (
         cd -- "$root"
         pwd
-        find pyproject.toml scripts/hatch_build.py scripts/venv.sh scripts/bench vmm/guest/{build,compiler,inputs}.py guests \
+        find pyproject.toml scripts/hatch_build.py scripts/venv.sh scripts/bench vmm/guest/{build,builds,compiler,inputs}.py guests \
             -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     ) | sha256sum | cut -d ' ' -f 1
 }

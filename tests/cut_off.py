@@ -10,6 +10,7 @@ from typing import Any
 
 import vmm
 
+_DEEP = 3  # frames of a finalizer's, at most
 ROOT = str(Path(vmm.__file__).parent)
 
 
@@ -52,8 +53,15 @@ class Tracer:
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        if code.co_name == "__del__":  # at any line, when garbage is collected: Python drops it
-            return None
+        # Called at any line, when garbage is collected. Python drops what is raised in it, and in
+        # the little that it calls.
+        within: FrameType | None = frame
+        for _ in range(_DEEP):
+            if within is None:
+                break
+            if within.f_code.co_name == "__del__":
+                return None
+            within = within.f_back
         return self._line if code.co_filename.startswith(self._under) else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmm.guest.abi import Status
@@ -21,8 +21,8 @@ ADVICE = {
     errno.ENFILE: "close some files in other programs, or raise fs.file-max",
     errno.ENOMEM: "free some memory, or use smaller sizes",
     errno.EAGAIN: (
-        "raise the limits on tasks (ulimit -u, the cgroup's pids.max), "
-        "address space (ulimit -v) and locked memory (ulimit -l)"
+        "raise the limits on threads, address space and locked memory (ulimit -u, -v, -l), "
+        "and on the container's processes (pids.max)"
     ),
     errno.ENOSPC: "free some memory, or use smaller sizes",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -132,8 +132,8 @@ class GuestFault(PageferryError):
 
     kind      "exception" (the guest's CPU raised one), "access" (a guest-physical address that is
               not the machine's: revoked, or never backed), "panic", "halt", "triple-fault",
-              "port" (I/O to a port that is not the doorbell), "timeout", "killed" or
-              "internal"
+              "port" (I/O to a port that is not the doorbell), "signal" (a Linux program ended
+              itself by one), "timeout", "killed" or "internal"
     machine   the machine's name
     reason    the fault in words, without the machine's name
     vector    the exception's vector, error_code what the CPU pushed with it; else None
@@ -145,6 +145,12 @@ class GuestFault(PageferryError):
     place     symbol and source line of `rip`, as far as the image has them. It is looked up when it
               is first asked for, as by `str` and `as_json`; that takes up to a second, if
               the image is made for it
+
+    Of a Linux program, else None and empty:
+
+    signal      what would have ended it there: "SIGSEGV"
+    registers   the general registers at `rip`, by name
+    calls       its last system calls, as text, the last one last
     """
 
     def __init__(
@@ -159,8 +165,14 @@ class GuestFault(PageferryError):
         access: str | None = None,
         rip: int | None = None,
         place: Place | Callable[[], Place] | None = None,
+        signal: str | None = None,
+        registers: Mapping[str, int] | None = None,
+        calls: Sequence[str] = (),
     ) -> None:
         super().__init__(kind, machine, reason)
+        self.signal = signal
+        self.registers = registers
+        self.calls = tuple(map(printable, calls))
         self.kind = kind
         self.machine = machine
         self.reason = printable(reason)
@@ -204,10 +216,13 @@ class GuestFault(PageferryError):
             "symbol": self.place.symbol,
             "file": self.place.file,
             "line": self.place.line,
+            "signal": self.signal,
+            "registers": None if self.registers is None else dict(self.registers),
+            "calls": list(self.calls),
         }
 
 
 _FIELDS = (
     *("kind", "machine", "reason", "vector", "error_code", "address", "access", "rip"),
-    "place",
+    *("place", "signal", "registers", "calls"),
 )

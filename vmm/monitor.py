@@ -12,14 +12,15 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, SupportsFloat, SupportsIndex
+from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from vmm import host
 from vmm.endpoint import HostEndpoint, arguments
+from vmm.endpoint.streams import source, stream
 from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
@@ -36,20 +37,28 @@ from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.image import Image, Room, load_image
+from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.kvm.given import Given, give_back, noted
+from vmm.linux.files.offering import Offered
+from vmm.linux.files.streams import Source
+from vmm.linux.guest import LinuxGuest
+from vmm.linux.loader import Program, load
+from vmm.linux.machine import LinuxMachine
+from vmm.linux.spawning import CLOCKS, Options, Order, memory_of
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
 from vmm.sizes import format_size, integer, parse_limit, parse_size
 
 _MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
+_MAX_STACK = _MAX_PRIVATE // 2
 _MAX_WINDOW = 256 << 30
 _MAX_WORKERS = 1024
 _MAX_QUEUE = 1 << 20
 
 Seconds = SupportsFloat | SupportsIndex
+_T = TypeVar("_T")
 
 PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
@@ -151,6 +160,7 @@ class Monitor:
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
+        self._console = console
         path = arguments.file_path(device, "device", plain=True)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
@@ -245,19 +255,43 @@ class Monitor:
         *,
         name: str | None = None,
         window: SupportsIndex | str = "1G",
-        memory: SupportsIndex | str = "16M",
-        stack: SupportsIndex | str = "256K",
+        memory: SupportsIndex | str | None = None,
+        stack: SupportsIndex | str | None = None,
         queue: SupportsIndex = 64,
         quota: SupportsIndex | str | None = None,
+        args: Iterable[str | bytes | os.PathLike[str]] = (),
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, Offered] | None = None,
+        root: str | bytes | os.PathLike[str] | None = None,
+        stdin: bytes | Source = b"",
+        stdout: Any = None,
+        stderr: Any = None,
+        disk: SupportsIndex | str = "256M",
+        clock: str = "real",
+        seed: SupportsIndex = 0,
     ) -> Machine:
-        """Make a machine from a guest's ELF file; it starts with the next (or present) `run`.
+        """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
+        next (or present) `run`.
 
         name      how its peers find it, by default the file's stem; unique, at most 31 bytes
         window    address space for transferable pages, rounded up to 2 MiB
-        memory    private memory, for the image and the stack; stack is the latter's size
+        memory    private memory, for the image and the stack; stack is the latter's size. By
+                  default 16 MiB and 256 KiB; for a program 256 MiB, a limit, and 8 MiB
         queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
+
+        For a program, which is a LinuxMachine (docs/linux.md):
+
+        args      what follows argv[0], the file's name
+        env       its environment; by default only PATH and HOME
+        files     what it may read, by absolute path: bytes, or Path of the host's
+        root      a directory of the host's that it sees, and cannot change
+        stdin     bytes, or a binary file
+        stdout    None: kept (`LinuxMachine.stdout`); "console": to the console, line by line; or a
+                  binary file. stderr likewise
+        disk      memory that what it writes may take
+        clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -266,48 +300,101 @@ class Monitor:
         if name is not None:
             name = arguments.text(name, "name")
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
-        shape = Shape(
+        window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
+        limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
+        root = None if root is None else arguments.file_path(root, "root")
+        stdin = source(stdin, "stdin")
+        stdout, stderr = stream(stdout, "stdout"), stream(stderr, "stderr")
+        clock = arguments.choice(clock, "clock", CLOCKS)
+        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
+        # What it is says the file, and how much it may have depends on that.
+        shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
+        most, _ = _tried(lambda: memory_of(memory))
+        room = None if shape is None else Room(shape.private, shape.stack)
+        with host.reported(f"no machine of {path} can be made"):
+            image = load(path, room, most, rooted=root is not None)
+            wanted = Path(path).stem if name is None else name
+            turns = self._turns
+            if isinstance(image, Program):
+                order = Order(image, path, options, memory, stack, window_size)
+                order.print_to(self._console, wanted)
+                return self._spawn_program(order, path, wanted, depth, limit)
+            options.refuse(path)
+            if shape is None:
+                raise wrong or AssertionError
+            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
+                self._check_name(wanted)  # before there is anything to be undone
+                blueprint = self._blueprints.get(image, shape)
+                number = next(self._numbers)
+                make = partial(Guest, self._kvm, blueprint, number, wanted)
+                return self._join(wanted, make, Machine, path, depth, limit)
+
+    def _spawn_program(self, order: Order, path: str, name: str, depth: int, quota: int) -> Machine:
+        """Make a machine of a program, as far as possible without the lock."""
+        turns = self._turns
+        made: list[Given] = []
+        guest: LinuxGuest | None = None
+        try:
+            with noted(made):
+                guest = ready = order.make(self._kvm, next(self._numbers), name)
+            with turns.telling, turns.lock, turns.change:
+                self._check_name(name)
+                return self._join(name, lambda: ready, LinuxMachine, path, depth, quota)
+        except BaseException:
+            if guest is not None:
+                guest.close()
+            give_back(made)
+            raise
+
+    def _shape(
+        self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
+    ) -> Shape:
+        """Return what a bare guest is to be like. Raises ConfigError."""
+        private = "16M" if memory is None else memory
+        return Shape(
             privilege=self.ring,
             doorbell=self.doorbell,
-            private=_rounded(memory, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
-            stack=_rounded(stack, "stack", PAGE_SIZE, _MAX_PRIVATE // 2, least=PAGE_SIZE),
-            window=_rounded(window, "window", LARGE_PAGE, _MAX_WINDOW),
+            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
+            stack=_rounded(
+                "256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK, least=PAGE_SIZE
+            ),
+            window=window,
         )
-        limit = (shape.window if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
-        with host.reported(f"no machine of {path} can be made"):
-            image = load_image(path, Room(shape.private, shape.stack))
-            turns = self._turns
-            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
-                name = self._check_name(Path(path).stem if name is None else name)
-                machine = self._make(image, shape, name, depth, limit)
-                self._scheduler.make_ready(machine)
-                if self.trace:
-                    self.trace.emit("spawn", machine=name, image=path, window=shape.window)
-        return machine
 
-    def _make(self, image: Image, shape: Shape, name: str, depth: int, quota: int) -> Machine:
-        number = next(self._numbers)
-        blueprint = self._blueprints.get(image, shape)
+    def _join(
+        self,
+        name: str,
+        make: Callable[[], Guest],
+        kind: Callable[..., Machine],
+        path: str,
+        depth: int,
+        quota: int,
+    ) -> Machine:
+        """Make a machine of the guest that `make` returns; in a turn. The name is a right one."""
         made: list[Given] = []
         self._turns.journal.undo(partial(give_back, made))
         try:
             with noted(made):
-                guest = Guest(self._kvm, blueprint, number, name)
+                guest = make()
+                region = guest.layout.window
                 window = self._mover.machine_window(
-                    guest.vm, guest.layout.window.base, shape.window, len(self._by_number)
+                    guest.vm, region.base, region.size, len(self._by_number)
                 )
         except BaseException:
             give_back(made)
             raise
-        peer = Peer(number, name, window, depth, guest.control)
-        machine = Machine(guest, peer, self._exchange, self._turns)
+        peer = Peer(guest.number, name, window, depth, guest.control)
+        machine = kind(guest, peer, self._exchange, self._turns)
         self._turns.journal.undo(partial(self._forget, machine))
         window.on_spoiled = partial(self._condemn, machine)
         if window.blinks:
             peer.hold_still = partial(self._scheduler.hold, machine)
         self._exchange.join(peer, quota, PIECES)
         self._exchange.roster.connect(self.host.peer, peer, both=True)
-        self.machines[name] = self._by_number[number] = machine
+        self.machines[name] = self._by_number[guest.number] = machine
+        self._scheduler.make_ready(machine)
+        if self.trace:
+            self.trace.emit("spawn", machine=name, image=path, window=region.size)
         return machine
 
     def _forget(self, machine: Machine) -> None:
@@ -609,6 +696,14 @@ def _free(machine: Machine) -> None:
         peer.window.close()
         # Peers remember it, and would keep all of it with its image.
         peer.window.on_spoiled, peer.hold_still = None, _nothing
+
+
+def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
+    """Return what is made, or why it cannot be."""
+    try:
+        return make(), None
+    except ConfigError as error:
+        return None, error
 
 
 def _nothing() -> None:

@@ -17,11 +17,13 @@
 #include <stdint.h>
 
 /* The version travels in the ELF note PF_NOTE_NAME/PF_NOTE_ABI: { major, minor }. A monitor loads a guest
- * whose major is its own and whose minor is not above its own. */
+ * whose major is its own and whose minor is not above its own. A program for Linux, with a C library, that uses this
+ * ABI has the same under PF_NOTE_LINUX. */
 #define PF_ABI_MAJOR 1
 #define PF_ABI_MINOR 2
 #define PF_NOTE_NAME "pageferry"
 #define PF_NOTE_ABI 0x5046
+#define PF_NOTE_LINUX 0x504c
 
 /* ---- The machine: one flat space, linear address == guest-physical address ------------------------- */
 
@@ -260,6 +262,7 @@ struct pf_control {
     struct pf_descriptor rx[PF_RX_ENTRIES];     /* 53248 */
 };
 
+#ifndef __cplusplus
 _Static_assert(sizeof(struct pf_extent) == 16, "struct pf_extent");
 _Static_assert(offsetof(struct pf_descriptor, extents) == 64, "struct pf_descriptor.extents");
 _Static_assert(offsetof(struct pf_descriptor, payload) == 320, "struct pf_descriptor.payload");
@@ -274,5 +277,6 @@ _Static_assert(offsetof(struct pf_control, tx) == 20480, "struct pf_control.tx")
 _Static_assert(offsetof(struct pf_control, rx) == 53248, "struct pf_control.rx");
 _Static_assert(sizeof(struct pf_control) == 86016, "struct pf_control");
 _Static_assert(PF_CONTROL_GPA + sizeof(struct pf_control) <= 0x40000, "the page tables follow at 0x40000");
+#endif
 
 #endif

@@ -2,8 +2,6 @@
  * Doorbell, rings and messages. */
 #include "pf.h"
 
-#include "start.h"
-
 /* ---- The doorbell ---- */
 
 static bool by_hypercall(void)
@@ -405,13 +403,6 @@ bool pf_has_room(uint32_t peer)
 }
 
 /* ---- The machine ---- */
-
-void pf_halt(int code)
-{
-    PF->exit_code = code;
-    for (;;)
-        pf_ring(PF_BELL_EXIT);
-}
 
 void pf_progress(uint64_t done, uint64_t total)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * pf.h: the C library of pageferry's guests.
+ * pf.h: the C library of pageferry's guests, and beside a C library that of programs for Linux (pageferry build --libc).
  *
  * Every call that can fail returns enum pf_status: PF_OK, or a negative PF_E_ value. Nothing here allocates
  * memory; a guest is one thread.
@@ -14,6 +14,14 @@
 #include <stdint.h>
 
 #include "pageferry.h"
+
+#if __STDC_HOSTED__
+#include <string.h>
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct pf_descriptor pf_message;
 
@@ -146,13 +154,19 @@ __attribute__((format(printf, 1, 0))) int pf_vprintf(const char *format, va_list
 #define __FILE_NAME__ __FILE__
 #endif
 
-/* ---- Strings and memory ---- */
+/* ---- Strings and memory, where there is no C library ---- */
 
+#if !__STDC_HOSTED__
 void *memcpy(void *restrict to, const void *restrict from, size_t bytes);
 void *memmove(void *to, const void *from, size_t bytes);
 void *memset(void *to, int value, size_t bytes);
 int memcmp(const void *a, const void *b, size_t bytes);
 size_t strlen(const char *text);
 int strcmp(const char *a, const char *b);
+#endif
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

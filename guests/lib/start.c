@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Start-up and end: the note that carries the ABI version, the first instruction, constructors and destructors, and
  * what thread-local variables and the stack protector find at the FS base. */
-#include "start.h"
-
 #include "pf.h"
 
 struct pf_abi_note {
@@ -69,7 +67,9 @@ void pf_exit(int code)
 {
     while (next_destructor > pf_destructors) /* one that exits itself is not called again */
         (*--next_destructor)();
-    pf_halt(code);
+    PF->exit_code = code;
+    for (;;)
+        pf_ring(PF_BELL_EXIT);
 }
 
 /* A main() without parameters is called as well by this. */

@@ -69,6 +69,9 @@ class Scene:
             **{"queue": 4, "workers": 1, "console": quiet, "device": "/dev/kvm", "timeout": 0.01},
             **{"bits": 1, "reason": "enough", "size": "4K", "length": 4, "file": io.BytesIO(b"f")},
             **{"gpa": self.a.window.base},
+            # Of programs for Linux only, and as a guest has them: not at all.
+            **{"args": (), "env": None, "files": None, "root": None, "stdin": b""},
+            **{"stdout": None, "stderr": None, "disk": "256M", "clock": "real", "seed": 0},
         }
         return values[parameter]
 

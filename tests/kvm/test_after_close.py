@@ -52,6 +52,7 @@ def test_after_close_every_use_is_a_closed_error_or_still_true(mover: str) -> No
     assert {error for error, _ in found.values()} == {"", "ClosedError"}
     assert all("\n" not in text and "closed" in text for error, text in found.values() if error)
     assert found["Machine.progress"][1] == "(0, 0)"
+    assert all(", closed>" in found[f"repr({what})"][1] for what in ("a", "b", "stopped"))
 
 
 @pytest.mark.parametrize("mover", sorted(MOVERS))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import decimal
 import errno
 import inspect
@@ -15,12 +16,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kvm.every_use import CLASSES, Scene, bound, methods
 from kvm.puppets import Stage
+from linux_programs import linux_program
 from tests_support import descriptors_left, held
 
 from vmm import (
@@ -32,6 +35,7 @@ from vmm import (
     ResourceError,
 )
 from vmm.guest import abi
+from vmm.linux.spawning import Options
 
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
@@ -147,14 +151,31 @@ RIGHT: dict[str, frozenset[str]] = {
     **dict.fromkeys(("tag", "bits", "offset"), ZERO),
     **dict.fromkeys(("length", "copy_below", "ring"), NONE | ZERO),
     **dict.fromkeys(("both", "writable", "audit", "mappings"), FLAGS),
-    **dict.fromkeys(("window", "memory", "stack", "queue", "workers", "size"), NOTHING),
-    **dict.fromkeys(("quota", "pool", "doorbell", "mover"), NONE),
+    **dict.fromkeys(("window", "queue", "workers", "size"), NOTHING),
+    **dict.fromkeys(("quota", "pool", "doorbell", "mover", "memory", "stack"), NONE),
     **dict.fromkeys(("device", "file", "gpa"), NOTHING),
     "path": frozenset({"lines"}),  # which a file's name may have, but there is no such file
     "name": NONE | {"text"},
     "console": frozenset({"a class", "a function"}),
     "timeout": SECONDS,
     "reason": TEXTS,
+    # Of a bare guest, for which nothing is right but what it is without them.
+    **dict.fromkeys(("args", "stdin", "disk", "clock"), NOTHING),
+    **dict.fromkeys(("root", "stdout", "stderr"), NONE),
+    **dict.fromkeys(("env", "files"), NONE | {"a dict"}),
+    "seed": ZERO,
+}
+
+# The same of a program for Linux.
+OF_A_PROGRAM: dict[str, frozenset[str]] = {
+    "args": frozenset({"a dict", "a text file"}),  # of lists
+    **dict.fromkeys(("env", "files"), NONE | {"a dict"}),
+    "root": NONE,
+    "stdin": ROWS | {"193 bytes"},
+    **dict.fromkeys(("stdout", "stderr"), NONE),
+    "disk": ZERO,
+    "clock": NOTHING,
+    "seed": ZERO | {"-1", "2**64", "2**200", "-2**200", "2**20000"},
 }
 
 
@@ -214,6 +235,19 @@ def test_every_method_refuses_every_wrong_argument_by_its_name(world: World) -> 
     assert tried > 1500
 
 
+def test_a_program_refuses_every_wrong_argument_by_its_name(world: World) -> None:
+    program, complaints = linux_program("beginnings"), []
+    before = world.state()
+    for parameter, right in OF_A_PROGRAM.items():
+        for kind in sorted(world.values.keys() - right):
+            value = world.values[kind]
+            spawn = partial(world.scene.monitor.spawn, program, window="2M", **{parameter: value})
+            if (complaint := _complaint(spawn, _names(parameter, value))) is not None:
+                complaints.append((parameter, kind, complaint))
+    assert complaints == [], "\n".join(map(str, complaints))
+    assert world.state() == before
+
+
 def test_what_is_not_refused_is_known(world: World) -> None:
     """No parameter has been forgotten, and none is here that has gone."""
     names = {p.name for of in CLASSES for _, parameters in methods(of) for p in parameters}
@@ -222,7 +256,8 @@ def test_what_is_not_refused_is_known(world: World) -> None:
         for method, parameters in methods(of):
             for parameter in parameters:
                 assert parameter.annotation is not inspect.Parameter.empty, (of, method, parameter)
-    assert set().union(*RIGHT.values()) <= world.values.keys()
+    assert set().union(*RIGHT.values(), *OF_A_PROGRAM.values()) <= world.values.keys()
+    assert OF_A_PROGRAM.keys() == {field.name for field in dataclasses.fields(Options)}
 
 
 # ---- Whose it is ----

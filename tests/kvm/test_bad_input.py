@@ -81,12 +81,15 @@ def test_a_file_larger_than_the_memory_there_is(tmp_path: Path) -> None:
 
 def test_a_guest_that_cannot_be_loaded(guest_elf: Elf, test_guest: Elf, tmp_path: Path) -> None:
     text = tmp_path / "text.elf"
-    text.write_text("#!/bin/sh\n")
+    text.write_text("plain text\n")
+    script = tmp_path / "script.elf"
+    script.write_text("#!/bin/sh\n")
     cut = tmp_path / "cut.elf"
     cut.write_bytes(guest_elf("canary").read_bytes()[:3000])
     large = test_guest("large_bss")
     for path, words in (
         (text, ("not an ELF",)),
+        (script, ("a script", "interpreter")),
         (cut, ("cut.elf",)),
         (tmp_path / "missing.elf", ("No such file",)),
         (tmp_path, ("not a regular file",)),

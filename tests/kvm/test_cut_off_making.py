@@ -22,9 +22,9 @@ from kvm import mappings
 from tests_support import held, sized
 
 from vmm import Buffer, Machine, Monitor
-from vmm.guest import image
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import canary, copying, facts, hugepages
+from vmm.linux import loader
 
 Elf = Callable[[str], Path]
 
@@ -123,7 +123,7 @@ def spawn_with_pages(monitor: Monitor, elf: Path) -> tuple[Machine, list[Buffer]
 
 def forget_image(monitor: Monitor) -> None:
     """Let the next spawn read and lay out its image again."""
-    image._cache.clear()
+    loader._files._cache.clear()
     monitor._blueprints.close()
 
 
@@ -203,7 +203,7 @@ def test_a_monitor_that_is_closed_after_something_was_cut_off_leaves_nothing(
     elf, cut = test_guest("says_hello"), Counter[object]()
 
     def trial(tracer: Tracer) -> Tracer:
-        image._cache.clear()
+        loader._files._cache.clear()
         monitor = quiet(mover)
         calls: dict[str, Callable[[], object]] = {
             "spawn": lambda: spawn(monitor, elf),

@@ -244,6 +244,21 @@ def test_synced_registers_are_those_of_the_exit(made: Machine) -> None:
     assert not made.vcpu.sync_regs
 
 
+def test_registers_are_set_as_the_next_run_begins(made: Machine) -> None:
+    real_mode(made, HLT + b"\xe6\x41" + b"\xe6\x42" + b"\xe6\x43" + HLT, rax=0x77)
+    made.vcpu.sync_regs = True
+    assert made.vcpu.run() == Hlt()
+    assert made.vcpu.exit_words()[0] == 0x77
+    assert made.vcpu.exit_words()[16] == CODE + 1
+    made.vcpu.enter_with(0x11)
+    assert made.vcpu.exit_words() == []
+    made.vcpu.enter_with(0x78, rip=CODE + 3, rflags=3)
+    assert made.vcpu.run() == IoOut(0x42, 1, 1, b"\x78")
+    assert made.vcpu.exit_words()[0] == 0x78
+    assert made.vcpu.run() == IoOut(0x43, 1, 1, b"\x78")
+    assert made.vcpu.exit_words()[17] & 1, "carry"
+
+
 # ---- life ----
 
 

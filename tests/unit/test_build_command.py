@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from command import TIMEOUT, Ended, command, environment, one_line, pageferry, started
+from command import TIMEOUT, Ended, one_line, pageferry, started
 
 from vmm.guest.image import load_image
 
@@ -88,21 +87,3 @@ def test_ctrl_c_leaves_nothing_of_a_build(tmp_path: Path, moment: float) -> None
     assert left or process.returncode == 130
     assert all(load_image(path) for path in left)
     assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
-def test_the_name_of_what_was_built_is_in_the_encoding_that_is_asked_for(
-    tmp_path: Path, encoding: str
-) -> None:
-    """With the mark at a file's beginning that UTF-16 has there."""
-    (tmp_path / "hello.c").write_text(HELLO)
-    said = tmp_path / "said"
-    with said.open("wb") as file:
-        subprocess.run(
-            command("build", "hello.c"),
-            env={**environment(), "PYTHONIOENCODING": encoding},
-            cwd=tmp_path,
-            stdout=file,
-            check=True,
-        )
-    assert said.read_bytes() == "hello.elf\n".encode(encoding)

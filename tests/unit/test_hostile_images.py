@@ -21,7 +21,7 @@ from unit.elf_maker import (
 from unit.image_scene import MIB, costs, guest, quick
 
 from vmm.errors import GuestImageError, Place
-from vmm.guest import elf, image
+from vmm.guest import elf, files, image
 from vmm.guest.image import Image, Room, load_image, parse_image
 
 SMALL = Room(16 * MIB, 256 << 10)
@@ -126,14 +126,14 @@ def test_the_images_that_are_cached_are_few_and_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: OrderedDict[tuple[str, tuple[int, ...]], Image] = OrderedDict()
-    monkeypatch.setattr(image, "_cache", kept)
+    monkeypatch.setattr(image._files, "_cache", kept)
     paths = [tmp_path / f"{n}.elf" for n in range(70)]
     for path in paths:
         path.write_bytes(guest().pack())
         assert load_image(path) is load_image(path)
     assert [key[0] for key in kept] == [str(path) for path in paths[-64:]]
     load_image(paths[6])
-    monkeypatch.setattr(image, "_MOST_CACHED_BYTES", 3 * load_image(paths[6]).held)
+    monkeypatch.setattr(files, "_MOST_CACHED_BYTES", 3 * load_image(paths[6]).held)
     newest = load_image(paths[0])
     assert [key[0] for key in kept] == [str(paths[n]) for n in (69, 6, 0)]
     assert load_image(paths[0]) is newest

@@ -87,12 +87,12 @@ def test_a_guest_is_its_segments_its_entry_and_its_end(elf: Elf) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x7f", b"MZ" + bytes(100)])
 def test_a_file_that_is_no_elf(data: bytes) -> None:
-    assert complaint(data) == "not an ELF file: give a guest built for pageferry"
+    assert complaint(data) == "not an ELF file: give a guest, or a static Linux program"
 
 
 def test_a_script() -> None:
-    wanted = "a script, not an ELF file: give a guest built for pageferry"
-    assert complaint(b"#!/bin/sh\n") == wanted
+    wanted = "a script: machines run executables: give its interpreter's, "
+    assert complaint(b"#!/bin/sh\n").startswith(wanted)
 
 
 @pytest.mark.parametrize("name", ["x.c", "dir/start.S"])

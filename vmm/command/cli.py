@@ -31,7 +31,6 @@ from vmm.command.nested import nested
 from vmm.command.options import machine_options, open_monitor
 from vmm.command.output import output
 from vmm.command.reports import live_progress, show_report
-from vmm.command.streams import file_name
 from vmm.command.values import Count, FilePath, OutputPath, Size
 from vmm.engine.machine import Machine, State
 from vmm.errors import ConfigError
@@ -241,12 +240,13 @@ def _exit_code(machines: list[Machine]) -> int:
     help="The ELF to write [the first source's name].",
 )
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
+@click.option("--libc", is_flag=True, help="Link a C library: make a static program for Linux.")
 @compiler_options
 def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **options: Any) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script.
 
-    Assembly (.s, .S), objects and archives (.o, .a) can be given as well. What the compiler warns
-    of is printed, and is no error.
+    Assembly (.s, .S), objects and archives (.o, .a) can be given as well, and with --libc also C++.
+    What the compiler warns of is printed, and is no error.
     """
     target = target or sources[0].with_suffix(".elf")
     with output(target, sources, parents=True) as file, work_directory("pageferry-elf-") as work:
@@ -260,4 +260,4 @@ def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **opti
             **options,
         )
         file.write(elf.read_bytes(), 0o777)
-    click.echo(file_name(target))
+    click.echo(os.fsencode(target))  # as its bytes are: a script may use it

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 import sys
-from pathlib import Path
 from typing import Any, TextIO
 
 from vmm.observe.writing import write_all
@@ -38,17 +36,6 @@ class _Descriptor(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
 
-    # A file has a beginning, where some encodings (UTF-16) put a mark: nothing else asks.
-
-    def seekable(self) -> bool:
-        try:
-            return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-        except OSError:
-            return False
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return os.lseek(self._descriptor, offset, whence)
-
     def write(self, data: Any, /) -> int:
         if not self._broken:
             try:
@@ -59,17 +46,6 @@ class _Descriptor(io.RawIOBase):
                     name = _NAMES[self._descriptor]
                     raise OSError(error.errno, error.strerror, name) from error
         return len(data)
-
-
-def file_name(path: Path) -> str | bytes:
-    """Return a file's name to be echoed: as its bytes are, which a script may use; as text, where
-    standard output's encoding is another kind of bytes.
-    """
-    try:
-        plain = "a\n".encode(sys.stdout.encoding) == b"a\n"
-    except (LookupError, TypeError):
-        plain = True
-    return os.fsencode(path) if plain else str(path)
 
 
 def prepare() -> None:

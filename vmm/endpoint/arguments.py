@@ -111,6 +111,8 @@ def file_path(value: Any, what: str, *, plain: bool = False) -> str:
         raise wrong_type(what, "a path", value) from None
     if not path:
         raise ConfigError(f"{what} is empty: give the path of a file")
+    if "\0" in path:
+        raise ConfigError(f"{what} {path!r} has a zero byte in it, which no path has")
     if plain and not path.isprintable():
         raise ConfigError(f"{what} {path!r} cannot be the path of one")
     return path

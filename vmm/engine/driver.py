@@ -7,9 +7,11 @@ scheduler's workers; all but `execute`, `tell` and `diagnose` in a turn.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from functools import partial
 
+from vmm.engine.guest import Asked
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
 from vmm.errors import GuestFault
@@ -69,25 +71,25 @@ class Driver:
             machine.wait, machine.deadline = None, None
         peer.entered, peer.idle = True, False
 
-    def execute(self, machine: Machine) -> Exit:
+    def execute(self, machine: Machine) -> Exit | Asked:
         """Run a machine until it exits; not at all, if it is to end. What the kernel refuses ends
         this machine, and no other.
         """
         if machine.ending is not None:
             return Intr()
         try:
-            return machine.guest.vcpu.run()
+            return machine.guest.run()
         except OSError as error:
             machine.ending = Ending("internal", _refusal(error))
             return Intr()
 
-    def tell(self, machine: Machine, exit_: Exit) -> None:
+    def tell(self, machine: Machine, exit_: Exit | Asked) -> None:
         """Tell the trace of an exit, before anything is done about it."""
         if self._trace.on:
             kind, bell = type(exit_).__name__, machine.guest.bell(exit_)
             self._trace.emit_now("exit", machine=machine.name, exit=kind, bell=bell)
 
-    def handle(self, machine: Machine, exit_: Exit) -> bool:
+    def handle(self, machine: Machine, exit_: Exit | Asked) -> bool:
         """Act on an exit: a doorbell is answered, anything else but a kick stops the machine.
 
         False if it is to be diagnosed first, or there is more to do than belongs into a turn.
@@ -105,9 +107,31 @@ class Driver:
             return self._direct(machine)
         if bell is not None:
             return self._answer(machine, bell)
-        if not isinstance(exit_, Intr):
+        if type(exit_) is Asked:
+            return self._serve(machine, exit_)
+        if not isinstance(exit_, Intr) and not guest.takes(exit_):
             return machine.verdict is not None and self._stop(machine, machine.verdict)
         return True
+
+    def _serve(self, machine: Machine, asked: Asked) -> bool:
+        """Do what a guest's own side asks for."""
+        if asked.fault is not None or asked.exit_code is not None:
+            machine.exit_code = asked.exit_code
+            return self._stop(machine, asked.fault)
+        self._say(machine)
+        if asked.parks:
+            until = asked.until
+            timeout = None if until is None else max(until - time.monotonic(), 0.0)
+            self._scheduler.park(machine, timeout)
+        return True
+
+    def _say(self, machine: Machine, *, ended: bool = False) -> None:
+        """Hand on what a guest has printed."""
+        calls = machine.guest.untold(ended=ended)
+        for call in calls:
+            self._turns.outbox.put(call)
+        if calls:
+            self._turns.journal.later(machine.guest.tell)
 
     def _transmit(self, machine: Machine, bell: int | None) -> bool:
         peer = machine.peer
@@ -132,7 +156,9 @@ class Driver:
     def diagnose(self, machine: Machine) -> None:
         """Find out why a machine cannot go on: that may take half a second."""
         exit_ = machine.exit
-        if exit_ is None or machine.guest.bell(exit_) is not None or machine.verdict is not None:
+        if machine.verdict is not None or exit_ is None or isinstance(exit_, Asked):
+            return
+        if machine.guest.bell(exit_) is not None:
             return
         if machine.ending is not None:
             return
@@ -234,6 +260,7 @@ class Driver:
             return False
         machine.state = State.STOPPED
         machine.fault = fault
+        self._say(machine, ended=True)
         if self._trace:
             self._trace.emit(
                 "stop",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vmm.engine.kick import drain, masked_while_running
 from vmm.errors import GuestFault
@@ -30,6 +31,20 @@ HYPERCALLS = frozenset({abi.Doorbell.VMCALL, abi.Doorbell.VMMCALL})
 _MASK64 = (1 << 64) - 1
 
 
+class Asked(NamedTuple):
+    """What a guest's own side asks of the driver, as an exit: a Linux program's, for example.
+
+    exit_code   it ends with that
+    fault       or it ends because of that
+    parks       or it waits, until `until` on time.monotonic()'s clock, or for ever
+    """
+
+    exit_code: int | None = None
+    fault: GuestFault | None = None
+    parks: bool = False
+    until: float | None = None
+
+
 class Guest:
     """A VM with one vCPU, made after a blueprint and ready to be entered. Its window is not its
     business.
@@ -39,11 +54,12 @@ class Guest:
 
     __slots__ = (
         *("_blueprint", "_hypercall", "_last", "_last_bell"),
-        *("control", "memory", "name", "vcpu", "vm"),
+        *("control", "memory", "name", "number", "vcpu", "vm"),
     )
 
     def __init__(self, kvm: Kvm, blueprint: Blueprint, number: int, name: str) -> None:
         self.name = name
+        self.number = number
         self._blueprint = blueprint
         self._hypercall: Hypercall | None = None  # the last exit, if it was one
         self._last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since
@@ -55,14 +71,18 @@ class Guest:
             self.control = ControlStructure(view, self._identity(number))
             undo.callback(self.control.release)
             self.vm = undo.enter_context(kvm.create_vm())
-            private = blueprint.layout.private
-            self.vm.set_user_memory_region(PRIVATE_SLOT, 0, private.size, self.memory.address)
+            self._attach()
             if blueprint.shape.doorbell in HYPERCALLS:
                 self.vm.enable_cap(KVM_CAP_EXIT_HYPERCALL, 1 << abi.HYPERCALL)
             self.vcpu = undo.enter_context(self.vm.create_vcpu())
             self.vcpu.set_signal_mask(masked_while_running())
             blueprint.enter(self.vcpu)
             undo.pop_all()
+
+    def _attach(self) -> None:
+        """Show the machine its private memory."""
+        private = self.layout.private
+        self.vm.set_user_memory_region(PRIVATE_SLOT, 0, private.size, self.memory.address)
 
     def _identity(self, number: int) -> Identity:
         shape, layout = self._blueprint.shape, self.layout
@@ -92,7 +112,25 @@ class Guest:
         """What tells why it has stopped."""
         return Diagnosis(self.name, self.vcpu, self.memory, self.layout, self.image.symbols)
 
-    def bell(self, exit_: Exit) -> int | None:
+    def run(self) -> Exit | Asked:
+        """Run until it exits."""
+        return self.vcpu.run()
+
+    def takes(self, exit_: Exit | Asked) -> bool:
+        """Whether an exit is dealt with when it is run again, and by itself."""
+        return False
+
+    def untold(self, *, ended: bool = False) -> list[Callable[[], object]]:
+        """Return what is to be called, without the lock, to hand on what it has printed.
+
+        ended   it will print no more
+        """
+        return []
+
+    def tell(self) -> None:
+        """What `untold` has returned will be called."""
+
+    def bell(self, exit_: Exit | Asked) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
         if exit_ is self._last:  # the same object, as long as a guest rings the same bell
             return self._last_bell
@@ -159,4 +197,8 @@ class Guest:
                 self.vm.close()
             finally:
                 self.control.release()
-                self.memory.close()
+                self._unmap()
+
+    def _unmap(self) -> None:
+        """Close what memory it has. Further calls do nothing."""
+        self.memory.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
-from vmm.engine.guest import Guest
+from vmm.engine.guest import Asked, Guest
 from vmm.errors import AccessError, ClosedError, GuestFault
 from vmm.ferry.control import Wait
 from vmm.ferry.exchange import Exchange
@@ -64,7 +64,7 @@ class Machine:
         self.ran_on = 0  # the thread that has last been in KVM_RUN for it
         self.wait: Wait | None = None  # its last doorbell was a WAIT, not yet answered
         self.ending: Ending | None = None  # why it is to stop as soon as it has exited
-        self.exit: Exit | None = None  # its last one, not acted on yet
+        self.exit: Exit | Asked | None = None  # its last one, not acted on yet
         self.verdict: GuestFault | None = None  # why it cannot go on, once that has been found out
         self.refused: int | None = None  # requests, before a doorbell that is being answered
         self.place = 0  # in line
@@ -152,4 +152,5 @@ class Machine:
         raise TypeError("a Machine cannot be copied or pickled")
 
     def __repr__(self) -> str:
-        return f"<Machine {self.number} {self.name!r} {self.state.value}>"
+        closed = ", closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.number} {self.name!r} {self.state.value}{closed}>"

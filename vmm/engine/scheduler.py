@@ -19,6 +19,7 @@ from functools import partial
 from typing import Protocol
 
 from vmm.engine.clock import Clock
+from vmm.engine.guest import Asked
 from vmm.engine.kick import drain, kick, kickable, no_thread
 from vmm.engine.line import Deadlines, Line
 from vmm.engine.machine import Machine, State
@@ -43,16 +44,16 @@ class Driver(Protocol):
     def prepare(self, machine: Machine) -> None:
         """Ready a machine to be entered."""
 
-    def execute(self, machine: Machine) -> Exit:
+    def execute(self, machine: Machine) -> Exit | Asked:
         """Run it until it exits."""
 
-    def tell(self, machine: Machine, exit_: Exit) -> None:
+    def tell(self, machine: Machine, exit_: Exit | Asked) -> None:
         """Tell who wants to know that it has exited."""
 
     def diagnose(self, machine: Machine) -> None:
         """Find out why it cannot go on, if that is what `handle` has left to do."""
 
-    def handle(self, machine: Machine, exit_: Exit) -> bool:
+    def handle(self, machine: Machine, exit_: Exit | Asked) -> bool:
         """Act on an exit; leaves the machine RUNNING, or has parked or stopped it.
 
         False if there is more to do for the same exit, in a turn of its own.

@@ -94,19 +94,27 @@ def sregs(reset: kvm_sregs, image: Image, layout: Layout, user: bool) -> kvm_sre
 
     reset     those of a vCPU that has just been made
     """
+    made = flat(reset, layout.tables.root, user)
+    made.fs.base = image.thread  # in ring 3 a guest could not set it everywhere
+    return made
+
+
+def flat(reset: kvm_sregs, root: int, user: bool) -> kvm_sregs:
+    """Return the system registers of any program, in ring 3 if `user`, with its page tables at
+    `root`.
+    """
     made = kvm_sregs.from_buffer_copy(reset)
     code = _segment(made.cs, x86.CODE3 if user else x86.CODE0, 0xB, user)
     code.l, code.db = 1, 0
     data = x86.DATA3 if user else x86.DATA0
     for segment in (made.ss, made.ds, made.es, made.fs, made.gs):
         _segment(segment, data, 0x3, user)
-    made.fs.base = image.thread  # in ring 3 a guest could not set it everywhere
     task = made.tr
     task.base, task.limit, task.selector = x86.TSS, 0x67, x86.TASK
     task.type, task.s, task.present, task.dpl, task.g, task.unusable = 0xB, 0, 1, 0, 0, 0
     made.gdt.base, made.gdt.limit = x86.GDT, 7 * 8 - 1
     made.idt.base, made.idt.limit = x86.IDT, x86.VECTORS * 16 - 1
-    made.cr0, made.cr4, made.efer, made.cr3 = _CR0, _CR4, _EFER, layout.tables.root
+    made.cr0, made.cr4, made.efer, made.cr3 = _CR0, _CR4, _EFER, root
     return made
 
 

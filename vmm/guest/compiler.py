@@ -35,6 +35,10 @@ LINK_FLAGS = (
     *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
     *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
 )
+# For programs that are linked with a C library, and are machines all the same.
+LIBC_COMPILE_FLAGS = ("-O2", "-g", "-Wall", "-Wextra")
+# zig builds its C library as the program is linked: optimized, if that says so.
+LIBC_LINK_FLAGS = ("-O2", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 # For programs of this system, not guests.
 PROGRAM_FLAGS = ("-std=c17", "-O2", "-Wall", "-Wextra", "-Werror")
 # A frame of many pages is touched page by page as it is made, so that no stack overflow jumps over
@@ -74,6 +78,13 @@ class Compiler:
     def for_linux(self) -> tuple[str, ...]:
         """The command that builds programs for Linux, with a C library."""
         return tuple(_ZIG_LINUX if word == _ZIG_BARE else word for word in self.command)
+
+    @property
+    def for_linux_cpp(self) -> tuple[str, ...]:
+        """The command that builds such programs in C++; gcc's and clang's want -lstdc++ as well."""
+        if self.family != "zig":
+            return self.for_linux
+        return tuple("c++" if word == "cc" else word for word in self.for_linux)
 
     @cached_property
     def runtime(self) -> tuple[str, ...]:

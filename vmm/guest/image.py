@@ -5,27 +5,19 @@ What an image costs is known from its headers, and checked, before any of it is 
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import dataclasses
-import errno
 import itertools
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from vmm.errors import GuestImageError
 from vmm.guest import abi, elf
+from vmm.guest.executable import PAGE, Executable, end_page, page_end, page_start
+from vmm.guest.files import ImageFiles
 from vmm.guest.symbols import Symbols
-from vmm.kvm.given import opened
 from vmm.sizes import format_size
 
-PAGE = abi.PAGE_SIZE
-_MAX_BYTES = 256 << 20  # an image file over this is refused rather than read
-_MAX_HEADERS = 64
-_MOST_CACHED = 64  # images,
-_MOST_CACHED_BYTES = 256 << 20  # and what they take together
+_RELINK = "link with guest.ld"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class Segment:
     @property
     def first_page(self) -> int:
         """The address of the segment's first page."""
-        return self.gpa // PAGE * PAGE
+        return page_start(self.gpa)
 
     def word_at(self, gpa: int) -> int | None:
         """Return the 64-bit word at an address, if it is in the file."""
@@ -53,7 +45,7 @@ class Segment:
     @property
     def end_page(self) -> int:
         """The address after the segment's last page."""
-        return -(-(self.gpa + self.size) // PAGE) * PAGE
+        return page_end(self.gpa + self.size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -101,8 +93,7 @@ class Room:
         )
 
 
-_Key = tuple[str, tuple[int, ...]]
-_cache: collections.OrderedDict[_Key, Image] = collections.OrderedDict()  # the last used is last
+_files: ImageFiles[Image] = ImageFiles()
 
 
 def load_image(path: str | Path, room: Room | None = None) -> Image:
@@ -113,113 +104,36 @@ def load_image(path: str | Path, room: Room | None = None) -> Image:
     The same file gives the same object again, as long as it is kept. Raises GuestImageError, naming
     the file and what to do about it; OSError if no more files can be opened.
     """
-    path = os.fspath(path)
-    if "\0" in path:
-        raise GuestImageError(f"{path!r}: no file has such a name: give the path of a guest ELF")
-    try:
-        key = (path, _identity(path, os.stat(path)))  # noqa: PTH116 (a Path takes far longer)
-        image = _cache.get(key)
-        if image is None:
-            key, image = _read(path, room)
-            _make_room(image)
-            _cache[key] = image
-        else:
-            with contextlib.suppress(KeyError):  # another thread has made room
-                _cache.move_to_end(key)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):  # nothing is wrong with the file
-            raise
-        raise GuestImageError(f"{path}: cannot be read: {error.strerror}") from error
-    return image
-
-
-def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes when a file does. Raises GuestImageError if none like it is an image."""
-    if not stat.S_ISREG(status.st_mode):
-        what = " but a directory" if stat.S_ISDIR(status.st_mode) else ""
-        raise GuestImageError(f"{path}: not a regular file{what}: give the path of a guest ELF")
-    if status.st_size > _MAX_BYTES:
-        raise GuestImageError(f"{path}: {status.st_size} bytes is too large for a guest image")
-    times = (status.st_mtime_ns, status.st_ctime_ns)
-    return (status.st_dev, status.st_ino, status.st_size, *times)
-
-
-def _read(path: str, room: Room | None) -> tuple[_Key, Image]:
-    with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) as file:
-        fd = file.fileno()
-        identity = _identity(path, os.fstat(fd))
-        source = elf.Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
-        try:
-            image = _parse(source, path, room)
-        finally:
-            if _identity(path, os.fstat(fd)) != identity:
-                raise GuestImageError(f"{path}: was changed while it was read: try again")
-    return (path, identity), image
-
-
-def _make_room(image: Image) -> None:
-    """Let go of cached images, those used longest ago first, as another is to be kept. Each step is
-    one of the interpreter's, so that threads, and signal handlers, may do this at the same time.
-    """
-    kept = list(_cache.items())
-    total = sum(other.held for _, other in kept) + image.held
-    for count, (key, other) in zip(range(len(kept), 0, -1), kept, strict=True):
-        if count < _MOST_CACHED and total <= _MOST_CACHED_BYTES:
-            break
-        _cache.pop(key, None)
-        total -= other.held
+    return _files.load(path, lambda source, name: read_image(source, name, room))
 
 
 def parse_image(data: bytes, name: str, room: Room | None = None) -> Image:
     """Check an ELF file's bytes and return what is to be loaded. Raises GuestImageError."""
-    return _parse(elf.Source.of(data), name, room)
+    return read_image(elf.Source.of(data), name, room)
 
 
-def _parse(source: elf.Source, name: str, room: Room | None) -> Image:
+def read_image(source: elf.Source, name: str, room: Room | None) -> Image:
+    """Check an ELF file and return what is to be loaded. Raises GuestImageError, OSError."""
     try:
-        file = _open(source, name)
-        headers = elf.program_headers(file)
-        _check_note(elf.find_note(source, file, headers, abi.NOTE_NAME, abi.NOTE_ABI), name)
-        loads = _loads(headers, source.size, name)
-        _check_layout(loads, name)
-        if room is not None:
-            room.check(name, max(_end_page(load) for load in loads))
-        entry = int(file["e_entry"])
-        if not any(load.p_flags & 1 and _holds(load, entry) for load in loads):
+        made = Executable.open(source, name, _RELINK)
+        if made.kind != "ET_EXEC":
+            raise GuestImageError(f"{name}: {_other_type(made.kind, name)}")
+        if not made.find_abi(abi.NOTE_ABI):
             raise GuestImageError(
-                f"{name}: the entry point {entry:#x} is not in executable code: link with guest.ld"
+                f"{name}: no pageferry ABI note: link the guest library "
+                "(pageferry build makes a guest of C sources)"
             )
+        loads = made.loads()
+        _check_layout(loads, made)
+        if room is not None:
+            room.check(name, max(end_page(load) for load in loads))
+        made.check_entry(loads)
         segments = tuple(_segment(source, load) for load in loads)
     except elf.Malformed as error:
         raise GuestImageError(f"{name}: truncated or malformed ELF: build it again") from error
-    thread = _thread(headers, segments, name)
-    return Image(name, entry, thread, segments, Symbols(elf.sections(source, Symbols.WANTED)))
-
-
-def _open(source: elf.Source, name: str) -> Any:
-    """Return an executable that a guest can be, as pyelftools has it. Raises Malformed."""
-    start = source.pread(len(elf.MAGIC), 0)
-    if start != elf.MAGIC:
-        raise GuestImageError(f"{name}: {_no_elf(start, name)}")
-    file = elf.open_elf(source)
-    if file.elfclass != 64:
-        raise GuestImageError(f"{name}: 32-bit ELF: guests are 64-bit, compile with -m64")
-    if not file.little_endian:
-        raise GuestImageError(f"{name}: big-endian ELF: guests are x86-64")
-    if file["e_machine"] != "EM_X86_64":
-        machine = _said(file["e_machine"], "machine").removeprefix("EM_")
-        raise GuestImageError(f"{name}: built for {machine}: guests are x86-64")
-    if file["e_type"] != "ET_EXEC":
-        kind = _said(file["e_type"], "type")
-        raise GuestImageError(f"{name}: {_other_type(kind, name)}")
-    if file["e_phnum"] > _MAX_HEADERS:
-        raise GuestImageError(
-            f"{name}: {file['e_phnum']} program headers are too many: link with guest.ld"
-        )
-    return file
-
-
-_SOURCES = (".c", ".i", ".s", ".S")
+    thread = _thread(made.of_type("PT_TLS"), segments, name)
+    symbols = Symbols(elf.sections(source, Symbols.WANTED))
+    return Image(name, made.entry, thread, segments, symbols)
 
 
 def _other_type(kind: str, name: str) -> str:
@@ -234,68 +148,12 @@ def _other_type(kind: str, name: str) -> str:
     return f"not a static executable ({kind}): give a guest built for pageferry"
 
 
-def _no_elf(start: bytes, name: str) -> str:
-    """Return what is wrong with a file that is no ELF, and what to do."""
-    if start.startswith(b"#!"):
-        return "a script, not an ELF file: give a guest built for pageferry"
-    if name.endswith(_SOURCES):
-        return f"a source, not an ELF file: build it first (pageferry build {name})"
-    return "not an ELF file: give a guest built for pageferry"
-
-
-def _said(value: str | int, what: str) -> str:
-    """Return a number's name, if pyelftools knows one."""
-    return value if isinstance(value, str) else f"{what} {value}"
-
-
-def _check_note(note: Any, name: str) -> None:
-    """Check the ABI version before anything is loaded: same major, minor not above ours."""
-    if note is None:
-        raise GuestImageError(
-            f"{name}: no pageferry ABI note: link the guest library "
-            "(pageferry build makes a guest of C sources)"
-        )
-    descriptor = note["n_descdata"]
-    if note["n_descsz"] != 8 or len(descriptor) != 8:
-        raise GuestImageError(
-            f"{name}: the pageferry ABI note is {note['n_descsz']} bytes, not 8: rebuild it"
-        )
-    major, minor = (int.from_bytes(descriptor[i : i + 4], "little") for i in (0, 4))
-    if major != abi.ABI_MAJOR or minor > abi.ABI_MINOR:
-        raise GuestImageError(
-            f"{name}: built for ABI {major}.{minor}, "
-            f"this monitor has {abi.ABI_MAJOR}.{abi.ABI_MINOR}: "
-            "rebuild the guest against its pageferry.h"
-        )
-
-
-def _loads(headers: list[Any], size: int, name: str) -> list[Any]:
-    """Return what takes memory, once it is known to be in the file."""
-    found = []
-    for index, load in enumerate(h for h in headers if h.p_type == "PT_LOAD"):
-        where = f"{name}: segment {index}"
-        end = load.p_offset + load.p_filesz
-        if load.p_filesz and end > size:  # without bytes, the offset means nothing
-            raise GuestImageError(f"{where} ends at byte {end} of {size}: the file is truncated")
-        if load.p_filesz > load.p_memsz:
-            raise GuestImageError(
-                f"{where} has more bytes in the file than in memory: the file is malformed"
-            )
-        if load.p_memsz:
-            found.append(load)
-    if not found:
-        raise GuestImageError(f"{name}: nothing to load (no PT_LOAD segment): link with guest.ld")
-    return found
-
-
 def _thread(headers: list[Any], segments: tuple[Segment, ...], name: str) -> int:
     """Return the FS base: the first multiple of the alignment after the thread-local variables.
 
     By the ABI there is a pointer there to itself, and guest.ld lays it out.
     """
     for header in headers:
-        if header.p_type != "PT_TLS":
-            continue
         first, size, align = header.p_vaddr, header.p_memsz, max(1, header.p_align)
         base = -(-(first + size) // align) * align
         if any(s.word_at(base) == base for s in segments):
@@ -313,32 +171,20 @@ def _segment(source: elf.Source, load: Any) -> Segment:
     return Segment(load.p_vaddr, data, load.p_memsz, bool(load.p_flags & 2), bool(load.p_flags & 1))
 
 
-def _holds(load: Any, address: int) -> bool:
-    return bool(load.p_vaddr <= address < load.p_vaddr + load.p_memsz)
-
-
-def _end_page(load: Any) -> int:
-    return -(-int(load.p_vaddr + load.p_memsz) // PAGE) * PAGE
-
-
-def _check_layout(loads: list[Any], name: str) -> None:
+def _check_layout(loads: list[Any], made: Executable) -> None:
     """Check that the segments lie where an image may lie, and that no two share a page."""
     ordered = sorted(loads, key=lambda load: load.p_vaddr)
     for load in ordered:
-        if load.p_vaddr < abi.IMAGE_GPA or _end_page(load) > abi.DOORBELL_GPA:
+        if load.p_vaddr < abi.IMAGE_GPA or end_page(load) > abi.DOORBELL_GPA:
             raise GuestImageError(
-                f"{name}: segment at {load.p_vaddr:#x} ({load.p_memsz} bytes) is out of range: "
-                f"images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, "
+                f"{made.name}: segment at {load.p_vaddr:#x} ({load.p_memsz} bytes) is out of "
+                f"range: images lie between {abi.IMAGE_GPA:#x} and {abi.DOORBELL_GPA:#x}, "
                 "link with guest.ld, and keep its data small enough"
             )
+    made.check_overlap(loads)
     for low, high in itertools.pairwise(ordered):
-        if low.p_vaddr + low.p_memsz > high.p_vaddr:
+        if end_page(low) > page_start(high.p_vaddr):
             raise GuestImageError(
-                f"{name}: segments at {low.p_vaddr:#x} and {high.p_vaddr:#x} overlap: "
-                "link with guest.ld"
-            )
-        if _end_page(low) > high.p_vaddr // PAGE * PAGE:
-            raise GuestImageError(
-                f"{name}: segments at {low.p_vaddr:#x} and {high.p_vaddr:#x} share a page: "
+                f"{made.name}: segments at {low.p_vaddr:#x} and {high.p_vaddr:#x} share a page: "
                 f"align them to {PAGE}"
             )

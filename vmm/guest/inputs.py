@@ -12,25 +12,26 @@ from pathlib import Path
 from .compiler import BuildError
 
 SOURCE_SUFFIXES = (".c", ".i", ".s", ".S")
-_OTHER_LANGUAGES = (".cc", ".cpp", ".cxx", ".C", ".m", ".rs", ".zig")
+CPP_SUFFIXES = (".cc", ".cpp", ".cxx", ".C")  # where there is a C library
+_OTHER_LANGUAGES = (".m", ".rs", ".zig")
 _ARCHIVES = (b"!<arch>\n", b"!<thin>\n")
 _BITCODE = b"BC\xc0\xde"  # an object of clang's for the link-time optimizer
 _RELOCATABLE, _X86_64 = 1, 62  # e_type, e_machine
 
 
-def sort_inputs(inputs: Iterable[Path]) -> list[tuple[Path, bool]]:
+def sort_inputs(inputs: Iterable[Path], libc: bool = False) -> list[tuple[Path, bool]]:
     """Return the absolute paths of what is to be linked, each with whether to compile it before.
 
-    A source is known by its suffix, an object or archive by its content. Raises BuildError for
-    what is neither.
+    A source is known by its suffix, an object or archive by its content. It may be C++ where there
+    is to be a C library. Raises BuildError for what is neither.
     """
-    sorted_ = [(path, _is_source(path)) for path in inputs]
+    sorted_ = [(path, _is_source(path, libc)) for path in inputs]
     if not sorted_:
         raise BuildError("nothing to build: name a C source")
     return [(path.resolve(), source) for path, source in sorted_]
 
 
-def _is_source(path: Path) -> bool:
+def _is_source(path: Path, libc: bool) -> bool:
     try:
         start = _first_bytes(path)
     except (OSError, ValueError) as error:
@@ -41,8 +42,10 @@ def _is_source(path: Path) -> bool:
         return False
     if start[: len(_ARCHIVES[0])] in _ARCHIVES or start.startswith(_BITCODE):
         return False
-    if path.suffix in SOURCE_SUFFIXES:
+    if path.suffix in SOURCE_SUFFIXES or (libc and path.suffix in CPP_SUFFIXES):
         return True
+    if path.suffix in CPP_SUFFIXES:
+        raise BuildError(f"{path}: C++ wants a C library: give --libc, or write it in C")
     if path.suffix in _OTHER_LANGUAGES:
         raise BuildError(f"{path}: not C: guests are C or assembly, or objects that need no more")
     raise BuildError(

@@ -10,13 +10,13 @@ with both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
-from vmm.errors import GuestFault
+from vmm.errors import GuestFault, Place
 from vmm.guest import abi, boot, exceptions, x86
 from vmm.guest.boot import Layout
 from vmm.guest.simd import LONGEST, simd
-from vmm.guest.symbols import Symbols
 from vmm.kvm import (
     Exit,
     FailEntry,
@@ -44,11 +44,17 @@ _PAGES = {
 }
 
 
+class Places(Protocol):
+    """What knows symbols and source lines: Symbols, or several of them."""
+
+    def place(self, rip: int) -> Place: ...
+
+
 class Diagnosis:
     """Explains one machine's exits. The vCPU is not running, and will not run again afterwards."""
 
     def __init__(
-        self, name: str, vcpu: Vcpu, memory: PrivateMemory, layout: Layout, symbols: Symbols
+        self, name: str, vcpu: Vcpu, memory: PrivateMemory, layout: Layout, symbols: Places
     ) -> None:
         self._name = name
         self._vcpu = vcpu
@@ -67,6 +73,9 @@ class Diagnosis:
         address: int | None = None,
         access: str | None = None,
         rip: int | None = None,
+        signal: str | None = None,
+        registers: Mapping[str, int] | None = None,
+        calls: Sequence[str] = (),
     ) -> GuestFault:
         """Return a fault at `rip`, or at the vCPU's present instruction pointer."""
         if rip is None:
@@ -81,6 +90,9 @@ class Diagnosis:
             access=access,
             rip=rip,
             place=functools.partial(self._symbols.place, rip),
+            signal=signal,
+            registers=registers,
+            calls=calls,
         )
 
     def explain(

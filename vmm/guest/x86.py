@@ -47,8 +47,8 @@ TABLE_SPAN = 1 << 30  # what one page directory maps
 
 # Page-table entry bits (SDM 4.5, tables 4-15 to 4-20). Accessed and dirty are set beforehand, so
 # that no walk ever has to write to the tables.
-_PRESENT, _WRITE, _USER, _ACCESSED, _DIRTY, _LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
-_NO_EXECUTE = 1 << 63
+PRESENT, WRITE, USER, ACCESSED, DIRTY, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 7
+NO_EXECUTE = 1 << 63
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class Range:
 
     def flags(self) -> int:
         """Return the leaf entry's bits, the address left out."""
-        bits = _PRESENT | _ACCESSED | _DIRTY
-        bits |= _WRITE * self.write | _USER * self.user
-        return bits | (0 if self.execute else _NO_EXECUTE)
+        bits = PRESENT | ACCESSED | DIRTY
+        bits |= WRITE * self.write | USER * self.user
+        return bits | (0 if self.execute else NO_EXECUTE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class _Tables:
 
     def entry(self, table: int, index: int, child: int) -> None:
         """Point an entry of one table to another; rights are restricted at the leaves only."""
-        bits = _PRESENT | _WRITE | _USER | _ACCESSED
+        bits = PRESENT | WRITE | USER | ACCESSED
         self._pages[table][index] = self.address(child) | bits
 
     def child(self, table: int, index: int) -> int:
@@ -127,7 +127,7 @@ class _Tables:
         while address < wanted.end:
             directory, index = self.directory(address), address // LARGE_PAGE % 512
             if address % LARGE_PAGE == 0 and wanted.end - address >= LARGE_PAGE:
-                self._pages[directory][index] = address | flags | _LARGE
+                self._pages[directory][index] = address | flags | LARGE
                 address += LARGE_PAGE
             else:
                 table = self.child(directory, index)

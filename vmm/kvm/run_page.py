@@ -31,14 +31,17 @@ from .exits import (
     Unknown,
 )
 from .given import MAP_FAILED, GivenMapping
-from .structs import _anon_run_mmio, kvm_run
+from .structs import _anon_run_mmio, kvm_regs, kvm_run
 
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 _EXIT_REASON: Any = kvm_run.exit_reason
 EXIT_REASON = int(_EXIT_REASON.offset) // 4  # in `words`
+_DIRTY_REGS: Any = kvm_run.kvm_dirty_regs
+DIRTY_REGS = int(_DIRTY_REGS.offset) // 4
+_REGISTERS = slice(kvm_run.s.offset, kvm_run.s.offset + ctypes.sizeof(kvm_regs))
 
-_VIEWS = ("exit", "hypercall", "io", "map", "mmio", "run", "sync", "words")
+_VIEWS = ("exit", "hypercall", "io", "map", "mmio", "registers", "run", "sync", "words")
 
 INTR = Intr()
 _HLT = Hlt()
@@ -83,12 +86,13 @@ class RunPage:
         self.mmio = self.exit.mmio
         self.hypercall = self.exit.hypercall
         self.sync = self.run.s.regs
+        self.registers = self.map[_REGISTERS].cast("Q")
         # Stores by what the page said of them: to a device they are few, and much the same.
         self.known: dict[bytes, MmioWrite] = {}
 
     def close(self) -> None:
         """Drop the views, then unmap. Further calls do nothing."""
-        for name in ("words", "map"):
+        for name in ("registers", "words", "map"):
             view = getattr(self, name, None)
             if view is not None:
                 view.release()

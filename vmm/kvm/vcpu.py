@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from . import uapi
 from .exits import Exit
-from .run_page import EXIT_REASON, INTR, RunPage
+from .run_page import DIRTY_REGS, EXIT_REASON, INTR, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState
@@ -19,6 +19,7 @@ _KVM_RUN = VcpuIoctl.KVM_RUN.request
 # an interrupted call: no signal would ever get a guest back.)
 _ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
 _EHWPOISON = 133  # a page the hardware has lost; not in Python's errno
+_RIP, _RFLAGS = 16, 17  # in kvm_regs
 _SIGSET_BYTES = 8  # the kernel's own sigset_t, not the C library's 128 bytes
 
 
@@ -175,6 +176,33 @@ class Vcpu(VcpuState):
         if not self.sync_regs:
             raise ValueError("sync_regs is off")
         return kvm_regs.from_buffer_copy(self._shared().sync.regs)
+
+    def exit_words(self) -> list[int]:
+        """Return what ``exit_regs()`` does as numbers, in the order of kvm_regs' fields.
+
+        None at all since ``enter_with`` has changed them. Half as dear. For who has turned
+        ``sync_regs`` on.
+        """
+        page = self._page or self._shared()
+        return [] if page.words[DIRTY_REGS] else page.registers.tolist()
+
+    def enter_with(self, rax: int, rip: int | None = None, rflags: int | None = None) -> None:
+        """Set these of the general registers of the last exit as the next run begins: no system
+        call.
+
+        For who has turned ``sync_regs`` on. The others are then what ``exit_words()`` said, so it
+        does not go together with ``set_regs``. After an MmioWrite it is safe, as the kernel has
+        nothing left to do but to go on; after the other pending ones it is not. Again is fine.
+        Source: KVM API, section 5, ``kvm_dirty_regs``.
+        """
+        page = self._page or self._shared()
+        registers = page.registers
+        registers[0] = rax
+        if rip is not None:
+            registers[_RIP] = rip
+        if rflags is not None:
+            registers[_RFLAGS] = rflags
+        page.words[DIRTY_REGS] = KVM_SYNC_X86_REGS
 
     # ---- answering ----
 

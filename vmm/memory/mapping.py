@@ -153,6 +153,12 @@ def loosen(address: int, size: int) -> None:
     _madvise(address, size, _MADV_DONTNEED)
 
 
+def renew(address: int, size: int) -> None:
+    """Map zeroed private memory over whatever is at `address`."""
+    if _mmap(address, size, _READ_WRITE, _HOLE, -1, 0) == _MAP_FAILED:
+        _fail(f"mmap of {size} bytes for zeros")
+
+
 def store(address: int, size: int, fd: int, offset: int) -> None:
     """Copy memory into a file. Raises OSError, with some of it written, where there is no room."""
     while size:

@@ -14,18 +14,21 @@ class PrivateMemory:
     """Memory at guest-physical address 0, read and written with bounds checked.
 
     It begins as a copy of a template, made page by page where it is written, and with zeros after
-    that.
+    that, from `filled` on.
 
     Thread-safety: reads and writes are plain memory copies; the guest may be running on the same
     bytes.
     """
 
-    __slots__ = ("_bytes", "_mapping", "region")
+    __slots__ = ("_bytes", "_mapping", "filled", "region")
 
-    def __init__(self, region: Region, template: Template) -> None:
-        """Map the memory. `region` starts at 0 and is larger than the template."""
+    def __init__(self, region: Region, template: Template, *, aligned: bool = False) -> None:
+        """Map the memory. `region` starts at 0 and is larger than the template. `aligned` memory
+        may have huge pages.
+        """
         self.region = region
-        self._mapping = template.map(region.size)
+        self.filled = template.size
+        self._mapping = template.map(region.size, aligned=aligned)
         self._bytes = self._mapping.view()
 
     def _check_open(self) -> None:

@@ -58,13 +58,16 @@ class Template:
         os.ftruncate(self.fd, size)
         return size
 
-    def map(self, size: int) -> Mapping:
+    def map(self, size: int, *, aligned: bool = False) -> Mapping:
         """Map a copy of it, made page by page where it is written, and zeros after that.
 
-        size    of it all, more than the template's
+        size      of it all, more than the template's
+        aligned   whether it is to begin where a huge page can
 
         Raises OSError, ResourceError.
         """
+        if aligned:
+            return self._over(Mapping.park(size))
         # To replace a mapping takes the kernel the longer the more VMs this process has: each is
         # told. And below what was mapped last there is nothing, as a rule.
         rest, below = GivenMapping(), GivenMapping()
@@ -78,7 +81,9 @@ class Template:
             rest.give_back()
             raise
         rest.give_back()
-        whole = Mapping.anonymous(size)
+        return self._over(Mapping.anonymous(size))
+
+    def _over(self, whole: Mapping) -> Mapping:
         try:
             mapping.copy(whole.address, self.size, self.fd, replace=True)
         except BaseException:

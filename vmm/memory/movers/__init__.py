@@ -9,6 +9,7 @@ from vmm.memory.movers.memfd import MemfdMover
 from vmm.memory.movers.remap import RemapMover, RemapWindow
 from vmm.memory.movers.slots import SlotsMover, SlotsWindow
 from vmm.memory.movers.windows import (
+    ARENA_SLOT,
     PRIVATE_SLOT,
     WINDOW_SLOT,
     MappedWindow,
@@ -19,6 +20,7 @@ from vmm.memory.movers.windows import (
 )
 
 __all__ = [
+    "ARENA_SLOT",
     "MOVERS",
     "PRIVATE_SLOT",
     "WINDOW_SLOT",

@@ -20,7 +20,8 @@ from vmm.memory.region import Region
 from vmm.memory.runs import Extent
 
 PRIVATE_SLOT = 0  # the memslot of a machine's private memory
-WINDOW_SLOT = 1  # the first memslot of its window
+ARENA_SLOT = 1  # of a Linux program's, if it is one
+WINDOW_SLOT = 2  # the first memslot of its window
 
 
 class Stuck(OSError):

@@ -1,0 +1,57 @@
+"""What a program has written, for Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from vmm.linux.errors import SysError
+from vmm.linux.files.nodes import Directory, Entry, File
+from vmm.linux.files.walk import LONGEST_PATH
+
+if TYPE_CHECKING:
+    from vmm.linux.files.system import FileSystem
+
+
+class Written(Mapping[str, bytes]):
+    """The regular files that a program has made or changed, by their paths: a view.
+
+    Each look is at what there is then, and gives a copy: a file that is being written may be seen
+    in part, as by another process. Any thread may look. Names that are no UTF-8 are as
+    `os.fsdecode` has them.
+    """
+
+    def __init__(self, files: FileSystem) -> None:
+        self._files = files
+
+    def __getitem__(self, path: str) -> bytes:
+        try:
+            return self._files.contents(path)
+        except SysError:
+            raise KeyError(path) from None
+
+    def __iter__(self) -> Iterator[str]:
+        left = [(self._files.root, b"")]
+        while left:
+            directory, path = left.pop()
+            for name, entry in [*directory.entries.items()]:
+                below = path + b"/" + name
+                node = entry.node
+                if len(below) > LONGEST_PATH:
+                    continue
+                if isinstance(node, Directory):
+                    left.append((node, below))
+                elif isinstance(node, File) and _written(node, entry):
+                    yield os.fsdecode(below)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<Written {[*self]}>"
+
+
+def _written(file: File, entry: Entry) -> bool:
+    """Whether a file is the program's: not one that was offered, nor the host's as it was."""
+    return not file.fixed and (bool(entry.cookie) or file.data.changed)

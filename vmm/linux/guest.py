@@ -1,0 +1,210 @@
+"""A Linux program in its VM: what it is to be given, and its machine made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from vmm.engine.guest import Asked, Guest
+from vmm.errors import GuestFault, Place
+from vmm.guest import abi
+from vmm.guest.blueprint import Shape
+from vmm.guest.trap import Diagnosis
+from vmm.kvm import Exit, Kvm, Vcpu
+from vmm.linux import boot
+from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
+from vmm.linux.boot import Layout, Processor
+from vmm.linux.clock import Clock
+from vmm.linux.crash import signalled
+from vmm.linux.files.system import FileSystem
+from vmm.linux.gate import Gate
+from vmm.linux.loader import Program
+from vmm.linux.memory import Memory
+from vmm.linux.output import Output
+from vmm.linux.process import Process
+from vmm.linux.start import start_stack
+from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
+from vmm.memory.template import Template
+
+PAGE, MIB = abi.PAGE_SIZE, 1 << 20
+_ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
+_FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+
+
+class Given(Protocol):
+    """What one run of a program is given.
+
+    path, argv, env    for its stack
+    memory             bytes it may have, image and stack included
+    clock              its time
+    """
+
+    memory: int
+    env: list[bytes]
+    clock: Clock
+
+    @property
+    def path(self) -> bytes: ...
+
+    @property
+    def argv(self) -> list[bytes]: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A program's machine as it is to be made; what a bare guest has in its blueprint."""
+
+    image: Program
+    interpreter: Program | None
+    shape: Shape
+    layout: Layout
+    processor: Processor
+    template: Template
+
+    def enter(self, vcpu: Vcpu) -> None:
+        """Nothing yet: the stack is not there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Programs:
+    """Where an instruction pointer lies, in a program or its interpreter."""
+
+    image: Program
+    interpreter: Program | None
+
+    def place(self, rip: int) -> Place:
+        """Return the symbol and the source line."""
+        other = self.interpreter
+        if other is not None and other.base <= rip < other.end:
+            return other.place(rip)
+        return self.image.place(rip)
+
+
+def layout(program: Program, memory: int, shape: Shape) -> Layout:
+    """Say where things are to lie. Raises ConfigError."""
+    dynamic = program.interpreter is not None  # which lies near the end of what there is
+    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
+    return boot.plan(low, memory + _ADDRESSES + shape.stack, shape.stack, shape.window)
+
+
+class LinuxGuest(Guest):
+    """A VM with one vCPU that runs a program for Linux.
+
+    process    the program
+    """
+
+    __slots__ = ("_told", "process")
+
+    def __init__(
+        self,
+        kvm: Kvm,
+        plan: Plan,
+        number: int,
+        name: str,
+        given: Given,
+        files: FileSystem,
+        outputs: tuple[Output, Output],
+        input_fd: int | None,
+    ) -> None:
+        """Make it, ready to be entered; `files` is closed with it. Raises ConfigError,
+        ResourceError, OSError.
+        """
+        self._told: list[tuple[Output, int]] = []
+        super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
+        try:
+            memory = self._memory(plan, given)
+            try:
+                rsp = self._stack(memory, plan, given)
+                entered = plan.interpreter or plan.image
+                boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
+                self.process = Process(
+                    Gate(self.vcpu),
+                    memory,
+                    files,
+                    given.clock,
+                    outputs,
+                    fault=self.diagnosis.fault,
+                    stack_size=plan.shape.stack,
+                    input_fd=input_fd,
+                )
+            except BaseException:
+                memory.close()
+                raise
+        except BaseException:
+            super().close()
+            raise
+
+    def _memory(self, plan: Plan, given: Given) -> Memory:
+        """Map the image and the stack; the machine's memslots are made of that."""
+        layout = plan.layout
+        areas = Areas(layout.low, layout.arena, given.memory, plan.shape.stack)
+        areas.start_heap(plan.image.end)
+        memory = Memory(self.memory, areas, layout.window)
+        try:
+            programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
+            for segment in (segment for program in programs for segment in program.segments):
+                size = segment.end - segment.start
+                memory.mmap(segment.start, size, segment.rights, _FIXED)
+                memory.fill(segment.start, segment.data)
+            memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    def _stack(self, memory: Memory, plan: Plan, given: Given) -> int:
+        """Put arguments and environment onto the stack; return the stack pointer."""
+        top = plan.layout.stack.end
+        start = start_stack(
+            top,
+            plan.shape.stack,
+            plan.image,
+            given.argv,
+            given.env,
+            random=given.clock.random(16),
+            path=given.path,
+            hwcap=plan.processor.hwcap,
+            interpreter=plan.interpreter,
+        )
+        memory.fill(start.rsp, start.data)
+        return start.rsp
+
+    def _attach(self) -> None:
+        """Its memory is not there yet."""
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        plan: Plan = self._blueprint  # type: ignore[assignment]
+        programs = _Programs(plan.image, plan.interpreter)
+        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, programs)
+
+    def run(self) -> Exit | Asked:
+        return self.process.run()
+
+    def takes(self, exit_: Exit | Asked) -> bool:
+        return not isinstance(exit_, Asked) and self.process.takes(exit_)
+
+    def untold(self, *, ended: bool = False) -> list[Callable[[], object]]:
+        calls: list[Callable[[], object]] = []
+        self._told = []
+        for output in self.process.outputs:
+            end, more = output.untold()
+            calls += more
+            self._told.append((output, end))
+            if ended and output.ended is not None:
+                calls.append(output.ended)
+        return calls
+
+    def tell(self) -> None:
+        for output, end in self._told:
+            output.tell(end)
+
+    def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
+        return signalled(super().explain(exit_, hold), self.process)
+
+    def _unmap(self) -> None:
+        process: Process | None = getattr(self, "process", None)
+        if process is not None:
+            process.close()
+        super()._unmap()

@@ -1,0 +1,245 @@
+"""A Linux program's memory, and what its calls do to it.
+
+Contents are in two mappings of this process: private memory from address 0 on, which the image is
+in, and the arena, with the page tables behind it. Rights are in the page tables only. A change is a
+plan (`vmm.linux.areas`), which is kept until it has been carried out: if it is cut off, by whatever
+may be raised at any line, it is made good before anything else is done (`finish`).
+
+**What CPUs remember.** The tables are changed while the program does not run. Where there have been
+rights, the host addresses of the data are invalidated as well: by giving the pages back, where the
+contents go, or by protecting them for a moment. KVM then forgets what it knows of them, and flushes
+translations, on every kind of host. A page that nobody could reach needs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.guest.x86 import LARGE_PAGE
+from vmm.kvm import Vm
+from vmm.linux.areas import Areas, Drop, Move, Plan, Rights
+from vmm.linux.backing import Backing
+from vmm.linux.errors import SysError
+from vmm.linux.pointers import Pointers
+from vmm.linux.tables import Tables, tables_size
+from vmm.memory.private import PrivateMemory
+from vmm.memory.region import Region
+
+_HEAP_HUGE = 4 << 20  # a heap that has grown so large gets huge pages
+
+# madvise(2): what is not written here is EINVAL
+_DONTNEED, _FREE = 4, 8
+_WITHOUT_EFFECT = frozenset({0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21})
+
+
+class _Pending(NamedTuple):
+    """What a call has still to do.
+
+    answers   of all changes of this call, when that has been done
+    stage     of the first plan's move: 0 not begun, 1 tried, 2 done, but for what stays behind
+    """
+
+    plans: Sequence[Plan]
+    answers: tuple[int, ...]
+    stage: int = 0
+
+
+class Memory(Pointers):
+    """One program's memory. Not thread-safe: used by whoever has the machine, while it is stopped.
+
+    What reads and writes it is said in `Pointers`. The calls that change the map are those of
+    Linux, and answer as they do, or raise SysError. Each is done whole, even if it is cut off: then
+    it has been done when `begin` or `finish` has been called again, which must be before the
+    program runs on.
+
+    low       private memory; closed with this
+    tables    the page tables: `tables.root` is for CR3
+    """
+
+    def __init__(self, low: PrivateMemory, areas: Areas, window: Region) -> None:
+        """Map the arena, and lay out the tables. Raises OSError, ResourceError."""
+        size = tables_size(window, areas.arena)
+        super().__init__(areas, Backing(low, areas.arena, size))
+        self.low = low
+        self._view = self._backing.view(areas.arena.end, size)
+        self.tables = Tables(self._view, areas.arena.end, window, areas.arena)
+        for area in areas.spans:
+            self.tables.set(area.start, area.end, area.prot)
+        self._pending: _Pending | None = None
+        self._serial = -1
+        self._answers: tuple[int, ...] = ()
+        self._asked = 0
+        self._heap_is_huge = False
+        self._make_slots_again: Callable[[], None] = _nothing
+        self._forget_all = False
+
+    def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
+        """Make the two memslots. Raises OSError."""
+        low, arena = self.low.region, self._backing.arena
+        slots = (
+            (low_slot, low.base, low.size, self.low.address),
+            (arena_slot, arena.base, arena.size, self._backing.address),
+        )
+        for slot in slots:
+            vm.set_user_memory_region(*slot)
+
+        def again() -> None:
+            for number, base, size, address in slots:
+                # Cut off last time, it may have been deleted.
+                with contextlib.suppress(OSError):
+                    vm.set_user_memory_region(number, base, 0, address)
+                vm.set_user_memory_region(number, base, size, address)
+
+        self._make_slots_again = again
+
+    def begin(self, serial: int) -> None:
+        """Begin to serve a system call, or begin again with one that was cut off.
+
+        serial    its number among the program's calls: the same one if it is tried again. What it
+                  has changed by then is not done twice, and answers as it did
+        """
+        self.finish()
+        if serial != self._serial:
+            self._answers = ()
+            self._serial = serial
+        self._asked = 0
+
+    def finish(self) -> None:
+        """Do what has been left undone by a call that was cut off. Raises OSError."""
+        while (pending := self._pending) is not None:
+            if pending.plans:
+                self._carry_out(pending.plans[0], pending)
+            else:
+                self._answers = pending.answers
+                self._pending = None
+        if self._forget_all or self.tables.mixed:
+            # What KVM knows of a memslot it forgets when that is deleted.
+            self._make_slots_again()
+            self._forget_all = self.tables.mixed = False
+
+    # ---- calls ----
+
+    def mmap(self, address: int, length: int, prot: int, flags: int) -> int:
+        """Return where zeros have been mapped. What a file shows is to be `fill`ed in."""
+        return self._change(lambda: [self.areas.mmap(address, length, prot, flags)])
+
+    def munmap(self, address: int, length: int) -> int:
+        return self._change(lambda: [self.areas.munmap(address, length)])
+
+    def mprotect(self, address: int, length: int, prot: int) -> int:
+        return self._change(lambda: [self.areas.mprotect(address, length, prot)])
+
+    def mremap(self, old: int, old_size: int, new_size: int, flags: int, new: int = 0) -> int:
+        return self._change(lambda: self.areas.mremap(old, old_size, new_size, flags, new))
+
+    def brk(self, address: int) -> int:
+        """Return where the heap ends now."""
+        return self._change(lambda: [self.areas.move_brk(address)])
+
+    def madvise(self, address: int, length: int, advice: int) -> int:
+        """Give pages back, for DONTNEED and FREE: zeros from now on, but for a file's, which stay
+        what they are. Nothing else has an effect.
+        """
+        if advice not in (_DONTNEED, _FREE) and advice not in _WITHOUT_EFFECT:
+            raise SysError(errno.EINVAL)
+        end = address + -(-length // PAGE_SIZE) * PAGE_SIZE
+        if address % PAGE_SIZE or end > 1 << 64:
+            raise SysError(errno.EINVAL)
+        reached, hole = address, False
+        first = last = 0  # what is to be given back; holes are zeros anyway
+        for area in self.areas.spans.within(address, end):
+            part = area.clip(address, end)
+            hole, reached = hole or part.start > reached, part.end
+            if not area.file:
+                first, last = first or part.start, part.end
+            elif first:
+                self._give_back(first, last, advice)
+                first = 0
+        if first:
+            self._give_back(first, last, advice)
+        if hole or reached < end:
+            raise SysError(errno.ENOMEM)
+        return 0
+
+    def _give_back(self, start: int, end: int, advice: int) -> None:
+        if advice not in (_DONTNEED, _FREE):
+            return
+        for low, high in self.areas.parts(start, end):
+            self._backing.zero(low, high)
+
+    # ---- what they are made of ----
+
+    def _change(self, plan: Callable[[], Sequence[Plan]]) -> int:
+        """Do what a call plans, or, if it has done so before it was cut off, answer again."""
+        asked = self._asked
+        if asked >= len(self._answers):
+            try:
+                plans = plan()
+            except SysError as error:
+                self._answers = (*self._answers, -error.number)
+                self._asked = asked + 1
+                raise
+            self._pending = _Pending(plans, (*self._answers, plans[-1].result))
+            self.finish()
+        self._asked = asked + 1
+        result = self._answers[asked]
+        if result < 0:
+            raise SysError(-result)
+        return result
+
+    def _carry_out(self, plan: Plan, pending: _Pending) -> None:
+        for step in plan.steps:
+            if isinstance(step, Drop):
+                self.tables.set(step.start, step.end, 0)
+                self._backing.zero(step.start, step.end)
+            elif isinstance(step, Rights):
+                self._give(step, plan)
+            else:
+                self._move(step, pending)
+        self.areas.put(plan)
+        self._pending = _Pending(pending.plans[1:], pending.answers)
+
+    def _give(self, step: Rights, plan: Plan) -> None:
+        start, end, prot, stale = step
+        if not stale:
+            self._advise(start, end, plan.brk)
+        self.tables.set(start, end, prot)
+        if stale:
+            try:
+                self._backing.invalidate(start, end)
+            except OSError:  # too many mappings
+                self._forget_all = True
+
+    def _advise(self, start: int, end: int, brk: int) -> None:
+        """Ask for huge pages behind what is large, or has become so."""
+        heap = self.areas.heap
+        if heap <= start and end <= self.low.region.end:
+            if not self._heap_is_huge and brk - heap >= _HEAP_HUGE:
+                self._backing.advise_huge(heap, self.low.region.end)
+                self._heap_is_huge = True
+        elif end - start >= LARGE_PAGE:
+            self._backing.advise_huge(start, end)
+
+    def _move(self, step: Move, pending: _Pending) -> None:
+        source, target, size = step
+        if pending.stage == 2:
+            return
+        self._pending = pending._replace(stage=1)
+        if not self._backing.move(source, target, size, again=pending.stage == 1):
+            self._backing.copy(source, target, size)
+        self._pending = pending._replace(stage=2)
+
+    def close(self) -> None:
+        """Unmap it all; its VM has been closed before. Further calls do nothing."""
+        self.tables.release()
+        self._view.release()
+        self._backing.close()
+        self.low.close()
+
+
+def _nothing() -> None:
+    pass

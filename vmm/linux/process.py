@@ -1,0 +1,259 @@
+"""A Linux program as it runs: its system calls are taken, served and answered here.
+
+Nothing of it is anybody else's, so it is served without the monitor's lock, by the thread that runs
+the machine; only what concerns others (parking, ending, what it has printed) is asked of the
+driver, as an exit (`Asked`).
+
+**Nothing is lost, and nothing done twice.** Python may raise at any line. A call is taken, served
+and answered in three steps. What is raised before the second has ended undoes it (`Changes`, and
+`Memory.begin`), and the call is served again when the machine runs next; its end is one assignment.
+The answer is only written after that, and may be written again.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import errno
+import signal
+import time
+from collections.abc import Callable
+
+from vmm.engine.guest import Asked
+from vmm.errors import GuestFault
+from vmm.kvm import Exit
+from vmm.linux.calls import CALLS
+from vmm.linux.calls.signals import NO_STACK
+from vmm.linux.calls.table import Park
+from vmm.linux.clock import Clock
+from vmm.linux.errors import SysError
+from vmm.linux.files.descriptors import Descriptors
+from vmm.linux.files.system import FileSystem
+from vmm.linux.gate import Gate
+from vmm.linux.memory import Memory
+from vmm.linux.numbers import name_of
+from vmm.linux.output import Output
+from vmm.linux.trace import Record, described
+
+_LAST = 32  # calls that are remembered
+_MOST_NAMES = 600  # that were not served: there are no more numbers with names
+
+
+class Step(enum.Enum):
+    """How far it has come with its present call."""
+
+    RUNNING = "running"  # there is none
+    CALLED = "called"  # it is to be served
+    ANSWERED = "answered"  # it has been; the program is to be told
+
+
+class Process:
+    """One program. Not thread-safe: used by whoever runs its machine.
+
+    memory, files, clock    its own
+    descriptors             of `files`
+    input_fd                a descriptor of the host's that tells when standard input has more
+    stack_size              in bytes
+    not_served              how often each call was asked for that is not served, by name
+    last                    its last calls, the last one last
+    on_call                 called with each call that has been answered, as a Record; or None
+
+    Raised in a call: SysError (what it answers), Park (it waits).
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        memory: Memory,
+        files: FileSystem,
+        clock: Clock,
+        outputs: tuple[Output, Output],
+        *,
+        fault: Callable[..., GuestFault],
+        stack_size: int,
+        input_fd: int | None = None,
+    ) -> None:
+        self.gate = gate
+        self.memory = memory
+        self.files = files
+        self.descriptors: Descriptors = files.descriptors
+        self.clock = clock
+        self.outputs = outputs
+        self.input_fd = input_fd
+        self.stack_size = stack_size
+        self.serial = 0
+        self.comm = b""
+        self.mask = 0
+        self.limits: dict[int, tuple[int, int]] = {}  # that were set, of its resources
+        self.pending = 0  # signals that came while they were blocked
+        self.actions: dict[int, bytes] = {}
+        self.alternate_stack = NO_STACK
+        self.not_served: collections.Counter[str] = collections.Counter()
+        self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
+        self.on_call: Callable[[Record], None] | None = None
+        self._fault = fault
+        self._step = Step.RUNNING
+        self._answer: int | None = None  # of the present call
+        self._ending: Asked | None = None
+        self._until: float | None = None  # when a wait of the present call is over
+        self._cpu_ns = 0
+
+    # ---- running ----
+
+    def run(self) -> Exit | Asked:
+        """Run until something happens that is not a system call, or the driver is asked."""
+        gate = self.gate
+        while True:
+            if self._step is not Step.RUNNING:
+                asked = self._serve()
+                if asked is not None:
+                    return asked
+            self._answer = self._until = None
+            before = time.perf_counter_ns()
+            exit_ = gate.run()
+            self._cpu_ns += time.perf_counter_ns() - before
+            if not gate.called(exit_):
+                return exit_
+            self._step = Step.CALLED
+
+    def takes(self, exit_: Exit) -> bool:
+        """Whether an exit, which this has not seen or not dealt with, is a system call. If so, it
+        is served when the program is run.
+        """
+        if self._step is not Step.RUNNING:  # it is known; its registers may be the answer's by now
+            return True
+        if not self.gate.called(exit_):
+            return False
+        self._step = Step.CALLED
+        return True
+
+    def _serve(self) -> Asked | None:
+        """Serve the present call, and answer it; return what is to be asked of the driver first."""
+        if self._step is Step.CALLED:
+            waits = self._make()
+            if waits is not None:
+                return waits
+            self._step = Step.ANSWERED  # from here on it has been served
+        if self._ending is not None:
+            return self._ending
+        answer = self._answer
+        assert answer is not None
+        self.gate.answer(answer)
+        self.gate.vcpu.forget_exit()
+        self._step = Step.RUNNING
+        if any(output.waits for output in self.outputs):
+            return Asked()
+        return None
+
+    def _make(self) -> Asked | None:
+        """Make the call: leaves an answer, or returns how long it waits."""
+        changes = self.files.changes
+        if self._answer is not None or self._ending is not None:
+            changes.commit()  # it was cut off after all had been done
+            return None
+        words = self.gate.arguments()
+        number = words[0] & 0xFFFFFFFF
+        known = CALLS.get(number)
+        try:
+            if known is None:
+                raise SysError(errno.ENOSYS)
+            self.memory.begin(self.serial)
+            with changes:
+                values = zip(known.decoders, words[1:], strict=False)
+                arguments = [decode(self, value) for decode, value in values]
+                answer = known.serve(self, *arguments)
+                changes.set(self, "serial", self.serial + 1)
+                changes.set(self, "_answer", answer)
+        except SysError as error:
+            if error.number == errno.ENOSYS:
+                self._count(number)
+            self.serial += 1
+            self._answer = answer = -error.number
+        except Park as park:
+            return Asked(parks=True, until=park.until)
+        except Exception as error:  # a fault of ours is this machine's, and nobody else's
+            reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
+            self._ending = Asked(fault=self._stopped("internal", reason))
+            return None
+        self.last.append(record := (number, tuple(words[1:]), answer))
+        if self.on_call is not None:
+            self.on_call(record)
+        return None
+
+    def _stopped(self, kind: str, reason: str, name: str | None = None) -> GuestFault:
+        """Return why it ends in the present call."""
+        registers = self.gate.snapshot()
+        registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+        number, *arguments = self.gate.arguments()
+        calls = [described(record) for record in self.last]
+        calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
+        return self._fault(
+            kind, reason, rip=registers["rip"], signal=name, registers=registers, calls=calls
+        )
+
+    def _count(self, number: int) -> None:
+        name = name_of(number)
+        if name in self.not_served or len(self.not_served) < _MOST_NAMES:
+            self.not_served[name] += 1
+
+    # ---- for calls ----
+
+    def exit(self, code: int) -> int:
+        """End the program."""
+        self.files.changes.set(self, "_ending", Asked(exit_code=code & 0xFF))
+        return 0
+
+    def die(self, number: int) -> int:
+        """End the program by a signal."""
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        fault = self._stopped("signal", name, name)
+        self.files.changes.set(self, "_ending", Asked(fault=fault))
+        return 0
+
+    def broken_pipe(self) -> int:
+        """Who writes where nobody reads gets SIGPIPE, unless it is ignored."""
+        ignored = self.actions.get(signal.SIGPIPE, b"")[:1] == b"\x01"
+        if ignored:
+            raise SysError(errno.EPIPE)
+        return self.die(signal.SIGPIPE)
+
+    def now(self) -> float:
+        """Return the time on the monotonic clock that waits are measured by, in seconds."""
+        return time.monotonic()
+
+    def deadline(self, ns: int | None) -> float | None:
+        """Return when a wait of so many ns is over that the present call began; None for ever."""
+        if ns is None:
+            return None
+        if self._until is None:
+            self._until = self.now() + ns / 1e9
+        return self._until
+
+    def sleep(self, ns: int) -> None:
+        """Wait. Returns when it is over."""
+        if self.clock.frozen:
+            self.clock.skip(ns)
+            return
+        until = self.deadline(ns)
+        if until is not None and self.now() < until:
+            raise Park(until)
+
+    def cpu_ns(self) -> int:
+        """Return how long it has run, in ns."""
+        return 0 if self.clock.frozen else self._cpu_ns
+
+    def set_base(self, register: int, address: int) -> None:
+        """Set the FS or GS base, by its MSR."""
+        self.gate.vcpu.set_msrs({register: address})
+
+    def base(self, register: int) -> int:
+        """Return the FS or GS base."""
+        return self.gate.vcpu.get_msrs([register])[register]
+
+    def close(self) -> None:
+        """Let go of all it has."""
+        self.files.close()
+        self.memory.close()
