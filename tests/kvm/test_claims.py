@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 from guest_elfs import FOR_LINUX
+from tests_support import sized
 
 from vmm import Buffer, Machine, Monitor, State
 from vmm.ferry.events import Event
@@ -37,7 +38,7 @@ class Elves(NamedTuple):
 
 _ALIKE = {"guests": (False, False), "programs": (True, True)}
 _MIXED = {"a guest and a program": (False, True), "a program and a guest": (True, False)}
-_KINDS = _ALIKE | _MIXED
+_KINDS = _ALIKE | sized(_MIXED, {})
 
 
 def program(name: str) -> Path:
@@ -62,6 +63,10 @@ def bundled(request: pytest.FixtureRequest, guest_elf: Elf, test_guests: Path) -
     """The bundled ones; `test_guests` has them built as programs."""
     return Elves(*(program if is_one else guest_elf for is_one in _KINDS[request.param]))
 
+
+MIXED = pytest.mark.smaller_in_lanes(
+    "two guests, two programs: with each other they are on the host"
+)
 
 # OUT %eax,%dx; VMCALL; VMMCALL; mov %eax,(%rcx) and such, whose second byte names registers.
 STORES = [bytes((0x89, 8 * source + target)) for source in range(8) for target in range(8)]
@@ -90,6 +95,7 @@ def of_kind(events: list[Event], kind: str) -> list[Event]:
     return [event for event in events if event.kind == kind]
 
 
+@MIXED
 def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
     monitor: Monitor, elves: Elves
 ) -> None:
@@ -136,6 +142,7 @@ def test_c3a_data_or_an_address_or_both_go_into_the_senders_own_control_structur
     assert placed == [(0, b"data"), (base, b""), (base + 4096, b"both")]
 
 
+@MIXED
 def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in_this_order(
     monitor: Monitor, elves: Elves
 ) -> None:
@@ -171,6 +178,7 @@ def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in
     assert b.exit_code == 0  # it used the page there
 
 
+@MIXED
 def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, elves: Elves) -> None:
     a, _ = pair(monitor, elves, "forward_to_b", "increment_to_host")
     buffer = new_page(monitor, b"abc")
@@ -212,6 +220,7 @@ def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
     ), code.hex(" ")
 
 
+@MIXED
 def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_forge_them(
     monitor: Monitor, elves: Elves
 ) -> None:
@@ -229,6 +238,7 @@ def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_for
     assert (a.exit_code, b.exit_code) == (0, a.number)
 
 
+@MIXED
 def test_c8_either_machine_can_be_the_sender(monitor: Monitor, bundled: Elves) -> None:
     server = monitor.spawn(bundled.a("echo_server"))
     client = monitor.spawn(bundled.b("echo_client"))
@@ -239,6 +249,7 @@ def test_c8_either_machine_can_be_the_sender(monitor: Monitor, bundled: Elves) -
     assert server.peer.sent == client.peer.received == 100
 
 
+@MIXED
 def test_c10_the_monitor_itself_puts_a_status_a_notice_and_a_returned_page_into_a_control_structure(
     monitor: Monitor, elves: Elves
 ) -> None:
@@ -290,6 +301,7 @@ def test_c12_the_host_puts_a_message_into_a_machines_queue_on_its_own_account(
     assert b.exit_code == 55
 
 
+@MIXED
 def test_c13_the_receiver_can_read_write_return_send_on_and_release_the_page(
     monitor: Monitor, elves: Elves
 ) -> None:
