@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import guest_elfs
 import pytest
 from linux_case import Case
 from linux_packages import NEEDS, is_there
@@ -38,7 +39,8 @@ _LIBRARIES = {
     "zstd_file": ("zstd", "/usr/include/zstd.h"),
 }
 
-PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _LIBRARIES))
+_OTHERS = {*_LIBRARIES, *guest_elfs.PEERS}
+PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _OTHERS))
 JOBS = tuple(_LIBRARIES)
 
 

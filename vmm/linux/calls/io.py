@@ -307,7 +307,7 @@ def _lock(process: Process, command: int, argument: int) -> None:
 
 @call
 def sys_flock(process: Process, fd: Fd, operation: Int) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     if operation & ~_LOCK_NB not in _FLOCKS:
         raise SysError(errno.EINVAL)
     return 0
@@ -316,7 +316,7 @@ def sys_flock(process: Process, fd: Fd, operation: Int) -> int:
 @call
 def sys_ioctl(process: Process, fd: Fd, request: Word, argument: Size) -> int:
     """Answer what is asked of every file. None is a terminal, nor any other device with more."""
-    file = process.descriptors.get(fd)
+    file = process.descriptors.opened(fd)
     if request in (_FIOCLEX, _FIONCLEX):
         process.descriptors.set_cloexec(fd, on=request == _FIOCLEX)
     elif request == _FIONBIO:
@@ -344,13 +344,13 @@ def sys_fallocate(process: Process, fd: Fd, mode: Int, offset: Long, length: Lon
 
 @call
 def sys_fsync(process: Process, fd: Fd) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return 0
 
 
 @call
 def sys_fdatasync(process: Process, fd: Fd) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return 0
 
 
@@ -361,7 +361,7 @@ def sys_sync(process: Process) -> int:
 
 @call
 def sys_fadvise64(process: Process, fd: Fd, offset: Long, length: Long, advice: Int) -> int:
-    if stat.S_ISFIFO(process.descriptors.get(fd).node.stat().mode):
+    if stat.S_ISFIFO(process.descriptors.opened(fd).node.stat().mode):
         raise SysError(errno.ESPIPE)
     if length < 0 or not 0 <= advice <= 5:
         raise SysError(errno.EINVAL)
@@ -370,7 +370,7 @@ def sys_fadvise64(process: Process, fd: Fd, offset: Long, length: Long, advice: 
 
 @call
 def sys_sync_file_range(process: Process, fd: Fd, offset: Long, size: Long, flags: Word) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     if flags & ~7 or offset < 0 or size < 0:
         raise SysError(errno.EINVAL)
     return 0
@@ -378,13 +378,13 @@ def sys_sync_file_range(process: Process, fd: Fd, offset: Long, size: Long, flag
 
 @call
 def sys_syncfs(process: Process, fd: Fd) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return 0
 
 
 @call
 def sys_readahead(process: Process, fd: Fd, offset: Long, length: Size) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return 0
 
 

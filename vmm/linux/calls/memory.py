@@ -28,7 +28,7 @@ def sys_mmap(
         return process.memory.mmap(address, length, prot, flags)
     if offset % PAGE_SIZE:
         raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    file = process.descriptors.opened(fd)
     if not file.readable:
         raise SysError(errno.EACCES)
     shared = flags & MAP_TYPE != MAP_PRIVATE

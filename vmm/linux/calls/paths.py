@@ -325,7 +325,7 @@ def sys_chmod(process: Process, path: PathName, mode: Word) -> int:
 
 @call
 def sys_fchmod(process: Process, fd: Fd, mode: Word) -> int:
-    process.files.change_mode(process.descriptors.get(fd).node, mode)
+    process.files.change_mode(process.descriptors.opened(fd).node, mode)
     return 0
 
 
@@ -350,7 +350,7 @@ def sys_lchown(process: Process, path: PathName, uid: Word, gid: Word) -> int:
 
 @call
 def sys_fchown(process: Process, fd: Fd, uid: Word, gid: Word) -> int:
-    process.files.change_owner(process.descriptors.get(fd).node, uid, gid)
+    process.files.change_owner(process.descriptors.opened(fd).node, uid, gid)
     return 0
 
 
@@ -368,7 +368,7 @@ def sys_utimensat(process: Process, dirfd: Fd, path: Address, times: Address, fl
     if not path and dirfd != AT_FDCWD:
         if flags:
             raise SysError(errno.EINVAL)
-        node = process.descriptors.get(dirfd).node
+        node = process.descriptors.opened(dirfd).node
     else:
         name = process.memory.text(path, PATH_MAX)
         node = _named(process, dirfd, name, flags, _AT_NOFOLLOW | _AT_EMPTY_PATH)

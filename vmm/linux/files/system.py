@@ -12,6 +12,7 @@ from vmm.linux.files import pipes
 from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.beneath import Shown
 from vmm.linux.files.contents import Content, HostFile
+from vmm.linux.files.data import LARGEST
 from vmm.linux.files.descriptors import Descriptors
 from vmm.linux.files.names import Names
 from vmm.linux.files.nodes import PERMISSIONS, Directory, File, Node, Special, Symlink
@@ -176,10 +177,10 @@ class FileSystem(Names, Attributes):
 
     # What Python asks.
 
-    def contents(self, path: str | bytes | os.PathLike[str]) -> bytes:
+    def contents(self, path: str | bytes | os.PathLike[str], most: int = LARGEST) -> bytes:
         """Return what is in a file, by its absolute path. May be called from any thread.
 
-        Raises SysError: ENOENT, EISDIR and so on.
+        Raises SysError: ENOENT, EISDIR and so on; EFBIG, if it is larger than `most`.
         """
         node = self.resolve(self.root, os.fsencode(path))
         if not isinstance(node, File):
@@ -187,6 +188,8 @@ class FileSystem(Names, Attributes):
         pieces: list[bytes] = []
         length = 0
         while piece := node.data.read(length, _PIECE):
+            if node.data.size > most:  # holes take no memory there, but here
+                raise SysError(errno.EFBIG)
             pieces.append(piece)
             length += len(piece)
         return b"".join(pieces)
