@@ -8,10 +8,13 @@ import stat
 from typing import TYPE_CHECKING
 
 from vmm.guest.abi import PAGE_SIZE
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_PRIVATE, MAP_TYPE, PROT_WRITE
+from vmm.linux.areas import MAP_ANONYMOUS, MAP_PRIVATE, MAP_TYPE, PROT_WRITE, Lent
 from vmm.linux.calls.table import Address, Fd, Int, Size, Word, call
 from vmm.linux.errors import SysError
 from vmm.linux.files.devices import OpenZero
+from vmm.linux.files.lent import LentData
+from vmm.linux.files.nodes import File
+from vmm.linux.files.open_files import OpenFile
 
 if TYPE_CHECKING:
     from vmm.linux.process import Process
@@ -23,7 +26,9 @@ _PIECE = 1 << 20
 def sys_mmap(
     process: Process, address: Address, length: Size, prot: Size, flags: Size, fd: Fd, offset: Size
 ) -> int:
-    """Map zeros, or a copy of a file. What is shared is only so for reading."""
+    """Map zeros, a copy of a file, or pages that are lent. What else is shared is only so for
+    reading.
+    """
     if flags & MAP_ANONYMOUS:
         return process.memory.mmap(address, length, prot, flags)
     if offset % PAGE_SIZE:
@@ -36,6 +41,9 @@ def sys_mmap(
         raise SysError(errno.EACCES)
     if isinstance(file, OpenZero):
         return process.memory.mmap(address, length, prot, flags | MAP_ANONYMOUS)
+    lent = _lent(file, offset, write=file.writable)
+    if lent is not None and (shared or not prot & PROT_WRITE):
+        return process.memory.mmap(address, length, prot, flags, lent)
     if shared and prot & PROT_WRITE:
         raise SysError(errno.ENODEV)
     if not stat.S_ISREG(file.node.stat().mode):
@@ -53,6 +61,15 @@ def sys_mmap(
         process.memory.munmap(start, length)
         raise
     return start
+
+
+def _lent(file: OpenFile, offset: int, *, write: bool) -> Lent | None:
+    """Return the pages of a file that is a buffer of the host's, from `offset` on."""
+    node = file.node
+    if not isinstance(node, File) or not isinstance(node.data, LentData):
+        return None
+    loan = node.data.loan
+    return Lent(loan.address + offset, max(loan.size - offset, 0), write)
 
 
 @call
@@ -95,7 +112,7 @@ def sys_mincore(process: Process, address: Address, length: Size, vector: Addres
 
 @call
 def sys_msync(process: Process, address: Address, length: Size, flags: Int) -> int:
-    """Nothing is to be written back: what is shared is read-only."""
+    """Nothing is to be written back: what is shared is read-only, or the file's own pages."""
     if address % PAGE_SIZE or flags & ~7 or flags & 5 == 5:
         raise SysError(errno.EINVAL)
     _check_mapped(process, address, -(-length // PAGE_SIZE) * PAGE_SIZE)

@@ -82,6 +82,10 @@ class Data:
         start = index * CHUNK
         return self._below(start, max(min(CHUNK, self.base_size - start), 0))
 
+    def fitting(self, offset: int, length: int) -> int:
+        """Return how many bytes of so many can be written at once. Raises ENOSPC if none can."""
+        return length
+
     def write(self, changes: Changes, space: Space, offset: int, data: bytes) -> None:
         """Write, all of it. Raises EFBIG, ENOSPC, EIO."""
         end = offset + len(data)
