@@ -353,6 +353,7 @@ class Monitor:
                 loans.lend(machine, partial(self._begin, machine))
             return machine
         except BaseException:
+            turns.settle()  # whether it has joined, or has not
             joined = self._by_number.get(number)
             if joined is not None:
                 self._give_up(joined, loans)
