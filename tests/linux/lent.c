@@ -13,10 +13,25 @@
 static char *maps[16];
 static int count, fd = -1;
 
+static const char *name(int number)
+{
+    switch (number) {
+    case EACCES: return "EACCES";
+    case EBADF: return "EBADF";
+    case EFAULT: return "EFAULT";
+    case EIO: return "EIO";
+    case ENOMEM: return "ENOMEM";
+    case ENOSPC: return "ENOSPC";
+    case EPERM: return "EPERM";
+    case EROFS: return "EROFS";
+    default: return strerror(number);
+    }
+}
+
 static void tell(const char *what, long result)
 {
     if (result < 0)
-        printf("%s: %s\n", what, strerrorname_np(errno));
+        printf("%s: %s\n", what, name(errno));
     else
         printf("%s: %ld\n", what, result);
 }

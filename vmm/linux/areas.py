@@ -134,13 +134,19 @@ class Areas:
     # ---- the calls ----
 
     def mmap(
-        self, address: int, length: int, prot: int, flags: int, lent: Lent | None = None
+        self,
+        address: int,
+        length: int,
+        prot: int,
+        flags: int,
+        lent: Lent | None = None,
+        live: int = 0,
     ) -> Plan:
         """Map zeros, readable as `prot` says. The result is where.
 
         Without MAP_ANONYMOUS the area shows a file, whose contents and refusals are the caller's
         business. With `lent`, it shows these pages, and zeros beyond them. Sharing and private
-        memory are the same here but for that: there is one process.
+        memory are the same here but for that: there is one process. `live` is of Area.
 
         MAP_FIXED below MIN_ADDRESS is EPERM, and ENOMEM where nothing is to be had; with
         MAP_FIXED_NOREPLACE, EEXIST. MAP_32BIT maps in the low region. MAP_HUGETLB is ENOMEM, as
@@ -160,7 +166,7 @@ class Areas:
             kind != MAP_SHARED_VALIDATE or flags & MAP_ANONYMOUS
         ):
             raise SysError(errno.EINVAL)
-        area = Area(place, place + size, prot & _RIGHTS, not flags & MAP_ANONYMOUS)
+        area = Area(place, place + size, prot & _RIGHTS, not flags & MAP_ANONYMOUS, live=live)
         if lent is None:
             return self._mapped(place, [area], self.brk)
         middle = place + min(_rounded(lent.size), size)
@@ -221,8 +227,8 @@ class Areas:
         result.
 
         MREMAP_DONTUNMAP is EINVAL, as on kernels that do not know it; so is an old size of 0, which
-        only duplicates what is shared. Pages of the window can be unmapped by it, and no more:
-        ENOMEM.
+        only duplicates what is shared. Pages of the window, and a file's own bytes, can be
+        unmapped by it, and no more: ENOMEM.
         """
         if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED) or flags & 3 == MREMAP_FIXED:
             raise SysError(errno.EINVAL)
@@ -240,7 +246,7 @@ class Areas:
             raise SysError(errno.EFAULT)
         if old_size == 0:
             raise SysError(errno.EINVAL)
-        if area.delta and (flags & MREMAP_FIXED or new_size > old_size):
+        if (area.delta or area.live) and (flags & MREMAP_FIXED or new_size > old_size):
             raise SysError(errno.ENOMEM)
         if flags & MREMAP_FIXED:
             return self._moved_to(area, old, old_size, new_size, new)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ class Memory(Pointers):
         self._asked = 0
         self._heap_is_huge = False
         self._make_slots_again: Callable[[], None] = _nothing
-        self._forget_all = self._lends = False
+        self._forget_all = self._lends = self._closed = False
+        self._guard = threading.Lock()
 
     def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
         """Make the two memslots. Raises OSError."""
@@ -126,13 +128,19 @@ class Memory(Pointers):
     # ---- calls ----
 
     def mmap(
-        self, address: int, length: int, prot: int, flags: int, lent: Lent | None = None
+        self,
+        address: int,
+        length: int,
+        prot: int,
+        flags: int,
+        lent: Lent | None = None,
+        live: int = 0,
     ) -> int:
         """Return where zeros have been mapped, or pages of the window. What a file shows is to be
         `fill`ed in.
         """
         self._lends = self._lends or lent is not None
-        return self._change(lambda: [self.areas.mmap(address, length, prot, flags, lent)])
+        return self._change(lambda: [self.areas.mmap(address, length, prot, flags, lent, live)])
 
     def munmap(self, address: int, length: int) -> int:
         return self._change(lambda: [self.areas.munmap(address, length)])
@@ -270,8 +278,22 @@ class Memory(Pointers):
             if area.delta and not self._window_ready(area.start + area.delta, size, write=False):
                 self.tables.set(area.start, area.end, 0)
 
+    def peek(self, address: int, size: int) -> bytes | None:
+        """Return what is in an area, whatever its rights are; None when all has been unmapped. May
+        be called from any thread.
+        """
+        with self._guard:
+            return None if self._closed else bytes(self._backing.view(address, size))
+
+    def live(self, address: int) -> int:
+        """Return the number of the mapping of a file's own bytes that is there, or 0."""
+        area = self.areas.spans.at(address)
+        return 0 if area is None else area.live
+
     def close(self) -> None:
         """Unmap it all; its VM has been closed before. Further calls do nothing."""
+        with self._guard:
+            self._closed = True
         self.tables.release()
         self._view.release()
         self._backing.close()

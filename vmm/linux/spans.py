@@ -25,6 +25,7 @@ class Area(NamedTuple):
             for memory of its own
     write   of these, whether they may be written, if the mapping is shared; None if it is private:
             then it gets memory of its own before it is written
+    live    the number of the mapping, if the bytes of its file are those that are here, else 0
     """
 
     start: int
@@ -33,6 +34,7 @@ class Area(NamedTuple):
     file: bool = False
     delta: int = 0
     write: bool | None = None
+    live: int = 0
 
     def clip(self, start: int, end: int) -> Area:
         """Return the part of it that lies in start..end."""

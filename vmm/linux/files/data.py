@@ -56,7 +56,7 @@ class Data:
             return self._below(offset, end - offset)
         return b"".join(
             self._of_chunk(index, max(offset, start) - start, min(end - start, CHUNK))
-            for index, start in _chunks(offset, end)
+            for index, start in chunks_of(offset, end)
         )
 
     def _of_chunk(self, index: int, low: int, high: int) -> bytes:
@@ -94,7 +94,7 @@ class Data:
         if not data:
             return
         fresh = {}
-        for index, start in _chunks(offset, end):
+        for index, start in chunks_of(offset, end):
             low, high = max(offset - start, 0), min(end - start, CHUNK)
             piece = data[start + low - offset : start + high - offset]
             if high - low < CHUNK:
@@ -163,7 +163,7 @@ class Data:
         return index * CHUNK + rounded(len(self.chunks.get(index, b"")))
 
 
-def _chunks(offset: int, end: int) -> Iterator[tuple[int, int]]:
+def chunks_of(offset: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield number and start of each chunk in a range."""
     for index in range(offset // CHUNK, -(-end // CHUNK)):
         yield index, index * CHUNK
