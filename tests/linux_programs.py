@@ -204,6 +204,7 @@ CASES = (
     Case("calls_files", ("calls_files",), b"standard input", {"words": WORDS}),
     Case("calls_memory", ("calls_memory",), files={"words": WORDS}),
     Case("calls_rest", ("calls_rest",), code=300 & 0xFF),
+    Case("shared", ("shared",)),
     Case("crashes", ("crashes", "return"), code=5),
     Case("throwing", ("throwing",), code=5),
     Case("streams", ("streams",), b"one\ntwo\n\nfour", _FILES),

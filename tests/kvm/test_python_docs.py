@@ -1,4 +1,4 @@
-"""The examples of docs/python.md, as they stand there, print what they say."""
+"""The examples of docs/python.md and docs/linux.md, as they stand there, print what they say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command import pageferry
+from linux_programs import busybox
 
 import vmm
 
@@ -15,8 +16,9 @@ import vmm
 NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 
-PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "python.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+PAGE, LINUX = ((DOCS / name).read_text() for name in ("python.md", "linux.md"))
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + LINUX, re.S)
 
 pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make there")
 
@@ -36,6 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_example_prints_what_it_says(
     example: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "busybox" in example:
+        busybox()  # whether it is there
     said = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.M)
     printed: list[str] = []
     monkeypatch.chdir(folder)

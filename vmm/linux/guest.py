@@ -29,6 +29,7 @@ from vmm.memory.template import Template
 
 PAGE, MIB = abi.PAGE_SIZE, 1 << 20
 _ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
+_MAPPED_TWICE = 2  # to be read, and to be written
 _FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 
 
@@ -81,11 +82,14 @@ class _Programs:
         return self.image.place(rip)
 
 
-def layout(program: Program, memory: int, shape: Shape) -> Layout:
-    """Say where things are to lie. Raises ConfigError."""
+def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
+    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
+    Raises ConfigError.
+    """
     dynamic = program.interpreter is not None  # which lies near the end of what there is
     low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
-    return boot.plan(low, memory + _ADDRESSES + shape.stack, shape.stack, shape.window)
+    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
+    return boot.plan(low, arena, shape.stack, shape.window)
 
 
 class LinuxGuest(Guest):
@@ -201,6 +205,7 @@ class LinuxGuest(Guest):
             output.tell(end)
 
     def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
+        self.process.memory.take_lent()
         return signalled(super().explain(exit_, hold), self.process)
 
     def _unmap(self) -> None:

@@ -13,6 +13,7 @@ The answer is only written after that, and may be written again.
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
 import errno
 import signal
@@ -28,6 +29,7 @@ from vmm.linux.calls.table import Park
 from vmm.linux.clock import Clock
 from vmm.linux.errors import SysError
 from vmm.linux.files.descriptors import Descriptors
+from vmm.linux.files.live import LiveData
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
 from vmm.linux.memory import Memory
@@ -54,6 +56,7 @@ class Process:
     descriptors             of `files`
     input_fd                a descriptor of the host's that tells when standard input has more
     stack_size              in bytes
+    mapped                  what files are, or have been, mapped to be written
     not_served              how often each call was asked for that is not served, by name
     last                    its last calls, the last one last
     on_call                 called with each call that has been answered, as a Record; or None
@@ -87,6 +90,7 @@ class Process:
         self.limits: dict[int, tuple[int, int]] = {}  # that were set, of its resources
         self.pending = 0  # signals that came while they were blocked
         self.actions: dict[int, bytes] = {}
+        self.mapped: tuple[LiveData, ...] = ()
         self.alternate_stack = NO_STACK
         self.not_served: collections.Counter[str] = collections.Counter()
         self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
@@ -254,6 +258,12 @@ class Process:
         return self.gate.vcpu.get_msrs([register])[register]
 
     def close(self) -> None:
-        """Let go of all it has."""
+        """Let go of all it has. What was mapped of a file is in it then."""
+        if self.mapped:
+            with contextlib.suppress(OSError, ValueError):  # the VM has been closed
+                self.memory.finish()
+        for data in self.mapped:
+            data.write_back(0, 1 << 64)
+        self.mapped = ()
         self.files.close()
         self.memory.close()

@@ -66,6 +66,7 @@ class Options:
     disk: SupportsIndex | str = "256M"
     clock: str = "real"
     seed: SupportsIndex = 0
+    writable: Iterable[str] = ()
 
     def refuse(self, path: str) -> None:
         """Raise ConfigError if there is anything here: what is spawned takes none of it."""
@@ -92,8 +93,11 @@ class Order:
         memory: SupportsIndex | str | None,
         stack: SupportsIndex | str | None,
         window: int,
+        lent: int = 0,
     ) -> None:
-        """Check it. Raises ConfigError, ArgumentTypeError, LimitError."""
+        """Check it; `lent` bytes of its files are pages of its window. Raises ConfigError,
+        ArgumentTypeError, LimitError.
+        """
         self.program = program
         self._file = Path(path).absolute()
         root = None if options.root is None else Path(os.fsdecode(options.root)).resolve()
@@ -102,6 +106,7 @@ class Order:
         self._options = options
         self.memory = memory_of(memory)
         stack_size = _size(STACK if stack is None else stack, "stack", 64 << 10, self.memory)
+        self._lent = lent
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
         env = ENVIRONMENT if options.env is None else options.env
@@ -137,7 +142,7 @@ class Order:
             outputs = tuple(Output(files.changes, _OUTPUT, sink) for sink in self._sinks)
             files.standard(self._input, *outputs)
             processor = Processor.of(kvm.supported_cpuid())
-            where = layout(self.program, self.memory, self.shape)
+            where = layout(self.program, self.memory, self.shape, self._lent)
             template = Template(boot.contents())
             try:
                 interpreter = self._interpreter(files)

@@ -60,14 +60,18 @@ class Changes:
         self._log.append((operator.delitem, items, slice(len(items), None)))
         items.append(item)
 
+    def call(self, action: Callable[..., object], *arguments: object) -> None:
+        """Let something be called if this is undone. Twice must be as good as once."""
+        self._log.append((action, *arguments))
+
     def commit(self) -> None:
         """Keep all that was done."""
         self._log = []
 
     def undo(self) -> None:
         """Put everything back to what it was at the last commit."""
-        # Each entry is absolute, so to do them twice is to do them once; and no Python code runs
-        # between two of them, so no signal's handler raises there.
+        # Each entry is absolute, so to do them twice is to do them once; and but for what `call`
+        # was given no Python code runs between two of them, so no signal's handler raises there.
         deque(starmap(operator.call, reversed(self._log)), maxlen=0)
         self._log = []
 

@@ -58,31 +58,32 @@ class HostFile(Descriptor):
 
     kind = "offered file"
 
-    def __init__(self, fd: int, found: os.stat_result) -> None:
-        super().__init__(fd)
-        self.size = found.st_size
-        self.mtime = found.st_mtime_ns
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = self.mtime = 0
 
     @classmethod
     def open(cls, path: Path) -> HostFile:
         """Open a file. Raises ConfigError if it cannot be, or is no regular one; LimitError."""
+        file = cls()
         try:
-            fd = os.open(path, _FLAGS)
+            file._take(os.open, path, _FLAGS)
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(f"{path} cannot be offered: it is not a regular file")
+            file.size, file.mtime = found.st_size, found.st_mtime_ns
         except OSError as error:
+            file.close()
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise LimitError(
                     f"{path}: too many open files: offer fewer, or raise the limit (ulimit -n)",
                     error.errno,
                 ) from error
             raise ConfigError(f"{path} cannot be offered: {error.strerror}") from error
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"{path} cannot be offered: it is not a regular file")
-            return cls(fd, found)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
+        return file
 
     def pread(self, offset: int, length: int, /) -> bytes:
         """Read a part. Raises OSError."""

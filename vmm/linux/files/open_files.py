@@ -212,25 +212,25 @@ class OpenRegular(OpenFile):
         return self.node.data.read(offset, min(length, MOST))
 
     def write(self, data: bytes) -> int:
-        end = self._write(self.position, data)
+        written, end = self._write(self.position, data)
         if data:
             self.files.changes.set(self, "position", end)
-        return len(data)
+        return written
 
     def pwrite(self, offset: int, data: bytes) -> int:
         check_offset(offset)
-        self._write(offset, data)
-        return len(data)
+        return self._write(offset, data)[0]
 
-    def _write(self, offset: int, data: bytes) -> int:
+    def _write(self, offset: int, data: bytes) -> tuple[int, int]:
         self.check_write()
         if self.flags & os.O_APPEND:
             offset = self.node.data.size
         if data:
             self.files.change(self.node)
+            data = data[: self.node.data.fitting(offset, len(data))]
             self.node.data.write(self.files.changes, self.files.space, offset, data)
             self.files.touched(self.node)
-        return offset + len(data)
+        return len(data), offset + len(data)
 
     def seek(self, offset: int, whence: int) -> int:
         position = self._sought(offset, whence)

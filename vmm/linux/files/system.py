@@ -14,6 +14,7 @@ from vmm.linux.files.beneath import Shown
 from vmm.linux.files.contents import Content, HostFile
 from vmm.linux.files.data import LARGEST
 from vmm.linux.files.descriptors import Descriptors
+from vmm.linux.files.lent import LentData
 from vmm.linux.files.names import Names
 from vmm.linux.files.nodes import PERMISSIONS, Directory, File, Node, Special, Symlink
 from vmm.linux.files.offering import Offered, offer
@@ -213,7 +214,9 @@ def opened(files: FileSystem, node: Node, flags: int) -> OpenFile:
     assert isinstance(node, File)
     if writing:
         files.change(node)
-    if flags & os.O_TRUNC:
+    if isinstance(node.data, LentData):
+        pass  # as large as it is: O_TRUNC has no effect, as on a device
+    elif flags & os.O_TRUNC:
         files.resize(node, 0)
     elif isinstance(node.data.base, Shown):
         node.data.base.open()

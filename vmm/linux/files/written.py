@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import ResourceError
 from vmm.linux.errors import SysError
+from vmm.linux.files.lent import LentData
 from vmm.linux.files.nodes import Directory, Entry, File
 from vmm.linux.files.walk import LONGEST_PATH
 from vmm.sizes import format_size
@@ -70,4 +71,6 @@ class Written(Mapping[str, bytes]):
 
 def _written(file: File, entry: Entry) -> bool:
     """Whether a file is the program's: not one that was offered, nor the host's as it was."""
+    if isinstance(file.data, LentData):  # its bytes are the buffer's
+        return False
     return not file.fixed and (bool(entry.cookie) or file.data.changed)
