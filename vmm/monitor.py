@@ -268,6 +268,7 @@ class Monitor:
         disk: SupportsIndex | str = "256M",
         clock: str = "real",
         seed: SupportsIndex = 0,
+        strace: Callable[[str], object] | None = None,
     ) -> Machine:
         """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
         next (or present) `run`.
@@ -291,6 +292,8 @@ class Monitor:
                   binary file. stderr likewise
         disk      memory that what it writes may take
         clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
+        strace    called with each system call, as text, when it has been served: by the thread that
+                  runs the machine, without any lock
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -301,7 +304,7 @@ class Monitor:
         depth = integer(queue, "queue", 1, _MAX_QUEUE)
         window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
         limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
-        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
+        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed, strace)
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
         most, _ = _tried(lambda: memory_of(memory))

@@ -24,6 +24,7 @@ from vmm.linux.memory import Memory
 from vmm.linux.output import Output
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
+from vmm.linux.trace import Record
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
 from vmm.memory.template import Template
 
@@ -38,6 +39,7 @@ class Given(Protocol):
     path, argv, env    for its stack
     memory             bytes it may have, image and stack included
     clock              its time
+    on_call            what is told of its system calls
     """
 
     memory: int
@@ -49,6 +51,9 @@ class Given(Protocol):
 
     @property
     def argv(self) -> list[bytes]: ...
+
+    @property
+    def on_call(self) -> Callable[[Record], object] | None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +132,7 @@ class LinuxGuest(Guest):
                     fault=self.diagnosis.fault,
                     stack_size=plan.shape.stack,
                     input_fd=input_fd,
+                    on_call=given.on_call,
                 )
             except BaseException:
                 memory.close()

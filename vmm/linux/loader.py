@@ -105,7 +105,15 @@ class Program:
         return self.symbols.place(rip - self.base)
 
 
+class _Known(NamedTuple):
+    """What a file is known to be."""
+
+    kind: Kind
+    held: int = 0
+
+
 _files: ImageFiles[Image | Program] = ImageFiles()
+_kinds: ImageFiles[_Known] = ImageFiles()
 
 
 def load(
@@ -131,6 +139,13 @@ def load(
         _check_interpreter(found.name, found.interpreter, rooted)
         _check_memory(found.name, found.size, memory)
     return found
+
+
+def is_program(path: str | Path) -> bool:
+    """Whether a file is a program for Linux, of any kind, and no guest. Raises as `load` does."""
+    return (
+        _kinds.load(path, lambda source, name: _Known(detect(source, name))).kind is not Kind.GUEST
+    )
 
 
 def detect(source: Source, name: str) -> Kind:

@@ -56,7 +56,7 @@ class Process:
     stack_size              in bytes
     not_served              how often each call was asked for that is not served, by name
     last                    its last calls, the last one last
-    on_call                 called with each call that has been answered, as a Record; or None
+    on_call                 called with each call that has been served, as a Record; or None
 
     Raised in a call: SysError (what it answers), Park (it waits).
     """
@@ -72,6 +72,7 @@ class Process:
         fault: Callable[..., GuestFault],
         stack_size: int,
         input_fd: int | None = None,
+        on_call: Callable[[Record], object] | None = None,
     ) -> None:
         self.gate = gate
         self.memory = memory
@@ -90,7 +91,7 @@ class Process:
         self.alternate_stack = NO_STACK
         self.not_served: collections.Counter[str] = collections.Counter()
         self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
-        self.on_call: Callable[[Record], None] | None = None
+        self.on_call = on_call
         self._fault = fault
         self._step = Step.RUNNING
         self._answer: int | None = None  # of the present call
@@ -154,6 +155,7 @@ class Process:
         words = self.gate.arguments()
         number = words[0] & 0xFFFFFFFF
         known = CALLS.get(number)
+        shown: tuple[int | bytes, ...] = words[1:]
         try:
             if known is None:
                 raise SysError(errno.ENOSYS)
@@ -161,6 +163,8 @@ class Process:
             with changes:
                 values = zip(known.decoders, words[1:], strict=False)
                 arguments = [decode(self, value) for decode, value in values]
+                if known.paths:
+                    shown = known.shown(words[1:], arguments)
                 answer = known.serve(self, *arguments)
                 changes.set(self, "serial", self.serial + 1)
                 changes.set(self, "_answer", answer)
@@ -175,7 +179,7 @@ class Process:
             reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
             self._ending = Asked(fault=self._stopped("internal", reason))
             return None
-        self.last.append(record := (number, tuple(words[1:]), answer))
+        self.last.append(record := (number, shown, None if self._ending else answer))
         if self.on_call is not None:
             self.on_call(record)
         return None
@@ -188,7 +192,13 @@ class Process:
         calls = [described(record) for record in self.last]
         calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
         return self._fault(
-            kind, reason, rip=registers["rip"], signal=name, registers=registers, calls=calls
+            kind,
+            reason,
+            rip=registers["rip"],
+            signal=name,
+            registers=registers,
+            calls=calls,
+            printed=self.outputs[0].tail.lines(),
         )
 
     def _count(self, number: int) -> None:
