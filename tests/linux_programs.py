@@ -75,9 +75,9 @@ def system_program(name: str) -> Path:
     return path if path.exists() else _missing(NEEDS.get(str(path), name))
 
 
-def build_linux_programs() -> None:
+def build_linux_programs(libcs: Sequence[str] = LIBCS) -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
-    for libc in LIBCS:
+    for libc in libcs:
         for name in (*PROGRAMS, *JOBS):
             if _lacking(_source(name), libc) is None:
                 linux_program(name, libc)
