@@ -122,6 +122,7 @@ def run(
     sys.exit(code)
 
 
+_FROM_OUTSIDE = ("timeout", "killed")  # nothing is wrong with where it was
 _FOR_EACH = ("window", "memory", "stack", "quota", "queue")
 
 
@@ -185,7 +186,7 @@ def _exit_code(machines: list[Machine]) -> int:
     faults = [machine.fault for machine in machines if machine.fault is not None]
     for fault in faults:
         click.echo(f"pageferry: {fault}", err=True)
-        if details := fault.details():
+        if fault.kind not in _FROM_OUTSIDE and (details := fault.details()):
             click.echo(details, err=True)
     if faults:
         return EXIT_TIMEOUT if all(fault.kind == "timeout" for fault in faults) else EXIT_FAULT

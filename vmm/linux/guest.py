@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmm.engine.guest import Asked, Guest
 from vmm.errors import GuestFault, Place
@@ -84,6 +84,21 @@ class _Programs:
         if other is not None and other.base <= rip < other.end:
             return other.place(rip)
         return self.image.place(rip)
+
+
+class _Stopped(Diagnosis):
+    """Of a program that is stopped from outside, maybe in a system call."""
+
+    def __init__(self, process: Process | None, *about: Any) -> None:
+        super().__init__(*about)
+        self._process = process
+
+    def fault(self, kind: str, reason: str, **known: Any) -> GuestFault:
+        """Return a fault at `rip`, or where the program is, or has made its call."""
+        process = self._process
+        if process is not None and "rip" not in known:
+            known = {**process.report(), **known}
+        return super().fault(kind, reason, **known)
 
 
 def layout(program: Program, memory: int, shape: Shape) -> Layout:
@@ -183,7 +198,8 @@ class LinuxGuest(Guest):
     def diagnosis(self) -> Diagnosis:
         plan: Plan = self._blueprint  # type: ignore[assignment]
         programs = _Programs(plan.image, plan.interpreter)
-        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, programs)
+        process: Process | None = getattr(self, "process", None)
+        return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
     def run(self) -> Exit | Asked:
         return self.process.run()

@@ -18,6 +18,7 @@ import errno
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from vmm.engine.guest import Asked
 from vmm.errors import GuestFault
@@ -184,22 +185,24 @@ class Process:
             self.on_call(record)
         return None
 
+    def report(self) -> dict[str, Any]:
+        """Return where it is, and what it did last: what a fault says of it."""
+        registers = self.gate.stopped(self._answer)
+        calls = [described(record) for record in self.last]
+        if self._step is not Step.RUNNING:
+            registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+            number, *arguments = self.gate.arguments()
+            calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
+        return {
+            "rip": registers["rip"],
+            "registers": registers,
+            "calls": calls,
+            "printed": self.outputs[0].tail.lines(),
+        }
+
     def _stopped(self, kind: str, reason: str, name: str | None = None) -> GuestFault:
         """Return why it ends in the present call."""
-        registers = self.gate.snapshot()
-        registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
-        number, *arguments = self.gate.arguments()
-        calls = [described(record) for record in self.last]
-        calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
-        return self._fault(
-            kind,
-            reason,
-            rip=registers["rip"],
-            signal=name,
-            registers=registers,
-            calls=calls,
-            printed=self.outputs[0].tail.lines(),
-        )
+        return self._fault(kind, reason, signal=name, **self.report())
 
     def _count(self, number: int) -> None:
         name = name_of(number)

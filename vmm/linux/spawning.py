@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -242,9 +243,9 @@ def _sink(stream: Any, what: str, name: str, console: Console) -> Sink | None:
         return None
     if stream == "console":
         return Lines(lambda line: console(name, line))
-    write = getattr(stream, "buffer", stream)
-    write = getattr(write, "write", None)
-    if not callable(write):
+    raw = getattr(stream, "buffer", stream)
+    write = getattr(raw, "write", None)
+    if not callable(write) or isinstance(raw, io.TextIOBase):
         raise ArgumentTypeError(
             f'{what} must be None, "console" or a binary file, not {type(stream).__name__}'
         )
