@@ -198,6 +198,7 @@ CASES = (
     Case("texts", ("texts",), env={"LANG": "C", "GREETING": "hello there"}),
     Case("jumps", ("jumps",), code=4),
     Case("beginnings", ("beginnings", "one", "", "three words"), env={"A": "1", "B": ""}, code=4),
+    Case("vectors", ("vectors",)),
     Case("files", ("files",), files=_FILES),
     Case("calls_files", ("calls_files",), b"standard input", {"words": WORDS}),
     Case("calls_memory", ("calls_memory",), files={"words": WORDS}),

@@ -51,6 +51,12 @@ def test_what_follows_two_dashes_is_the_programs_whatever_it_is() -> None:
     assert pageferry("run", busybox(), "--", *words).out == " ".join(words[1:]) + "\n"
 
 
+def test_who_has_forgotten_the_dashes_is_told() -> None:
+    ended = pageferry("run", busybox(), "sha256sum", "/in/data")
+    what = "sha256sum: cannot be read: No such file or directory: what is for a program follows --"
+    assert (ended.code, one_line(ended.err)) == (1, what)
+
+
 def test_a_program_may_wait_for_what_is_typed() -> None:
     with subprocess.Popen(
         command("run", *SMALL, busybox(), "--", "sh", "-c", "read a; echo got $a; read b; exit $b"),

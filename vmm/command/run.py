@@ -19,7 +19,7 @@ from vmm.command.options import machine_options, open_monitor
 from vmm.command.programs import Stream, program_options
 from vmm.command.values import Count, FilePath, Size
 from vmm.engine.machine import Machine, State
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, GuestImageError
 from vmm.linux.loader import is_program
 from vmm.linux.machine import LinuxMachine
 
@@ -135,7 +135,7 @@ def _given(
     """
     args, strace = options.pop("args"), options.pop("strace")
     every = programs.given(options)
-    linux = {name for name, path in paths.items() if is_program(path)}
+    linux = _programs(paths)
     last, alone = [*paths][-1], len(paths) == 1
     for name, path in paths.items():
         more = {} if linux and name not in linux else dict(every)
@@ -149,6 +149,20 @@ def _given(
         if strace and (name in linux or not linux):
             more["strace"] = partial(_trace, name)
         yield name, path, more
+
+
+def _programs(paths: dict[str, Path]) -> set[str]:
+    """Return the names of those that are programs for Linux. Raises GuestImageError."""
+    found: set[str] = set()
+    for name, path in paths.items():
+        try:
+            if is_program(path):
+                found.add(name)
+        except GuestImageError as error:
+            if not found or path.exists():
+                raise
+            raise GuestImageError(f"{error}: what is for a program follows --") from error
+    return found
 
 
 def _trace(name: str, call: str) -> None:
