@@ -20,8 +20,8 @@ from linux_packages import NEEDS, is_there
 
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
 from vmm.guest.elf import Source
-from vmm.linux import loader
-from vmm.linux.loader import Kind
+from vmm.linux import kinds
+from vmm.linux.kinds import Kind
 
 SOURCES = Path(__file__).resolve().parent / "linux"
 BUILT = SOURCES.parent / "_linux"
@@ -64,7 +64,7 @@ def linux_program(name: str, libc: str = "glibc") -> Path:
 
 def busybox() -> Path:
     """Return the path of Debian's static busybox."""
-    if not BUSYBOX.exists() or loader.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
+    if not BUSYBOX.exists() or kinds.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
         return _missing(NEEDS["/usr/share/doc/busybox-static"])
     return BUSYBOX
 

@@ -20,7 +20,7 @@ from vmm.command.programs import Stream, program_options
 from vmm.command.values import Count, FilePath, Size
 from vmm.engine.machine import Machine, State
 from vmm.errors import ConfigError, GuestImageError
-from vmm.linux.loader import is_program
+from vmm.linux.kinds import is_program
 from vmm.linux.machine import LinuxMachine
 
 
