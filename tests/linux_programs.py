@@ -21,8 +21,8 @@ from linux_packages import NEEDS, is_there
 
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
 from vmm.guest.elf import Source
-from vmm.linux import loader
-from vmm.linux.loader import Kind
+from vmm.linux import kinds
+from vmm.linux.kinds import Kind
 
 SOURCES = Path(__file__).resolve().parent / "linux"
 BUILT = SOURCES.parent / "_linux"
@@ -66,7 +66,7 @@ def linux_program(name: str, libc: str = "glibc") -> Path:
 
 def busybox() -> Path:
     """Return the path of Debian's static busybox."""
-    if not BUSYBOX.exists() or loader.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
+    if not BUSYBOX.exists() or kinds.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
         return _missing(NEEDS["/usr/share/doc/busybox-static"])
     return BUSYBOX
 
@@ -77,9 +77,9 @@ def system_program(name: str) -> Path:
     return path if path.exists() else _missing(NEEDS.get(str(path), name))
 
 
-def build_linux_programs() -> None:
+def build_linux_programs(libcs: Sequence[str] = LIBCS) -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
-    for libc in LIBCS:
+    for libc in libcs:
         for name in (*PROGRAMS, *JOBS):
             if _lacking(_source(name), libc) is None:
                 linux_program(name, libc)
@@ -200,6 +200,7 @@ CASES = (
     Case("texts", ("texts",), env={"LANG": "C", "GREETING": "hello there"}),
     Case("jumps", ("jumps",), code=4),
     Case("beginnings", ("beginnings", "one", "", "three words"), env={"A": "1", "B": ""}, code=4),
+    Case("vectors", ("vectors",)),
     Case("files", ("files",), files=_FILES),
     Case("calls_files", ("calls_files",), b"standard input", {"words": WORDS}),
     Case("calls_memory", ("calls_memory",), files={"words": WORDS}),

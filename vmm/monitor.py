@@ -272,6 +272,7 @@ class Monitor:
         disk: SupportsIndex | str = "256M",
         clock: str = "real",
         seed: SupportsIndex = 0,
+        strace: Callable[[str], object] | None = None,
     ) -> Machine:
         """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
         next (or present) `run`.
@@ -297,6 +298,8 @@ class Monitor:
                   binary file. stderr likewise
         disk      memory that what it writes may take
         clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
+        strace    called with each system call, as text, when it has been served: by the thread that
+                  runs the machine, without any lock
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -313,7 +316,7 @@ class Monitor:
         clock = arguments.choice(clock, "clock", CLOCKS)
         given: Any = files  # as it is known when the buffers among them have been taken out
         options = Options(
-            *(args, env, given, root, stdin, stdout, stderr, disk, clock, seed, writable)
+            *(args, env, given, root, stdin, stdout, stderr, disk, clock, seed, writable, strace)
         )
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))

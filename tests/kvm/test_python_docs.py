@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from command import pageferry
 from linux_programs import busybox
+from kvm.doc_examples import DOCS, examples, run_example
 
 import vmm
 
@@ -16,9 +17,8 @@ import vmm
 NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 
-DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-PAGE, LINUX = ((DOCS / name).read_text() for name in ("python.md", "linux.md"))
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE + LINUX, re.S)
+PAGE = (DOCS / "python.md").read_text()
+EXAMPLES = examples("python.md")
 
 pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make there")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make t
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the guest that the examples talk to."""
     folder = tmp_path_factory.mktemp("examples")
-    (guest,) = re.findall(r"```c\n(.*?)```", PAGE, re.S)
+    (guest,) = examples("python.md", "c")
     (folder / "shout.c").write_text(guest)
     ended = pageferry("build", "shout.c", "-o", "shout.elf", cwd=folder)
     assert ended.code == 0, ended.err
@@ -40,13 +40,8 @@ def test_an_example_prints_what_it_says(
 ) -> None:
     if "busybox" in example:
         busybox()  # whether it is there
-    said = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.M)
-    printed: list[str] = []
     monkeypatch.chdir(folder)
-    names = {"print": lambda *values: printed.append(" ".join(map(str, values)))}
-    exec(compile(example, "docs/python.md", "exec"), names)
-    assert printed == said
-    assert len(said) >= 1
+    run_example(example, "docs/python.md")
 
 
 def test_the_errors_are_all_there() -> None:

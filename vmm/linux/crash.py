@@ -51,4 +51,5 @@ def signalled(fault: GuestFault, process: Process) -> GuestFault:
         signal=name,
         registers=registers,
         calls=[described(record) for record in process.last],
+        printed=process.outputs[0].tail.lines(),
     )

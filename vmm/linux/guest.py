@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmm.engine.guest import Asked, Guest
 from vmm.errors import GuestFault, Place
@@ -24,6 +24,7 @@ from vmm.linux.memory import Memory
 from vmm.linux.output import Output
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
+from vmm.linux.trace import Record
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
 from vmm.memory.template import Template
 
@@ -39,6 +40,7 @@ class Given(Protocol):
     path, argv, env    for its stack
     memory             bytes it may have, image and stack included
     clock              its time
+    on_call            what is told of its system calls
     """
 
     memory: int
@@ -50,6 +52,9 @@ class Given(Protocol):
 
     @property
     def argv(self) -> list[bytes]: ...
+
+    @property
+    def on_call(self) -> Callable[[Record], object] | None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +85,21 @@ class _Programs:
         if other is not None and other.base <= rip < other.end:
             return other.place(rip)
         return self.image.place(rip)
+
+
+class _Stopped(Diagnosis):
+    """Of a program that is stopped from outside, maybe in a system call."""
+
+    def __init__(self, process: Process | None, *about: Any) -> None:
+        super().__init__(*about)
+        self._process = process
+
+    def fault(self, kind: str, reason: str, **known: Any) -> GuestFault:
+        """Return a fault at `rip`, or where the program is, or has made its call."""
+        process = self._process
+        if process is not None and "rip" not in known:
+            known = {**process.report(), **known}
+        return super().fault(kind, reason, **known)
 
 
 def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
@@ -131,6 +151,7 @@ class LinuxGuest(Guest):
                     fault=self.diagnosis.fault,
                     stack_size=plan.shape.stack,
                     input_fd=input_fd,
+                    on_call=given.on_call,
                 )
             except BaseException:
                 memory.close()
@@ -181,7 +202,8 @@ class LinuxGuest(Guest):
     def diagnosis(self) -> Diagnosis:
         plan: Plan = self._blueprint  # type: ignore[assignment]
         programs = _Programs(plan.image, plan.interpreter)
-        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, programs)
+        process: Process | None = getattr(self, "process", None)
+        return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
     def run(self) -> Exit | Asked:
         return self.process.run()

@@ -19,6 +19,7 @@ import errno
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from vmm.engine.guest import Asked
 from vmm.errors import GuestFault
@@ -59,7 +60,7 @@ class Process:
     mapped                  what files are, or have been, mapped to be written
     not_served              how often each call was asked for that is not served, by name
     last                    its last calls, the last one last
-    on_call                 called with each call that has been answered, as a Record; or None
+    on_call                 called with each call that has been served, as a Record; or None
 
     Raised in a call: SysError (what it answers), Park (it waits).
     """
@@ -75,6 +76,7 @@ class Process:
         fault: Callable[..., GuestFault],
         stack_size: int,
         input_fd: int | None = None,
+        on_call: Callable[[Record], object] | None = None,
     ) -> None:
         self.gate = gate
         self.memory = memory
@@ -94,7 +96,7 @@ class Process:
         self.alternate_stack = NO_STACK
         self.not_served: collections.Counter[str] = collections.Counter()
         self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
-        self.on_call: Callable[[Record], None] | None = None
+        self.on_call = on_call
         self._fault = fault
         self._step = Step.RUNNING
         self._answer: int | None = None  # of the present call
@@ -158,6 +160,7 @@ class Process:
         words = self.gate.arguments()
         number = words[0] & 0xFFFFFFFF
         known = CALLS.get(number)
+        shown: tuple[int | bytes, ...] = words[1:]
         try:
             if known is None:
                 raise SysError(errno.ENOSYS)
@@ -165,6 +168,8 @@ class Process:
             with changes:
                 values = zip(known.decoders, words[1:], strict=False)
                 arguments = [decode(self, value) for decode, value in values]
+                if known.paths:
+                    shown = known.shown(words[1:], arguments)
                 answer = known.serve(self, *arguments)
                 changes.set(self, "serial", self.serial + 1)
                 changes.set(self, "_answer", answer)
@@ -179,21 +184,29 @@ class Process:
             reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
             self._ending = Asked(fault=self._stopped("internal", reason))
             return None
-        self.last.append(record := (number, tuple(words[1:]), answer))
+        self.last.append(record := (number, shown, None if self._ending else answer))
         if self.on_call is not None:
             self.on_call(record)
         return None
 
+    def report(self) -> dict[str, Any]:
+        """Return where it is, and what it did last: what a fault says of it."""
+        registers = self.gate.stopped(self._answer)
+        calls = [described(record) for record in self.last]
+        if self._step is not Step.RUNNING:
+            registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+            number, *arguments = self.gate.arguments()
+            calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
+        return {
+            "rip": registers["rip"],
+            "registers": registers,
+            "calls": calls,
+            "printed": self.outputs[0].tail.lines(),
+        }
+
     def _stopped(self, kind: str, reason: str, name: str | None = None) -> GuestFault:
         """Return why it ends in the present call."""
-        registers = self.gate.snapshot()
-        registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
-        number, *arguments = self.gate.arguments()
-        calls = [described(record) for record in self.last]
-        calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
-        return self._fault(
-            kind, reason, rip=registers["rip"], signal=name, registers=registers, calls=calls
-        )
+        return self._fault(kind, reason, signal=name, **self.report())
 
     def _count(self, number: int) -> None:
         name = name_of(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ from vmm.linux.files.streams import Source as InputSource
 from vmm.linux.files.system import FileSystem
 from vmm.linux.guest import LinuxGuest, Plan, layout
 from vmm.linux.loader import Program, read_interpreter
-from vmm.linux.output import Lines, Output
+from vmm.linux.output import Lines, Output, Tail
+from vmm.linux.trace import Record, described
 from vmm.memory.template import Template
 from vmm.sizes import integer, parse_size
 
@@ -67,6 +69,7 @@ class Options:
     clock: str = "real"
     seed: SupportsIndex = 0
     writable: Iterable[str] = ()
+    strace: Callable[[str], object] | None = None
 
     def refuse(self, path: str) -> None:
         """Raise ConfigError if there is anything here: what is spawned takes none of it."""
@@ -117,6 +120,9 @@ class Order:
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
         self.disk = parse_size(options.disk, "disk")
+        if options.strace is not None and not callable(options.strace):
+            kind = type(options.strace).__name__
+            raise ArgumentTypeError(f"strace must be a function of a text, not {kind}")
         self._input = Input(options.stdin)
         self._input_fd = _descriptor(options.stdin)
         self._sinks: list[Sink | None] = []
@@ -139,7 +145,8 @@ class Order:
         )
         try:
             self._go_to(files)
-            outputs = tuple(Output(files.changes, _OUTPUT, sink) for sink in self._sinks)
+            tail = Tail()
+            outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
             processor = Processor.of(kvm.supported_cpuid())
             where = layout(self.program, self.memory, self.shape, self._lent)
@@ -177,6 +184,12 @@ class Order:
             with contextlib.suppress(SysError):
                 files.chdir(None, here)
                 files.changes.commit()
+
+    @property
+    def on_call(self) -> Callable[[Record], object] | None:
+        """What is told of each call."""
+        tell = self._options.strace
+        return None if tell is None else lambda record: tell(described(record))
 
     @property
     def argv(self) -> list[bytes]:
@@ -245,9 +258,9 @@ def _sink(stream: Any, what: str, name: str, console: Console) -> Sink | None:
         return None
     if isinstance(stream, str) and stream == "console":
         return Lines(lambda line: console(name, line))
-    write = getattr(stream, "buffer", stream)
-    write = getattr(write, "write", None)
-    if not callable(write):
+    raw = getattr(stream, "buffer", stream)
+    write = getattr(raw, "write", None)
+    if not callable(write) or isinstance(raw, io.TextIOBase):
         raise ArgumentTypeError(
             f'{what} must be None, "console" or a binary file, not {type(stream).__name__}'
         )

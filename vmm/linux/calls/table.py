@@ -8,7 +8,7 @@ annotation. A function that has to wait raises Park, and is called again with th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NewType
 
 from vmm.linux.numbers import NUMBERS
@@ -85,6 +85,11 @@ class Call:
     serve: Callable[..., int]
     arguments: tuple[tuple[str, str], ...]
     decoders: tuple[Callable[[Process, int], Any], ...]
+    paths: tuple[int, ...]  # which of the arguments are some
+
+    def shown(self, words: Sequence[int], arguments: Sequence[Any]) -> tuple[int | bytes, ...]:
+        """Return the arguments as they are told of: paths, where there are pointers to them."""
+        return tuple(arguments[at] if at in self.paths else word for at, word in enumerate(words))
 
 
 CALLS: dict[int, Call] = {}
@@ -100,5 +105,6 @@ def call(function: Callable[..., int]) -> Callable[..., int]:
         if argument not in ("process", "return")
     ]
     decoders = tuple(_KINDS[kind] for _, kind in kinds)
-    CALLS[NUMBERS[name]] = Call(name, function, tuple(kinds), decoders)
+    paths = tuple(at for at, (_, kind) in enumerate(kinds) if kind == "PathName")
+    CALLS[NUMBERS[name]] = Call(name, function, tuple(kinds), decoders, paths)
     return function
