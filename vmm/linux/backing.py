@@ -62,14 +62,19 @@ class Backing:
 
     def zero(self, start: int, end: int) -> None:
         """Give the pages back: zeros from now on. Invalidates them."""
-        if start < self.low.filled:
-            # Given back, they would be the template's again.
-            stop = min(end, self.low.filled)
-            self._clear(start, stop)
-            start = stop
-        if start >= end:
-            return
-        if self._replace_displaced(start, end):
+        for low, high in self.low.given:
+            if low >= end:
+                break
+            if high > start:
+                self._empty(start, low)
+                # Given back, they would be the template's again.
+                stop = min(end, high)
+                self._clear(max(start, low), stop)
+                start = stop
+        self._empty(start, end)
+
+    def _empty(self, start: int, end: int) -> None:
+        if start >= end or self._replace_displaced(start, end):
             return
         mapping.empty(self.host(start, end - start), end - start)
 
