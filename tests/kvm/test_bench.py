@@ -313,14 +313,14 @@ def test_a_floor_that_was_killed_has_ended(open_monitor: Open, prebuilt: None) -
 def test_a_host_without_a_compiler_takes_the_floor_of_the_package_or_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prebuilt: None
 ) -> None:
-    assert floor_module._program(tmp_path) == BUILT
+    assert floor_module.program_of("floor", tmp_path) == BUILT
     source = tmp_path / "floor.c"
-    monkeypatch.setattr(floor_module, "_SOURCE", source)
-    with pytest.raises(Unavailable, match="source is not installed"):
-        floor_module._program(tmp_path)
+    monkeypatch.setattr(floor_module, "_SOURCES", tmp_path)
+    with pytest.raises(Unavailable, match="source of floor is not installed"):
+        floor_module.program_of("floor", tmp_path)
     shutil.copy(ROOT / "bench" / "floor.c", source)
     with pytest.raises(Unavailable, match=r"^no floor: no C compiler found: install one$"):
-        floor_module._program(tmp_path)
+        floor_module.program_of("floor", tmp_path)
 
 
 def test_a_floor_that_may_not_be_run_is_none(
@@ -329,7 +329,7 @@ def test_a_floor_that_may_not_be_run_is_none(
     source = tmp_path / "floor.c"
     source.touch()
     (tmp_path / "floor").write_text("no program")
-    monkeypatch.setattr(floor_module, "_SOURCE", source)
+    monkeypatch.setattr(floor_module, "_SOURCES", tmp_path)
     with pytest.raises(Unavailable, match=r"^no floor: .*/floor: Permission denied"):
         Floor(b"")
 
@@ -368,7 +368,7 @@ from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 def none():
     raise BuildError("no C compiler found: install one")
 floor.find_compiler = none
-floor._SOURCE = Path({source!r})
+floor._SOURCES = Path({source!r})
 from vmm.command.cli import main
 main(prog_name='pageferry')"""
 
@@ -377,7 +377,7 @@ def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Pat
     source = tmp_path / "floor.c"
     source.touch()
     file = tmp_path / "new.json"
-    code = NO_FLOOR.format(source=str(source))
+    code = NO_FLOOR.format(source=str(tmp_path))
     ended = pageferry("bench", "--quick", "--rows", "inline_64B", "--json", file, code=code)
     assert (ended.code, ended.err) == (0, "")
     (row,) = load(file).rows

@@ -188,7 +188,7 @@ class Vcpu(VcpuState):
 
     def enter_with(self, rax: int, rip: int | None = None, rflags: int | None = None) -> None:
         """Set these of the general registers of the last exit as the next run begins: no system
-        call.
+        call. The exit has been acted on, as for ``forget_exit``.
 
         For who has turned ``sync_regs`` on. The others are then what ``exit_words()`` said, so it
         does not go together with ``set_regs``. After an MmioWrite it is safe, as the kernel has
@@ -203,6 +203,7 @@ class Vcpu(VcpuState):
         if rflags is not None:
             registers[_RFLAGS] = rflags
         page.words[DIRTY_REGS] = KVM_SYNC_X86_REGS
+        self._forgotten = True
 
     # ---- answering ----
 

@@ -105,7 +105,8 @@ class Memory(Pointers):
         serial    its number among the program's calls: the same one if it is tried again. What it
                   has changed by then is not done twice, and answers as it did
         """
-        self.finish()
+        if self._pending is not None or self._forget_all or self.tables.mixed:
+            self.finish()
         if serial != self._serial:
             self._answers = ()
             self._serial = serial

@@ -82,9 +82,12 @@ class Pointers:
         None for the window, whose pages may go at any time: use `read` and `write`. Let go of the
         view before the program runs on or changes its memory.
         """
-        if self._windowed(address):
-            return None
-        self._check(address, size, PROT_WRITE if write else _ANY)
+        need, near = PROT_WRITE if write else _ANY, self._near
+        known = near.start <= address and address + size <= near.end and near.prot & need
+        if not known or self.areas.spans is not self._seen:
+            if self._windowed(address):
+                return None
+            self._check(address, size, need)
         view = self._backing.view(address, size) if size else memoryview(bytearray())
         return view if write else view.toreadonly()
 

@@ -35,7 +35,10 @@ class Descriptors:
 
     def get(self, number: int) -> OpenFile:
         """Return what is open. Raises EBADF."""
-        return self._slot(number).file
+        slot = self._slots.get(number)
+        if slot is None:
+            raise SysError(errno.EBADF)
+        return slot.file
 
     def _slot(self, number: int) -> _Slot:
         slot = self._slots.get(number)
