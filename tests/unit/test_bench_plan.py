@@ -161,3 +161,11 @@ def test_a_quick_bench_in_a_lane_has_all_rows_and_no_large_extents() -> None:
 def test_rows_are_chosen_by_their_names_and_keep_their_order() -> None:
     chosen = [case.name for case in cases(QUICK, ["rate_1_worker", "page"])]
     assert chosen == ["page", "rate_1_worker"]
+
+
+def test_a_program_computes_less_where_it_is_to_be_quick() -> None:
+    (whole,), (quick,), (lane,) = (
+        list(cases(effort, ["linux_sha256"])) for effort in (FULL, QUICK, QUICK_IN_LANE)
+    )
+    assert (whole.bytes, quick.bytes, lane.bytes) == (256 << 20, 32 << 20, 4 << 20)
+    assert whole.memory > whole.bytes
