@@ -51,6 +51,8 @@ def build_one(source: Path, compiler: Compiler) -> Path:
 
 def note_names(elf: ELFFile) -> list[str]:
     section = elf.get_section_by_name(".note.pageferry")
+    if section is None:
+        return []
     assert section is not None
     return [note["n_name"] for note in section.iter_notes()]
 
