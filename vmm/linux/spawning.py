@@ -165,7 +165,7 @@ class Order:
 
     def _go_to(self, files: FileSystem) -> None:
         """Begin in the user's directory, if the program can see it."""
-        here = _inside(Path.cwd(), self._root)
+        here = None if self._root is None else _inside(Path.cwd(), self._root)
         if here is not None:
             with contextlib.suppress(SysError):
                 files.chdir(None, here)
