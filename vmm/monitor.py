@@ -43,6 +43,7 @@ from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.kvm.given import Given, give_back, noted
+from vmm.linux.blueprints import Blueprints as ProgramBlueprints
 from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Source
 from vmm.linux.guest import LinuxGuest
@@ -194,6 +195,8 @@ class Monitor:
         closers.append(self._kvm.close)
         self._blueprints = Blueprints(self._kvm)
         closers.append(self._blueprints.close)
+        self._programs = ProgramBlueprints(self._kvm)
+        closers.append(self._programs.close)
         self._mover = mover(frames)
         closers.append(self._mover.close)
         self._turns = turns = Turns(self._mover.pool.journal)
@@ -352,7 +355,7 @@ class Monitor:
         number = next(self._numbers)
         try:
             with noted(made):
-                guest = ready = order.make(self._kvm, number, name)
+                guest = ready = order.make(self._kvm, self._programs, number, name)
             with turns.telling, turns.lock, turns.change:
                 self._check_name(name)
                 machine = self._join(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from command import pageferry
-from linux_programs import busybox
 from kvm.doc_examples import DOCS, examples, run_example
+from linux_programs import busybox
 
 import vmm
 

@@ -75,7 +75,9 @@ class Gate:
         return {name: getattr(found, name) for name in NAMES}
 
     def answer(self, result: int) -> None:
-        """Let the call return `result`, or -errno. Again is fine, as long as it has not run on."""
+        """Let the call return `result`, or -errno: then the exit has been acted on. Again is fine,
+        as long as it has not run on.
+        """
         registers = self.registers
         if not self._ring_3:
             self.vcpu.enter_with(result & _MASK)

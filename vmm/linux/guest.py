@@ -19,7 +19,7 @@ from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
-from vmm.linux.loader import Program
+from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
 from vmm.linux.process import Process
@@ -59,7 +59,10 @@ class Given(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A program's machine as it is to be made; what a bare guest has in its blueprint."""
+    """A program's machine as it is to be made; what a bare guest has in its blueprint.
+
+    template    what its private memory begins with: `laid_out` of the image's segments, too
+    """
 
     image: Program
     interpreter: Program | None
@@ -67,6 +70,7 @@ class Plan:
     layout: Layout
     processor: Processor
     template: Template
+    laid_out: tuple[Segment, ...]
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
@@ -120,6 +124,8 @@ class LinuxGuest(Guest):
 
     __slots__ = ("_told", "process")
 
+    _aligned = True
+
     def __init__(
         self,
         kvm: Kvm,
@@ -171,7 +177,8 @@ class LinuxGuest(Guest):
             for segment in (segment for program in programs for segment in program.segments):
                 size = segment.end - segment.start
                 memory.mmap(segment.start, size, segment.rights, _FIXED)
-                memory.fill(segment.start, segment.data)
+                if segment not in plan.laid_out:
+                    memory.fill(segment.start, segment.data)
             memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
         except BaseException:
             memory.close()

@@ -61,7 +61,10 @@ class Memory(Pointers):
 
     low       private memory; closed with this
     tables    the page tables: `tables.root` is for CR3
+    slots     its memslots, as number, base, size and host address
     """
+
+    slots: tuple[tuple[int, int, int, int], ...] = ()
 
     def __init__(self, low: PrivateMemory, areas: Areas, window: Region) -> None:
         """Map the arena, and lay out the tables. Raises OSError, ResourceError."""
@@ -84,7 +87,7 @@ class Memory(Pointers):
     def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
         """Make the two memslots. Raises OSError."""
         low, arena = self.low.region, self._backing.arena
-        slots = (
+        self.slots = slots = (
             (low_slot, low.base, low.size, self.low.address),
             (arena_slot, arena.base, arena.size, self._backing.address),
         )
@@ -106,7 +109,8 @@ class Memory(Pointers):
         serial    its number among the program's calls: the same one if it is tried again. What it
                   has changed by then is not done twice, and answers as it did
         """
-        self.finish()
+        if self._pending is not None or self._forget_all or self.tables.mixed:
+            self.finish()
         if serial != self._serial:
             self._answers = ()
             self._serial = serial

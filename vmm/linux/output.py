@@ -70,6 +70,11 @@ class Output:
         return self._sink.end if isinstance(self._sink, Lines) else None
 
     @property
+    def handed_on(self) -> bool:
+        """Whether what is written goes elsewhere."""
+        return self._sink is not None
+
+    @property
     def waits(self) -> bool:
         """Whether something is to be handed on."""
         return self._sink is not None and self._told < len(self._parts)

@@ -86,7 +86,15 @@ class Pointers:
         None for the window and what shows pages of it, which may go at any time: use `read` and
         `write`. Let go of the view before the program runs on or changes its memory.
         """
-        if self._windowed(address) or self._check(address, size, PROT_WRITE if write else _ANY):
+        need, near = PROT_WRITE if write else _ANY, self._near
+        known = (
+            self.areas.spans is self._seen
+            and near.start <= address
+            and address + size <= near.end
+            and near.prot & need
+            and not near.delta
+        )
+        if not known and (self._windowed(address) or self._check(address, size, need)):
             return None
         view = self._backing.view(address, size) if size else memoryview(bytearray())
         return view if write else view.toreadonly()

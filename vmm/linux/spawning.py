@@ -15,8 +15,7 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.elf import Source
 from vmm.kvm import Kvm
-from vmm.linux import boot
-from vmm.linux.boot import Processor
+from vmm.linux.blueprints import Blueprints, laid_out
 from vmm.linux.clock import Clock, FrozenClock
 from vmm.linux.errors import SysError
 from vmm.linux.files.contents import HostFile
@@ -28,7 +27,6 @@ from vmm.linux.guest import LinuxGuest, Plan, layout
 from vmm.linux.loader import Program, read_interpreter
 from vmm.linux.output import Lines, Output, Tail
 from vmm.linux.trace import Record, described
-from vmm.memory.template import Template
 from vmm.sizes import integer, parse_size
 
 MEMORY = "256M"
@@ -132,7 +130,7 @@ class Order:
         streams = (self._options.stdout, "stdout"), (self._options.stderr, "stderr")
         self._sinks = [_sink(stream, what, name, console) for stream, what in streams]
 
-    def make(self, kvm: Kvm, number: int, name: str) -> LinuxGuest:
+    def make(self, kvm: Kvm, blueprints: Blueprints, number: int, name: str) -> LinuxGuest:
         """Open what it may read, and make its machine. Raises ConfigError, OSError …"""
         files = FileSystem(
             self._options.files or {},
@@ -148,12 +146,19 @@ class Order:
             tail = Tail()
             outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
-            processor = Processor.of(kvm.supported_cpuid())
             where = layout(self.program, self.memory, self.shape, self._lent)
-            template = Template(boot.contents())
+            interpreter = self._interpreter(files)
+            template = blueprints.template(self.program)
             try:
-                interpreter = self._interpreter(files)
-                plan = Plan(self.program, interpreter, self.shape, where, processor, template)
+                plan = Plan(
+                    self.program,
+                    interpreter,
+                    self.shape,
+                    where,
+                    blueprints.processor,
+                    template,
+                    laid_out(self.program),
+                )
                 return LinuxGuest(
                     kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
                 )
@@ -179,7 +184,7 @@ class Order:
 
     def _go_to(self, files: FileSystem) -> None:
         """Begin in the user's directory, if the program can see it."""
-        here = _inside(Path.cwd(), self._root)
+        here = None if self._root is None else _inside(Path.cwd(), self._root)
         if here is not None:
             with contextlib.suppress(SysError):
                 files.chdir(None, here)

@@ -47,6 +47,12 @@ class Given:
         """Return a part."""
         return self.data[offset : offset + length]
 
+    def pread_into(self, view: memoryview, offset: int) -> int:
+        """Copy a part to where it is wanted. Returns how many bytes that were."""
+        with memoryview(self.data)[offset : offset + len(view)] as part:
+            view[: len(part)] = part
+            return len(part)
+
 
 class HostFile(Descriptor):
     """A regular file of the host's, open for reading: as large as it was then, whatever becomes of
@@ -88,6 +94,10 @@ class HostFile(Descriptor):
     def pread(self, offset: int, length: int, /) -> bytes:
         """Read a part. Raises OSError."""
         return os.pread(self.fileno(), length, offset)
+
+    def pread_into(self, view: memoryview, offset: int) -> int:
+        """Read a part to where it is wanted. Returns how many bytes that were. Raises OSError."""
+        return os.preadv(self._fd, (view,), offset)
 
 
 def part(content: Content, offset: int, length: int) -> bytes:

@@ -35,7 +35,10 @@ class Descriptors:
 
     def get(self, number: int) -> OpenFile:
         """Return what is open. Raises EBADF."""
-        return self._slot(number).file
+        slot = self._slots.get(number)
+        if slot is None:
+            raise SysError(errno.EBADF)
+        return slot.file
 
     def opened(self, number: int) -> OpenFile:
         """The same of what is more than a place: EBADF also for what was opened with O_PATH."""
