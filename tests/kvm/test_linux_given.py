@@ -268,3 +268,40 @@ def test_a_dynamic_program_wants_a_root(monitor: Monitor) -> None:
         monitor.spawn(program)
     with pytest.raises(ConfigError, match=r"its interpreter /lib64/.* is not in root"):
         monitor.spawn(program, root=Path(__file__).parent)
+
+
+# ---- System calls, told of ----
+
+
+def test_each_call_is_told_of_once_and_what_is_raised_then_loses_nothing(
+    monitor: Monitor, spawn: Spawn
+) -> None:
+    told: list[str] = []
+
+    def strace(call: str) -> None:
+        told.append(call)
+        if len(told) % 5 == 0:
+            raise ZeroDivisionError
+
+    plain: list[str] = []
+    one = spawn("sh", "-c", "echo a > /out/x; echo b >> /out/x; echo done", strace=strace)
+    other = spawn(
+        *("sh", "-c", "echo a > /out/x; echo b >> /out/x; echo done"),
+        name="other",
+        strace=plain.append,
+    )
+    raised = 0
+    while one.exit_code is None or other.exit_code is None:
+        try:
+            monitor.run(timeout=30)
+        except ZeroDivisionError:
+            raised += 1
+    assert (one.stdout, one.files["/out/x"], one.exit_code) == (b"done\n", b"a\nb\n", 0)
+    assert raised == len(told) // 5 > 3
+
+    def names(calls: list[str]) -> list[str]:
+        return [call.partition("(")[0] for call in calls]
+
+    assert names(told) == names(plain)
+    assert any(call.startswith('openat(AT_FDCWD, "/out/x", ') for call in told)
+    assert told[-1] == "exit_group(0) = ?"
