@@ -236,8 +236,20 @@ CRASH_CASES = (
     Case("crash: ignored pipe", ("crashes", "ignored pipe"), code=11),
     Case("crash: uncaught exception", ("throwing", "uncaught"), code=-signal.SIGABRT),
 )
+_WAL = (  # its index is a file that is mapped, shared, to be written
+    "pragma journal_mode = wal",
+    "create table t (n integer primary key, text)",
+    "with recursive c (n) as (select 1 union all select n + 1 from c where n < 20000)"
+    " insert into t select n, hex(n * n) from c",
+    "update t set text = text || '!' where n % 3 = 0",
+    "select count(*), sum(length(text)) from t",
+    "pragma wal_checkpoint",
+    "delete from t where n > 100",
+    "select * from t where n > 97",
+)
 JOB_CASES = (
     Case("sqlite_shell", ("sqlite_shell", "out/test.db", *_SQL), code=1),
+    Case("sqlite_shell", ("sqlite_shell", "out/wal.db", *_WAL)),
     Case(
         "lua_runner",
         ("lua_runner", "in/script.lua", "argument"),

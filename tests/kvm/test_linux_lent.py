@@ -31,7 +31,7 @@ pytestmark = [
 
 
 class Watch:
-    """A program's standard output, which does something when a line says "now"."""
+    """A program's standard output, which does something when a line says "*now"."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ class Watch:
     def write(self, data: bytes) -> int:
         for line in data.decode().splitlines():
             self.lines.append(line)
-            if line == "now":
+            if line == "*now":
                 self.then()
         return len(data)
 
@@ -109,7 +109,7 @@ def test_what_is_mapped_are_its_pages(monitor: Monitor) -> None:
     machine = spawn(
         monitor,
         buffer,
-        *(f"o {IN} r", f"m s r 0 {4 * PAGE}", f"m p r {2 * PAGE} {2 * PAGE}", "g 0 0", "now"),
+        *(f"o {IN} r", f"m s r 0 {4 * PAGE}", f"m p r {2 * PAGE} {2 * PAGE}", "g 0 0", "*now"),
         *("g 0 0", f"g 0 {3 * PAGE}", "g 1 0", f"g 1 {PAGE}", "c 0 0 9"),
         stdout=watch,
     )
@@ -141,7 +141,7 @@ def test_what_is_mapped_are_its_pages(monitor: Monitor) -> None:
     monitor.run(20)
     assert machine.fault is None, machine.fault
     assert watch.lines == [
-        *("open: 0", "map: 0", "map: 0", "at 0: page0", "now", "at 0: changed0"),
+        *("open: 0", "map: 0", "map: 0", "at 0: page0", "*now", "at 0: changed0"),
         *(f"at {3 * PAGE}: changed3", "at 0: page2", f"at {PAGE}: changed3", "call: EBADF"),
     ]
     assert buffer.frame_number() == frame
@@ -275,7 +275,7 @@ def test_it_stays_as_large_as_it_is(monitor: Monitor) -> None:
 @pytest.mark.parametrize("writable", [False, True])
 def test_what_has_been_reclaimed_is_nowhere(monitor: Monitor, writable: bool) -> None:
     buffer, watch = numbered(monitor, 2), Watch()
-    steps = (f"m s {'w' if writable else 'r'} 0 {2 * PAGE}", "g 0 0", "now", "r 0", "c 0 0 9")
+    steps = (f"m s {'w' if writable else 'r'} 0 {2 * PAGE}", "g 0 0", "*now", "r 0", "c 0 0 9")
     make = spawn_out if writable else spawn
     machine = make(
         monitor,
@@ -293,7 +293,7 @@ def test_what_has_been_reclaimed_is_nowhere(monitor: Monitor, writable: bool) ->
     monitor.run(20)
     refused = ("call: EFAULT", "write: EIO") if writable else ("call: EBADF", "write: EBADF")
     assert watch.lines == [
-        *("open: 0", "map: 0", "at 0: page0", "now", "read: EIO", "", *refused),
+        *("open: 0", "map: 0", "at 0: page0", "*now", "read: EIO", "", *refused),
         *("protect: 0", "map: EIO", "map: 0"),
     ]
     fault = machine.fault
@@ -311,7 +311,7 @@ def test_what_has_been_reclaimed_is_nowhere(monitor: Monitor, writable: bool) ->
 def test_it_comes_back_however_the_program_ends(monitor: Monitor) -> None:
     for number, ending in enumerate(("exits", "crashes", "is killed", "never runs")):
         buffer, watch = numbered(monitor, 2), Watch()
-        steps = [f"o {OUT} w", f"m s w 0 {PAGE}", "s 0 0 text", "now"]
+        steps = [f"o {OUT} w", f"m s w 0 {PAGE}", "s 0 0 text", "*now"]
         steps += ["S 5 8"] if ending == "crashes" else []
         machine = spawn_out(monitor, buffer, *steps, stdout=watch, name=f"m{number}")
         if ending == "is killed":

@@ -20,6 +20,7 @@ static const char *name(int number)
     case EBADF: return "EBADF";
     case EFAULT: return "EFAULT";
     case EIO: return "EIO";
+    case ENODEV: return "ENODEV";
     case ENOMEM: return "ENOMEM";
     case ENOSPC: return "ENOSPC";
     case EPERM: return "EPERM";
@@ -52,6 +53,14 @@ static void step(const char *text)
         fd = open(word, letter == 'r' ? O_RDONLY : letter == 'w' ? O_RDWR : O_WRONLY | O_TRUNC);
         tell("open", fd < 0 ? -1 : 0);
         break;
+    case 'O': // make PATH
+        sscanf(text, "O %63s", word);
+        fd = open(word, O_RDWR | O_CREAT | O_TRUNC, 0600);
+        tell("make", fd < 0 ? -1 : 0);
+        break;
+    case 'n': // never ends
+        for (;;)
+            pause();
     case 'm': // map s|p r|w OFFSET SIZE
         sscanf(text, "m %c %c %lu %lu", &letter, &other, &at, &size);
         char *p = mmap(NULL, size, rights(other), letter == 's' ? MAP_SHARED : MAP_PRIVATE, fd, at);

@@ -82,7 +82,7 @@ class Memory(Pointers):
         self._heap_is_huge = False
         self._make_slots_again: Callable[[], None] = _nothing
         self._forget_all = self._lends = self._closed = False
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
 
     def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
         """Make the two memslots. Raises OSError."""

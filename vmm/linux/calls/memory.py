@@ -125,7 +125,10 @@ def _live(process: Process, node: Node, offset: int, end: int) -> LiveData:
         files.changes.set(node, "data", data)
     if data.overlaps(offset, end):
         raise SysError(errno.ENODEV)
-    data.reserve(files.changes, files.space, offset, end)
+    try:
+        data.reserve(files.changes, files.space, offset, end)
+    except SysError as error:  # mmap(2) knows no want of space
+        raise SysError(errno.ENOMEM) from error
     if data not in process.mapped:
         files.changes.set(process, "mapped", (*process.mapped, data))
     return data
