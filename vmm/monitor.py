@@ -267,7 +267,7 @@ class Monitor:
         args: Iterable[str | bytes | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         files: Mapping[str, Offered | Buffer] | None = None,
-        writable: Iterable[str] = (),
+        writable_files: Iterable[str] = (),
         root: str | bytes | os.PathLike[str] | None = None,
         stdin: bytes | Source = b"",
         stdout: Any = None,
@@ -294,7 +294,7 @@ class Monitor:
         env       its environment; by default only PATH and HOME
         files     what it may read, by absolute path: bytes, Path of the host's, or Buffer: that is
                   lent to it, and its pages are what it maps
-        writable  those of these paths whose Buffers it may write to
+        writable_files  those of these paths whose Buffers it may write to
         root      a directory of the host's that it sees, and cannot change
         stdin     bytes, or a binary file
         stdout    None: kept (`LinuxMachine.stdout`); "console": to the console, line by line; or a
@@ -319,7 +319,20 @@ class Monitor:
         clock = arguments.choice(clock, "clock", CLOCKS)
         given: Any = files  # as it is known when the buffers among them have been taken out
         options = Options(
-            *(args, env, given, root, stdin, stdout, stderr, disk, clock, seed, writable, strace)
+            *(
+                args,
+                env,
+                given,
+                root,
+                stdin,
+                stdout,
+                stderr,
+                disk,
+                clock,
+                seed,
+                writable_files,
+                strace,
+            )
         )
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
@@ -330,7 +343,7 @@ class Monitor:
             wanted = Path(path).stem if name is None else name
             turns = self._turns
             if isinstance(image, Program):
-                loans = FileLoans(self.host, files, writable)
+                loans = FileLoans(self.host, files, writable_files)
                 options = dataclasses.replace(options, files=loans.files)
                 order = Order(image, path, options, memory, stack, window_size, loans.size)
                 order.print_to(self._console, wanted)

@@ -59,7 +59,7 @@ def spawn(monitor: Monitor, buffer: Buffer, *steps: str, **options: object) -> L
 
 
 def spawn_out(monitor: Monitor, buffer: Buffer, *steps: str, **options: object) -> LinuxMachine:
-    return spawn(monitor, buffer, *steps, files={OUT: buffer}, writable=[OUT], **options)
+    return spawn(monitor, buffer, *steps, files={OUT: buffer}, writable_files=[OUT], **options)
 
 
 def lines(machine: LinuxMachine) -> list[str]:
@@ -338,7 +338,7 @@ def test_many_are_lent_together(monitor: Monitor) -> None:
         buffers[0],
         *(step for n in range(40) for step in (f"o /in/{n} {'w' if n % 2 else 'r'}", "r 0")),
         files=files,
-        writable=[f"/in/{number}" for number in range(1, 40, 2)],
+        writable_files=[f"/in/{number}" for number in range(1, 40, 2)],
     )
     monitor.run(20)
     assert lines(machine)[2::3] == [f"file{number:02}" for number in range(40)]
@@ -362,9 +362,9 @@ def test_what_cannot_be_lent_is_refused_at_the_call(open_monitor: Open) -> None:
         (ClosedError, "no longer the host's", {"files": {IN: buffer, "/a": gone}}),
         (GuestError, "E_LENT", {"files": {IN: buffer, "/a": lent}}),
         (GuestError, "E_WINDOW_FULL", {"files": {IN: buffer, "/a": large}}),
-        (ConfigError, "'/b' is no buffer", {"files": {IN: buffer}, "writable": ["/b"]}),
-        (ConfigError, "'/b' is no buffer", {"files": {"/b": b""}, "writable": ["/b"]}),
-        (ArgumentTypeError, "a list of paths", {"files": {IN: buffer}, "writable": IN}),
+        (ConfigError, "'/b' is no buffer", {"files": {IN: buffer}, "writable_files": ["/b"]}),
+        (ConfigError, "'/b' is no buffer", {"files": {"/b": b""}, "writable_files": ["/b"]}),
+        (ArgumentTypeError, "a list of paths", {"files": {IN: buffer}, "writable_files": IN}),
         (ConfigError, "no path to offer", {"files": {"relative": buffer}}),
         (ConfigError, "is taken", {"files": {IN: buffer}, "name": "borrower"}),
         (ArgumentTypeError, "not int", {"files": {IN: buffer, "/a": 5}}),
@@ -387,7 +387,7 @@ def test_what_cannot_be_lent_is_refused_at_the_call(open_monitor: Open) -> None:
 def test_a_bare_guest_has_no_files(open_monitor: Open, test_guest: Callable[[str], object]) -> None:
     monitor = open_monitor(pool="1M")
     buffer = monitor.host.alloc(PAGE)
-    for options in ({"files": {IN: buffer}}, {"writable": [IN]}):
+    for options in ({"files": {IN: buffer}}, {"writable_files": [IN]}):
         with pytest.raises(ConfigError, match="is a bare guest, which takes no"):
             monitor.spawn(test_guest("idle"), **options)  # type: ignore[arg-type]
     assert buffer.hold is Hold.OWNED
@@ -420,7 +420,7 @@ def test_a_spawn_that_is_cut_off_leaves_the_buffers_with_the_host(open_monitor: 
 
     def make() -> Machine:
         files = {IN: buffers[0], OUT: buffers[1]}
-        return spawn(monitor, buffers[0], f"o {IN} r", "r 0", files=files, writable=[OUT])
+        return spawn(monitor, buffers[0], f"o {IN} r", "r 0", files=files, writable_files=[OUT])
 
     monitor.remove(make())
     lines_of_one = counted(lambda: monitor.remove(make()))

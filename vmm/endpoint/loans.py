@@ -57,14 +57,18 @@ class FileLoans:
         """
         self._host = host
         self._files: list[_File] = []
-        if isinstance(writable, str | bytes) or not isinstance(writable, Iterable):
-            raise wrong_type("writable", "a list of paths", writable)
-        wanted = {*writable}
+        if isinstance(writable, str | bytes | bytearray | memoryview) or not isinstance(
+            writable, Iterable
+        ):
+            raise wrong_type("writable_files", "a list of paths", writable)
+        if files is not None and not isinstance(files, Mapping):
+            raise wrong_type("files", "a mapping", files)
+        wanted = {*map(str, writable)}
         self.files: Mapping[str, Offered] | None = None
         if files is not None:
             self.files = {name: self._offered(name, what, wanted) for name, what in files.items()}
         if wanted:
-            raise ConfigError(f"writable: {wanted.pop()!r} is no buffer among the files")
+            raise ConfigError(f"writable_files: {wanted.pop()!r} is no buffer among the files")
 
     @property
     def size(self) -> int:

@@ -49,6 +49,7 @@ _NOTHING: dict[str, tuple[object, ...]] = {  # besides the defaults
     "args": ((), []),
     "env": (None, {}),
     "files": (None, {}),
+    "writable_files": ((), []),
 }
 
 
@@ -66,7 +67,7 @@ class Options:
     disk: SupportsIndex | str = "256M"
     clock: str = "real"
     seed: SupportsIndex = 0
-    writable: Iterable[str] = ()
+    writable_files: Iterable[str] = ()
     strace: Callable[[str], object] | None = None
 
     def refuse(self, path: str) -> None:
@@ -111,9 +112,8 @@ class Order:
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
         env = ENVIRONMENT if options.env is None else options.env
-        for mapping, what in ((env, "env"), (options.files, "files")):
-            if mapping is not None and not isinstance(mapping, Mapping):
-                raise ArgumentTypeError(f"{what} must be a mapping, not {type(mapping).__name__}")
+        if not isinstance(env, Mapping):
+            raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
         self.env = [_variable(name, value) for name, value in env.items()]
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
