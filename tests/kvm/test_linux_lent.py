@@ -413,6 +413,8 @@ def counted(call: Callable[[], object], **where: str) -> int:
     return tracer.lines
 
 
+# What is raised in a finalizer Python drops.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.not_in_lanes("what Python raises is the same, whatever guests run on")
 def test_a_spawn_that_is_cut_off_leaves_the_buffers_with_the_host(open_monitor: Open) -> None:
     monitor = open_monitor(pool="8M")
