@@ -23,6 +23,7 @@ import pytest
 from guest_elfs import FOR_LINUX
 from kvm import mappings
 from kvm.innocent import Innocent
+from kvm.ways import WAYS
 from tests_support import held, sized
 
 from vmm import Monitor, State
@@ -277,7 +278,8 @@ class Scene:
         self.not_served.update(machine.not_served)
 
 
-@pytest.mark.smaller_in_lanes("1,500 calls instead of 40,000: who answers them is the same there")
+@pytest.mark.smaller_in_lanes("2,000 calls instead of 40,000: who answers them is the same there")
+@pytest.mark.parametrize("mover", sized(WAYS, WAYS[:1]), indirect=True)
 @pytest.mark.timeout(max(60, COUNT // 500))
 def test_nonsense_is_read_and_written_nowhere_and_nobody_else_notices(
     open_monitor: Callable[..., Monitor],

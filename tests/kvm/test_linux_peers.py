@@ -252,6 +252,7 @@ def test_an_exchange_leaves_zeros_and_a_release_nothing(pair: Pair, page_of: Pag
     page.is_not_at(b, got)
 
 
+@pytest.mark.not_in_ept("what the ledger says, and the monitor, is the same there")
 def test_a_query_says_whose_a_page_is(pair: Pair, page_of: PageOf) -> None:
     a, b = pair
     page = page_of(a)
@@ -264,6 +265,7 @@ def test_a_query_says_whose_a_page_is(pair: Pair, page_of: PageOf) -> None:
     assert b.query(loan).owner == abi.NO_PEER
 
 
+@pytest.mark.not_in_ept("what the ledger says, and the monitor, is the same there")
 def test_nobody_can_say_that_he_is_another(pair: Pair) -> None:
     a, b = pair
     forged = descriptor(Operation.SEND, b.number, payload=b"word", sender=b.number, message=4711)
