@@ -41,21 +41,22 @@ class GuestBuildHook(BuildHookInterface[Any]):
         self._build_floor(root, output, guest, compiler)
 
     def _build_floor(self, root: Path, output: Path, guest: ModuleType, compiler: Any) -> None:
-        """Take the bench's C program along, built as far as it can be: a freestanding compiler has
-        no C library.
+        """Take the bench's C programs along, built as far as they can be: a freestanding compiler
+        has no C library.
         """
         shutil.rmtree(output / "bench", ignore_errors=True)
         shutil.copytree(root / "scripts" / "bench", output / "bench")
-        source = output / "bench" / "floor.c"
-        try:
-            guest.build.build_program(
-                source,
-                source.with_suffix(""),
-                include_dirs=[output / "include"],
-                compiler=compiler,
-            )
-        except guest.compiler.BuildError as error:
-            self.app.display_warning(f"pageferry bench will have no floor: {error}")
+        for source in sorted((output / "bench").glob("*.c")):
+            try:
+                guest.build.build_program(
+                    source,
+                    source.with_suffix(""),
+                    include_dirs=[output / "include"],
+                    compiler=compiler,
+                )
+            except guest.compiler.BuildError as error:
+                what = f"pageferry bench will have no {source.stem}: {error}"
+                self.app.display_warning(what)
 
 
 def _guest_package(root: Path) -> ModuleType:

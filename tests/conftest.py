@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import background
 import pytest
 from tests_support import IN_LANE, RESERVED, held, kvm_missing
 
 from vmm.ferry import slices
+
+_BUILT_MEANWHILE = "musl"  # in the names of tests that want what takes long to build
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = ROOT / "vmm" / "_guests" / "bin"
@@ -37,6 +40,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _BUILT_MEANWHILE in item.nodeid)  # by then it is there
     needs_kvm = cache(lambda path: path.is_relative_to(KVM_TESTS))
     for item in items:
         if needs_kvm(item.path):
@@ -46,8 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.user_properties.append(("smaller", smaller.args[0]))
 
 
-def pytest_collection_finish() -> None:
-    """Spare the collector what has been imported and collected, which stays."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to build what takes long. Spare the collector what has been imported, which stays."""
+    asked = session.config.option.collectonly
+    if not IN_LANE and not asked and any(_BUILT_MEANWHILE in item.nodeid for item in session.items):
+        background.begin()
     gc.collect()
     gc.freeze()
 
@@ -68,6 +75,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{reason} (and PAGEFERRY_REQUIRE_KVM=1)", pytrace=False)
     if reason:
         pytest.skip(reason)
+
+
+def pytest_unconfigure() -> None:
+    background.end()
 
 
 @pytest.hookimpl(tryfirst=True)

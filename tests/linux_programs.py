@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import guest_elfs
 import pytest
 from linux_case import Case
 from linux_packages import NEEDS, is_there
 
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
 from vmm.guest.elf import Source
-from vmm.linux import loader
-from vmm.linux.loader import Kind
+from vmm.linux import kinds
+from vmm.linux.kinds import Kind
 
 SOURCES = Path(__file__).resolve().parent / "linux"
 BUILT = SOURCES.parent / "_linux"
@@ -38,7 +39,8 @@ _LIBRARIES = {
     "zstd_file": ("zstd", "/usr/include/zstd.h"),
 }
 
-PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _LIBRARIES))
+_OTHERS = {*_LIBRARIES, *guest_elfs.PEERS}
+PROGRAMS = tuple(sorted(path.stem for path in SOURCES.glob("*.c*") if path.stem not in _OTHERS))
 JOBS = tuple(_LIBRARIES)
 
 
@@ -64,7 +66,7 @@ def linux_program(name: str, libc: str = "glibc") -> Path:
 
 def busybox() -> Path:
     """Return the path of Debian's static busybox."""
-    if not BUSYBOX.exists() or loader.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
+    if not BUSYBOX.exists() or kinds.detect(_opened(BUSYBOX), "busybox") is not Kind.STATIC:
         return _missing(NEEDS["/usr/share/doc/busybox-static"])
     return BUSYBOX
 
@@ -75,9 +77,9 @@ def system_program(name: str) -> Path:
     return path if path.exists() else _missing(NEEDS.get(str(path), name))
 
 
-def build_linux_programs() -> None:
+def build_linux_programs(libcs: Sequence[str] = LIBCS) -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
-    for libc in LIBCS:
+    for libc in libcs:
         for name in (*PROGRAMS, *JOBS):
             if _lacking(_source(name), libc) is None:
                 linux_program(name, libc)
@@ -198,10 +200,12 @@ CASES = (
     Case("texts", ("texts",), env={"LANG": "C", "GREETING": "hello there"}),
     Case("jumps", ("jumps",), code=4),
     Case("beginnings", ("beginnings", "one", "", "three words"), env={"A": "1", "B": ""}, code=4),
+    Case("vectors", ("vectors",)),
     Case("files", ("files",), files=_FILES),
     Case("calls_files", ("calls_files",), b"standard input", {"words": WORDS}),
     Case("calls_memory", ("calls_memory",), files={"words": WORDS}),
     Case("calls_rest", ("calls_rest",), code=300 & 0xFF),
+    Case("shared", ("shared",)),
     Case("crashes", ("crashes", "return"), code=5),
     Case("throwing", ("throwing",), code=5),
     Case("streams", ("streams",), b"one\ntwo\n\nfour", _FILES),
@@ -232,8 +236,20 @@ CRASH_CASES = (
     Case("crash: ignored pipe", ("crashes", "ignored pipe"), code=11),
     Case("crash: uncaught exception", ("throwing", "uncaught"), code=-signal.SIGABRT),
 )
+_WAL = (  # its index is a file that is mapped, shared, to be written
+    "pragma journal_mode = wal",
+    "create table t (n integer primary key, text)",
+    "with recursive c (n) as (select 1 union all select n + 1 from c where n < 20000)"
+    " insert into t select n, hex(n * n) from c",
+    "update t set text = text || '!' where n % 3 = 0",
+    "select count(*), sum(length(text)) from t",
+    "pragma wal_checkpoint",
+    "delete from t where n > 100",
+    "select * from t where n > 97",
+)
 JOB_CASES = (
     Case("sqlite_shell", ("sqlite_shell", "out/test.db", *_SQL), code=1),
+    Case("sqlite_shell", ("sqlite_shell", "out/wal.db", *_WAL)),
     Case(
         "lua_runner",
         ("lua_runner", "in/script.lua", "argument"),

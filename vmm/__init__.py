@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ResourceError,
     )
     from vmm.guest.abi import Hold, Operation, Status
+    from vmm.linux.machine import LinuxMachine
     from vmm.monitor import Monitor
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _HOMES = {
     ),
     "vmm.engine.machine": ("Machine", "State"),
     "vmm.guest.abi": ("Hold", "Operation", "Status"),
+    "vmm.linux.machine": ("LinuxMachine",),
     "vmm.monitor": ("Monitor",),
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "Hold",
     "HostEndpoint",
     "HostError",
+    "LinuxMachine",
     "Machine",
     "Monitor",
     "Operation",

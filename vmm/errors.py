@@ -151,6 +151,7 @@ class GuestFault(PageferryError):
     signal      what would have ended it there: "SIGSEGV"
     registers   the general registers at `rip`, by name
     calls       its last system calls, as text, the last one last
+    printed     the last lines that it has printed, to either output
     """
 
     def __init__(
@@ -168,11 +169,13 @@ class GuestFault(PageferryError):
         signal: str | None = None,
         registers: Mapping[str, int] | None = None,
         calls: Sequence[str] = (),
+        printed: Sequence[str] = (),
     ) -> None:
         super().__init__(kind, machine, reason)
         self.signal = signal
         self.registers = registers
         self.calls = tuple(map(printable, calls))
+        self.printed = tuple(map(printable, printed))
         self.kind = kind
         self.machine = machine
         self.reason = printable(reason)
@@ -219,10 +222,22 @@ class GuestFault(PageferryError):
             "signal": self.signal,
             "registers": None if self.registers is None else dict(self.registers),
             "calls": list(self.calls),
+            "printed": list(self.printed),
         }
+
+    def details(self) -> str:
+        """Return what else is known of a Linux program's, as lines; nothing, if nothing is."""
+        values = [f"{name:<6} {value:016x}" for name, value in (self.registers or {}).items()]
+        rows = ["  ".join(values[at : at + 3]) for at in range(0, len(values), 3)]
+        parts = ("registers", rows), ("last printed", self.printed), ("last calls", self.calls)
+        return "\n".join(
+            f"{title}:\n" + "\n".join(f"  {line}".rstrip() for line in lines)
+            for title, lines in parts
+            if lines
+        )
 
 
 _FIELDS = (
     *("kind", "machine", "reason", "vector", "error_code", "address", "access", "rip"),
-    *("place", "signal", "registers", "calls"),
+    *("place", "signal", "registers", "calls", "printed"),
 )

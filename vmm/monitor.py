@@ -6,6 +6,7 @@ The public façade.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import sys
@@ -19,7 +20,8 @@ from types import TracebackType
 from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
 
 from vmm import host
-from vmm.endpoint import HostEndpoint, arguments
+from vmm.endpoint import Buffer, HostEndpoint, arguments
+from vmm.endpoint.loans import FileLoans
 from vmm.endpoint.streams import source, stream
 from vmm.engine.driver import Console, Driver
 from vmm.engine.guest import Guest
@@ -41,6 +43,7 @@ from vmm.guest.image import Room
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.host.choice import DOORBELLS
 from vmm.kvm.given import Given, give_back, noted
+from vmm.linux.blueprints import Blueprints as ProgramBlueprints
 from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Source
 from vmm.linux.guest import LinuxGuest
@@ -192,6 +195,8 @@ class Monitor:
         closers.append(self._kvm.close)
         self._blueprints = Blueprints(self._kvm)
         closers.append(self._blueprints.close)
+        self._programs = ProgramBlueprints(self._kvm)
+        closers.append(self._programs.close)
         self._mover = mover(frames)
         closers.append(self._mover.close)
         self._turns = turns = Turns(self._mover.pool.journal)
@@ -261,7 +266,8 @@ class Monitor:
         quota: SupportsIndex | str | None = None,
         args: Iterable[str | bytes | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
-        files: Mapping[str, Offered] | None = None,
+        files: Mapping[str, Offered | Buffer] | None = None,
+        writable_files: Iterable[str] = (),
         root: str | bytes | os.PathLike[str] | None = None,
         stdin: bytes | Source = b"",
         stdout: Any = None,
@@ -269,6 +275,7 @@ class Monitor:
         disk: SupportsIndex | str = "256M",
         clock: str = "real",
         seed: SupportsIndex = 0,
+        strace: Callable[[str], object] | None = None,
     ) -> Machine:
         """Make a machine from an ELF file: a bare guest, or a program for Linux. It starts with the
         next (or present) `run`.
@@ -285,13 +292,17 @@ class Monitor:
 
         args      what follows argv[0], the file's name
         env       its environment; by default only PATH and HOME
-        files     what it may read, by absolute path: bytes, or Path of the host's
+        files     what it may read, by absolute path: bytes, Path of the host's, or Buffer: that is
+                  lent to it, and its pages are what it maps
+        writable_files  those of these paths whose Buffers it may write to
         root      a directory of the host's that it sees, and cannot change
         stdin     bytes, or a binary file
         stdout    None: kept (`LinuxMachine.stdout`); "console": to the console, line by line; or a
                   binary file. stderr likewise
         disk      memory that what it writes may take
         clock     "real"; or "frozen": time and chance are the same in every run with one `seed`
+        strace    called with each system call, as text, when it has been served: by the thread that
+                  runs the machine, without any lock
 
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
@@ -306,7 +317,23 @@ class Monitor:
         stdin = source(stdin, "stdin")
         stdout, stderr = stream(stdout, "stdout"), stream(stderr, "stderr")
         clock = arguments.choice(clock, "clock", CLOCKS)
-        options = Options(args, env, files, root, stdin, stdout, stderr, disk, clock, seed)
+        given: Any = files  # as it is known when the buffers among them have been taken out
+        options = Options(
+            *(
+                args,
+                env,
+                given,
+                root,
+                stdin,
+                stdout,
+                stderr,
+                disk,
+                clock,
+                seed,
+                writable_files,
+                strace,
+            )
+        )
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
         most, _ = _tried(lambda: memory_of(memory))
@@ -316,9 +343,11 @@ class Monitor:
             wanted = Path(path).stem if name is None else name
             turns = self._turns
             if isinstance(image, Program):
-                order = Order(image, path, options, memory, stack, window_size)
+                loans = FileLoans(self.host, files, writable_files)
+                options = dataclasses.replace(options, files=loans.files)
+                order = Order(image, path, options, memory, stack, window_size, loans.size)
                 order.print_to(self._console, wanted)
-                return self._spawn_program(order, path, wanted, depth, limit)
+                return self._spawn_program(order, loans, path, wanted, depth, limit)
             options.refuse(path)
             if shape is None:
                 raise wrong or AssertionError
@@ -329,22 +358,48 @@ class Monitor:
                 make = partial(Guest, self._kvm, blueprint, number, wanted)
                 return self._join(wanted, make, Machine, path, depth, limit)
 
-    def _spawn_program(self, order: Order, path: str, name: str, depth: int, quota: int) -> Machine:
+    def _spawn_program(
+        self, order: Order, loans: FileLoans, path: str, name: str, depth: int, quota: int
+    ) -> Machine:
         """Make a machine of a program, as far as possible without the lock."""
         turns = self._turns
         made: list[Given] = []
         guest: LinuxGuest | None = None
+        number = next(self._numbers)
         try:
             with noted(made):
-                guest = ready = order.make(self._kvm, next(self._numbers), name)
+                guest = ready = order.make(self._kvm, self._programs, number, name)
             with turns.telling, turns.lock, turns.change:
                 self._check_name(name)
-                return self._join(name, lambda: ready, LinuxMachine, path, depth, quota)
+                machine = self._join(
+                    name, lambda: ready, LinuxMachine, path, depth, quota, waits=bool(loans)
+                )
+            if loans:
+                assert isinstance(machine, LinuxMachine)
+                loans.lend(machine, partial(self._begin, machine))
+            return machine
         except BaseException:
+            turns.settle()  # whether it has joined, or has not
+            joined = self._by_number.get(number)
+            if joined is not None:
+                self._give_up(joined, loans)
+                raise
             if guest is not None:
                 guest.close()
             give_back(made)
             raise
+
+    def _begin(self, machine: Machine) -> None:
+        """Let a machine run that has been lent its files; in the same turn."""
+        self._turns.journal.keep(machine)
+        self._scheduler.make_ready(machine)
+
+    def _give_up(self, machine: Machine, loans: FileLoans) -> None:
+        """Remove a machine whose spawn has failed; it may be running by now."""
+        loans.take_back()
+        with contextlib.suppress(BusyError):  # it ends, then, and remains as one that was killed
+            self.kill(machine, "it could not be made")
+            self.remove(machine)
 
     def _shape(
         self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
@@ -369,8 +424,12 @@ class Monitor:
         path: str,
         depth: int,
         quota: int,
+        *,
+        waits: bool = False,
     ) -> Machine:
-        """Make a machine of the guest that `make` returns; in a turn. The name is a right one."""
+        """Make a machine of the guest that `make` returns; in a turn. The name is a right one. It
+        waits for `_begin`, if it is to.
+        """
         made: list[Given] = []
         self._turns.journal.undo(partial(give_back, made))
         try:
@@ -392,7 +451,10 @@ class Monitor:
         self._exchange.join(peer, quota, PIECES)
         self._exchange.roster.connect(self.host.peer, peer, both=True)
         self.machines[name] = self._by_number[guest.number] = machine
-        self._scheduler.make_ready(machine)
+        if waits:
+            machine.state = State.PARKED
+        else:
+            self._scheduler.make_ready(machine)
         if self.trace:
             self.trace.emit("spawn", machine=name, image=path, window=region.size)
         return machine

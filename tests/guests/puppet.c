@@ -23,6 +23,7 @@ enum order {
     ORDER_SCATTER = 13, /* `count` pairs on the desk: an address, and a word to write there */
     ORDER_REPLY = 14,   /* pf_reply to the message kept at `address`, with `value` */
     ORDER_FLOOD = 15,   /* `count` inline messages to peer `value`, tagged 0, 1, ..., waiting for room */
+    ORDER_SYSTEM = 16,  /* as a program for Linux: the system call `count`, with the desk's first six words */
 };
 
 #define KEPT 512
@@ -79,6 +80,21 @@ static int64_t bare_wait(uint64_t wait_for, uint32_t peer, uint64_t timeout_us)
     pf_ring(PF_BELL_WAIT);
     return PF->bell_status;
 }
+
+#if __STDC_HOSTED__
+static int64_t system_call(uint32_t number, const uint64_t *word)
+{
+    register uint64_t r10 __asm__("r10") = word[3];
+    register uint64_t r8 __asm__("r8") = word[4];
+    register uint64_t r9 __asm__("r9") = word[5];
+    int64_t result;
+
+    __asm__ volatile("syscall" : "=a"(result)
+                     : "a"((uint64_t)number), "D"(word[0]), "S"(word[1]), "d"(word[2]), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#endif
 
 static uint64_t microseconds(uint32_t count)
 {
@@ -186,6 +202,10 @@ static int64_t obey(const struct order_message *order)
         for (uint32_t i = 0; i < 2 * order->count; i += 2)
             *(volatile uint64_t *)desk.words[i] = desk.words[i + 1];
         return 0;
+#if __STDC_HOSTED__
+    case ORDER_SYSTEM:
+        return system_call(order->count, desk.words);
+#endif
     }
     return -100;
 }

@@ -18,7 +18,7 @@ from vmm.memory.runs import Run
 
 ORDER, DONE = 0x6F72646572, 0x646F6E65
 TRANSMIT, READ, WRITE, EXIT, IDLE, SPIN, DIRECT, WAIT, ROOM = range(1, 10)
-DESK, TAKE, GATHER, SCATTER, REPLY, FLOOD = range(10, 16)
+DESK, TAKE, GATHER, SCATTER, REPLY, FLOOD, SYSTEM = range(10, 17)
 KEPT = 512
 _PATIENCE = 60  # seconds for one order
 
@@ -78,9 +78,11 @@ def spans_of(message: abi.Descriptor) -> list[Span]:
 class Puppet:
     """One machine, and what a test can tell it to do. Orders run the monitor until it is done."""
 
+    elf, usual = "puppet.elf", {"window": "2M", "memory": "4M"}
+
     def __init__(self, monitor: Monitor, name: str, **options: object) -> None:
-        elf = _elfs() / "puppet.elf"
-        options = {"window": "2M", "memory": "4M", **options}
+        elf = _elfs() / self.elf
+        options = {**self.usual, **options}
         self.monitor = monitor
         self.machine: Machine = monitor.spawn(elf, name=name, **options)  # type: ignore[arg-type]
         self.seen = 0
@@ -324,6 +326,19 @@ class Puppet:
         return abi.Control.from_buffer_copy(
             self.machine.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control))
         )
+
+
+class LinuxPuppet(Puppet):
+    """The same as a program for Linux, which can be told to ask the system for something, too."""
+
+    elf = "linux/puppet.elf"
+    usual = {"window": "2M", "memory": "16M", "stack": "256K"}  # noqa: RUF012
+
+    def system(self, number: int, *words: int) -> int:
+        """Make a system call; return what it returns."""
+        values = struct.pack(f"<{len(words)}Q", *words).ljust(6 * 8, b"\0")
+        self.machine.guest.memory.write(self._desk + Desk.words.offset, values)
+        return self._order(SYSTEM, number)
 
 
 def _flags(writable: bool) -> int:

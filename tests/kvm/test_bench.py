@@ -22,12 +22,12 @@ from tests_support import IN_LANE, sized
 
 from vmm import Monitor, host
 from vmm.bench import floor as floor_module
-from vmm.bench import ours
+from vmm.bench import ours, programs
 from vmm.bench.copying import CopyMover
 from vmm.bench.floor import Floor
 from vmm.bench.machines import Command, Kind, Pair, allow_machines
 from vmm.bench.plan import QUICK, QUICK_IN_LANE, Case, Composed, Effort, Unavailable, cases, measure
-from vmm.bench.results import COLUMNS, Row, load
+from vmm.bench.results import COLUMNS, COMPUTING, Row, load
 from vmm.bench.scene import scene
 from vmm.command.failure import EXIT_INTERRUPTED
 from vmm.guest.bundled import ROOT, bundled_guest
@@ -40,10 +40,11 @@ Open = Callable[..., Monitor]
 
 KIB, MIB = 1 << 10, 1 << 20
 ROUNDS, MOST = sized((2, 10), (1, 3))
-TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 2 * MIB))
+TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 2 * MIB), 256)
 SMALLER = pytest.mark.smaller_in_lanes("a round instead of two, with a third of the messages")
 BUILT = ROOT / "bench" / "floor"
 ALL, NO_COPY = ("ours", "floor", "copy"), ("ours", "floor")
+CALLS, COMPUTED = ("ours", "floor", "host"), ("ours", "host")
 
 
 @pytest.fixture
@@ -76,8 +77,13 @@ ROWS = {
     "alive_10": (NO_COPY, EACH),
     "rate_1_worker": (NO_COPY, 1),
     "rate_2_workers": (("ours",), 1),
+    "linux_getppid": (CALLS, MOST),
+    "linux_read": (CALLS, MOST),
+    "linux_start": (("ours", "bare", "host"), MOST),
+    **dict.fromkeys(COMPUTING, (COMPUTED, 1)),
 }
 CASES = list(cases(TINY, ROWS))
+SOURCES = [ours.columns, programs.columns]
 
 
 def columns_of(case: Case) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ def columns_of(case: Case) -> tuple[str, ...]:
 
 
 def measured(case: Case) -> Row:
-    return measure(Composed(case, [ours.columns]), ROUNDS)
+    return measure(Composed(case, SOURCES), ROUNDS)
 
 
 def check(row: Row, columns: tuple[str, ...], samples: int) -> None:
@@ -112,10 +118,12 @@ def test_a_row_has_the_columns_that_it_can_have(case: Case) -> None:
 
 
 def test_nothing_is_made_before_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "Monitor", None)
+    for module in (ours, programs):
+        monkeypatch.setattr(module, "Monitor", None)
     for case in CASES:
-        with contextlib.closing(Composed(case, [ours.columns])) as bench:
-            assert set(bench.columns()) == {*columns_of(case), "floor"}
+        floor = {"floor"} if case.name.startswith("rate_") else set()
+        with contextlib.closing(Composed(case, SOURCES)) as bench:
+            assert set(bench.columns()) == {*columns_of(case), *floor}
 
 
 def test_a_floor_that_does_not_know_the_mover_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,14 +321,14 @@ def test_a_floor_that_was_killed_has_ended(open_monitor: Open, prebuilt: None) -
 def test_a_host_without_a_compiler_takes_the_floor_of_the_package_or_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prebuilt: None
 ) -> None:
-    assert floor_module._program(tmp_path) == BUILT
+    assert floor_module.program_of("floor", tmp_path) == BUILT
     source = tmp_path / "floor.c"
-    monkeypatch.setattr(floor_module, "_SOURCE", source)
-    with pytest.raises(Unavailable, match="source is not installed"):
-        floor_module._program(tmp_path)
+    monkeypatch.setattr(floor_module, "_SOURCES", tmp_path)
+    with pytest.raises(Unavailable, match="source of floor is not installed"):
+        floor_module.program_of("floor", tmp_path)
     shutil.copy(ROOT / "bench" / "floor.c", source)
     with pytest.raises(Unavailable, match=r"^no floor: no C compiler found: install one$"):
-        floor_module._program(tmp_path)
+        floor_module.program_of("floor", tmp_path)
 
 
 def test_a_floor_that_may_not_be_run_is_none(
@@ -329,7 +337,7 @@ def test_a_floor_that_may_not_be_run_is_none(
     source = tmp_path / "floor.c"
     source.touch()
     (tmp_path / "floor").write_text("no program")
-    monkeypatch.setattr(floor_module, "_SOURCE", source)
+    monkeypatch.setattr(floor_module, "_SOURCES", tmp_path)
     with pytest.raises(Unavailable, match=r"^no floor: .*/floor: Permission denied"):
         Floor(b"")
 
@@ -357,7 +365,8 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
         assert row.note == ""
         for name in COLUMNS:
             column = row.column(name)
-            assert (column is None) == (name == "copy" and row.name == "inline_64B")
+            none = name in ("bare", "host") or (name == "copy" and row.name == "inline_64B")
+            assert (column is None) == none
             assert column is None or (column.p50 > 0 and column.n == 3 * effort.most)
 
 
@@ -368,7 +377,7 @@ from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
 def none():
     raise BuildError("no C compiler found: install one")
 floor.find_compiler = none
-floor._SOURCE = Path({source!r})
+floor._SOURCES = Path({source!r})
 from vmm.command.cli import main
 main(prog_name='pageferry')"""
 
@@ -377,7 +386,7 @@ def test_without_a_floor_the_command_says_so_and_measures_the_rest(tmp_path: Pat
     source = tmp_path / "floor.c"
     source.touch()
     file = tmp_path / "new.json"
-    code = NO_FLOOR.format(source=str(source))
+    code = NO_FLOOR.format(source=str(tmp_path))
     ended = pageferry("bench", "--quick", "--rows", "inline_64B", "--json", file, code=code)
     assert (ended.code, ended.err) == (0, "")
     (row,) = load(file).rows

@@ -1,4 +1,7 @@
-"""The mission, row by row: one test for each claim in the README's table, on the real device."""
+"""The mission, row by row: one test for each claim in the README's table, on the real device.
+
+Each with bare guests, and with programs for Linux that are built from the same sources.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from guest_elfs import FOR_LINUX
+from tests_support import sized
 
 from vmm import Buffer, Machine, Monitor, State
 from vmm.ferry.events import Event
@@ -23,15 +29,54 @@ from vmm.memory.pagemap import kept_in_place
 Elf = Callable[[str], Path]
 
 
+class Elves(NamedTuple):
+    """Where the ELF files are that machines a and b are made of: guests', or programs'."""
+
+    a: Elf
+    b: Elf
+
+
+_ALIKE = {"guests": (False, False), "programs": (True, True)}
+_MIXED = {"a guest and a program": (False, True), "a program and a guest": (True, False)}
+_KINDS = _ALIKE | sized(_MIXED, {})
+
+
+def program(name: str) -> Path:
+    """Return the path of a program for Linux."""
+    return FOR_LINUX / f"{name}.elf"
+
+
+@pytest.fixture(params=_KINDS)
+def elves(request: pytest.FixtureRequest, test_guest: Elf) -> Elves:
+    """The tests' own sources, as every kind of machine."""
+    return Elves(*(program if is_one else test_guest for is_one in _KINDS[request.param]))
+
+
+@pytest.fixture(params=_ALIKE)
+def elf(request: pytest.FixtureRequest, test_guest: Elf) -> Elf:
+    """The same, where there is one machine only."""
+    return program if request.param == "programs" else test_guest
+
+
+@pytest.fixture(params=_KINDS)
+def bundled(request: pytest.FixtureRequest, guest_elf: Elf, test_guests: Path) -> Elves:
+    """The bundled ones; `test_guests` has them built as programs."""
+    return Elves(*(program if is_one else guest_elf for is_one in _KINDS[request.param]))
+
+
+MIXED = pytest.mark.smaller_in_lanes(
+    "two guests, two programs: with each other they are on the host"
+)
+
 # OUT %eax,%dx; VMCALL; VMMCALL; mov %eax,(%rcx) and such, whose second byte names registers.
 STORES = [bytes((0x89, 8 * source + target)) for source in range(8) for target in range(8)]
 DOORBELL_CODE = [b"\xef", b"\x0f\x01\xc1", b"\x0f\x01\xd9", *STORES]
 
 
-def pair(monitor: Monitor, test_guest: Elf, a: str, b: str) -> tuple[Machine, Machine]:
+def pair(monitor: Monitor, elves: Elves, a: str, b: str) -> tuple[Machine, Machine]:
     """Two connected machines, named a and b, running these sources."""
-    first = monitor.spawn(test_guest(a), name="a", window="16M")
-    second = monitor.spawn(test_guest(b), name="b", window="16M")
+    first = monitor.spawn(elves.a(a), name="a", window="16M")
+    second = monitor.spawn(elves.b(b), name="b", window="16M")
     monitor.connect(first, second)
     return first, second
 
@@ -50,10 +95,11 @@ def of_kind(events: list[Event], kind: str) -> list[Event]:
     return [event for event in events if event.kind == kind]
 
 
+@MIXED
 def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elves: Elves
 ) -> None:
-    a, b = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
+    a, b = pair(monitor, elves, "forward_to_b", "increment_to_host")
     frames: list[int | None] = []
 
     def look(event: Event) -> None:
@@ -76,9 +122,9 @@ def test_c1_the_same_physical_page_goes_from_one_machine_to_the_other(
 
 
 def test_c3a_data_or_an_address_or_both_go_into_the_senders_own_control_structure(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elf: Elf
 ) -> None:
-    a = monitor.spawn(test_guest("data_address_both"), name="a", window="16M")
+    a = monitor.spawn(elf("data_address_both"), name="a", window="16M")
     placed: list[tuple[int, bytes]] = []
 
     def look(event: Event) -> None:
@@ -96,10 +142,11 @@ def test_c3a_data_or_an_address_or_both_go_into_the_senders_own_control_structur
     assert placed == [(0, b"data"), (base, b""), (base + 4096, b"both")]
 
 
+@MIXED
 def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in_this_order(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elves: Elves
 ) -> None:
-    a, b = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
+    a, b = pair(monitor, elves, "forward_to_b", "increment_to_host")
     seen: list[str] = []
     control = abi.CONTROL_GPA
 
@@ -131,8 +178,9 @@ def test_c3b_to_c4b_exit_enqueue_dequeue_control_structure_and_mapping_follow_in
     assert b.exit_code == 0  # it used the page there
 
 
-def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, test_guest: Elf) -> None:
-    a, _ = pair(monitor, test_guest, "forward_to_b", "increment_to_host")
+@MIXED
+def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, elves: Elves) -> None:
+    a, _ = pair(monitor, elves, "forward_to_b", "increment_to_host")
     buffer = new_page(monitor, b"abc")
     with kept_in_place(buffer.address):
         before = buffer.frame_number()
@@ -145,10 +193,10 @@ def test_c5_the_receiver_processes_the_message_in_place(monitor: Monitor, test_g
 
 
 def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elf: Elf
 ) -> None:
     """At the exit the message is placed, and the one instruction since is the doorbell."""
-    a = monitor.spawn(test_guest("send_x_to_host"), name="a", window="16M")
+    a = monitor.spawn(elf("send_x_to_host"), name="a", window="16M")
     sites: list[tuple[bytes, int]] = []
 
     def look(event: Event) -> None:
@@ -172,10 +220,11 @@ def test_c6_nothing_runs_in_the_sender_between_placing_the_message_and_the_exit(
     ), code.hex(" ")
 
 
+@MIXED
 def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_forge_them(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elves: Elves
 ) -> None:
-    a, b = pair(monitor, test_guest, "forger", "tell_sender")
+    a, b = pair(monitor, elves, "forger", "tell_sender")
     queued: list[tuple[int, int]] = []
     monitor.trace.listen(
         lambda event: (
@@ -189,11 +238,10 @@ def test_c7_and_c14_both_identities_travel_with_the_message_and_no_guest_can_for
     assert (a.exit_code, b.exit_code) == (0, a.number)
 
 
-def test_c8_either_machine_can_be_the_sender(
-    monitor: Monitor, guest_elf: Callable[[str], Path]
-) -> None:
-    server = monitor.spawn(guest_elf("echo_server"))
-    client = monitor.spawn(guest_elf("echo_client"))
+@MIXED
+def test_c8_either_machine_can_be_the_sender(monitor: Monitor, bundled: Elves) -> None:
+    server = monitor.spawn(bundled.a("echo_server"))
+    client = monitor.spawn(bundled.b("echo_client"))
     monitor.connect(server, client)
     monitor.run(20)
     assert (server.exit_code, client.exit_code) == (0, 0)
@@ -201,10 +249,11 @@ def test_c8_either_machine_can_be_the_sender(
     assert server.peer.sent == client.peer.received == 100
 
 
+@MIXED
 def test_c10_the_monitor_itself_puts_a_status_a_notice_and_a_returned_page_into_a_control_structure(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elves: Elves
 ) -> None:
-    a, b = pair(monitor, test_guest, "status_return_notice", "spin")
+    a, b = pair(monitor, elves, "status_return_notice", "spin")
     send_page(monitor, a)
 
     def stop_b_when_it_has_mail(event: Event) -> None:
@@ -223,9 +272,9 @@ def test_c10_the_monitor_itself_puts_a_status_a_notice_and_a_returned_page_into_
 
 
 def test_c11_the_monitor_can_make_a_running_machine_exit(
-    monitor: Monitor, test_guest: Elf, events: list[Event]
+    monitor: Monitor, elf: Elf, events: list[Event]
 ) -> None:
-    machine = monitor.spawn(test_guest("spin"), name="spinner", window="16M")
+    machine = monitor.spawn(elf("spin"), name="spinner", window="16M")
     runner = threading.Thread(target=monitor.run, args=(10,))
     runner.start()
     deadline = time.monotonic() + 5
@@ -243,19 +292,20 @@ def test_c11_the_monitor_can_make_a_running_machine_exit(
 
 
 def test_c12_the_host_puts_a_message_into_a_machines_queue_on_its_own_account(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elf: Elf
 ) -> None:
-    b = monitor.spawn(test_guest("tag_from_host"), name="b", window="16M")
+    b = monitor.spawn(elf("tag_from_host"), name="b", window="16M")
     monitor.host.send(b, payload=b"from the host", tag=55)
     assert [message.sender for message in b.peer.queue] == [abi.PEER_HOST]
     monitor.run(10)
     assert b.exit_code == 55
 
 
+@MIXED
 def test_c13_the_receiver_can_read_write_return_send_on_and_release_the_page(
-    monitor: Monitor, test_guest: Elf
+    monitor: Monitor, elves: Elves
 ) -> None:
-    a, b = pair(monitor, test_guest, "three_pages_to_b", "all_uses")
+    a, b = pair(monitor, elves, "three_pages_to_b", "all_uses")
     send_page(monitor, a, b"hello" + bytes(3 * 4096 - 5))
     free = monitor.audit()["free"]
     monitor.run(10)

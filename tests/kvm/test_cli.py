@@ -243,7 +243,7 @@ def test_version_and_help_need_nothing() -> None:
     for arguments, words in (
         (("--help",), ("demo", "run", "build")),
         (("demo", "-h"), ("[FILE]", "--json", "--trace", "--mover", "--window")),
-        (("run", "--help"), ("GUEST.elf", "--memory", "--workers", "--connect", "--audit")),
+        (("run", "--help"), ("FILE", "--memory", "--workers", "--connect", "--audit", "--strace")),
         (("build", "--help"), ("SOURCES", "--output", "--cc")),
     ):
         ended = pageferry(*arguments)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from kvm import mappings
+from kvm.innocent import Innocent
 from tests_support import sized
 
 from vmm import Machine, Monitor, State
@@ -40,7 +41,6 @@ PATIENCE = 60  # seconds for a batch
 
 U16, U32, U64 = ((1 << bits) - 1 for bits in (16, 32, 64))
 EXTENT, HEADER = struct.Struct("<QII"), struct.Struct("<HHiIIQQQHHI16x")
-ORDER = struct.Struct("<IIIIQII")
 
 # ---- The guest's desk: tests/guests/fuzzer.c ----
 
@@ -268,14 +268,9 @@ class Scene:
         # Every second of adjacent pages: each comes back by itself.
         self.lendable = [monitor.host.alloc(PAGE_SIZE) for _ in range(6)][::2]
         self.deaths = 0
-        self.innocent = [
-            monitor.spawn(elf("pages_to_and_fro"), name=name, window="2M", memory="4M")
-            for name in ("left", "right")
-        ]
-        monitor.connect(*self.innocent)
+        self.innocent = Innocent(monitor, elf)
         self.dead = monitor.spawn(elf("spin"), name="dead", window="2M", memory="4M")
         monitor.kill(self.dead)
-        self.rounds = 0
         for _ in range(FUZZERS):
             self.add()
 
@@ -330,10 +325,10 @@ class Scene:
             nonsense.step(machine, half, BATCH - half),
         ]
         fuzzer.tell(self.monitor, steps, descriptors)
-        self.tell_the_innocent()
+        self.innocent.begin(ROUNDS)
         self.monitor.run(PATIENCE)
         self.monitor.audit()
-        self.look_at_the_innocent()
+        self.innocent.check([sender for sender, _ in self.receive()])
         self.count(fuzzer, steps)
         if fuzzer.doomed:
             self.fuzzers.remove(fuzzer)
@@ -344,7 +339,7 @@ class Scene:
         nonsense, r, ledger = self.nonsense, self.random, self.monitor._exchange.ledger
         number = fuzzer.machine.number
         runs = ledger.window(number)
-        others = tuple(machine.number for machine in (*self.innocent, self.dead))
+        others = tuple(machine.number for machine in (*self.innocent.machines, self.dead))
 
         def owner(run: Run) -> int:
             return ledger.describe(number, run.extent).owner or 0
@@ -354,24 +349,6 @@ class Scene:
             for _ in range(r.choice((0, 0, 0, 1, 1, 2))):
                 nonsense.spoil(fuzzer, made, others)
             yield made.packed(r)
-
-    def tell_the_innocent(self) -> None:
-        left, right = self.innocent
-        for machine, peer, begins in ((left, right, 1), (right, left, 0)):
-            order = ORDER.pack(peer.number, begins, ROUNDS, 0, self.rounds * 1000 + 1, 0, 0)
-            self.monitor.host.send(machine, payload=order)
-        self.rounds += 1
-
-    def look_at_the_innocent(self) -> None:
-        """They have done what they were to do, and seen nothing else than each other's pages."""
-        done = [sender for sender, _ in self.receive()]
-        for machine in self.innocent:
-            assert machine.fault is None, machine.fault
-            assert done.count(machine.number) == 1
-            assert machine.state is State.PARKED
-            assert not machine.peer.queue
-            assert not machine.peer.untaken
-        assert self.monitor._exchange.ledger.account(self.innocent[1].number).charged == 0
 
     def count(self, fuzzer: Fuzzer, steps: list[Step]) -> None:
         results, machine = fuzzer.results(), fuzzer.machine

@@ -69,6 +69,17 @@ def test_programs_in_c_and_cpp(libc: str, tmp_path: Path) -> None:
 
 
 @NO_COMPILER
+@pytest.mark.parametrize("workers", [1, 2])
+def test_vector_registers_are_a_programs_own(workers: int) -> None:
+    with Monitor(pool="2M", workers=workers, console=lambda name, line: None) as monitor:
+        cases = [Case(f"v{seed}", ("vectors", str(seed))) for seed in range(4)]
+        machines = [spawn(monitor, case, linux_program("vectors"), case.name) for case in cases]
+        monitor.run(timeout=60)
+        printed = [machine.stdout for machine in machines]
+    assert printed == [b"0 of the values differ\n"] * 4
+
+
+@NO_COMPILER
 @pytest.mark.parametrize("libc", LIBCS)
 def test_memory_to_its_limit(libc: str, tmp_path: Path) -> None:
     (case,) = (case for case in CASES if case.name == "heap")

@@ -1,4 +1,4 @@
-"""The examples of docs/python.md, as they stand there, print what they say."""
+"""The examples of docs/python.md and docs/linux.md, as they stand there, print what they say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from command import pageferry
+from kvm.doc_examples import DOCS, examples, run_example
+from linux_programs import busybox
 
 import vmm
 
@@ -15,8 +17,8 @@ import vmm
 NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 
-PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "python.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+PAGE = (DOCS / "python.md").read_text()
+EXAMPLES = examples("python.md")
 
 pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make there")
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make t
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the guest that the examples talk to."""
     folder = tmp_path_factory.mktemp("examples")
-    (guest,) = re.findall(r"```c\n(.*?)```", PAGE, re.S)
+    (guest,) = examples("python.md", "c")
     (folder / "shout.c").write_text(guest)
     ended = pageferry("build", "shout.c", "-o", "shout.elf", cwd=folder)
     assert ended.code == 0, ended.err
@@ -36,13 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_example_prints_what_it_says(
     example: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.M)
-    printed: list[str] = []
+    if "busybox" in example:
+        busybox()  # whether it is there
     monkeypatch.chdir(folder)
-    names = {"print": lambda *values: printed.append(" ".join(map(str, values)))}
-    exec(compile(example, "docs/python.md", "exec"), names)
-    assert printed == said
-    assert len(said) >= 1
+    run_example(example, "docs/python.md")
 
 
 def test_the_errors_are_all_there() -> None:

@@ -22,7 +22,7 @@ from vmm.command.failure import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 CODE = f"""from vmm.command import bench as command
 command.describe = lambda: {HOST!r}
-command.ours.columns = lambda case, stack: {{}}
+command.ours.columns = command.programs.columns = lambda case, stack: {{}}
 from vmm.command.cli import main
 main(prog_name='pageferry')"""
 WITHOUT_MATPLOTLIB = f"import sys; sys.modules['matplotlib'] = None\n{CODE}"

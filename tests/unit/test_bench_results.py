@@ -40,6 +40,8 @@ def test_a_row_has_every_key_also_where_there_is_nothing() -> None:
         "ours": {"p50": 38.1, "p99": 55.0, "n": 1500},
         "floor": None,
         "copy": None,
+        "bare": None,
+        "host": None,
         "pipe": {"p50": 7.0, "p99": 9.0, "n": 1500},
         "socket": None,
         "shared_memory": None,

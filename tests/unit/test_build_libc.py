@@ -15,7 +15,7 @@ from unit.compilers import no_cc
 
 from vmm.guest.build import build_guest
 from vmm.guest.compiler import BuildError, Compiler, find_compiler
-from vmm.linux import loader
+from vmm.linux import kinds, loader
 
 GUESTS = Path(__file__).resolve().parents[2] / "guests"
 FILTER = r"""
@@ -187,8 +187,8 @@ def test_what_the_manual_shows_is_built(build: Build, tmp_path: Path) -> None:
 
 def test_a_guest_is_not_what_it_was_not_asked_to_be(tmp_path: Path) -> None:
     (tmp_path / "plain.c").write_text(PLAIN)
-    for flags, kind in ((["--libc"], loader.Kind.PEER), ([], loader.Kind.GUEST)):
+    for flags, kind in ((["--libc"], kinds.Kind.PEER), ([], kinds.Kind.GUEST)):
         assert pageferry("build", "plain.c", *flags, cwd=tmp_path).code == 0
         source = loader.Source.of((tmp_path / "plain.elf").read_bytes())
-        assert loader.detect(source, "plain.elf") is kind
+        assert kinds.detect(source, "plain.elf") is kind
     assert shutil.which("cc") is None or loader.load(tmp_path / "plain.elf")

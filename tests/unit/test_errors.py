@@ -39,6 +39,29 @@ def test_what_a_fault_does_not_know_it_leaves_out() -> None:
     assert str(GuestFault("halt", "bob", "HLT", rip=0)) == "bob: HLT, rip 0x0"
 
 
+def test_the_details_of_a_fault_are_lines_and_none_where_nothing_is_known() -> None:
+    assert GuestFault("killed", "bob", "killed").details() == ""
+    fault = GuestFault(
+        "signal",
+        "bob",
+        "SIGABRT",
+        registers={"rax": 1, "rbx": 2, "rcx": 3, "rip": 1 << 47},
+        calls=["getpid() = 1"],
+        printed=["one", "", "\x1b[2J"],
+    )
+    assert fault.details().splitlines() == [
+        *("registers:", f"  rax    {1:016x}  rbx    {2:016x}  rcx    {3:016x}"),
+        *(
+            f"  rip    {1 << 47:016x}",
+            "last printed:",
+            "  one",
+            "",
+            "  \N{REPLACEMENT CHARACTER}[2J",
+        ),
+        *("last calls:", "  getpid() = 1"),
+    ]
+
+
 def test_a_fault_as_json_has_every_field_known_or_not() -> None:
     fault = GuestFault(
         "exception",
@@ -63,6 +86,10 @@ def test_a_fault_as_json_has_every_field_known_or_not() -> None:
         "symbol": "main",
         "file": "b.c",
         "line": 9,
+        "signal": None,
+        "registers": None,
+        "calls": [],
+        "printed": [],
     }
     unknown = GuestFault("killed", "bob", "killed").as_json()
     assert unknown.keys() == fault.as_json().keys()

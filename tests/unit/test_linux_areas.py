@@ -18,7 +18,7 @@ from unit import kernel_areas
 from unit.kernel_areas import BASE, END, PAGE, PAGES
 
 from vmm.linux import areas as rules
-from vmm.linux.areas import Areas, Drop, Move, Plan, Rights
+from vmm.linux.areas import Areas, Drop, Lent, Move, Plan, Rights
 from vmm.linux.errors import SysError
 from vmm.linux.spans import Area, Spans
 from vmm.memory.region import Region
@@ -361,3 +361,66 @@ def test_areas_of_files_are_never_joined() -> None:
     assert areas.spans.count == 2
     do(areas, "mprotect", BASE, 2 * PAGE, 3)
     assert [area.file for area in areas.spans] == [True, True]
+
+
+# ---- Pages of the window ----
+
+GPA = 1 << 30
+
+
+def lent(write: bool, kind: int, size: int = 3 * PAGE - 5) -> tuple[Areas, int]:
+    areas = made(limit=2 * PAGE if size else NEVER)
+    plan = areas.mmap(0, 4 * PAGE, 1, kind, Lent(GPA, size, write))
+    areas.put(plan)
+    return areas, plan.result
+
+
+def test_pages_that_are_lent_are_mapped_as_far_as_they_go_and_cost_nothing() -> None:
+    areas, start = lent(write=False, kind=rules.MAP_SHARED)
+    first, rest = areas.spans
+    assert first == Area(start, start + 3 * PAGE, 1, True, GPA - start, False)
+    assert rest == Area(start + 3 * PAGE, start + 4 * PAGE, 1, True)
+    assert areas.charged == PAGE
+    plan = areas.munmap(start, 4 * PAGE)
+    assert plan.steps == (Drop(start, start + 4 * PAGE),)
+    areas, start = lent(write=False, kind=rules.MAP_SHARED, size=0)
+    assert list(areas.spans) == [Area(start, start + 4 * PAGE, 1, True)]
+
+
+@pytest.mark.parametrize(
+    ("write", "kind", "result"),
+    [
+        (False, rules.MAP_SHARED, -errno.EACCES),
+        (True, rules.MAP_SHARED, 0),
+        (False, rules.MAP_PRIVATE, 0),
+        (True, rules.MAP_PRIVATE, 0),
+    ],
+)
+def test_they_are_written_if_they_may_be_and_what_is_private_first_gets_memory(
+    write: bool, kind: int, result: int
+) -> None:
+    areas, start = lent(write, kind)
+    private, before = kind == rules.MAP_PRIVATE, areas.spans
+    assert [area.start for area in areas.borrowed(start, start + 4 * PAGE)] == [start] * private
+    assert do(areas, "mprotect", start + PAGE, PAGE, 3) == result
+    if result:
+        assert areas.spans is before
+        return
+    middle = areas.spans.at(start + PAGE)
+    assert middle is not None
+    assert (middle.prot, middle.delta) == (3, 0 if private else GPA - start)
+    assert areas.charged == PAGE + private * PAGE
+    if private:
+        ends = [area.start for area in areas.borrowed(start, start + 4 * PAGE)]
+        assert ends == [start, start + 2 * PAGE]
+        assert do(areas, "mprotect", start, 3 * PAGE, 3) == -errno.ENOMEM, "beyond the limit"
+
+
+def test_they_do_not_move() -> None:
+    areas, start = lent(write=True, kind=rules.MAP_SHARED)
+    maymove = rules.MREMAP_MAYMOVE
+    assert do(areas, "mremap", start, 3 * PAGE, 4 * PAGE, maymove, 0) == -errno.ENOMEM
+    fixed = maymove | rules.MREMAP_FIXED
+    assert do(areas, "mremap", start, PAGE, PAGE, fixed, start + 8 * PAGE) == -errno.ENOMEM
+    assert do(areas, "mremap", start, 3 * PAGE, PAGE, 0, 0) == start
+    assert areas.spans.at(start + PAGE) is None

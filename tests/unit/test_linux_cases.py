@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,8 +33,9 @@ def check(case: Case, program: Path, work: Path) -> None:
 
 
 def test_every_program_has_a_case_and_a_name_of_its_own() -> None:
-    assert sorted(case.name for case in CASES) == sorted(PROGRAMS)
-    assert sorted(case.name for case in JOB_CASES) == sorted(JOBS)
+    not_compared = {"hostile", "lent"}  # they ask for what no two hosts have alike, or none has
+    assert {case.name for case in CASES} == {*PROGRAMS} - not_compared
+    assert {case.name for case in JOB_CASES} == {*JOBS}
     assert len({case.name for case in BUSYBOX_CASES}) == len(BUSYBOX_CASES) >= 80
 
 
@@ -55,6 +58,13 @@ def test_jobs_do_the_same_twice(case: Case, tmp_path: Path) -> None:
     program = linux_program(case.name)
     check(case, program, tmp_path / "here")
     assert isinstance(loader.load(program), loader.Program)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="nobody else may change it")
+def test_what_is_this_systems_cannot_be_changed(tmp_path: Path) -> None:
+    mode = f"{stat.S_IMODE(Path('/dev/null').stat().st_mode):o}"  # what it is already
+    outcome = run_here(Case("chmod", ("busybox", "chmod", mode, "/dev/null")), busybox(), tmp_path)
+    assert outcome.stderr == b"chmod: /dev/null: Read-only file system\n"
 
 
 def test_what_no_machine_serves_is_refused_here_too(tmp_path: Path) -> None:

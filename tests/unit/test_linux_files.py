@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from unit.linux_files_scene import MIB, entries, listing, make, opened, put, refuses
 
-from vmm.errors import ArgumentTypeError, ConfigError
+from vmm.errors import ArgumentTypeError, ConfigError, ResourceError
 from vmm.linux.errors import SysError
 from vmm.linux.files.data import CHUNK
 from vmm.linux.files.system import AT_FDCWD
@@ -387,6 +387,17 @@ def test_python_sees_what_was_written_and_nothing_else() -> None:
     assert "/out" not in files.written
     with refuses(errno.EISDIR):
         files.contents("/out")
+
+
+def test_a_file_of_holes_is_not_read_into_python_beyond_what_may_be_written() -> None:
+    files = make(limit=2 * MIB)
+    for name, size in ((b"/out/fits", MIB), (b"/out/holes", 1 << 50)):
+        with files.changes:
+            opened(files, name, WRITE).truncate(size)
+    assert files.written["/out/fits"] == bytes(MIB)
+    assert "/out/holes" in files.written
+    with pytest.raises(ResourceError, match=r"^/out/holes has holes, and is larger than .* disk"):
+        files.written["/out/holes"]
 
 
 def test_a_directory_that_is_too_deep_to_be_named_is_no_trouble() -> None:

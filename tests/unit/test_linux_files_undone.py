@@ -227,4 +227,4 @@ def test_an_undo_that_is_cut_off_is_done_again(lower: Path) -> None:
 def test_nothing_of_it_is_kept_when_it_is_committed() -> None:
     files: FileSystem = make()
     put(files, b"/out/a", b"x")
-    assert files.changes._log == []
+    assert files.changes.log == []

@@ -24,8 +24,9 @@ from vmm.guest import abi
 from vmm.guest.compiler import Compiler
 from vmm.guest.elf import Source
 from vmm.guest.image import Image, Room
-from vmm.linux import loader
-from vmm.linux.loader import Kind, Program, Segment
+from vmm.linux import kinds, loader
+from vmm.linux.kinds import Kind
+from vmm.linux.loader import Program, Segment
 
 HELLO = '#include <stdio.h>\nint main(void) { return puts("hello") < 0; }\n'
 LINUX_NOTE = note(b"pageferry", abi.NOTE_LINUX, struct.pack("<2I", abi.ABI_MAJOR, abi.ABI_MINOR))
@@ -179,7 +180,7 @@ def test_what_a_file_is_it_says_itself(
     made: Callable[..., Path], static: Path, guest_elf: Callable[[str], Path]
 ) -> None:
     def kind(data: bytes) -> Kind:
-        return loader.detect(Source.of(data), "x")
+        return kinds.detect(Source.of(data), "x")
 
     assert kind(static.read_bytes()) is Kind.STATIC
     assert kind(made("-static-pie").read_bytes()) is Kind.STATIC

@@ -27,6 +27,7 @@ class Made:
         self.base = arena.end
         self.memory = bytearray(tables_size(window, arena))
         self.tables = Tables(memoryview(self.memory), self.base, window, arena)
+        self.shown: dict[int, int] = {}  # pages that lead elsewhere, and where
 
     def entries(self, table: int) -> tuple[int, ...]:
         """Return a table's entries."""
@@ -55,7 +56,7 @@ class Made:
                 self._walk(entry & ADDRESS, level - 1, start, found)
                 continue
             assert entry & 1 << 6, "a write would write to the tables"
-            assert entry & ADDRESS == start, "linear and physical differ"
+            assert entry & ADDRESS == self.shown.get(start, start), "it leads elsewhere"
             user, write = entry & USER, entry & WRITE
             rights = 1 | bool(write) << 1 | (0 if entry & NO_EXECUTE else 4)
             found[start] = span, rights if user else -rights
@@ -181,3 +182,35 @@ def test_without_a_window_both_roots_are_the_same() -> None:
     made = Made(Region(abi.WINDOW_GPA, 0), arena)
     made.tables.set(arena.base, arena.end, 1)
     assert made.walk(made.tables.root) == made.walk(made.tables.root_no_window)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_pages_of_the_window_are_shown_elsewhere_and_no_others_are(data: st.DataObject) -> None:
+    made, wanted = Made(), dict[int, int]()
+    pages = st.integers(0, ARENA.pages)
+    for _ in range(data.draw(st.integers(1, 8))):
+        first, last = sorted((data.draw(pages), data.draw(pages)))
+        start, end = ARENA.base + first * PAGE, ARENA.base + last * PAGE
+        prot = data.draw(st.sampled_from((0, 1, 3, 5, 7)))
+        delta = data.draw(st.sampled_from((0, WINDOW.base - ARENA.base - 5 * PAGE)))
+        made.tables.set(start, end, prot, delta)
+        for at in range(start, end, PAGE):
+            wanted.pop(at, None)
+            made.shown.pop(at, None)
+            if prot:
+                wanted[at] = prot
+            if prot and delta:
+                made.shown[at] = at + delta
+            assert made.tables.prot(at) == prot
+        found = made.walk(made.tables.root)
+        assert own(split(found)) == wanted
+        assert all(found[at][0] == PAGE for at in made.shown)
+
+
+def test_what_was_one_large_page_is_to_be_forgotten_when_a_part_leads_elsewhere() -> None:
+    made = Made()
+    made.tables.set(ARENA.base, ARENA.base + LARGE_PAGE, 3)
+    assert not made.tables.mixed
+    made.tables.set(ARENA.base, ARENA.base + PAGE, 3, WINDOW.base - ARENA.base)
+    assert made.tables.mixed

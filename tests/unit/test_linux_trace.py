@@ -35,5 +35,13 @@ def test_a_call_reads_as_in_strace(
     assert described((NUMBERS[name], padded, answer)) == text
 
 
+def test_a_path_is_shown_and_can_do_no_harm() -> None:
+    record = (NUMBERS["openat"], (MINUS_1 - 99, b'/in/"\\\x1b\n', 0, 0, 0, 0), 3)
+    mark = "\N{REPLACEMENT CHARACTER}"
+    assert described(record) == f'openat(AT_FDCWD, "/in/\\"\\\\{mark}{mark}", 0, 0) = 3'
+    long = described((NUMBERS["chdir"], (b"/" * 4000, 0, 0, 0, 0, 0), 0))
+    assert len(long) < 150
+
+
 def test_no_call_has_more_arguments_than_there_are_registers() -> None:
     assert max(len(call.arguments) for call in CALLS.values()) == 6

@@ -127,7 +127,7 @@ HELD = (
     ),
     *("GuestImageError", "HostEndpoint", "HostError", "Machine", "Monitor", "PageferryError"),
     *("Place", "Received", "ResourceError", "State"),
-    *("Hold", "Operation", "Status"),
+    *("Hold", "LinuxMachine", "Operation", "Status"),
 )
 
 

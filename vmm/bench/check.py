@@ -51,6 +51,12 @@ LIMITS = (
     Limit("extent_touched", "ours", "floor", at_most=5),
     Limit("spawn_cold", "ours", "floor", at_most=3),
     Limit("close", "ours", "floor", at_most=4),
+    Limit("linux_getppid", "ours", "floor", at_most=2.5),
+    Limit("linux_read", "ours", "floor", at_most=3),
+    Limit("linux_start", "ours", "bare", at_most=8),
+    Limit("linux_sha256", "ours", "host", at_most=2),
+    Limit("linux_sort", "ours", "host", at_most=2),
+    Limit("linux_tree", "ours", "host", at_most=3),
     Limit("extent_untouched", "copy", "ours", at_least=5, smallest=128 * _MIB),
     Limit("extent_untouched", "pipe", "ours", at_least=8, smallest=16 * _MIB),
 )

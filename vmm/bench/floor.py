@@ -1,7 +1,7 @@
 """The floor: a C program that does the same system calls in the same order, and nothing else.
 
-Its source is scripts/bench/floor.c. It is built on the spot where there is a C compiler; where
-there is none, the one is taken that was built with the package.
+Its source is scripts/bench/floor.c; for programs for Linux, floor_calls.c. It is built on the spot
+where there is a C compiler; where there is none, the one is taken that was built with the package.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from vmm.guest.build import build_program
 from vmm.guest.bundled import ROOT
 from vmm.guest.compiler import BuildError, find_compiler, work_directory
 
-_SOURCE = ROOT / "bench" / "floor.c"
+_SOURCES = ROOT / "bench"
 _PATIENCE = 5.0  # seconds, for it to end when nothing more is asked of it
 
 
 class Floor:
     """The program, running, with the machines of a scene (vmm.bench.scene). Close it.
 
+    name    the source's, without its suffix
+
     Raises Unavailable, with the reason, if it cannot be built or does not answer.
     """
 
-    def __init__(self, scene: bytes) -> None:
+    def __init__(self, scene: bytes, name: str = "floor") -> None:
         with contextlib.ExitStack() as stack:
             work = stack.enter_context(work_directory("pageferry-floor-"))
-            program = _program(work)
+            program = program_of(name, work)
             (work / "scene").write_bytes(scene)
             self._process = _start(program, work / "scene")
             stack.callback(_end, self._process)
@@ -86,17 +88,16 @@ def _end(process: subprocess.Popen[str]) -> None:
             raise
 
 
-def _program(work: Path) -> Path:
-    """Return the program, built in `work` if it can be."""
-    built = _SOURCE.with_suffix("")
-    if not _SOURCE.is_file():
-        raise Unavailable("the floor's source is not installed: install the package again")
+def program_of(name: str, work: Path) -> Path:
+    """Return a program of the bench's in C, built in `work` if it can be. Raises Unavailable."""
+    source = _SOURCES / f"{name}.c"
+    built = source.with_suffix("")
+    if not source.is_file():
+        raise Unavailable(f"the source of {name} is not installed: install the package again")
     try:
         include = [ROOT / "include"]
-        return build_program(
-            _SOURCE, work / "floor", include_dirs=include, compiler=find_compiler()
-        )
+        return build_program(source, work / name, include_dirs=include, compiler=find_compiler())
     except BuildError as error:
         if built.is_file():
             return built
-        raise Unavailable(f"no floor: {str(error).splitlines()[0]}") from error
+        raise Unavailable(f"no {name}: {str(error).splitlines()[0]}") from error

@@ -14,6 +14,7 @@ from typing import Protocol
 from vmm.bench.results import (
     ALIVE,
     COLUMNS,
+    COMPUTING,
     EXTENTS,
     RATE,
     ROW_NAMES,
@@ -36,7 +37,12 @@ _FULL_SIZES = (
     *(1 * _MIB, 2 * _MIB, 4 * _MIB, 16 * _MIB, 64 * _MIB, 128 * _MIB, 256 * _MIB),
     1 * _GIB,
 )
-_BYTES = {"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0}
+_BYTES = {
+    **{"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0},
+    **{"linux_getppid": 0, "linux_read": 64 * _KIB, "linux_start": 0},
+    **{"linux_sha256": 256 * _MIB, "linux_sort": 40_000_000, "linux_tree": 8_000_000},
+    **{"linux_touch_small": 256 * _MIB, "linux_touch_huge": 256 * _MIB},
+}
 
 # Who measures has the message, who receives it has one, and what is between them another; some
 # ways take memory anew while the former is still there.
@@ -56,6 +62,7 @@ class Effort:
     budget   the bytes that a column may send in a round, as long as that is `least` messages
     most     messages in a round
     seconds  of a round of a rate
+    part     of what a program has to compute, one in so many bytes
     """
 
     rounds: int
@@ -64,14 +71,17 @@ class Effort:
     most: int
     seconds: float
     sizes: tuple[int, ...]
+    part: int = 1
 
     def samples(self, size: int) -> int:
         """Return how many messages of a size are measured in a round."""
         return max(self.least, min(self.most, self.budget // max(1, size)))
 
 
-QUICK = Effort(3, 256 * _MIB, 3, 300, 0.2, _QUICK_SIZES)
-QUICK_IN_LANE = Effort(3, 8 * _MIB, 3, 30, 0.2, _LANE_SIZES)  # which has little memory, and time
+QUICK = Effort(3, 256 * _MIB, 3, 300, 0.2, _QUICK_SIZES, 8)
+QUICK_IN_LANE = Effort(
+    3, 8 * _MIB, 3, 30, 0.2, _LANE_SIZES, 64
+)  # which has little memory, and time
 FULL = Effort(5, 512 * _MIB, 3, 1000, 0.5, _FULL_SIZES)
 
 
@@ -97,7 +107,7 @@ class Case:
     @property
     def memory(self) -> int:
         """The bytes of memory that must be available for it."""
-        return self.bytes * _COPIES + _SPARE if self.name in EXTENTS else 0
+        return self.bytes * _COPIES + _SPARE if self.name in EXTENTS + COMPUTING else 0
 
 
 class Bench(Protocol):
@@ -147,6 +157,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
         sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
         if name in ALIVE:
             sizes = (64, PAGE_SIZE)  # an inline message, and a page
+        if name in COMPUTING:
+            sizes = (_BYTES[name] // effort.part,)
         for size in sizes:
             seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
             yield Case(name, size, effort.samples(size), seconds)

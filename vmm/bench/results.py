@@ -3,7 +3,7 @@
 {"host": {…},
  "rows": [{"name": "page", "bytes": 4096, "unit": "us",
            "ours": {"p50": 38.1, "p99": 55.0, "n": 1500}, "floor": {…} or null, "copy": …,
-           "pipe": …, "socket": …, "shared_memory": …,
+           "bare": …, "host": …, "pipe": …, "socket": …, "shared_memory": …,
            "unstable": ["pipe"], "note": ""}]}
 """
 
@@ -20,7 +20,7 @@ from vmm.bench.samples import Samples
 from vmm.errors import ConfigError
 from vmm.sizes import format_size
 
-COLUMNS = ("ours", "floor", "copy", "pipe", "socket", "shared_memory")
+COLUMNS = ("ours", "floor", "copy", "bare", "host", "pipe", "socket", "shared_memory")
 MICROSECONDS = "us"  # per message, or per what the row's name says
 RATE = "messages/s"
 
@@ -43,12 +43,25 @@ ROW_UNITS = {
     "alive_1000": MICROSECONDS,
     "rate_1_worker": RATE,
     "rate_2_workers": RATE,
+    # Of programs for Linux: one call, and what is there to be done in all.
+    "linux_getppid": MICROSECONDS,
+    "linux_read": MICROSECONDS,
+    "linux_start": MICROSECONDS,
+    "linux_sha256": MICROSECONDS,
+    "linux_sort": MICROSECONDS,
+    "linux_tree": MICROSECONDS,
+    "linux_touch_small": MICROSECONDS,
+    "linux_touch_huge": MICROSECONDS,
 }
 ROW_NAMES = tuple(ROW_UNITS)
 
 # Of these there are several rows each, of one size after the other.
 EXTENTS = ("extent_untouched", "extent_touched")
 ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
+
+# What these do is more or less of the same, by their size.
+COMPUTING = ("linux_sha256", "linux_sort", "linux_tree", "linux_touch_small", "linux_touch_huge")
+LINUX = ("linux_getppid", "linux_read", "linux_start", *COMPUTING)
 
 
 def row_label(name: str, size: int) -> str:
@@ -63,9 +76,9 @@ _MOST = 16 << 20  # bytes of results: a thousand times what there are
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of message of one size, in all the ways that it was sent.
+    """One kind of message of one size, in all the ways that it was sent; or what a program did.
 
-    bytes     of a message; 0 where there is none
+    bytes     of a message, or of what a program works on; 0 where there is none
     unit      of all numbers: MICROSECONDS or RATE
     unstable  the columns whose rounds differed
     note      why a column, or all of the row, is missing; "" if there is nothing to say
@@ -77,6 +90,8 @@ class Row:
     ours: Samples | None = None
     floor: Samples | None = None
     copy: Samples | None = None
+    bare: Samples | None = None
+    host: Samples | None = None
     pipe: Samples | None = None
     socket: Samples | None = None
     shared_memory: Samples | None = None

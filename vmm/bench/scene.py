@@ -1,4 +1,5 @@
-"""The scene: what the floor (scripts/bench/floor.c) starts from, the same machines as ours.
+"""The scene: what the floor (scripts/bench/floor.c, floor_calls.c) starts from, the same machines
+as ours.
 
 A snapshot of machines that have been spawned and have not run: their private memory, registers and
 windows, as they are when KVM enters them first.
@@ -12,13 +13,17 @@ from collections.abc import Iterator, Sequence
 
 from vmm.engine.machine import Machine
 from vmm.guest.abi import PAGE_SIZE
-from vmm.kvm import cpuid
+from vmm.kvm import CpuidEntry, cpuid
 from vmm.kvm.structs import kvm_cpuid2
+from vmm.linux.boot import GATE, MSR_LSTAR, MSR_SFMASK, MSR_STAR
+from vmm.linux.machine import LinuxMachine
 
-_MAGIC = b"PFSCENE1"
+_MAGIC, _CALLS_MAGIC = b"PFSCENE1", b"PFCALLS1"
 _HEAD = struct.Struct("<8s4I")
 _IMAGE = struct.Struct("<4Q")
 _CHUNK = struct.Struct("<2Q")
+_CALLS_HEAD = struct.Struct("<8s2I2Q6Q")
+_SLOT = struct.Struct("<3Q")
 MOVERS = {"memfd": 0, "remap": 1}  # those that the floor knows
 _ZERO = bytes(PAGE_SIZE)
 
@@ -26,11 +31,32 @@ _ZERO = bytes(PAGE_SIZE)
 def scene(machines: Sequence[Machine], doorbell: int, mover: str) -> bytes:
     """Return the scene of fresh machines: of the sender, the receiver, and one that exits."""
     leaves = machines[0].guest.vcpu.get_cpuid()
-    parts = [_HEAD.pack(_MAGIC, doorbell, MOVERS[mover], len(leaves), 0)]
-    parts.append(bytes(cpuid.pack(leaves))[ctypes.sizeof(kvm_cpuid2) :])
+    parts = [_HEAD.pack(_MAGIC, doorbell, MOVERS[mover], len(leaves), 0), _packed(leaves)]
     for machine in machines:
         parts += _image(machine)
     return b"".join(parts)
+
+
+def calls_scene(machine: LinuxMachine) -> bytes:
+    """Return the scene of a program's fresh machine."""
+    vcpu = machine.guest.vcpu
+    leaves = vcpu.get_cpuid()
+    msrs = vcpu.get_msrs((MSR_STAR, MSR_LSTAR, MSR_SFMASK))
+    pairs = [number for pair in msrs.items() for number in pair]
+    xcr0 = vcpu.get_xcrs().get(0, 0)
+    khz = vcpu.get_tsc_khz()
+    parts = [_CALLS_HEAD.pack(_CALLS_MAGIC, len(leaves), khz, GATE, xcr0, *pairs)]
+    parts += [bytes(vcpu.get_sregs()), bytes(vcpu.get_regs()), _packed(leaves)]
+    for _, base, size, address in machine.guest.process.memory.slots:
+        chunks = list(_chunks(ctypes.string_at(address, size)))
+        parts.append(_SLOT.pack(base, size, len(chunks)))
+        for offset, data in chunks:
+            parts += [_CHUNK.pack(offset, len(data)), data]
+    return b"".join(parts)
+
+
+def _packed(leaves: Sequence[CpuidEntry]) -> bytes:
+    return bytes(cpuid.pack(leaves))[ctypes.sizeof(kvm_cpuid2) :]
 
 
 def _image(machine: Machine) -> Iterator[bytes]:

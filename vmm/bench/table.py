@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Console
@@ -13,10 +13,8 @@ from vmm.bench.results import COLUMNS, RATE, Results, Row, row_label
 from vmm.bench.samples import Samples
 from vmm.sizes import format_size
 
-_HEADINGS = (
-    *("what", "size", "ours", "p99", "floor", "ours/floor"),
-    *("copy", "pipe", "socket", "shared memory", "n"),
-)
+_HEADINGS = ("what", "size", "ours", "p99", "floor", "ours/floor")
+_OTHERS = COLUMNS[2:]  # each is left out if no row has it
 _WIDEST = 1000
 
 
@@ -27,10 +25,12 @@ def show_results(console: Console, results: Results) -> None:
     unit = "us" if console.options.ascii_only else "\N{MICRO SIGN}s"
     title = f"medians in {unit} per message, one way; rates in messages/s"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, heading in enumerate(_HEADINGS):
+    others = [name for name in _OTHERS if any(row.column(name) for row in results.rows)]
+    headings = (*_HEADINGS, *(name.replace("_", " ") for name in others), "n")
+    for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for row in results.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, others))
     # As wide as it has to be, also where that is more than the terminal is: a number is not folded.
     console.width = console.measure(table, options=console.options.update(width=_WIDEST)).maximum
     console.print(table)
@@ -57,7 +57,7 @@ def _huge_pages(settings: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def _cells(row: Row) -> Iterator[str]:
+def _cells(row: Row, others: Iterable[str]) -> Iterator[str]:
     yield row.name
     yield format_size(row.bytes) if row.bytes else "-"
     yield _cell(row, "ours")
@@ -65,7 +65,7 @@ def _cells(row: Row) -> Iterator[str]:
     yield _cell(row, "floor")
     ratio = row.ratio("ours", "floor")
     yield "-" if ratio is None else f"{ratio:.2f}"
-    for name in ("copy", "pipe", "socket", "shared_memory"):
+    for name in others:
         yield _cell(row, name)
     yield _count(row)
 

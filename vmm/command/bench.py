@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vmm.bench import chart, ours
+from vmm.bench import chart, ours, programs
 from vmm.bench.check import check
 from vmm.bench.describe import LANE, describe
 from vmm.bench.plan import FULL, QUICK, QUICK_IN_LANE, Composed, Effort, cases, measure
@@ -141,7 +141,7 @@ def _measured(effort: Effort, rows: tuple[str, ...]) -> Results:
         for done, case in enumerate(plan):
             steps = iter(range(done * effort.rounds * len(COLUMNS), sys.maxsize))
             row = measure(
-                Composed(case, (ours.columns, elsewhere.columns)),
+                Composed(case, (ours.columns, programs.columns, elsewhere.columns)),
                 effort.rounds,
                 lambda label=case.label, steps=steps: tell(label, next(steps)),  # type: ignore[misc]
             )

@@ -11,19 +11,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from vmm import __version__, host
+from vmm import __version__
 from vmm.command.bench import bench
-from vmm.command.channels import channels, named
 from vmm.command.compiling import compiler_options
 from vmm.command.demo import DEFAULT_FILE, check_file, run_demo
 from vmm.command.doctor import examine
 from vmm.command.doctor_report import show_examination
 from vmm.command.failure import (
     EXIT_FAILED,
-    EXIT_FAULT,
     EXIT_HOST,
-    EXIT_TIMEOUT,
-    EXIT_USAGE,
     Failure,
     Group,
 )
@@ -31,9 +27,8 @@ from vmm.command.nested import nested
 from vmm.command.options import machine_options, open_monitor
 from vmm.command.output import output
 from vmm.command.reports import live_progress, show_report
-from vmm.command.values import Count, FilePath, OutputPath, Size
-from vmm.engine.machine import Machine, State
-from vmm.errors import ConfigError
+from vmm.command.run import run
+from vmm.command.values import FilePath, OutputPath
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.build import build_guest
 from vmm.guest.bundled import ROOT
@@ -52,6 +47,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(nested)
+main.add_command(run)
 
 
 @main.command()
@@ -85,124 +81,6 @@ def demo(file: Path | None, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument(
-    "guests",
-    nargs=-1,
-    required=True,
-    type=FilePath(),
-    metavar="GUEST.elf …",
-)
-@click.option(
-    "--connect",
-    multiple=True,
-    metavar="A:B",
-    help="Only these channels: A and B may send to each other. Repeatable.",
-)
-@click.option(
-    "--one-way",
-    multiple=True,
-    metavar="A:B",
-    help="Only these channels: A may send to B. Repeatable.",
-)
-@click.option(
-    "--memory",
-    type=Size(pages=True),
-    default="16M",
-    show_default=True,
-    help="Each machine's private memory.",
-)
-@click.option(
-    "--stack",
-    type=Size(pages=True),
-    default="256K",
-    show_default=True,
-    help="Each machine's stack, a part of its memory.",
-)
-@click.option(
-    "--quota",
-    type=Size(pages=True),
-    help="What each machine may own at a time [what its window holds].",
-)
-@click.option(
-    "--queue",
-    type=Count(65536),
-    metavar="N",
-    default=64,
-    show_default=True,
-    help="Messages that may wait for each machine.",
-)
-@click.option("--audit", is_flag=True, help="Check after every operation who owns each page.")
-@machine_options
-def run(
-    guests: tuple[Path, ...],
-    connect: tuple[str, ...],
-    one_way: tuple[str, ...],
-    memory: int,
-    stack: int,
-    quota: int | None,
-    queue: int,
-    audit: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Run guests of your own until they have exited.
-
-    Each may send to all the others, unless --connect or --one-way say who may to whom. A machine
-    is called as its file, without the suffix; a second one of that name is NAME-2.
-
-    What they log is printed with their names. The exit code is the first one of theirs that is not
-    0; 70 if one was stopped by a fault, 124 if it was the time-out.
-    """
-
-    def say(name: str, line: str) -> None:
-        click.echo(f"{name}: {line}", err=as_json)
-
-    paths = dict(named(guests))
-    try:
-        wanted = channels(paths, connect, one_way)
-    except ConfigError as error:
-        raise Failure(str(error), EXIT_USAGE) from error
-    # Nobody can have more than the windows hold: address space for more would be reserved in vain.
-    pool = min(len(guests) * options["window"], host.pool_memory())
-    with open_monitor(options, say, guests, pool, audit=audit) as monitor:
-        for name, path in paths.items():
-            monitor.spawn(
-                path,
-                name=name,
-                window=options["window"],
-                memory=memory,
-                stack=stack,
-                quota=quota,
-                queue=queue,
-            )
-        for a, b, both in wanted:
-            monitor.connect(monitor.machines[a], monitor.machines[b], both=both)
-        monitor.run(options["timeout"])
-        machines = list(monitor.machines.values())
-        for machine in machines:
-            if machine.state is not State.STOPPED:
-                monitor.kill(machine, "waits for a message, and nobody is left to send one")
-        _show_run(machines, monitor.audit() if audit else None, as_json)
-        code = _exit_code(machines)
-    sys.exit(code)
-
-
-def _show_run(machines: list[Machine], pages: dict[str, int] | None, as_json: bool) -> None:
-    """Print what became of the machines, as JSON; and, after an audit, what became of all pages."""
-    outcomes = [machine.outcome() for machine in machines]
-    if pages is None:
-        if as_json:
-            click.echo(json.dumps(outcomes))
-        return
-    pool = sum(pages.values())
-    if as_json:
-        click.echo(json.dumps({"machines": outcomes, "pages": pages, "pool": pool}))
-    else:
-        states = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in pages.items())
-        click.echo(f"audit: {states}: {pool} pages, the whole pool")
-
-
-@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(as_json: bool) -> None:
     """Examine this host: what its KVM can do, what will be used and why, and what to mend.
@@ -216,18 +94,6 @@ def doctor(as_json: bool) -> None:
         show_examination(Console(), findings)
     if findings.verdict == "unusable":
         sys.exit(EXIT_HOST)
-
-
-def _exit_code(machines: list[Machine]) -> int:
-    """Print the faults; return the command's exit code."""
-    faults = [machine.fault for machine in machines if machine.fault is not None]
-    for fault in faults:
-        click.echo(f"pageferry: {fault}", err=True)
-    if faults:
-        return EXIT_TIMEOUT if all(fault.kind == "timeout" for fault in faults) else EXIT_FAULT
-    codes = [machine.exit_code or 0 for machine in machines]
-    failed = next((code for code in codes if code), 0)
-    return failed & 0xFF or (EXIT_FAILED if failed else 0)
 
 
 @main.command()

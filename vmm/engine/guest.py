@@ -57,6 +57,8 @@ class Guest:
         *("control", "memory", "name", "number", "vcpu", "vm"),
     )
 
+    _aligned = False  # whether its memory may have huge pages: it takes a call more
+
     def __init__(self, kvm: Kvm, blueprint: Blueprint, number: int, name: str) -> None:
         self.name = name
         self.number = number
@@ -65,7 +67,8 @@ class Guest:
         self._last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since
         self._last_bell = 0
         with contextlib.ExitStack() as undo:
-            self.memory = PrivateMemory(blueprint.layout.private, blueprint.template)
+            private = blueprint.layout.private
+            self.memory = PrivateMemory(private, blueprint.template, aligned=self._aligned)
             undo.callback(self.memory.close)
             view = self.memory.view(abi.CONTROL_GPA, CONTROL_BYTES)
             self.control = ControlStructure(view, self._identity(number))

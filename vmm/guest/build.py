@@ -14,6 +14,7 @@ linked with a C library and with what the guest library has for such programs. T
     guests/lib/linux/     what programs for Linux have of their own
     guests/*.c            one guest per file           -> bin/<name>.elf
     guests/faults/*.c     one fault guest per file     -> bin/faults/<name>.elf
+    guests/linux/*.c      one program per file that needs no library -> bin/linux/<name>.elf
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .builds import (
     BUNDLED_FLAGS,
     Build,
     LibcBuild,
+    ProgramBuild,
     Target,
     c_files,
     own_guest,
@@ -123,8 +125,11 @@ def build_bundled(guests_dir: Path, output_dir: Path, compiler: Compiler) -> lis
     for sources, into in ((guests_dir, binaries), (guests_dir / "faults", binaries / "faults")):
         targets += [own_guest(source, into, flags) for source in c_files(sources)]
     include_dirs = [guests_dir / "include"]
-    Build(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs).build(targets)
-    outputs = [target.output for target in targets]
+    programs = c_files(guests_dir / "linux")
+    others = [own_guest(source, binaries / "linux", STRICT_FLAGS) for source in programs]
+    for kind, made in ((Build, targets), (ProgramBuild, others)):
+        kind(compiler, output_dir / ".obj", guests_dir / "lib", include_dirs).build(made)
+    outputs = [target.output for target in (*targets, *others)]
     for stale in set(binaries.rglob("*.elf")) - set(outputs):
         stale.unlink()
     return outputs

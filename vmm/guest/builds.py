@@ -205,6 +205,16 @@ class Build:
         return self._compiler.runtime
 
 
+class ProgramBuild(Build):
+    """The same of static programs for Linux that need no C library, nor ours, and have no peers."""
+
+    def _library_sources(self) -> list[Path]:
+        return []
+
+    def _link_flags(self, target: Target) -> tuple[str, ...]:
+        return (*LINK_FLAGS, *target.link)
+
+
 class LibcBuild(Build):
     """The same of static programs for Linux, with a C library, in C or C++."""
 

@@ -76,6 +76,7 @@ class Diagnosis:
         signal: str | None = None,
         registers: Mapping[str, int] | None = None,
         calls: Sequence[str] = (),
+        printed: Sequence[str] = (),
     ) -> GuestFault:
         """Return a fault at `rip`, or at the vCPU's present instruction pointer."""
         if rip is None:
@@ -93,6 +94,7 @@ class Diagnosis:
             signal=signal,
             registers=registers,
             calls=calls,
+            printed=printed,
         )
 
     def explain(

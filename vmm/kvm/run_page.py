@@ -104,10 +104,6 @@ class RunPage:
     def decode(self) -> Exit:
         """Return the exit that the kernel described here."""
         reason = self.words[EXIT_REASON]
-        if reason == uapi.KVM_EXIT_MMIO:
-            known = self.known.get(bytes(self.map[_MMIO]))
-            if known is not None:
-                return known
         decoder = _DECODERS.get(reason)
         return Unknown(reason) if decoder is None else decoder(self)
 
@@ -166,12 +162,15 @@ def _io(page: RunPage) -> Exit:
     return IoOut(io.port, size, count, bytes(page.map[start : start + size * count]))
 
 
-_MMIO = slice(kvm_run.exit.offset, kvm_run.exit.offset + ctypes.sizeof(_anon_run_mmio))
+MMIO = slice(kvm_run.exit.offset, kvm_run.exit.offset + ctypes.sizeof(_anon_run_mmio))
 _MOST_KNOWN = 64
 
 
 def _mmio(page: RunPage) -> Exit:
-    raw = bytes(page.map[_MMIO])
+    raw = bytes(page.map[MMIO])
+    known = page.known.get(raw)
+    if known is not None:
+        return known
     mmio = _anon_run_mmio.from_buffer_copy(raw)
     if not mmio.is_write:
         return MmioRead(mmio.phys_addr, mmio.len)

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from . import uapi
 from .exits import Exit
-from .run_page import DIRTY_REGS, EXIT_REASON, INTR, RunPage
+from .run_page import DIRTY_REGS, EXIT_REASON, INTR, MMIO, RunPage
 from .structs import flexible, kvm_regs, kvm_signal_mask
 from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
 from .vcpu_state import VcpuState
@@ -77,6 +77,10 @@ class Vcpu(VcpuState):
         page.words[EXIT_REASON] = 0
         self._forgotten = False  # after it: what the page says is of this run, from here on
         if _ioctl(self._fd, _KVM_RUN, 0) >= 0:
+            if page.words[EXIT_REASON] == uapi.KVM_EXIT_MMIO:  # most are: without decode's call
+                known = page.known.get(bytes(page.map[MMIO]))
+                if known is not None:
+                    return known
             return page.decode()
         code = ctypes.get_errno()
         if code == errno.EINTR:
@@ -188,7 +192,7 @@ class Vcpu(VcpuState):
 
     def enter_with(self, rax: int, rip: int | None = None, rflags: int | None = None) -> None:
         """Set these of the general registers of the last exit as the next run begins: no system
-        call.
+        call. The exit has been acted on, as for ``forget_exit``.
 
         For who has turned ``sync_regs`` on. The others are then what ``exit_words()`` said, so it
         does not go together with ``set_regs``. After an MmioWrite it is safe, as the kernel has
@@ -203,6 +207,7 @@ class Vcpu(VcpuState):
         if rflags is not None:
             registers[_RFLAGS] = rflags
         page.words[DIRTY_REGS] = KVM_SYNC_X86_REGS
+        self._forgotten = True
 
     # ---- answering ----
 

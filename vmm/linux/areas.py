@@ -46,12 +46,14 @@ class Rights(NamedTuple):
     """Addresses that get other rights; what is there stays.
 
     stale   whether there have been rights, which a CPU may remember
+    delta   how much further on what they lead to is: see Area
     """
 
     start: int
     end: int
     prot: int
     stale: bool = False
+    delta: int = 0
 
 
 class Move(NamedTuple):
@@ -60,6 +62,17 @@ class Move(NamedTuple):
     source: int
     target: int
     size: int
+
+
+class Lent(NamedTuple):
+    """Pages of the window that are mapped: `size` bytes from `address` on.
+
+    write   whether they may be written
+    """
+
+    address: int
+    size: int
+    write: bool
 
 
 class Plan(NamedTuple):
@@ -120,11 +133,20 @@ class Areas:
 
     # ---- the calls ----
 
-    def mmap(self, address: int, length: int, prot: int, flags: int) -> Plan:
+    def mmap(
+        self,
+        address: int,
+        length: int,
+        prot: int,
+        flags: int,
+        lent: Lent | None = None,
+        live: int = 0,
+    ) -> Plan:
         """Map zeros, readable as `prot` says. The result is where.
 
         Without MAP_ANONYMOUS the area shows a file, whose contents and refusals are the caller's
-        business. Sharing and private memory are the same here: there is one process.
+        business. With `lent`, it shows these pages, and zeros beyond them. Sharing and private
+        memory are the same here but for that: there is one process. `live` is of Area.
 
         MAP_FIXED below MIN_ADDRESS is EPERM, and ENOMEM where nothing is to be had; with
         MAP_FIXED_NOREPLACE, EEXIST. MAP_32BIT maps in the low region. MAP_HUGETLB is ENOMEM, as
@@ -144,8 +166,14 @@ class Areas:
             kind != MAP_SHARED_VALIDATE or flags & MAP_ANONYMOUS
         ):
             raise SysError(errno.EINVAL)
-        file = not flags & MAP_ANONYMOUS
-        return self._mapped(place, Area(place, place + size, prot & _RIGHTS, file), self.brk)
+        area = Area(place, place + size, prot & _RIGHTS, not flags & MAP_ANONYMOUS, live=live)
+        if lent is None:
+            return self._mapped(place, [area], self.brk)
+        middle = place + min(_rounded(lent.size), size)
+        write = None if kind == MAP_PRIVATE else lent.write
+        shown = area._replace(end=middle, delta=lent.address - place, write=write)
+        parts = [shown, area._replace(start=middle)]
+        return self._mapped(place, [a for a in parts if a.start < a.end], self.brk)
 
     def munmap(self, address: int, length: int) -> Plan:
         """Unmap what there is of a range."""
@@ -156,7 +184,9 @@ class Areas:
 
     def mprotect(self, address: int, length: int, prot: int) -> Plan:
         """Give a range other rights. Up to the first hole in it, if it has one: then the result is
-        -ENOMEM. Of PROT_GROWSDOWN only the stack knows.
+        -ENOMEM. Of PROT_GROWSDOWN only the stack knows. EACCES for what is shared and lent to be
+        read only; what is private and to be written is the range's own from then on, and the
+        caller has copied it (`borrowed`).
         """
         grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
         prot &= ~grows
@@ -190,14 +220,15 @@ class Areas:
         # A page beyond it has to be free, too.
         if next(self.spans.within(old, new + PAGE_SIZE), None):
             raise SysError(errno.ENOMEM)
-        return self._mapped(address, Area(old, new, PROT_READ | PROT_WRITE), address)
+        return self._mapped(address, [Area(old, new, PROT_READ | PROT_WRITE)], address)
 
     def mremap(self, old: int, old_size: int, new_size: int, flags: int, new: int) -> list[Plan]:
         """Move or resize an area. The plans are to be carried out in order; the last has the
         result.
 
         MREMAP_DONTUNMAP is EINVAL, as on kernels that do not know it; so is an old size of 0, which
-        only duplicates what is shared.
+        only duplicates what is shared. Pages of the window, and a file's own bytes, can be
+        unmapped by it, and no more: ENOMEM.
         """
         if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED) or flags & 3 == MREMAP_FIXED:
             raise SysError(errno.EINVAL)
@@ -215,6 +246,8 @@ class Areas:
             raise SysError(errno.EFAULT)
         if old_size == 0:
             raise SysError(errno.EINVAL)
+        if (area.delta or area.live) and (flags & MREMAP_FIXED or new_size > old_size):
+            raise SysError(errno.ENOMEM)
         if flags & MREMAP_FIXED:
             return self._moved_to(area, old, old_size, new_size, new)
         if new_size < old_size and old + old_size > _TASK_SIZE:
@@ -230,6 +263,11 @@ class Areas:
             raise SysError(errno.ENOMEM)
         target = self._found(0, new_size, low=False)
         return [self._moved(self._plan(target), area, old, old_size, new_size)]
+
+    def borrowed(self, start: int, end: int) -> list[Area]:
+        """Return the areas in a range that are private, and have no memory of their own yet."""
+        areas = [area.clip(start, end) for area in self.spans.within(start, end)]
+        return [area for area in areas if area.delta and area.write is None]
 
     # ---- what they are made of ----
 
@@ -280,14 +318,13 @@ class Areas:
         """Return a plan that changes nothing."""
         return Plan(result, (), self.spans, self.hidden, self.brk)
 
-    def _mapped(self, result: int, area: Area, brk: int) -> Plan:
-        start, end = area.start, area.end
+    def _mapped(self, result: int, areas: list[Area], brk: int) -> Plan:
+        start, end = areas[0].start, areas[-1].end
         steps: list[Drop | Rights | Move] = []
         if next(self.spans.within(start, end), None):
             steps.append(Drop(start, end))
-        if area.prot:
-            steps.append(Rights(start, end, area.prot))
-        spans = self.spans.replaced(start, end, [area])
+        steps += [Rights(a.start, a.end, a.prot, delta=a.delta) for a in areas if a.prot]
+        spans = self.spans.replaced(start, end, areas)
         hidden = _without(self.hidden, start, end)
         return self._checked(Plan(result, tuple(steps), spans, hidden, brk))
 
@@ -314,9 +351,14 @@ class Areas:
             if whole.start > reached:
                 break
             area = whole.clip(start, end)
-            areas.append(area._replace(prot=prot))
-            if area.prot != prot:
-                steps.append(Rights(area.start, area.end, prot, stale=area.prot != 0))
+            delta, write = area.delta, area.write
+            if delta and prot & PROT_WRITE:
+                if write is False:
+                    raise SysError(errno.EACCES)
+                delta = delta if write else 0
+            areas.append(area._replace(prot=prot, delta=delta))
+            if (area.prot, area.delta) != (prot, delta):
+                steps.append(Rights(area.start, area.end, prot, area.prot != 0, delta))
                 if not prot and not area.file:
                     hidden = hidden.replaced(area.start, area.end, [area])
             reached = area.end

@@ -13,7 +13,7 @@ from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 from vmm.memory.private import PrivateMemory
-from vmm.memory.region import Region
+from vmm.memory.region import OutOfBounds, Region
 
 # Each may leave up to two more mappings to a process that has 65,530. What comes after them costs
 # copying.
@@ -39,6 +39,7 @@ class Backing:
         self.arena = Region(arena.base, arena.size + extra)
         self._mapping = Mapping.park(self.arena.size)
         self._bytes = self._mapping.view()
+        self._low = low.view(0, low.region.size)
         self._displaced: list[tuple[int, int]] = []  # moved here, so mappings of their own
         self._renewed = self._advised = 0
 
@@ -50,9 +51,13 @@ class Backing:
     def view(self, address: int, size: int) -> memoryview:
         """Return `size` writable bytes. Raises OutOfBounds."""
         if address < TABLE_SPAN:
-            return self.low.view(address, size)
-        start = self.arena.offset(address, size)
-        return self._bytes[start : start + size]
+            view, start = self._low, address
+        else:
+            view, start = self._bytes, address - self.arena.base
+        end = start + size
+        if start < 0 or end > len(view):  # as Region.offset, without its call
+            raise OutOfBounds(f"{size} bytes at {address:#x} are in neither part")
+        return view[start:end]
 
     def host(self, address: int, size: int) -> int:
         """Return the host address of `size` bytes. Raises OutOfBounds."""
@@ -62,14 +67,19 @@ class Backing:
 
     def zero(self, start: int, end: int) -> None:
         """Give the pages back: zeros from now on. Invalidates them."""
-        if start < self.low.filled:
-            # Given back, they would be the template's again.
-            stop = min(end, self.low.filled)
-            self._clear(start, stop)
-            start = stop
-        if start >= end:
-            return
-        if self._replace_displaced(start, end):
+        for low, high in self.low.given:
+            if low >= end:
+                break
+            if high > start:
+                self._empty(start, low)
+                # Given back, they would be the template's again.
+                stop = min(end, high)
+                self._clear(max(start, low), stop)
+                start = stop
+        self._empty(start, end)
+
+    def _empty(self, start: int, end: int) -> None:
+        if start >= end or self._replace_displaced(start, end):
             return
         mapping.empty(self.host(start, end - start), end - start)
 
@@ -152,6 +162,7 @@ class Backing:
 
     def close(self) -> None:
         """Unmap the arena. Further calls do nothing."""
+        self._low.release()
         self._bytes.release()
         self._mapping.close()
 

@@ -21,11 +21,17 @@ _KINDS = {"access": "SIGSEGV", "halt": "SIGSEGV", "port": "SIGSEGV"}
 
 def signalled(fault: GuestFault, process: Process) -> GuestFault:
     """Return a fault as Linux would have it: with a signal, registers and the last calls."""
-    name = _KINDS.get(fault.kind)
+    name, reason, address = _KINDS.get(fault.kind), fault.reason, fault.address
     if fault.vector is not None:
         name = _SIGNALS.get(fault.vector)
     if name is None:
         return fault
+    if fault.kind == "access" and address is not None:
+        shown = process.memory.lent(address)
+        if shown is not None:
+            name, address = "SIGBUS", shown
+            what = fault.access or "access"
+            reason = f"{what} of {shown:#x}, a page of a file that was lent, and has gone back"
     registers = process.gate.snapshot()
     if registers["rsp"] in range(TRAP_STACK.base, TRAP_STACK.end):  # those of the trap's stub
         frame = process.memory.low.read(TRAP_STACK.end - 24, 16)
@@ -35,14 +41,15 @@ def signalled(fault: GuestFault, process: Process) -> GuestFault:
     return GuestFault(
         fault.kind,
         fault.machine,
-        f"{name}: {fault.reason}",
+        f"{name}: {reason}",
         vector=fault.vector,
         error_code=fault.error_code,
-        address=fault.address,
+        address=address,
         access=fault.access,
         rip=fault.rip,
         place=lambda: fault.place,
         signal=name,
         registers=registers,
         calls=[described(record) for record in process.last],
+        printed=process.outputs[0].tail.lines(),
     )

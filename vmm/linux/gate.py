@@ -60,8 +60,24 @@ class Gate:
         """Return the general registers as the last exit left them, by name."""
         return dict(zip(NAMES, self.vcpu.exit_words(), strict=True))
 
+    def stopped(self, answer: int | None) -> dict[str, int]:
+        """Return the general registers with which the program would go on, by name.
+
+        answer    what its last call has been answered, if it has not run on since
+        """
+        if self.registers and not self.vcpu.exit_words():  # changed, for the next run
+            registers = dict(zip(NAMES, self.registers, strict=True))
+            registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+            if answer is not None:
+                registers["rax"] = answer & _MASK
+            return registers
+        found = self.vcpu.get_regs()
+        return {name: getattr(found, name) for name in NAMES}
+
     def answer(self, result: int) -> None:
-        """Let the call return `result`, or -errno. Again is fine, as long as it has not run on."""
+        """Let the call return `result`, or -errno: then the exit has been acted on. Again is fine,
+        as long as it has not run on.
+        """
         registers = self.registers
         if not self._ring_3:
             self.vcpu.enter_with(result & _MASK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmm.engine.guest import Asked, Guest
 from vmm.errors import GuestFault, Place
@@ -19,16 +19,18 @@ from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
-from vmm.linux.loader import Program
+from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
+from vmm.linux.trace import Record
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
 from vmm.memory.template import Template
 
 PAGE, MIB = abi.PAGE_SIZE, 1 << 20
 _ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
+_MAPPED_TWICE = 2  # to be read, and to be written
 _FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 
 
@@ -38,6 +40,7 @@ class Given(Protocol):
     path, argv, env    for its stack
     memory             bytes it may have, image and stack included
     clock              its time
+    on_call            what is told of its system calls
     """
 
     memory: int
@@ -50,10 +53,16 @@ class Given(Protocol):
     @property
     def argv(self) -> list[bytes]: ...
 
+    @property
+    def on_call(self) -> Callable[[Record], object] | None: ...
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A program's machine as it is to be made; what a bare guest has in its blueprint."""
+    """A program's machine as it is to be made; what a bare guest has in its blueprint.
+
+    template    what its private memory begins with: `laid_out` of the image's segments, too
+    """
 
     image: Program
     interpreter: Program | None
@@ -61,6 +70,7 @@ class Plan:
     layout: Layout
     processor: Processor
     template: Template
+    laid_out: tuple[Segment, ...]
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
@@ -81,11 +91,29 @@ class _Programs:
         return self.image.place(rip)
 
 
-def layout(program: Program, memory: int, shape: Shape) -> Layout:
-    """Say where things are to lie. Raises ConfigError."""
+class _Stopped(Diagnosis):
+    """Of a program that is stopped from outside, maybe in a system call."""
+
+    def __init__(self, process: Process | None, *about: Any) -> None:
+        super().__init__(*about)
+        self._process = process
+
+    def fault(self, kind: str, reason: str, **known: Any) -> GuestFault:
+        """Return a fault at `rip`, or where the program is, or has made its call."""
+        process = self._process
+        if process is not None and "rip" not in known:
+            known = {**process.report(), **known}
+        return super().fault(kind, reason, **known)
+
+
+def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
+    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
+    Raises ConfigError.
+    """
     dynamic = program.interpreter is not None  # which lies near the end of what there is
     low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
-    return boot.plan(low, memory + _ADDRESSES + shape.stack, shape.stack, shape.window)
+    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
+    return boot.plan(low, arena, shape.stack, shape.window)
 
 
 class LinuxGuest(Guest):
@@ -95,6 +123,8 @@ class LinuxGuest(Guest):
     """
 
     __slots__ = ("_told", "process")
+
+    _aligned = True
 
     def __init__(
         self,
@@ -127,6 +157,7 @@ class LinuxGuest(Guest):
                     fault=self.diagnosis.fault,
                     stack_size=plan.shape.stack,
                     input_fd=input_fd,
+                    on_call=given.on_call,
                 )
             except BaseException:
                 memory.close()
@@ -146,7 +177,8 @@ class LinuxGuest(Guest):
             for segment in (segment for program in programs for segment in program.segments):
                 size = segment.end - segment.start
                 memory.mmap(segment.start, size, segment.rights, _FIXED)
-                memory.fill(segment.start, segment.data)
+                if segment not in plan.laid_out:
+                    memory.fill(segment.start, segment.data)
             memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
         except BaseException:
             memory.close()
@@ -177,7 +209,8 @@ class LinuxGuest(Guest):
     def diagnosis(self) -> Diagnosis:
         plan: Plan = self._blueprint  # type: ignore[assignment]
         programs = _Programs(plan.image, plan.interpreter)
-        return Diagnosis(self.name, self.vcpu, self.memory, self.layout, programs)
+        process: Process | None = getattr(self, "process", None)
+        return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
     def run(self) -> Exit | Asked:
         return self.process.run()
@@ -201,6 +234,7 @@ class LinuxGuest(Guest):
             output.tell(end)
 
     def explain(self, exit_: Exit, hold: Callable[[int], abi.Hold] | None = None) -> GuestFault:
+        self.process.memory.take_lent()
         return signalled(super().explain(exit_, hold), self.process)
 
     def _unmap(self) -> None:

@@ -7,8 +7,6 @@ which opens the file. What an image costs is known from its headers, and checked
 from __future__ import annotations
 
 import dataclasses
-import enum
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from vmm.guest.executable import PAGE, Executable, page_end, page_start
 from vmm.guest.files import ImageFiles
 from vmm.guest.image import Image, Room, read_image
 from vmm.guest.symbols import Symbols
+from vmm.linux.kinds import Kind, detect, interpreter_of, kind_of, malformed, opened
 from vmm.sizes import format_size
 
 LOWEST, HIGHEST = abi.IMAGE_GPA, abi.DOORBELL_GPA  # where images may lie
@@ -27,28 +26,6 @@ PIE_BASE = 0x10000000  # where one lies that may lie anywhere
 # Beyond any program, so that the heap after it has room to grow.
 INTERPRETER_BASE = 0x3E000000
 READ, WRITE, EXECUTE = 1, 2, 4  # rights, as mmap(2) has them
-
-_RELINK = "link it again, with cc -static"
-_MOST_PATH = 4096  # of an interpreter, with its zero, as in Linux
-_MOST_DYNAMIC = 1024  # entries of the dynamic section that are looked at
-_DYNAMIC = struct.Struct("<QQ")
-_DT_NULL, _DT_NEEDED, _DT_SONAME, _DT_FLAGS_1 = 0, 1, 14, 0x6FFFFFFB
-_DF_1_PIE = 0x08000000
-
-
-class Kind(enum.Enum):
-    """What an executable is.
-
-    GUEST     freestanding, with the guest library
-    PEER      a static program for Linux that uses pageferry's ABI
-    STATIC    a static program for Linux
-    DYNAMIC   one that wants an interpreter (ld.so), which is a file of its system's
-    """
-
-    GUEST = "guest"
-    PEER = "peer"
-    STATIC = "static"
-    DYNAMIC = "dynamic"
 
 
 class Segment(NamedTuple):
@@ -133,14 +110,6 @@ def load(
     return found
 
 
-def detect(source: Source, name: str) -> Kind:
-    """Return what an executable is. Raises GuestImageError if it is none for a machine; OSError."""
-    try:
-        return _kind(_open(source, name))
-    except Malformed as error:
-        raise _malformed(name) from error
-
-
 def read_program(
     source: Source, name: str, memory: int | None = None, *, rooted: bool = False
 ) -> Program:
@@ -149,14 +118,14 @@ def read_program(
     Raises GuestImageError, OSError.
     """
     try:
-        made = _open(source, name)
-        if _kind(made) is Kind.GUEST:
+        made = opened(source, name)
+        if kind_of(made) is Kind.GUEST:
             raise GuestImageError(f"{name}: a guest, and no program for Linux")
-        interpreter = _interpreter(made)
+        interpreter = interpreter_of(made)
         _check_interpreter(name, interpreter, rooted)
         return _read(made, PIE_BASE, interpreter, memory)
     except Malformed as error:
-        raise _malformed(name) from error
+        raise malformed(name) from error
 
 
 def read_interpreter(source: Source, name: str) -> Program:
@@ -165,77 +134,12 @@ def read_interpreter(source: Source, name: str) -> Program:
     Raises GuestImageError, OSError.
     """
     try:
-        made = _open(source, name)
+        made = opened(source, name)
         if made.of_type("PT_INTERP"):
             raise GuestImageError(f"{name}: an interpreter that wants one itself: check root=")
         return _read(made, INTERPRETER_BASE, None, None)
     except Malformed as error:
-        raise _malformed(name) from error
-
-
-def _malformed(name: str) -> GuestImageError:
-    return GuestImageError(f"{name}: truncated or malformed ELF: build it again")
-
-
-# ---- What it is ----
-
-
-def _open(source: Source, name: str) -> Executable:
-    """Return an executable or what is linked like one. Raises GuestImageError, Malformed."""
-    made = Executable.open(source, name, _RELINK)
-    advice = {
-        "ET_REL": "an object file, not linked yet: link it with cc -static, "
-        f"or make a guest of it (pageferry build {name})",
-        "ET_CORE": "a core dump: give the executable that it is of",
-    }
-    if made.kind not in ("ET_EXEC", "ET_DYN"):
-        what = advice.get(made.kind, f"not an executable ({made.kind}): give one")
-        raise GuestImageError(f"{name}: {what}")
-    return made
-
-
-def _kind(made: Executable) -> Kind:
-    """Return what it is. Raises GuestImageError, Malformed."""
-    if made.of_type("PT_INTERP"):
-        return Kind.DYNAMIC
-    if made.find_abi(abi.NOTE_ABI):
-        return Kind.GUEST
-    if made.kind == "ET_DYN" and _is_library(made):
-        raise GuestImageError(f"{made.name}: a shared library: give an executable")
-    return Kind.PEER if made.find_abi(abi.NOTE_LINUX) else Kind.STATIC
-
-
-def _is_library(made: Executable) -> bool:
-    """Whether what can be loaded anywhere is no program: linkers mark those."""
-    found: dict[int, int] = {}
-    for tag, value in _dynamic(made):
-        found.setdefault(tag, value)
-    if found.get(_DT_FLAGS_1, 0) & _DF_1_PIE:
-        return False
-    return not made.entry or _DT_SONAME in found or _DT_NEEDED in found
-
-
-def _dynamic(made: Executable) -> Iterator[tuple[int, int]]:
-    for header in made.of_type("PT_DYNAMIC")[:1]:
-        count = min(header.p_filesz // _DYNAMIC.size, _MOST_DYNAMIC)
-        for tag, value in _DYNAMIC.iter_unpack(
-            made.source.read(header.p_offset, count * _DYNAMIC.size)
-        ):
-            if tag == _DT_NULL:
-                return
-            yield tag, value
-
-
-def _interpreter(made: Executable) -> bytes | None:
-    """Return the path that it names, the first one. Raises Malformed."""
-    for header in made.of_type("PT_INTERP"):
-        if not 2 <= header.p_filesz <= _MOST_PATH:
-            raise Malformed
-        text = made.source.read(header.p_offset, header.p_filesz)
-        if text[-1]:
-            raise Malformed
-        return text.partition(b"\0")[0]
-    return None
+        raise malformed(name) from error
 
 
 def _check_interpreter(name: str, interpreter: bytes | None, rooted: bool) -> None:

@@ -8,20 +8,23 @@ may be raised at any line, it is made good before anything else is done (`finish
 **What CPUs remember.** The tables are changed while the program does not run. Where there have been
 rights, the host addresses of the data are invalidated as well: by giving the pages back, where the
 contents go, or by protecting them for a moment. KVM then forgets what it knows of them, and flushes
-translations, on every kind of host. A page that nobody could reach needs nothing.
+translations, on every kind of host. A page that nobody could reach needs nothing. Pages of the
+window, which are shown at other addresses as well, are others' to invalidate: when they are not to
+be reached there any more, KVM is made to forget all that it knows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Vm
-from vmm.linux.areas import Areas, Drop, Move, Plan, Rights
+from vmm.linux.areas import PROT_WRITE, Areas, Drop, Lent, Move, Plan, Rights
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
 from vmm.linux.pointers import Pointers
@@ -58,7 +61,10 @@ class Memory(Pointers):
 
     low       private memory; closed with this
     tables    the page tables: `tables.root` is for CR3
+    slots     its memslots, as number, base, size and host address
     """
+
+    slots: tuple[tuple[int, int, int, int], ...] = ()
 
     def __init__(self, low: PrivateMemory, areas: Areas, window: Region) -> None:
         """Map the arena, and lay out the tables. Raises OSError, ResourceError."""
@@ -75,12 +81,13 @@ class Memory(Pointers):
         self._asked = 0
         self._heap_is_huge = False
         self._make_slots_again: Callable[[], None] = _nothing
-        self._forget_all = False
+        self._forget_all = self._lends = self._closed = False
+        self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
 
     def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
         """Make the two memslots. Raises OSError."""
         low, arena = self.low.region, self._backing.arena
-        slots = (
+        self.slots = slots = (
             (low_slot, low.base, low.size, self.low.address),
             (arena_slot, arena.base, arena.size, self._backing.address),
         )
@@ -102,7 +109,8 @@ class Memory(Pointers):
         serial    its number among the program's calls: the same one if it is tried again. What it
                   has changed by then is not done twice, and answers as it did
         """
-        self.finish()
+        if self._pending is not None or self._forget_all or self.tables.mixed:
+            self.finish()
         if serial != self._serial:
             self._answers = ()
             self._serial = serial
@@ -123,15 +131,43 @@ class Memory(Pointers):
 
     # ---- calls ----
 
-    def mmap(self, address: int, length: int, prot: int, flags: int) -> int:
-        """Return where zeros have been mapped. What a file shows is to be `fill`ed in."""
-        return self._change(lambda: [self.areas.mmap(address, length, prot, flags)])
+    def mmap(
+        self,
+        address: int,
+        length: int,
+        prot: int,
+        flags: int,
+        lent: Lent | None = None,
+        live: int = 0,
+    ) -> int:
+        """Return where zeros have been mapped, or pages of the window. What a file shows is to be
+        `fill`ed in.
+        """
+        self._lends = self._lends or lent is not None
+        return self._change(lambda: [self.areas.mmap(address, length, prot, flags, lent, live)])
 
     def munmap(self, address: int, length: int) -> int:
         return self._change(lambda: [self.areas.munmap(address, length)])
 
     def mprotect(self, address: int, length: int, prot: int) -> int:
-        return self._change(lambda: [self.areas.mprotect(address, length, prot)])
+        return self._change(lambda: self._mprotect(address, length, prot))
+
+    def _mprotect(self, address: int, length: int, prot: int) -> Sequence[Plan]:
+        """Plan it. What is to have memory of its own gets its contents now: nobody sees them there
+        yet, whatever becomes of the plan.
+        """
+        plan = self.areas.mprotect(address, length, prot)
+        if self._lends and prot & PROT_WRITE:
+            for step in plan.steps:
+                assert isinstance(step, Rights)
+                for area in self.areas.borrowed(step.start, step.end):
+                    for start, size, delta in self._parts(area.start, area.end - area.start):
+                        self._backing.view(start, size)[:] = self._read_window(start + delta, size)
+        return [plan]
+
+    def _shows(self, start: int, end: int) -> bool:
+        """Whether anything in a range is pages of the window."""
+        return self._lends and any(area.delta for area in self.areas.spans.within(start, end))
 
     def mremap(self, old: int, old_size: int, new_size: int, flags: int, new: int = 0) -> int:
         return self._change(lambda: self.areas.mremap(old, old_size, new_size, flags, new))
@@ -194,6 +230,7 @@ class Memory(Pointers):
     def _carry_out(self, plan: Plan, pending: _Pending) -> None:
         for step in plan.steps:
             if isinstance(step, Drop):
+                self._forget_all = self._forget_all or self._shows(step.start, step.end)
                 self.tables.set(step.start, step.end, 0)
                 self._backing.zero(step.start, step.end)
             elif isinstance(step, Rights):
@@ -204,11 +241,14 @@ class Memory(Pointers):
         self._pending = _Pending(pending.plans[1:], pending.answers)
 
     def _give(self, step: Rights, plan: Plan) -> None:
-        start, end, prot, stale = step
-        if not stale:
+        start, end, prot, stale, delta = step
+        shown = delta != 0 or self._shows(start, end)
+        if not (stale or shown):
             self._advise(start, end, plan.brk)
-        self.tables.set(start, end, prot)
-        if stale:
+        self.tables.set(start, end, prot, delta)
+        if stale and shown:
+            self._forget_all = True
+        elif stale:
             try:
                 self._backing.invalidate(start, end)
             except OSError:  # too many mappings
@@ -233,8 +273,31 @@ class Memory(Pointers):
             self._backing.copy(source, target, size)
         self._pending = pending._replace(stage=2)
 
+    def take_lent(self) -> None:
+        """Let no page of the window that has gone be reached at another address any more; the
+        program has ended, and is to show at which it could not go on.
+        """
+        for area in self.areas.spans:
+            size = area.end - area.start
+            if area.delta and not self._window_ready(area.start + area.delta, size, write=False):
+                self.tables.set(area.start, area.end, 0)
+
+    def peek(self, address: int, size: int) -> bytes | None:
+        """Return what is in an area, whatever its rights are; None when all has been unmapped. May
+        be called from any thread.
+        """
+        with self._guard:
+            return None if self._closed else bytes(self._backing.view(address, size))
+
+    def live(self, address: int) -> int:
+        """Return the number of the mapping of a file's own bytes that is there, or 0."""
+        area = self.areas.spans.at(address)
+        return 0 if area is None else area.live
+
     def close(self) -> None:
         """Unmap it all; its VM has been closed before. Further calls do nothing."""
+        with self._guard:
+            self._closed = True
         self.tables.release()
         self._view.release()
         self._backing.close()

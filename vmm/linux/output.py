@@ -11,6 +11,19 @@ from vmm.linux.errors import SysError
 from vmm.linux.files.changes import Changes
 
 _LONGEST = 4096  # bytes of a line that has not ended: then a piece of it is handed on
+_LAST_BYTES, _LAST_LINES = 1024, 8  # that are remembered of what was printed
+
+
+class Tail:
+    """The last that a program has printed, to any of its outputs."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def lines(self) -> list[str]:
+        """Return its last lines."""
+        text = self.text.rpartition(b"\n")[0] if self.text.endswith(b"\n") else self.text
+        return [decoded(line) for line in text.split(b"\n")[-_LAST_LINES:]] if self.text else []
 
 
 class Output:
@@ -20,11 +33,17 @@ class Output:
     limit      bytes that are kept: beyond it a write is ENOSPC
     sink       called with what is written, instead of keeping it, when the call is over: in order,
                without any lock
+    tail       shared by a program's outputs
     """
 
     def __init__(
-        self, changes: Changes, limit: int, sink: Callable[[bytes], object] | None = None
+        self,
+        changes: Changes,
+        limit: int,
+        sink: Callable[[bytes], object] | None = None,
+        tail: Tail | None = None,
     ) -> None:
+        self.tail = tail or Tail()
         self._changes = changes
         self._limit = limit
         self._sink = sink
@@ -41,12 +60,19 @@ class Output:
                 raise SysError(errno.ENOSPC)
         self._changes.set(self, "_size", self._size + len(data))
         self._changes.push(self._parts, data)
+        last = (self.tail.text + data[-_LAST_BYTES:])[-_LAST_BYTES:]
+        self._changes.set(self.tail, "text", last)
         return len(data)
 
     @property
     def ended(self) -> Callable[[], object] | None:
         """What is to be called when there is no more to come, if anything is."""
         return self._sink.end if isinstance(self._sink, Lines) else None
+
+    @property
+    def handed_on(self) -> bool:
+        """Whether what is written goes elsewhere."""
+        return self._sink is not None
 
     @property
     def waits(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterator
 
 from vmm.guest import abi, x86
 from vmm.guest.abi import PAGE_SIZE
@@ -16,6 +17,7 @@ from vmm.memory.region import Region
 
 _ANY = PROT_READ | PROT_WRITE | PROT_EXEC  # x86 knows no right without that to read
 _NOWHERE = Area(0, 0, 0)
+_PIECE = 1 << 20  # bytes of the window that are copied in one turn
 
 # What every program has besides: it may write what it finds there (a message's payload).
 _CONTROL = next(
@@ -48,7 +50,8 @@ class Pointers:
         """Return a copy of `size` bytes."""
         if self._windowed(address):
             return self._read_window(address, size)
-        self._check(address, size, _ANY)
+        if self._check(address, size, _ANY):
+            return b"".join(self._read(*part) for part in self._parts(address, size))
         return bytes(self._backing.view(address, size)) if size else b""
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -56,8 +59,9 @@ class Pointers:
         if self._windowed(address):
             self._write_window(address, data)
             return
-        self._check(address, len(data), PROT_WRITE)
-        if len(data):
+        if self._check(address, len(data), PROT_WRITE):
+            self._write_parts(address, data)
+        elif len(data):
             self._backing.view(address, len(data))[:] = data
 
     def text(self, address: int, limit: int) -> bytes:
@@ -79,19 +83,26 @@ class Pointers:
     def view(self, address: int, size: int, *, write: bool = False) -> memoryview | None:
         """Return `size` bytes, to be read or, with `write`, to be written to, without a copy.
 
-        None for the window, whose pages may go at any time: use `read` and `write`. Let go of the
-        view before the program runs on or changes its memory.
+        None for the window and what shows pages of it, which may go at any time: use `read` and
+        `write`. Let go of the view before the program runs on or changes its memory.
         """
-        if self._windowed(address):
+        need, near = PROT_WRITE if write else _ANY, self._near
+        known = (
+            self.areas.spans is self._seen
+            and near.start <= address
+            and address + size <= near.end
+            and near.prot & need
+            and not near.delta
+        )
+        if not known and (self._windowed(address) or self._check(address, size, need)):
             return None
-        self._check(address, size, PROT_WRITE if write else _ANY)
         view = self._backing.view(address, size) if size else memoryview(bytearray())
         return view if write else view.toreadonly()
 
     def room(self, address: int, size: int, *, write: bool = False) -> int:
         """Return how many of `size` bytes can be read, or written to, from `address` on.
 
-        In the window: all of them or none.
+        In the window, and where pages of it are shown: all of them or none.
         """
         if self._windowed(address):
             return size if self._window_ready(address, size, write=write) else 0
@@ -102,6 +113,11 @@ class Pointers:
         for area in self.areas.spans.within(address, end):
             if area.start > reached or not area.prot & need:
                 break
+            if area.delta:
+                part = area.clip(address, end)
+                size = part.end - part.start
+                if not self._window_ready(part.start + area.delta, size, write=write):
+                    break
             reached = area.end
         return min(end, reached) - address
 
@@ -120,24 +136,63 @@ class Pointers:
             raise SysError(errno.EFAULT)
         return self._backing.view(address, size) if size else memoryview(bytearray())
 
+    def lent(self, address: int) -> int | None:
+        """Return where in the address space an address is, or one of the window, at which a page of
+        the window is shown; None if none is.
+        """
+        for area in self.areas.spans:
+            if area.delta and area.start <= address < area.end:
+                return address
+            if area.delta and area.start <= address - area.delta < area.end:
+                return address - area.delta
+        return None
+
+    # ---- pages of the window that are shown elsewhere ----
+
+    def _parts(self, address: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield a range in pieces: address, bytes, the area's delta. It has been checked."""
+        for area in self.areas.spans.within(address, address + size):
+            part = area.clip(address, address + size)
+            for start in range(part.start, part.end, _PIECE):
+                yield start, min(_PIECE, part.end - start), part.delta
+
+    def _read(self, address: int, size: int, delta: int) -> bytes:
+        if delta:
+            return self._read_window(address + delta, size)
+        return bytes(self._backing.view(address, size))
+
+    def _write_parts(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        for start, size, delta in self._parts(address, len(data)):
+            if delta and not self._window_ready(start + delta, size, write=True):
+                raise SysError(errno.EFAULT)
+        for start, size, delta in self._parts(address, len(data)):
+            piece = data[start - address : start - address + size]
+            if delta:
+                self._write_window(start + delta, piece)
+            else:
+                self._backing.view(start, size)[:] = piece
+
     # ---- checks ----
 
-    def _check(self, address: int, size: int, need: int) -> None:
+    def _check(self, address: int, size: int, need: int) -> bool:
+        """Return whether any of a range is pages of the window. EFAULT if it is not all there."""
         spans = self.areas.spans
         if spans is not self._seen:
             self._near, self._seen = _NOWHERE, spans
         end, near = address + size, self._near
         if near.start <= address and end <= near.end and near.prot & need:
-            return
+            return near.delta != 0
         if not size or (_CONTROL.start <= address and end <= _CONTROL.end):
-            return
-        reached = address
+            return False
+        reached, shown = address, False
         for area in spans.within(address, end):
             if area.start > reached or not area.prot & need:
                 break
             self._near, reached = area, area.end
+            shown = shown or area.delta != 0
         if reached < end:
             raise SysError(errno.EFAULT)
+        return shown
 
     def _windowed(self, address: int) -> bool:
         window = self.window

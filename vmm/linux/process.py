@@ -6,18 +6,23 @@ driver, as an exit (`Asked`).
 
 **Nothing is lost, and nothing done twice.** Python may raise at any line. A call is taken, served
 and answered in three steps. What is raised before the second has ended undoes it (`Changes`, and
-`Memory.begin`), and the call is served again when the machine runs next; its end is one assignment.
-The answer is only written after that, and may be written again.
+`Memory.begin`), and the call is served again when the machine runs next; its end is one assignment,
+that of its answer. It is only written after that, and may be written again.
+
+A call costs what Python does between an exit and the next entry, and there each call of a function
+costs a microsecond or two: so what is done for every call stands in as few functions as can be.
 """
 
 from __future__ import annotations
 
 import collections
-import enum
+import contextlib
 import errno
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import add, and_, itemgetter, sub
+from typing import Any
 
 from vmm.engine.guest import Asked
 from vmm.errors import GuestFault
@@ -28,23 +33,17 @@ from vmm.linux.calls.table import Park
 from vmm.linux.clock import Clock
 from vmm.linux.errors import SysError
 from vmm.linux.files.descriptors import Descriptors
+from vmm.linux.files.live import LiveData
 from vmm.linux.files.system import FileSystem
-from vmm.linux.gate import Gate
+from vmm.linux.gate import R8, R9, R10, RAX, RDI, RDX, RSI, Gate
 from vmm.linux.memory import Memory
 from vmm.linux.numbers import name_of
 from vmm.linux.output import Output
 from vmm.linux.trace import Record, described
 
+_ARGUMENTS = itemgetter(RDI, RSI, RDX, R10, R8, R9)
 _LAST = 32  # calls that are remembered
 _MOST_NAMES = 600  # that were not served: there are no more numbers with names
-
-
-class Step(enum.Enum):
-    """How far it has come with its present call."""
-
-    RUNNING = "running"  # there is none
-    CALLED = "called"  # it is to be served
-    ANSWERED = "answered"  # it has been; the program is to be told
 
 
 class Process:
@@ -54,9 +53,10 @@ class Process:
     descriptors             of `files`
     input_fd                a descriptor of the host's that tells when standard input has more
     stack_size              in bytes
+    mapped                  what files are, or have been, mapped to be written
     not_served              how often each call was asked for that is not served, by name
     last                    its last calls, the last one last
-    on_call                 called with each call that has been answered, as a Record; or None
+    on_call                 called with each call that has been served, as a Record; or None
 
     Raised in a call: SysError (what it answers), Park (it waits).
     """
@@ -72,6 +72,7 @@ class Process:
         fault: Callable[..., GuestFault],
         stack_size: int,
         input_fd: int | None = None,
+        on_call: Callable[[Record], object] | None = None,
     ) -> None:
         self.gate = gate
         self.memory = memory
@@ -79,6 +80,7 @@ class Process:
         self.descriptors: Descriptors = files.descriptors
         self.clock = clock
         self.outputs = outputs
+        self._handed_on = [output for output in outputs if output.handed_on]
         self.input_fd = input_fd
         self.stack_size = stack_size
         self.serial = 0
@@ -87,12 +89,13 @@ class Process:
         self.limits: dict[int, tuple[int, int]] = {}  # that were set, of its resources
         self.pending = 0  # signals that came while they were blocked
         self.actions: dict[int, bytes] = {}
+        self.mapped: tuple[LiveData, ...] = ()
         self.alternate_stack = NO_STACK
         self.not_served: collections.Counter[str] = collections.Counter()
         self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
-        self.on_call: Callable[[Record], None] | None = None
+        self.on_call = on_call
         self._fault = fault
-        self._step = Step.RUNNING
+        self._called = False  # whether there is a call that has not been answered
         self._answer: int | None = None  # of the present call
         self._ending: Asked | None = None
         self._until: float | None = None  # when a wait of the present call is over
@@ -104,92 +107,97 @@ class Process:
         """Run until something happens that is not a system call, or the driver is asked."""
         gate = self.gate
         while True:
-            if self._step is not Step.RUNNING:
+            if self._called:
                 asked = self._serve()
                 if asked is not None:
                     return asked
             self._answer = self._until = None
+            self.serial += 1
             before = time.perf_counter_ns()
             exit_ = gate.run()
             self._cpu_ns += time.perf_counter_ns() - before
             if not gate.called(exit_):
                 return exit_
-            self._step = Step.CALLED
+            self._called = True
 
     def takes(self, exit_: Exit) -> bool:
         """Whether an exit, which this has not seen or not dealt with, is a system call. If so, it
         is served when the program is run.
         """
-        if self._step is not Step.RUNNING:  # it is known; its registers may be the answer's by now
+        if self._called:  # it is known; its registers may be the answer's by now
             return True
-        if not self.gate.called(exit_):
-            return False
-        self._step = Step.CALLED
-        return True
+        self._called = self.gate.called(exit_)
+        return self._called
 
     def _serve(self) -> Asked | None:
         """Serve the present call, and answer it; return what is to be asked of the driver first."""
-        if self._step is Step.CALLED:
-            waits = self._make()
-            if waits is not None:
-                return waits
-            self._step = Step.ANSWERED  # from here on it has been served
+        changes = self.files.changes
+        if self._answer is None and self._ending is None:
+            registers = self.gate.registers
+            number, words = registers[RAX] & 0xFFFFFFFF, _ARGUMENTS(registers)
+            known = CALLS.get(number)
+            shown: tuple[int | bytes, ...] = words
+            try:
+                if known is None:
+                    raise SysError(errno.ENOSYS)
+                self.memory.begin(self.serial)
+                if changes.log:
+                    changes.undo()  # what was cut off, and its undoing
+                more = known.more
+                arguments: Iterable[Any] = map(
+                    sub, map(and_, map(add, words, more), known.masks), more
+                )
+                if known.paths:
+                    arguments = values = known.with_paths(self, arguments)
+                    shown = known.shown(words, values)
+                self._answer = answer = known.serve(self, *arguments)
+            except SysError as error:
+                changes.undo()
+                if error.number == errno.ENOSYS:
+                    self._count(number)
+                self._answer = answer = -error.number
+            except Park as park:
+                changes.undo()
+                return Asked(parks=True, until=park.until)
+            except Exception as error:  # a fault of ours is this machine's, and nobody else's
+                changes.undo()
+                reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
+                self._ending = Asked(fault=self._stopped("internal", reason))
+                return self._ending
+            except BaseException:
+                if self._answer is None:
+                    changes.undo()
+                raise
+            self.last.append(record := (number, shown, None if self._ending else answer))
+            if self.on_call is not None:
+                self.on_call(record)
+        changes.log = []  # from here on it has been served: what it did, its answer has told
         if self._ending is not None:
             return self._ending
-        answer = self._answer
-        assert answer is not None
-        self.gate.answer(answer)
-        self.gate.vcpu.forget_exit()
-        self._step = Step.RUNNING
-        if any(output.waits for output in self.outputs):
+        self.gate.answer(self._answer or 0)
+        self._called = False
+        if self._handed_on and any(output.waits for output in self._handed_on):
             return Asked()
         return None
 
-    def _make(self) -> Asked | None:
-        """Make the call: leaves an answer, or returns how long it waits."""
-        changes = self.files.changes
-        if self._answer is not None or self._ending is not None:
-            changes.commit()  # it was cut off after all had been done
-            return None
-        words = self.gate.arguments()
-        number = words[0] & 0xFFFFFFFF
-        known = CALLS.get(number)
-        try:
-            if known is None:
-                raise SysError(errno.ENOSYS)
-            self.memory.begin(self.serial)
-            with changes:
-                values = zip(known.decoders, words[1:], strict=False)
-                arguments = [decode(self, value) for decode, value in values]
-                answer = known.serve(self, *arguments)
-                changes.set(self, "serial", self.serial + 1)
-                changes.set(self, "_answer", answer)
-        except SysError as error:
-            if error.number == errno.ENOSYS:
-                self._count(number)
-            self.serial += 1
-            self._answer = answer = -error.number
-        except Park as park:
-            return Asked(parks=True, until=park.until)
-        except Exception as error:  # a fault of ours is this machine's, and nobody else's
-            reason = f"{name_of(number)} could not be served: {type(error).__name__}: {error}"
-            self._ending = Asked(fault=self._stopped("internal", reason))
-            return None
-        self.last.append(record := (number, tuple(words[1:]), answer))
-        if self.on_call is not None:
-            self.on_call(record)
-        return None
+    def report(self) -> dict[str, Any]:
+        """Return where it is, and what it did last: what a fault says of it."""
+        registers = self.gate.stopped(self._answer)
+        calls = [described(record) for record in self.last]
+        if self._called:
+            registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
+            number, *arguments = self.gate.arguments()
+            calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
+        return {
+            "rip": registers["rip"],
+            "registers": registers,
+            "calls": calls,
+            "printed": self.outputs[0].tail.lines(),
+        }
 
     def _stopped(self, kind: str, reason: str, name: str | None = None) -> GuestFault:
         """Return why it ends in the present call."""
-        registers = self.gate.snapshot()
-        registers["rip"], registers["rflags"] = registers["rcx"], registers["r11"]
-        number, *arguments = self.gate.arguments()
-        calls = [described(record) for record in self.last]
-        calls.append(described((number & 0xFFFFFFFF, tuple(arguments), None)))
-        return self._fault(
-            kind, reason, rip=registers["rip"], signal=name, registers=registers, calls=calls
-        )
+        return self._fault(kind, reason, signal=name, **self.report())
 
     def _count(self, number: int) -> None:
         name = name_of(number)
@@ -254,6 +262,12 @@ class Process:
         return self.gate.vcpu.get_msrs([register])[register]
 
     def close(self) -> None:
-        """Let go of all it has."""
+        """Let go of all it has. What was mapped of a file is in it then."""
+        if self.mapped:
+            with contextlib.suppress(OSError, ValueError):  # the VM has been closed
+                self.memory.finish()
+        for data in self.mapped:
+            data.write_back(0, 1 << 64)
+        self.mapped = ()
         self.files.close()
         self.memory.close()

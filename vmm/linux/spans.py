@@ -19,14 +19,22 @@ _LAST = 1 << 64
 class Area(NamedTuple):
     """Addresses start..end with the same rights.
 
-    prot   PROT_READ, PROT_WRITE, PROT_EXEC; 0 for none
-    file   whether it shows a file: such areas are never joined
+    prot    PROT_READ, PROT_WRITE, PROT_EXEC; 0 for none
+    file    whether it shows a file: such areas are never joined
+    delta   what lies behind it is so much further on: pages of the window, which nobody copies; 0
+            for memory of its own
+    write   of these, whether they may be written, if the mapping is shared; None if it is private:
+            then it gets memory of its own before it is written
+    live    the number of the mapping, if the bytes of its file are those that are here, else 0
     """
 
     start: int
     end: int
     prot: int
     file: bool = False
+    delta: int = 0
+    write: bool | None = None
+    live: int = 0
 
     def clip(self, start: int, end: int) -> Area:
         """Return the part of it that lies in start..end."""
@@ -37,7 +45,7 @@ class _Chunk(NamedTuple):
     """A few areas in order.
 
     gap       the largest hole between two of them, in bytes
-    charged   bytes of those with any right, or of a file
+    charged   bytes of those with any right, or of a file, that are memory of their own
     """
 
     areas: tuple[Area, ...]
@@ -51,7 +59,7 @@ def _chunk(areas: list[Area]) -> _Chunk:
     for area in areas:
         gap = max(gap, area.start - end)
         end = area.end
-        if area.prot or area.file:
+        if (area.prot or area.file) and not area.delta:
             charged += end - area.start
     return _Chunk(tuple(areas), gap, charged)
 
@@ -60,7 +68,7 @@ class Spans:
     """Disjoint areas in order. Never changed.
 
     count     how many there are
-    charged   bytes of those with any right, or of a file
+    charged   bytes of those with any right, or of a file, that are memory of their own
     """
 
     __slots__ = ("_chunks", "_starts", "charged", "count")

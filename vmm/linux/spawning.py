@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,7 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.elf import Source
 from vmm.kvm import Kvm
-from vmm.linux import boot
-from vmm.linux.boot import Processor
+from vmm.linux.blueprints import Blueprints, laid_out
 from vmm.linux.clock import Clock, FrozenClock
 from vmm.linux.errors import SysError
 from vmm.linux.files.contents import HostFile
@@ -25,8 +25,8 @@ from vmm.linux.files.streams import Source as InputSource
 from vmm.linux.files.system import FileSystem
 from vmm.linux.guest import LinuxGuest, Plan, layout
 from vmm.linux.loader import Program, read_interpreter
-from vmm.linux.output import Lines, Output
-from vmm.memory.template import Template
+from vmm.linux.output import Lines, Output, Tail
+from vmm.linux.trace import Record, described
 from vmm.sizes import integer, parse_size
 
 MEMORY = "256M"
@@ -49,6 +49,7 @@ _NOTHING: dict[str, tuple[object, ...]] = {  # besides the defaults
     "args": ((), []),
     "env": (None, {}),
     "files": (None, {}),
+    "writable_files": ((), []),
 }
 
 
@@ -66,6 +67,8 @@ class Options:
     disk: SupportsIndex | str = "256M"
     clock: str = "real"
     seed: SupportsIndex = 0
+    writable_files: Iterable[str] = ()
+    strace: Callable[[str], object] | None = None
 
     def refuse(self, path: str) -> None:
         """Raise ConfigError if there is anything here: what is spawned takes none of it."""
@@ -92,8 +95,11 @@ class Order:
         memory: SupportsIndex | str | None,
         stack: SupportsIndex | str | None,
         window: int,
+        lent: int = 0,
     ) -> None:
-        """Check it. Raises ConfigError, ArgumentTypeError, LimitError."""
+        """Check it; `lent` bytes of its files are pages of its window. Raises ConfigError,
+        ArgumentTypeError, LimitError.
+        """
         self.program = program
         self._file = Path(path).absolute()
         root = None if options.root is None else Path(os.fsdecode(options.root)).resolve()
@@ -102,16 +108,19 @@ class Order:
         self._options = options
         self.memory = memory_of(memory)
         stack_size = _size(STACK if stack is None else stack, "stack", 64 << 10, self.memory)
+        self._lent = lent
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
         env = ENVIRONMENT if options.env is None else options.env
-        for mapping, what in ((env, "env"), (options.files, "files")):
-            if mapping is not None and not isinstance(mapping, Mapping):
-                raise ArgumentTypeError(f"{what} must be a mapping, not {type(mapping).__name__}")
+        if not isinstance(env, Mapping):
+            raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
         self.env = [_variable(name, value) for name, value in env.items()]
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
         self.disk = parse_size(options.disk, "disk")
+        if options.strace is not None and not callable(options.strace):
+            kind = type(options.strace).__name__
+            raise ArgumentTypeError(f"strace must be a function of a text, not {kind}")
         self._input = Input(options.stdin)
         self._input_fd = _descriptor(options.stdin)
         self._sinks: list[Sink | None] = []
@@ -121,7 +130,7 @@ class Order:
         streams = (self._options.stdout, "stdout"), (self._options.stderr, "stderr")
         self._sinks = [_sink(stream, what, name, console) for stream, what in streams]
 
-    def make(self, kvm: Kvm, number: int, name: str) -> LinuxGuest:
+    def make(self, kvm: Kvm, blueprints: Blueprints, number: int, name: str) -> LinuxGuest:
         """Open what it may read, and make its machine. Raises ConfigError, OSError …"""
         files = FileSystem(
             self._options.files or {},
@@ -134,14 +143,22 @@ class Order:
         )
         try:
             self._go_to(files)
-            outputs = tuple(Output(files.changes, _OUTPUT, sink) for sink in self._sinks)
+            tail = Tail()
+            outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
-            processor = Processor.of(kvm.supported_cpuid())
-            where = layout(self.program, self.memory, self.shape)
-            template = Template(boot.contents())
+            where = layout(self.program, self.memory, self.shape, self._lent)
+            interpreter = self._interpreter(files)
+            template = blueprints.template(self.program)
             try:
-                interpreter = self._interpreter(files)
-                plan = Plan(self.program, interpreter, self.shape, where, processor, template)
+                plan = Plan(
+                    self.program,
+                    interpreter,
+                    self.shape,
+                    where,
+                    blueprints.processor,
+                    template,
+                    laid_out(self.program),
+                )
                 return LinuxGuest(
                     kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
                 )
@@ -167,11 +184,17 @@ class Order:
 
     def _go_to(self, files: FileSystem) -> None:
         """Begin in the user's directory, if the program can see it."""
-        here = _inside(Path.cwd(), self._root)
+        here = None if self._root is None else _inside(Path.cwd(), self._root)
         if here is not None:
             with contextlib.suppress(SysError):
                 files.chdir(None, here)
                 files.changes.commit()
+
+    @property
+    def on_call(self) -> Callable[[Record], object] | None:
+        """What is told of each call."""
+        tell = self._options.strace
+        return None if tell is None else lambda record: tell(described(record))
 
     @property
     def argv(self) -> list[bytes]:
@@ -240,9 +263,9 @@ def _sink(stream: Any, what: str, name: str, console: Console) -> Sink | None:
         return None
     if isinstance(stream, str) and stream == "console":
         return Lines(lambda line: console(name, line))
-    write = getattr(stream, "buffer", stream)
-    write = getattr(write, "write", None)
-    if not callable(write):
+    raw = getattr(stream, "buffer", stream)
+    write = getattr(raw, "write", None)
+    if not callable(write) or isinstance(raw, io.TextIOBase):
         raise ArgumentTypeError(
             f'{what} must be None, "console" or a binary file, not {type(stream).__name__}'
         )

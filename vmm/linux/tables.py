@@ -1,8 +1,9 @@
 """Page tables of a Linux program, kept in a part of its memory that it cannot reach. Pure: bytes.
 
-Linear addresses equal guest-physical ones. Every table has its place, which follows from the
-addresses that it maps: none is ever allocated, none can run out. 2 MiB that have the same rights
-all over are one large page, which is what a host needs to use huge pages of its own.
+Linear addresses equal guest-physical ones, but for pages of the window that are shown elsewhere as
+well. Every table has its place, which follows from the addresses that it maps: none is ever
+allocated, none can run out. 2 MiB that have the same rights all over are one large page, which is
+what a host needs to use huge pages of its own.
 
 What a table says is always true, also of a table that no entry points to at present, since a large
 page has taken its place: CPUs keep pointers to tables, and KVM reads ahead in them. So a table of
@@ -92,12 +93,18 @@ class Tables:
         for wanted in (*x86.system_ranges(user=True), ENTRY_PAGE):
             self._set(wanted.start, wanted.end, wanted.flags())
 
-    def set(self, start: int, end: int, prot: int) -> None:
+    def set(self, start: int, end: int, prot: int, delta: int = 0) -> None:
         """Let the pages of start..end be used as `prot` says (PROT_*), 0 for not at all.
 
-        They are of the image's region, below the doorbell, or of the arena.
+        They are of the image's region, below the doorbell, or of the arena. With `delta`, what they
+        lead to is so much further on.
         """
-        self._set(start, end, _FLAGS[prot])
+        if not (prot and delta):
+            self._set(start, end, _FLAGS[prot])
+            return
+        for block in range(start & -LARGE_PAGE, end, LARGE_PAGE):
+            first, stop = max(start, block), min(end, block + LARGE_PAGE)
+            self._set_pages(block, first, stop, _FLAGS[prot], delta)
 
     def prot(self, address: int) -> int:
         """Return what the tables say of an address: PROT_*, with PROT_READ if there is any."""
@@ -167,19 +174,20 @@ class Tables:
         self._large[seen] = self._large[seen].translate(_WITH[_RIGHTS[flags]])
         self._fill(directory, block | flags | LARGE, count, LARGE_PAGE)
 
-    def _set_pages(self, block: int, start: int, stop: int, flags: int) -> None:
+    def _set_pages(self, block: int, start: int, stop: int, flags: int, delta: int = 0) -> None:
         directory, table, number = self._places(block)
         entry = self._words[directory]
         old = entry & ~_ADDRESS & ~LARGE if entry & LARGE else 0
         if not self._used[number]:
             self._fill_pages(table, block, _ENTRIES, old)
             self._used[number] = 1
-        self._fill_pages(table + (start - block) // PAGE, start, (stop - start) // PAGE, flags)
+        place, count = table + (start - block) // PAGE, (stop - start) // PAGE
+        self._fill_pages(place, start + delta, count, flags)
         if self._uniform(table, block, flags) and number != _DOORBELL_BLOCK:
             self._merge(directory, number, block, 1, flags)
             return
         large = self._large[number]
-        if flags and large and large & ~(1 << _RIGHTS[flags]):
+        if flags and large and (delta or large & ~(1 << _RIGHTS[flags])):
             self.mixed = True
             self._large[number] = 0
         self._words[directory] = self._base + table * 8 | _POINTER

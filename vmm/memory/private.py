@@ -13,21 +13,21 @@ from vmm.memory.template import Template
 class PrivateMemory:
     """Memory at guest-physical address 0, read and written with bounds checked.
 
-    It begins as a copy of a template, made page by page where it is written, and with zeros after
-    that, from `filled` on.
+    It begins as a copy of a template, made page by page where it is written, and with zeros
+    elsewhere: what is not in `given`, as start and end, in order.
 
     Thread-safety: reads and writes are plain memory copies; the guest may be running on the same
     bytes.
     """
 
-    __slots__ = ("_bytes", "_mapping", "filled", "region")
+    __slots__ = ("_bytes", "_mapping", "given", "region")
 
     def __init__(self, region: Region, template: Template, *, aligned: bool = False) -> None:
         """Map the memory. `region` starts at 0 and is larger than the template. `aligned` memory
         may have huge pages.
         """
         self.region = region
-        self.filled = template.size
+        self.given = template.given
         self._mapping = template.map(region.size, aligned=aligned)
         self._bytes = self._mapping.view()
 

@@ -26,6 +26,7 @@ class Template:
 
     fd      the memfd
     size    its length in bytes, whole pages
+    given   where there is anything but zeros, in whole pages: start and end, in order
 
     Thread-safety: as the system calls. Mappings of it outlive `close`.
     """
@@ -40,15 +41,27 @@ class Template:
         self.fd = self._given.take(os.memfd_create, "pageferry-image", flags)
         forks.hold(self)
         try:
-            self.size = self._fill(parts)
+            self.size, self.given = self._fill(parts)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
             self.close()
             raise
 
-    def _fill(self, parts: Iterable[tuple[int, bytes]]) -> int:
-        end = 0
+    def again(self) -> Template:
+        """Return the same once more, with a descriptor of its own. Raises OSError."""
+        other = object.__new__(Template)
+        other._given = GivenDescriptor()
+        other.fd = other._given.take(os.dup, self.fd)
+        forks.hold(other)
+        other.size, other.given = self.size, self.given
+        return other
+
+    def _fill(self, parts: Iterable[tuple[int, bytes]]) -> tuple[int, tuple[tuple[int, int], ...]]:
+        end, given = 0, set[tuple[int, int]]()
         for gpa, data in parts:
+            if data:
+                first = gpa - gpa % PAGE_SIZE
+                given.add((first, -(-(gpa + len(data)) // PAGE_SIZE) * PAGE_SIZE))
             left = memoryview(data)
             while left:
                 written = os.pwrite(self.fd, left, gpa)
@@ -56,7 +69,7 @@ class Template:
                 end = max(end, gpa)
         size = -(-end // PAGE_SIZE) * PAGE_SIZE
         os.ftruncate(self.fd, size)
-        return size
+        return size, tuple(sorted(given))
 
     def map(self, size: int, *, aligned: bool = False) -> Mapping:
         """Map a copy of it, made page by page where it is written, and zeros after that.

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmm.guest.abi import PAGE_SIZE
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_PRIVATE, MAP_TYPE, PROT_WRITE
+from vmm.linux.areas import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_TYPE,
+    MREMAP_FIXED,
+    PROT_WRITE,
+    Lent,
+)
 from vmm.linux.calls.table import Address, Fd, Int, Size, Word, call
 from vmm.linux.errors import SysError
 from vmm.linux.files.devices import OpenZero
+from vmm.linux.files.lent import LentData
+from vmm.linux.files.live import Live, LiveData
+from vmm.linux.files.nodes import File, Node
+from vmm.linux.files.open_files import OpenFile
 
 if TYPE_CHECKING:
     from vmm.linux.process import Process
@@ -23,12 +38,42 @@ _PIECE = 1 << 20
 def sys_mmap(
     process: Process, address: Address, length: Size, prot: Size, flags: Size, fd: Fd, offset: Size
 ) -> int:
-    """Map zeros, or a copy of a file. What is shared is only so for reading."""
+    """Map zeros, a copy of a file, pages that are lent, or, shared and to be written, a file's own
+    bytes. What else is shared is only so for reading.
+    """
+    if not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        return _mmap(process, address, length, prot, flags, fd, offset)
+    with _replaced(process, address, length):
+        return _mmap(process, address, length, prot, flags, fd, offset)
+
+
+@contextlib.contextmanager
+def _replaced(process: Process, *ranges: int) -> Iterator[None]:
+    """Keep what a call unmaps of files that are mapped to be written: addresses, and lengths."""
+    ends = [
+        (start, start + _whole(length))
+        for start, length in zip(ranges[::2], ranges[1::2], strict=True)
+    ]
+    for data in process.mapped:
+        for start, end in ends:
+            data.write_back(start, end)
+    yield
+    for data in process.mapped:
+        for start, end in ends:
+            data.unmap(process.files.changes, start, end)
+    if process.mapped:
+        left = tuple(data for data in process.mapped if data.live)
+        process.files.changes.set(process, "mapped", left)
+
+
+def _mmap(
+    process: Process, address: int, length: int, prot: int, flags: int, fd: int, offset: int
+) -> int:
     if flags & MAP_ANONYMOUS:
         return process.memory.mmap(address, length, prot, flags)
     if offset % PAGE_SIZE:
         raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    file = process.descriptors.opened(fd)
     if not file.readable:
         raise SysError(errno.EACCES)
     shared = flags & MAP_TYPE != MAP_PRIVATE
@@ -36,11 +81,16 @@ def sys_mmap(
         raise SysError(errno.EACCES)
     if isinstance(file, OpenZero):
         return process.memory.mmap(address, length, prot, flags | MAP_ANONYMOUS)
-    if shared and prot & PROT_WRITE:
-        raise SysError(errno.ENODEV)
+    lent = _lent(file, offset, write=file.writable)
+    if lent is not None and (shared or not prot & PROT_WRITE):
+        return process.memory.mmap(address, length, prot, flags, lent)
     if not stat.S_ISREG(file.node.stat().mode):
         raise SysError(errno.ENODEV)
-    start = process.memory.mmap(address, length, prot, flags)
+    kept = None
+    if shared and prot & PROT_WRITE and length:
+        kept = _live(process, file.node, offset, offset + _whole(length))
+    live = 0 if kept is None else process.serial + 1
+    start = process.memory.mmap(address, length, prot, flags, live=live)
     try:
         done = 0
         while done < length:
@@ -49,15 +99,54 @@ def sys_mmap(
                 break
             process.memory.fill(start + done, data)
             done += len(data)
+        if kept is not None:
+            piece = Live(start, start + _whole(length), offset, live)
+            kept.map(process.files.changes, piece)
     except SysError:
         process.memory.munmap(start, length)
         raise
     return start
 
 
+def _whole(length: int) -> int:
+    return -(-length // PAGE_SIZE) * PAGE_SIZE
+
+
+def _live(process: Process, node: Node, offset: int, end: int) -> LiveData:
+    """Return the bytes of a file of which a part can be mapped to be written. ENODEV if it cannot:
+    no part is mapped so twice.
+    """
+    if not isinstance(node, File):
+        raise SysError(errno.ENODEV)
+    files, data = process.files, node.data
+    files.change(node)
+    if not isinstance(data, LiveData):
+        data = LiveData(data, process.memory)
+        files.changes.set(node, "data", data)
+    if data.overlaps(offset, end):
+        raise SysError(errno.ENODEV)
+    try:
+        data.reserve(files.changes, files.space, offset, end)
+    except SysError as error:  # mmap(2) knows no want of space
+        raise SysError(errno.ENOMEM) from error
+    if data not in process.mapped:
+        files.changes.set(process, "mapped", (*process.mapped, data))
+    return data
+
+
+def _lent(file: OpenFile, offset: int, *, write: bool) -> Lent | None:
+    """Return the pages of a file that is a buffer of the host's, from `offset` on."""
+    node = file.node
+    if not isinstance(node, File) or not isinstance(node.data, LentData):
+        return None
+    loan = node.data.loan
+    return Lent(loan.address + offset, max(loan.size - offset, 0), write)
+
+
 @call
 def sys_munmap(process: Process, address: Address, length: Size) -> int:
-    return process.memory.munmap(address, length)
+    with _replaced(process, address, length):
+        return process.memory.munmap(address, length)
 
 
 @call
@@ -69,7 +158,10 @@ def sys_mprotect(process: Process, address: Address, length: Size, prot: Size) -
 def sys_mremap(
     process: Process, old: Address, old_size: Size, new_size: Size, flags: Size, new: Address
 ) -> int:
-    return process.memory.mremap(old, old_size, new_size, flags, new)
+    ranges = [old + _whole(new_size), max(_whole(old_size) - _whole(new_size), 0)]
+    ranges += [new, new_size] if flags & MREMAP_FIXED else []
+    with _replaced(process, *ranges):
+        return process.memory.mremap(old, old_size, new_size, flags, new)
 
 
 @call
@@ -95,7 +187,7 @@ def sys_mincore(process: Process, address: Address, length: Size, vector: Addres
 
 @call
 def sys_msync(process: Process, address: Address, length: Size, flags: Int) -> int:
-    """Nothing is to be written back: what is shared is read-only."""
+    """Nothing is to be written back: what is shared is read-only, or the file itself."""
     if address % PAGE_SIZE or flags & ~7 or flags & 5 == 5:
         raise SysError(errno.EINVAL)
     _check_mapped(process, address, -(-length // PAGE_SIZE) * PAGE_SIZE)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _refuse(process: Process, fd: int) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     raise SysError(errno.ENOTSOCK)
 
 

@@ -8,7 +8,7 @@ annotation. A function that has to wait raises Park, and is called again with th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NewType
 
 from vmm.linux.numbers import NUMBERS
@@ -45,46 +45,44 @@ class Park(Exception):
         self.until = until
 
 
-def _int(process: Process, value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >> 31 else value
-
-
-def _word(process: Process, value: int) -> int:
-    return value & 0xFFFFFFFF
-
-
-def _long(process: Process, value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _size(process: Process, value: int) -> int:
-    return value
-
-
-def _path(process: Process, value: int) -> bytes:
-    return process.memory.text(value, PATH_MAX)
-
-
-_KINDS: dict[str, Callable[[Process, int], Any]] = {
-    "Int": _int,
-    "Fd": _int,
-    "Word": _word,
-    "Long": _long,
-    "Size": _size,
-    "Address": _size,
-    "PathName": _path,
+# How a register becomes a number: what is added before it is cut off, and taken away again. To
+# calculate costs less than to call a function for each.
+_SHAPES: dict[str, tuple[int, int]] = {
+    "Int": (1 << 31, (1 << 32) - 1),
+    "Fd": (1 << 31, (1 << 32) - 1),
+    "Word": (0, (1 << 32) - 1),
+    "Long": (1 << 63, (1 << 64) - 1),
+    "Size": (0, (1 << 64) - 1),
+    "Address": (0, (1 << 64) - 1),
+    "PathName": (0, (1 << 64) - 1),
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """One system call: its name, what serves it, and what its arguments are, by name."""
+    """One system call: its name, what serves it, and what its arguments are, by name.
+
+    more, masks    see _SHAPES: of each argument
+    paths          which of them are paths
+    """
 
     name: str
     serve: Callable[..., int]
     arguments: tuple[tuple[str, str], ...]
-    decoders: tuple[Callable[[Process, int], Any], ...]
+    more: tuple[int, ...]
+    masks: tuple[int, ...]
+    paths: tuple[int, ...]
+
+    def with_paths(self, process: Process, numbers: Iterable[int]) -> list[Any]:
+        """Return the arguments that numbers stand for, some of them paths. Raises SysError."""
+        values: list[Any] = list(numbers)
+        for at in self.paths:
+            values[at] = process.memory.text(values[at], PATH_MAX)
+        return values
+
+    def shown(self, words: Sequence[int], arguments: Sequence[Any]) -> tuple[int | bytes, ...]:
+        """Return the arguments as they are told of: paths, where there are pointers to them."""
+        return tuple(arguments[at] if at in self.paths else word for at, word in enumerate(words))
 
 
 CALLS: dict[int, Call] = {}
@@ -99,6 +97,7 @@ def call(function: Callable[..., int]) -> Callable[..., int]:
         for argument, kind in function.__annotations__.items()
         if argument not in ("process", "return")
     ]
-    decoders = tuple(_KINDS[kind] for _, kind in kinds)
-    CALLS[NUMBERS[name]] = Call(name, function, tuple(kinds), decoders)
+    more, masks = zip(*(_SHAPES[kind] for _, kind in kinds), strict=True) if kinds else ((), ())
+    paths = tuple(at for at, (_, kind) in enumerate(kinds) if kind == "PathName")
+    CALLS[NUMBERS[name]] = Call(name, function, tuple(kinds), more, masks, paths)
     return function

@@ -55,7 +55,7 @@ def sys_lgetxattr(
 
 @call
 def sys_fgetxattr(process: Process, fd: Fd, name: Address, value: Address, size: Size) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return _check(process, name)
 
 
@@ -79,7 +79,7 @@ def sys_lsetxattr(
 def sys_fsetxattr(
     process: Process, fd: Fd, name: Address, value: Address, size: Size, flags: Int
 ) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return _check_set(process, name, size, flags)
 
 
@@ -97,7 +97,7 @@ def sys_lremovexattr(process: Process, path: PathName, name: Address) -> int:
 
 @call
 def sys_fremovexattr(process: Process, fd: Fd, name: Address) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return _check(process, name)
 
 
@@ -115,5 +115,5 @@ def sys_llistxattr(process: Process, path: PathName, names: Address, size: Size)
 
 @call
 def sys_flistxattr(process: Process, fd: Fd, names: Address, size: Size) -> int:
-    process.descriptors.get(fd)
+    process.descriptors.opened(fd)
     return 0

@@ -29,47 +29,53 @@ class Changes:
     while that ends leaves either all of it or nothing, and the answer tells which. An `undo` that
     is cut off is done by the next one, or when the next call begins.
 
+    log    what there is to be undone, the last one last
+
     Not thread-safe: one system call at a time.
     """
 
-    __slots__ = ("_log",)
+    __slots__ = ("log",)
 
     def __init__(self) -> None:
-        self._log: list[tuple[Callable[..., object], *tuple[Any, ...]]] = []
+        self.log: list[tuple[Callable[..., object], *tuple[Any, ...]]] = []
 
     def set(self, thing: object, name: str, value: object) -> None:
         """Assign an attribute."""
-        self._log.append((setattr, thing, name, getattr(thing, name)))
+        self.log.append((setattr, thing, name, getattr(thing, name)))
         setattr(thing, name, value)
 
     def put(self, table: dict[_Key, _Value], key: _Key, value: _Value) -> None:
         """Set an item of a dictionary."""
         if key in table:
-            self._log.append((dict.__setitem__, table, key, table[key]))
+            self.log.append((dict.__setitem__, table, key, table[key]))
         else:
-            self._log.append((dict.pop, table, key, None))
+            self.log.append((dict.pop, table, key, None))
         table[key] = value
 
     def drop(self, table: dict[_Key, _Value], key: _Key) -> None:
         """Take an item out of a dictionary. Undone, it is the last one."""
-        self._log.append((dict.__setitem__, table, key, table[key]))
+        self.log.append((dict.__setitem__, table, key, table[key]))
         del table[key]
 
     def push(self, items: list[_Value], item: _Value) -> None:
         """Append to a list that is changed in no other way."""
-        self._log.append((operator.delitem, items, slice(len(items), None)))
+        self.log.append((operator.delitem, items, slice(len(items), None)))
         items.append(item)
+
+    def call(self, action: Callable[..., object], *arguments: object) -> None:
+        """Let something be called if this is undone. Twice must be as good as once."""
+        self.log.append((action, *arguments))
 
     def commit(self) -> None:
         """Keep all that was done."""
-        self._log = []
+        self.log = []
 
     def undo(self) -> None:
         """Put everything back to what it was at the last commit."""
-        # Each entry is absolute, so to do them twice is to do them once; and no Python code runs
-        # between two of them, so no signal's handler raises there.
-        deque(starmap(operator.call, reversed(self._log)), maxlen=0)
-        self._log = []
+        # Each entry is absolute, so to do them twice is to do them once; and but for what `call`
+        # was given no Python code runs between two of them, so no signal's handler raises there.
+        deque(starmap(operator.call, reversed(self.log)), maxlen=0)
+        self.log = []
 
     def __enter__(self) -> Changes:
         self.undo()  # what another call was cut off in

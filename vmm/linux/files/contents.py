@@ -47,6 +47,12 @@ class Given:
         """Return a part."""
         return self.data[offset : offset + length]
 
+    def pread_into(self, view: memoryview, offset: int) -> int:
+        """Copy a part to where it is wanted. Returns how many bytes that were."""
+        with memoryview(self.data)[offset : offset + len(view)] as part:
+            view[: len(part)] = part
+            return len(part)
+
 
 class HostFile(Descriptor):
     """A regular file of the host's, open for reading: as large as it was then, whatever becomes of
@@ -58,35 +64,40 @@ class HostFile(Descriptor):
 
     kind = "offered file"
 
-    def __init__(self, fd: int, found: os.stat_result) -> None:
-        super().__init__(fd)
-        self.size = found.st_size
-        self.mtime = found.st_mtime_ns
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = self.mtime = 0
 
     @classmethod
     def open(cls, path: Path) -> HostFile:
         """Open a file. Raises ConfigError if it cannot be, or is no regular one; LimitError."""
+        file = cls()
         try:
-            fd = os.open(path, _FLAGS)
+            file._take(os.open, path, _FLAGS)
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(f"{path} cannot be offered: it is not a regular file")
+            file.size, file.mtime = found.st_size, found.st_mtime_ns
         except OSError as error:
+            file.close()
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise LimitError(
                     f"{path}: too many open files: offer fewer, or raise the limit (ulimit -n)",
                     error.errno,
                 ) from error
             raise ConfigError(f"{path} cannot be offered: {error.strerror}") from error
-        try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise ConfigError(f"{path} cannot be offered: it is not a regular file")
-            return cls(fd, found)
         except BaseException:
-            os.close(fd)
+            file.close()
             raise
+        return file
 
     def pread(self, offset: int, length: int, /) -> bytes:
         """Read a part. Raises OSError."""
         return os.pread(self.fileno(), length, offset)
+
+    def pread_into(self, view: memoryview, offset: int) -> int:
+        """Read a part to where it is wanted. Returns how many bytes that were. Raises OSError."""
+        return os.preadv(self._fd, (view,), offset)
 
 
 def part(content: Content, offset: int, length: int) -> bytes:

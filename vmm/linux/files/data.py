@@ -56,7 +56,7 @@ class Data:
             return self._below(offset, end - offset)
         return b"".join(
             self._of_chunk(index, max(offset, start) - start, min(end - start, CHUNK))
-            for index, start in _chunks(offset, end)
+            for index, start in chunks_of(offset, end)
         )
 
     def _of_chunk(self, index: int, low: int, high: int) -> bytes:
@@ -82,6 +82,10 @@ class Data:
         start = index * CHUNK
         return self._below(start, max(min(CHUNK, self.base_size - start), 0))
 
+    def fitting(self, offset: int, length: int) -> int:
+        """Return how many bytes of so many can be written at once. Raises ENOSPC if none can."""
+        return length
+
     def write(self, changes: Changes, space: Space, offset: int, data: bytes) -> None:
         """Write, all of it. Raises EFBIG, ENOSPC, EIO."""
         end = offset + len(data)
@@ -90,7 +94,7 @@ class Data:
         if not data:
             return
         fresh = {}
-        for index, start in _chunks(offset, end):
+        for index, start in chunks_of(offset, end):
             low, high = max(offset - start, 0), min(end - start, CHUNK)
             piece = data[start + low - offset : start + high - offset]
             if high - low < CHUNK:
@@ -159,7 +163,7 @@ class Data:
         return index * CHUNK + rounded(len(self.chunks.get(index, b"")))
 
 
-def _chunks(offset: int, end: int) -> Iterator[tuple[int, int]]:
+def chunks_of(offset: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield number and start of each chunk in a range."""
     for index in range(offset // CHUNK, -(-end // CHUNK)):
         yield index, index * CHUNK

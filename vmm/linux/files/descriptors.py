@@ -35,7 +35,17 @@ class Descriptors:
 
     def get(self, number: int) -> OpenFile:
         """Return what is open. Raises EBADF."""
-        return self._slot(number).file
+        slot = self._slots.get(number)
+        if slot is None:
+            raise SysError(errno.EBADF)
+        return slot.file
+
+    def opened(self, number: int) -> OpenFile:
+        """The same of what is more than a place: EBADF also for what was opened with O_PATH."""
+        file = self.get(number)
+        if file.flags & os.O_PATH:
+            raise SysError(errno.EBADF)
+        return file
 
     def _slot(self, number: int) -> _Slot:
         slot = self._slots.get(number)

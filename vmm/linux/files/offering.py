@@ -12,6 +12,7 @@ from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.linux.errors import SysError
 from vmm.linux.files.contents import Content, Given, HostFile
 from vmm.linux.files.data import Data
+from vmm.linux.files.lent import LentData, Loan
 from vmm.linux.files.nodes import Directory, File
 from vmm.linux.files.special import populate
 from vmm.linux.files.tree import LONGEST_NAME
@@ -64,6 +65,11 @@ def _content(name: str, what: Offered) -> Content:
 
 
 def _file(files: FileSystem, content: Content, permissions: int) -> File:
+    if isinstance(content, Loan):
+        writable = 0o200 * content.writable
+        node = File(files.new_ino(), permissions | writable, files.now(), LentData(content))
+        node.fixed = not content.writable
+        return node
     node = File(files.new_ino(), permissions, files.now(), Data(content))
     node.fixed = True
     if isinstance(content, HostFile):

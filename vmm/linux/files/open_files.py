@@ -8,7 +8,7 @@ import select
 from typing import TYPE_CHECKING
 
 from vmm.linux.errors import SysError
-from vmm.linux.files.contents import Content
+from vmm.linux.files.contents import Content, Given, HostFile
 from vmm.linux.files.data import LARGEST
 from vmm.linux.files.nodes import Directory, File, Node, Stat
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vmm.linux.files.system import FileSystem
 
 MOST = 1 << 22  # bytes of one read: whoever wants more, asks again
+_READABLE = (os.O_RDONLY, os.O_RDWR)
 SETTABLE = os.O_APPEND | os.O_NONBLOCK | os.O_ASYNC | os.O_DIRECT | os.O_NOATIME
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _O_LARGEFILE = 0o100000  # 0 in C libraries of 64 bits, but told all the same
@@ -45,7 +46,7 @@ class OpenFile:
     @property
     def readable(self) -> bool:
         """Whether it was opened for reading."""
-        return self.flags & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+        return self.flags & os.O_ACCMODE in _READABLE
 
     @property
     def writable(self) -> bool:
@@ -92,6 +93,12 @@ class OpenFile:
         """Read on: read(2). At most MOST bytes: it may be less than is wanted, and there."""
         self.check_read()
         raise SysError(errno.EINVAL)
+
+    def read_into(self, view: memoryview) -> int | None:
+        """Read on, to where it is wanted, and no copy between; None, and nothing is done, if that
+        is for `read` to do.
+        """
+        return None
 
     def write(self, data: bytes) -> int:
         """Write on: write(2). Returns how many bytes that were."""
@@ -211,26 +218,43 @@ class OpenRegular(OpenFile):
         self.check_read()
         return self.node.data.read(offset, min(length, MOST))
 
+    def read_into(self, view: memoryview) -> int | None:
+        data, position = self.node.data, self.position
+        base = data.base
+        direct = type(base) is HostFile or type(base) is Given
+        if not direct or data.chunks or self.flags & os.O_ACCMODE not in _READABLE:
+            return None
+        end = position + len(view)
+        if end > data.base_size:
+            return None
+        try:
+            if base.pread_into(view, position) != len(view):  # type: ignore[union-attr]
+                return None
+        except OSError:
+            return None
+        self.files.changes.set(self, "position", end)
+        return len(view)
+
     def write(self, data: bytes) -> int:
-        end = self._write(self.position, data)
+        written, end = self._write(self.position, data)
         if data:
             self.files.changes.set(self, "position", end)
-        return len(data)
+        return written
 
     def pwrite(self, offset: int, data: bytes) -> int:
         check_offset(offset)
-        self._write(offset, data)
-        return len(data)
+        return self._write(offset, data)[0]
 
-    def _write(self, offset: int, data: bytes) -> int:
+    def _write(self, offset: int, data: bytes) -> tuple[int, int]:
         self.check_write()
         if self.flags & os.O_APPEND:
             offset = self.node.data.size
         if data:
             self.files.change(self.node)
+            data = data[: self.node.data.fitting(offset, len(data))]
             self.node.data.write(self.files.changes, self.files.space, offset, data)
             self.files.touched(self.node)
-        return offset + len(data)
+        return len(data), offset + len(data)
 
     def seek(self, offset: int, whence: int) -> int:
         position = self._sought(offset, whence)

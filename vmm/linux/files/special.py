@@ -6,7 +6,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from vmm.linux.files.devices import devices
-from vmm.linux.files.nodes import Directory, File, MagicLink, Node, Special, Symlink
+from vmm.linux.files.nodes import Directory, Entry, File, MagicLink, Node, Special, Symlink
+from vmm.linux.files.tree import ENTRY
 
 if TYPE_CHECKING:
     from vmm.linux.files.system import FileSystem
@@ -21,18 +22,27 @@ def populate(files: FileSystem, executable: File, path: bytes) -> None:
     dev, proc = _made(files, b"dev"), _made(files, b"proc")
     for name, (opened, number) in devices(files).items():
         node = Special(files.new_ino(), stat.S_IFCHR | 0o666, files.now(), opened, number)
-        files.attach(dev, name, node)
+        _lay(files, dev, name, node)
     links = {b"fd": b"", b"stdin": b"/0", b"stdout": b"/1", b"stderr": b"/2"}
     for name, which in links.items():
         target = b"/proc/self/fd" + which
-        files.attach(dev, name, Symlink(files.new_ino(), target, files.now()))
+        _lay(files, dev, name, Symlink(files.new_ino(), target, files.now()))
     own = Directory(files.new_ino(), 0o555, files.now())
     files.attach(proc, b"self", own)
     files.attach(own, b"fd", _Descriptors(files))
-    files.attach(
-        own, b"exe", MagicLink(files.new_ino(), files.now(), lambda: path, lambda: executable)
-    )
+    exe = MagicLink(files.new_ino(), files.now(), lambda: path, lambda: executable)
+    _lay(files, own, b"exe", exe)
     proc.fixed = own.fixed = True
+
+
+def _lay(files: FileSystem, directory: Directory, name: bytes, node: Node) -> None:
+    """Give a node that is no directory a name in a new one: as `attach` does, in a tenth of its
+    time, since nothing of it is ever undone.
+    """
+    files.space.used += ENTRY + len(name)
+    directory.order.append((directory.cookie, name))
+    directory.entries[name] = Entry(node, directory.cookie, hides=False)
+    directory.cookie += 1
 
 
 def _made(files: FileSystem, name: bytes) -> Directory:

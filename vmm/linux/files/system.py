@@ -12,7 +12,9 @@ from vmm.linux.files import pipes
 from vmm.linux.files.attributes import Attributes
 from vmm.linux.files.beneath import Shown
 from vmm.linux.files.contents import Content, HostFile
+from vmm.linux.files.data import LARGEST
 from vmm.linux.files.descriptors import Descriptors
+from vmm.linux.files.lent import LentData
 from vmm.linux.files.names import Names
 from vmm.linux.files.nodes import PERMISSIONS, Directory, File, Node, Special, Symlink
 from vmm.linux.files.offering import Offered, offer
@@ -176,10 +178,10 @@ class FileSystem(Names, Attributes):
 
     # What Python asks.
 
-    def contents(self, path: str | bytes | os.PathLike[str]) -> bytes:
+    def contents(self, path: str | bytes | os.PathLike[str], most: int = LARGEST) -> bytes:
         """Return what is in a file, by its absolute path. May be called from any thread.
 
-        Raises SysError: ENOENT, EISDIR and so on.
+        Raises SysError: ENOENT, EISDIR and so on; EFBIG, if it is larger than `most`.
         """
         node = self.resolve(self.root, os.fsencode(path))
         if not isinstance(node, File):
@@ -187,6 +189,8 @@ class FileSystem(Names, Attributes):
         pieces: list[bytes] = []
         length = 0
         while piece := node.data.read(length, _PIECE):
+            if node.data.size > most:  # holes take no memory there, but here
+                raise SysError(errno.EFBIG)
             pieces.append(piece)
             length += len(piece)
         return b"".join(pieces)
@@ -210,7 +214,9 @@ def opened(files: FileSystem, node: Node, flags: int) -> OpenFile:
     assert isinstance(node, File)
     if writing:
         files.change(node)
-    if flags & os.O_TRUNC:
+    if isinstance(node.data, LentData):
+        pass  # as large as it is: O_TRUNC has no effect, as on a device
+    elif flags & os.O_TRUNC:
         files.resize(node, 0)
     elif isinstance(node.data.base, Shown):
         node.data.base.open()

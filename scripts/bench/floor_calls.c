@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The floor of programs for Linux: what their system calls cost with the exits and the registers alone. The same program
+ * asks for the same things, and gets what one that trusts it wholly would give: no check, no file system, no Python.
+ *
+ *     floor_calls SCENE      SCENE as vmm/bench/scene.py writes it: a program's machine, that has not run
+ *
+ * Reads commands from standard input, a line each, and answers each with a line of numbers, nanoseconds a sample:
+ *
+ *     go      the program is run to its end, in a new machine; the samples are what it has written (guests/linux)
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_LSEEK = 8, SYS_GETPPID = 110, SYS_EXIT = 231 };
+
+#define SLOTS 2
+#define MSRS 3
+#define SIGSET_BYTES 8
+#define FILE_BYTES (64ul << 20) /* what is read, whatever was opened */
+#define FLAGS 0x244dd5ul        /* as vmm/linux/gate.py */
+#define FIXED_FLAGS 0x202ul
+
+struct head {
+    char magic[8];
+    uint32_t cpuid_count, tsc_khz;
+    uint64_t gate, xcr0;
+    uint64_t msrs[MSRS][2];
+    struct kvm_sregs sregs;
+    struct kvm_regs regs;
+};
+
+struct slot {
+    uint64_t gpa, bytes, chunks;
+    int content; /* a memfd */
+    char *memory;
+};
+
+static struct head head;
+static struct slot slots[SLOTS];
+static struct kvm_cpuid2 *cpuid;
+static int kvm;
+static char *file;
+static uint64_t position, written;
+static uint64_t samples[1 << 16];
+
+static void die(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    fprintf(stderr, "floor: ");
+    vfprintf(stderr, format, arguments);
+    if (errno)
+        fprintf(stderr, ": %s", strerror(errno));
+    fprintf(stderr, "\n");
+    exit(1);
+}
+
+static void *map(size_t bytes, int flags, int fd)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+
+    if (at == MAP_FAILED)
+        die("mmap of %zu bytes", bytes);
+    return at;
+}
+
+/* Where a range of the program's is. */
+static char *at(uint64_t address, uint64_t bytes)
+{
+    for (int i = 0; i < SLOTS; i++)
+        if (slots[i].gpa <= address && address + bytes <= slots[i].gpa + slots[i].bytes)
+            return slots[i].memory + (address - slots[i].gpa);
+    errno = 0;
+    die("%#lx is no address of the program's", (unsigned long)address);
+    return NULL;
+}
+
+static uint64_t serve_read(uint64_t address, uint64_t bytes)
+{
+    if (bytes > FILE_BYTES - position)
+        bytes = FILE_BYTES - position;
+    memcpy(at(address, bytes), file + position, bytes);
+    position += bytes;
+    return bytes;
+}
+
+static uint64_t serve_write(uint64_t address, uint64_t bytes)
+{
+    if (bytes > sizeof samples - written)
+        die("%lu bytes are too much", (unsigned long)bytes);
+    memcpy((char *)samples + written, at(address, bytes), bytes);
+    written += bytes;
+    return bytes;
+}
+
+/* Serves a call; 0 if it is the last one. */
+static int serve(struct kvm_regs *r)
+{
+    switch (r->rax) {
+    case SYS_READ:
+        r->rax = serve_read(r->rsi, r->rdx);
+        return 1;
+    case SYS_WRITE:
+        r->rax = serve_write(r->rsi, r->rdx);
+        return 1;
+    case SYS_OPEN:
+        r->rax = 3;
+        return 1;
+    case SYS_LSEEK:
+        r->rax = position = r->rsi;
+        return 1;
+    case SYS_GETPPID:
+        r->rax = 1;
+        return 1;
+    case SYS_EXIT:
+        errno = 0;
+        if (r->rdi)
+            die("the program has ended with %lu", (unsigned long)r->rdi);
+        return 0;
+    }
+    errno = 0;
+    die("call %lu is not served", (unsigned long)r->rax);
+    return 0;
+}
+
+static void run(int vcpu, struct kvm_run *page)
+{
+    struct kvm_regs *r = &page->s.regs.regs;
+
+    page->kvm_valid_regs = KVM_SYNC_X86_REGS;
+    for (;;) {
+        if (ioctl(vcpu, KVM_RUN, 0) < 0) {
+            if (errno == EINTR)
+                continue;
+            die("KVM_RUN");
+        }
+        errno = 0;
+        if (page->exit_reason != KVM_EXIT_MMIO || page->mmio.phys_addr != head.gate)
+            die("unexpected exit %u", page->exit_reason);
+        if (!serve(r))
+            return;
+        if ((page->mmio.data[0] & 3) == 3) { /* SYSCALL does not leave ring 3 here */
+            r->rip = r->rcx;
+            r->rflags = (r->r11 & FLAGS) | FIXED_FLAGS;
+        }
+        page->kvm_dirty_regs = KVM_SYNC_X86_REGS;
+    }
+}
+
+static void go(void)
+{
+    size_t run_bytes = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    struct {
+        uint32_t bytes;
+        uint8_t set[SIGSET_BYTES];
+    } mask = {SIGSET_BYTES, {0}};
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entries[MSRS];
+    } msrs = {.head = {.nmsrs = MSRS}};
+    struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = head.xcr0}}};
+    int vm = ioctl(kvm, KVM_CREATE_VM, 0), vcpu;
+
+    if (vm < 0)
+        die("KVM_CREATE_VM");
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        slots[i].memory = map(slots[i].bytes, MAP_PRIVATE | MAP_NORESERVE, slots[i].content);
+        struct kvm_userspace_memory_region region = {
+            .slot = i, .guest_phys_addr = slots[i].gpa, .memory_size = slots[i].bytes,
+            .userspace_addr = (uintptr_t)slots[i].memory,
+        };
+        if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+            die("KVM_SET_USER_MEMORY_REGION");
+    }
+    if ((vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) < 0)
+        die("KVM_CREATE_VCPU");
+    struct kvm_run *page = map(run_bytes, MAP_SHARED, vcpu);
+    if (ioctl(vcpu, KVM_SET_SIGNAL_MASK, &mask) < 0)
+        die("KVM_SET_SIGNAL_MASK");
+    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid) < 0 || ioctl(vcpu, KVM_SET_SREGS, &head.sregs) < 0)
+        die("KVM_SET_SREGS");
+    if (head.xcr0 && ioctl(vcpu, KVM_SET_XCRS, &xcrs) < 0)
+        die("KVM_SET_XCRS");
+    for (int i = 0; i < MSRS; i++)
+        msrs.entries[i] = (struct kvm_msr_entry){.index = (uint32_t)head.msrs[i][0], .data = head.msrs[i][1]};
+    if (ioctl(vcpu, KVM_SET_MSRS, &msrs) != MSRS)
+        die("KVM_SET_MSRS");
+    if (ioctl(vcpu, KVM_SET_REGS, &head.regs) < 0)
+        die("KVM_SET_REGS");
+    position = written = 0;
+    run(vcpu, page);
+    munmap(page, run_bytes);
+    close(vcpu);
+    close(vm);
+    for (int i = 0; i < SLOTS; i++)
+        munmap(slots[i].memory, slots[i].bytes);
+    for (uint64_t i = 0; i < written / sizeof *samples; i++)
+        printf("%.0f ", (double)samples[i] * 1e6 / head.tsc_khz);
+    printf("\n");
+}
+
+/* ---- The scene ---- */
+
+static void get(FILE *from, void *into, size_t bytes)
+{
+    if (fread(into, 1, bytes, from) != bytes) {
+        errno = ferror(from) ? errno : 0;
+        die("the scene is too short");
+    }
+}
+
+static void read_slot(FILE *from, struct slot *slot)
+{
+    static char data[4096];
+
+    get(from, slot, 3 * sizeof(uint64_t));
+    slot->content = memfd_create("floor-slot", MFD_CLOEXEC);
+    if (slot->content < 0 || ftruncate(slot->content, (off_t)slot->bytes) < 0)
+        die("memfd");
+    for (uint64_t i = 0; i < slot->chunks; i++) {
+        uint64_t chunk[2]; /* offset, bytes */
+
+        get(from, chunk, sizeof chunk);
+        if (chunk[1] > sizeof data)
+            die("a chunk of %lu bytes", (unsigned long)chunk[1]);
+        get(from, data, chunk[1]);
+        if (pwrite(slot->content, data, chunk[1], (off_t)chunk[0]) != (ssize_t)chunk[1])
+            die("pwrite");
+    }
+}
+
+static void read_scene(const char *path)
+{
+    FILE *from = fopen(path, "rb");
+
+    if (!from)
+        die("%s", path);
+    get(from, &head, sizeof head);
+    if (memcmp(head.magic, "PFCALLS1", sizeof head.magic)) {
+        errno = 0;
+        die("%s is no scene", path);
+    }
+    cpuid = calloc(1, sizeof *cpuid + head.cpuid_count * sizeof cpuid->entries[0]);
+    cpuid->nent = head.cpuid_count;
+    get(from, cpuid->entries, head.cpuid_count * sizeof cpuid->entries[0]);
+    for (int i = 0; i < SLOTS; i++)
+        read_slot(from, &slots[i]);
+    fclose(from);
+}
+
+int main(int argc, char **argv)
+{
+    char line[16];
+
+    if (argc != 2 || (kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC)) < 0)
+        die(argc == 2 ? "/dev/kvm" : "usage: floor_calls SCENE");
+    read_scene(argv[1]);
+    file = map(FILE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    memset(file, 1, FILE_BYTES);
+    printf("ready\n");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        if (strcmp(line, "go\n")) {
+            errno = 0;
+            die("bad command: %s", line);
+        }
+        go();
+        fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,75 @@
+"""What the programs of one monitor have in common, worked out once: their processor, and, those of
+one image, the memory that they begin with.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import threading
+
+from vmm.kvm import Kvm
+from vmm.kvm.given import Given, give_back, noted
+from vmm.linux import boot
+from vmm.linux.boot import Processor
+from vmm.linux.loader import Program, Segment
+from vmm.memory.template import Template
+
+_MOST = 32  # templates that are kept, each with a descriptor
+_MOST_BYTES = 512 << 20  # and what they take together
+# A machine's own until then: a template is as long as the addresses that it has contents at.
+_LAID_OUT = 64 << 20
+
+
+def laid_out(program: Program) -> tuple[Segment, ...]:
+    """Return the segments that are in the program's template."""
+    return program.segments if program.end <= _LAID_OUT else ()
+
+
+class Blueprints:
+    """Of programs, in one monitor. Thread-safe. A program is known by its object, as `load` keeps
+    it.
+    """
+
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
+        self._kept: collections.OrderedDict[Program, Template] = collections.OrderedDict()
+        self._lock = threading.RLock()
+
+    @functools.cached_property
+    def processor(self) -> Processor:
+        """What their CPUs are like. Raises OSError."""
+        return Processor.of(self._kvm.supported_cpuid())
+
+    def template(self, program: Program) -> Template:
+        """Return what a program's private memory begins with, to be closed. Raises OSError."""
+        with self._lock:
+            kept = self._kept.get(program) or self._make(program)
+            self._kept.move_to_end(program)
+            return kept.again()
+
+    def _make(self, program: Program) -> Template:
+        made: list[Given] = []  # these, and not the machine's that it is made for
+        try:
+            with noted(made):
+                parts = [(segment.start, segment.data) for segment in laid_out(program)]
+                self._kept[program] = Template([*boot.contents(), *parts])
+        except BaseException:
+            self._kept.pop(program, None)
+            give_back(made)
+            raise
+        kept = list(self._kept.items())
+        held = sum(template.size for _, template in kept)
+        for count, (other, template) in zip(range(len(kept), 1, -1), kept, strict=False):
+            if count <= _MOST and held <= _MOST_BYTES:
+                break
+            template.close()
+            self._kept.pop(other, None)
+            held -= template.size
+        return self._kept[program]
+
+    def close(self) -> None:
+        """Close them all. Further calls do nothing."""
+        for template in self._kept.values():
+            template.close()
+        self._kept.clear()
