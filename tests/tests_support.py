@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import resource
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -50,13 +51,15 @@ def sized(full: Any, lane: Any) -> Any:
 def held() -> Counter[str]:
     """Return what this process holds of the kernel, and how much of each.
 
-    Descriptors, threads, mappings of memfds and of vCPUs, reserved address space.
+    Descriptors, threads, mappings of memfds and of vCPUs, reserved address space; and the signals
+    that this thread blocks.
     """
     found: Counter[str] = Counter()
     for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
         with suppress(FileNotFoundError):  # the descriptor of this very listing
             found[f"descriptor {fd} of {os.readlink(f'/proc/self/fd/{fd}')}"] += 1  # noqa: PTH115
     found.update(f"thread {thread.name}" for thread in threading.enumerate())
+    found.update(f"blocked {number!r}" for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     found["tasks"] = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     for line in Path("/proc/self/maps").read_text().splitlines():
         for what, many in _held_by(line):

@@ -48,12 +48,18 @@ def masked_while_running() -> set[int]:
 def kickable() -> Iterator[None]:
     """Make the calling thread one that may be kicked, for the time of the block."""
     _disarm()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # known before anything has changed
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
         yield
     finally:
-        drain()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            drain()
+        finally:
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            finally:  # once more, should a signal's handler raise just there
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def drain() -> None:
