@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from cut_off import Tracer
 
 from vmm.engine import kick
 from vmm.engine.kick import KICK, deadline, drain, kickable, masked_while_running
@@ -53,6 +54,18 @@ def test_draining_without_a_kick_does_not_wait() -> None:
         start = time.monotonic()
         drain()
         assert time.monotonic() - start < LONG / 2
+
+
+def test_what_cuts_off_the_beginning_or_the_end_of_a_block_leaves_the_signal_mask() -> None:
+    before, line = blocked(), 0
+    while True:
+        line += 1
+        with Tracer(line, under="engine/kick.py") as tracer, kickable():
+            assert KICK in blocked()
+        assert blocked() == before, tracer.where
+        if tracer.where is None:
+            break
+    assert line > 5
 
 
 def test_the_signal_mask_is_restored_and_a_pending_kick_with_it() -> None:

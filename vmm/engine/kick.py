@@ -50,16 +50,14 @@ def kickable() -> Iterator[None]:
     _disarm()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # known before anything has changed
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
-        yield
-    finally:
         try:
-            drain()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
+            yield
         finally:
-            try:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            finally:  # once more, should a signal's handler raise just there
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            drain()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    finally:  # once more, should a signal's handler raise just there
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def drain() -> None:
