@@ -22,7 +22,10 @@ from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory import mapping
 
-pytestmark = pytest.mark.smaller_in_lanes("each page is a fault")
+pytestmark = [
+    pytest.mark.smaller_in_lanes("each page is a fault"),
+    pytest.mark.not_in_ept("how long work takes, of which an emulator says nothing"),
+]
 
 LARGE = sized(96 << 20, 20 << 20) // PAGE_SIZE
 CALLS = 200  # of the kernel, in one hold
