@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.smaller_in_lanes("each page is a fault"),
     pytest.mark.not_in_ept("how long work takes, of which an emulator says nothing"),
 ]
+_LONG = pytest.mark.not_in_lanes("how long work takes; thousands of pages, each of them a fault")
 
 LARGE = sized(96 << 20, 20 << 20) // PAGE_SIZE
 CALLS = 200  # of the kernel, in one hold
@@ -86,6 +87,7 @@ def check(holds: Holds) -> None:
     holds.clear()
 
 
+@_LONG
 def test_a_ring_full_of_scattered_pages_is_served_and_delivered_in_short_holds(
     pair: tuple[Puppet, Puppet], holds: Holds
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_ring_full_of_scattered_pages_is_served_and_delivered_in_short_holds(
     check(holds)
 
 
+@_LONG
 @pytest.mark.parametrize("taken", [False, True], ids=["in its queue", "in its window"])
 def test_the_death_of_a_receiver_of_very_many_pages_is_done_in_short_holds(
     pair: tuple[Puppet, Puppet], holds: Holds, taken: bool
@@ -271,6 +274,7 @@ def test_a_thread_that_waits_for_the_lock_has_it_between_two_slices(
     assert 0 < seen[0] < LARGE
 
 
+@_LONG
 @pytest.mark.parametrize("runs", [False, True], ids=["audited", "run"])
 def test_between_two_parts_of_a_death_anybody_may_come(
     pair: tuple[Puppet, Puppet], monkeypatch: pytest.MonkeyPatch, runs: bool
