@@ -461,3 +461,13 @@ def test_a_look_costs_no_memory_that_stays(files: FileSystem, root: Path) -> Non
     assert len(files.root.entries) < 10
     assert files.lower is not None
     assert len(files.lower._nodes) < 10
+
+
+@pytest.mark.parametrize("new", [b"/lib/a", b"/usr/lib/a", b"/etc/again"])
+def test_what_is_renamed_to_what_it_is_already_stays_the_same(
+    root: Path, files: FileSystem, new: bytes
+) -> None:
+    (root / "etc" / "again").hardlink_to(root / "usr" / "lib" / "a")
+    before = files.stat(None, b"/lib/a")
+    files.rename(None, b"/lib/a", None, new)
+    assert files.stat(None, b"/lib/a") == files.stat(None, b"/etc/again") == before

@@ -130,7 +130,8 @@ class Names(Walk):
             raise SysError(errno.EINVAL)
         if isinstance(target, Directory) and _within(old.directory, target):
             raise SysError(errno.ENOTEMPTY)
-        if target is not node:
+        # By its number: what is on the host may be another object each time that it is looked up.
+        if target is None or target.stat()[:2] != node.stat()[:2]:
             self._move(old, new, node, target)
 
     def _move(self, old: Last, new: Last, node: Node, target: Node | None) -> None:
