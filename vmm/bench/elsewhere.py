@@ -14,9 +14,7 @@ import abc
 import contextlib
 import multiprocessing
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
@@ -26,6 +24,7 @@ from types import TracebackType
 from vmm.bench.ends import Data, End, PipeEnd, SharedMemoryEnd, SocketEnd, Task, serve, touch
 from vmm.bench.plan import Case, Column, Unavailable
 from vmm.bench.results import RATE
+from vmm.guest.compiler import uninterrupted
 from vmm.sizes import format_size
 
 BATCH = 64
@@ -52,7 +51,10 @@ class Channel(abc.ABC):
             name=f"pageferry-{type(self).__name__}",
             daemon=True,
         )
-        with _no_interrupt():
+        # The tracker of multiprocessing's is started before: it would let Ctrl-C through. What that
+        # raises in `start` would leave a child with half of its orders, of which it complains.
+        resource_tracker.ensure_running()
+        with uninterrupted():
             self._child.start()
             control.close()
             theirs.close()
@@ -205,32 +207,6 @@ class Shared(Channel):
             segment.unlink()
             self._end.release()
             segment.close()
-
-
-@contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Keep Ctrl-C waiting. What is started in the block never gets it: a terminal sends it to all.
-
-    The tracker of multiprocessing's is started before: it would let it through. Any thread of ours
-    may be given the signal, so the handler waits as well: what it raises in `start` would leave a
-    child with half of its orders, of which it complains.
-    """
-    resource_tracker.ensure_running()
-    came: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread():  # where no handler runs
-        handler = None
-    if handler is not None:
-        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _messages(size: int, batch: int) -> list[Data]:

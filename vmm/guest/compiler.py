@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -249,12 +250,12 @@ def work_directory(prefix: str) -> Iterator[Path]:
     """
     path: Path | None = None
     try:
-        with _uninterrupted():
+        with uninterrupted():
             path = Path(tempfile.mkdtemp(prefix=prefix))
         yield path
     finally:
         if path is not None:
-            with _uninterrupted():
+            with uninterrupted():
                 _remove(path)
 
 
@@ -268,10 +269,24 @@ def _remove(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done."""
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done. What is started in the block never gets it, though a
+    terminal sends it to all.
+
+    Any thread of this process may be given the signal, so the handler waits as well.
+    """
+    came: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        handler = None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
