@@ -160,35 +160,34 @@ def _writer(file: OpenFile, offset: int) -> Callable[[bytes], int]:
     return write
 
 
-@call
-def sys_pread64(process: Process, fd: Fd, buffer: Address, size: Size, offset: Long) -> int:
+def _at(process: Process, fd: Fd, offset: Long) -> OpenFile:
+    """Return the file that is to be read or written at an offset. Raises EINVAL, EBADF."""
     if offset < 0:
         raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    return process.descriptors.get(fd)
+
+
+@call
+def sys_pread64(process: Process, fd: Fd, buffer: Address, size: Size, offset: Long) -> int:
+    file = _at(process, fd, offset)
     return read_into(process, file, [(buffer, min(size, _MAX_RW))], _reader(file, offset))
 
 
 @call
 def sys_pwrite64(process: Process, fd: Fd, buffer: Address, size: Size, offset: Long) -> int:
-    if offset < 0:
-        raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    file = _at(process, fd, offset)
     return write_from(process, file, [(buffer, min(size, _MAX_RW))], _writer(file, offset))
 
 
 @call
 def sys_preadv(process: Process, fd: Fd, vector: Address, count: Int, offset: Long) -> int:
-    if offset < 0:
-        raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    file = _at(process, fd, offset)
     return read_into(process, file, list(pieces(process, vector, count)), _reader(file, offset))
 
 
 @call
 def sys_pwritev(process: Process, fd: Fd, vector: Address, count: Int, offset: Long) -> int:
-    if offset < 0:
-        raise SysError(errno.EINVAL)
-    file = process.descriptors.get(fd)
+    file = _at(process, fd, offset)
     return write_from(process, file, list(pieces(process, vector, count)), _writer(file, offset))
 
 
