@@ -319,20 +319,18 @@ class Monitor:
         clock = arguments.choice(clock, "clock", CLOCKS)
         given: Any = files  # as it is known when the buffers among them have been taken out
         options = Options(
-            *(
-                args,
-                env,
-                given,
-                root,
-                stdin,
-                stdout,
-                stderr,
-                disk,
-                clock,
-                seed,
-                writable_files,
-                strace,
-            )
+            args=args,
+            env=env,
+            files=given,
+            root=root,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            disk=disk,
+            clock=clock,
+            seed=seed,
+            writable_files=writable_files,
+            strace=strace,
         )
         # What it is says the file, and how much it may have depends on that.
         shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
@@ -363,6 +361,7 @@ class Monitor:
     ) -> Machine:
         """Make a machine of a program, as far as possible without the lock."""
         turns = self._turns
+        turns.check_open()  # or it would be the kernel's descriptors that are found closed
         made: list[Given] = []
         guest: LinuxGuest | None = None
         number = next(self._numbers)

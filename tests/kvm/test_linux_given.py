@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from linux_programs import busybox, system_program
 
-from vmm import ConfigError, LinuxMachine, Monitor, PageferryError
+from vmm import ClosedError, ConfigError, LinuxMachine, Monitor, PageferryError
 from vmm.errors import ArgumentTypeError
 
 pytestmark = pytest.mark.not_in_lanes("how a program is spawned, whatever KVM there is")
@@ -305,3 +305,10 @@ def test_each_call_is_told_of_once_and_what_is_raised_then_loses_nothing(
     assert names(told) == names(plain)
     assert any(call.startswith('openat(AT_FDCWD, "/out/x", ') for call in told)
     assert told[-1] == "exit_group(0) = ?"
+
+
+def test_a_closed_monitor_says_so_to_who_spawns_a_program() -> None:
+    with Monitor(pool="16M") as monitor:
+        pass
+    with pytest.raises(ClosedError, match="the monitor has been closed"):
+        monitor.spawn(busybox())
