@@ -196,11 +196,24 @@ def test_a_removal_that_is_cut_off_is_done_or_not(test_guest: Elf, mover: str) -
     assert len(cut) > 1
 
 
+def cut_off_everywhere(trial: Callable[[Tracer], Tracer]) -> None:
+    """Cut a trial off at its lines, and check each time that nothing has been left."""
+    cut = Counter[object]()
+    trial(Tracer())
+    lines = first_times(trial(Places()))
+    base = Baseline()
+    for line in some(lines, sized(16, 2)):
+        where = trial(Tracer(line)).where
+        cut[where] += 1
+        base.check(where)
+    assert len(cut) > 1
+
+
 @pytest.mark.parametrize("what", ["spawn", "remove", "close"])
 def test_a_monitor_that_is_closed_after_something_was_cut_off_leaves_nothing(
     test_guest: Elf, mover: str, what: str
 ) -> None:
-    elf, cut = test_guest("says_hello"), Counter[object]()
+    elf = test_guest("says_hello")
 
     def trial(tracer: Tracer) -> Tracer:
         loader._files._cache.clear()
@@ -219,21 +232,13 @@ def test_a_monitor_that_is_closed_after_something_was_cut_off_leaves_nothing(
         monitor.close()
         return tracer
 
-    trial(Tracer())
-    lines = first_times(trial(Places()))
-    base = Baseline()
-    for line in some(lines, sized(16, 2)):
-        where = trial(Tracer(line)).where
-        cut[where] += 1
-        base.check(where)
-    assert len(cut) > 1
+    cut_off_everywhere(trial)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_monitor_whose_making_is_cut_off_leaves_nothing(
     mover: str, known: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cut = Counter[object]()
     monkeypatch.setenv("PAGEFERRY_CACHE", str(tmp_path))
 
     def trial(tracer: Tracer) -> Tracer:
@@ -247,14 +252,7 @@ def test_a_monitor_whose_making_is_cut_off_leaves_nothing(
             monitor.close()
         return tracer
 
-    trial(Tracer())
-    lines = first_times(trial(Places()))
-    base = Baseline()
-    for line in some(lines, sized(16, 2)):
-        where = trial(Tracer(line)).where
-        cut[where] += 1
-        base.check(where)
-    assert len(cut) > 1
+    cut_off_everywhere(trial)
 
 
 # ---- By a signal ----
