@@ -6,8 +6,6 @@ The public façade.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import sys
 import time
@@ -15,16 +13,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, SupportsFloat, SupportsIndex, TypeVar
+from typing import Any, NoReturn, SupportsFloat, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import Buffer, HostEndpoint, arguments
-from vmm.endpoint.loans import FileLoans
-from vmm.endpoint.streams import source, stream
+from vmm.endpoint.registry import Registry
+from vmm.endpoint.spawning import Spawning, Wanted
 from vmm.engine.driver import Console, Driver
-from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
 from vmm.errors import BusyError, ClosedError, ConfigError
@@ -38,40 +34,22 @@ from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE
-from vmm.guest.blueprint import Blueprints, Shape
-from vmm.guest.image import Room
-from vmm.guest.x86 import LARGE_PAGE
+from vmm.guest.blueprint import Blueprints
 from vmm.host.choice import DOORBELLS
 from vmm.kvm.given import Given, give_back, noted
 from vmm.linux.blueprints import Blueprints as ProgramBlueprints
 from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Source
-from vmm.linux.guest import LinuxGuest
-from vmm.linux.loader import Program, load
-from vmm.linux.machine import LinuxMachine
-from vmm.linux.spawning import CLOCKS, Options, Order, memory_of
+from vmm.linux.spawning import Options
 from vmm.memory.budget import BUDGET
 from vmm.memory.movers import MOVERS, Mover
-from vmm.sizes import format_size, integer, parse_limit, parse_size
+from vmm.sizes import integer, parse_limit, parse_size
 
-_MAX_PRIVATE = abi.DOORBELL_GPA // LARGE_PAGE * LARGE_PAGE
-_MAX_STACK = _MAX_PRIVATE // 2
-_MAX_WINDOW = 256 << 30
 _MAX_WORKERS = 1024
-_MAX_QUEUE = 1 << 20
-
 Seconds = SupportsFloat | SupportsIndex
-_T = TypeVar("_T")
-
-PIECES = 2048  # runs that a machine may cut its window into, each a mapping of its own
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
 _PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
 _FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
-_SPOILED = Ending(
-    "internal",
-    "the host refused to change its window, and to undo that: there are too many mappings "
-    "(vm.max_map_count), or too little memory for the kernel",
-)
 
 
 def print_line(name: str, line: str) -> None:
@@ -163,11 +141,9 @@ class Monitor:
         frames = _frames(pool)
         arguments.function(console, "console")
         arguments.flag(audit, "audit")
-        self._console = console
         path = arguments.file_path(device, "device", plain=True)
         self.machines: dict[str, Machine] = {}
         self._by_number: dict[int, Machine] = {}  # those that hold something, oldest first
-        self._numbers = itertools.count(1)
         self._closers: list[Callable[[], object]] = []  # the last first; each may be called again
         made: list[Given] = []
         try:
@@ -228,7 +204,29 @@ class Monitor:
         closers.append(window.close)
         self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
         self._exchange.join(self.host.peer, frames, UNLIMITED)
-        closers += [self._free_all, turns.settle]
+        self._registry = Registry(
+            self.machines,
+            self._by_number,
+            self._mover,
+            self._exchange,
+            self._scheduler,
+            turns,
+            self.trace,
+            self.host.peer,
+        )
+        self._spawning = Spawning(
+            self._kvm,
+            self._blueprints,
+            self._programs,
+            self._registry,
+            self.host,
+            turns,
+            self.ring,
+            self.doorbell,
+            console,
+            self._give_up,
+        )
+        closers += [self._registry.close, turns.settle]
 
     def _choose(
         self,
@@ -307,171 +305,31 @@ class Monitor:
         Raises GuestImageError, ConfigError, ResourceError, ClosedError; nothing is left behind
         then.
         """
-        path = arguments.file_path(path, "path")
-        if name is not None:
-            name = arguments.text(name, "name")
-        depth = integer(queue, "queue", 1, _MAX_QUEUE)
-        window_size = _rounded(window, "window", LARGE_PAGE, _MAX_WINDOW)
-        limit = (window_size if quota is None else parse_size(quota, "quota")) // PAGE_SIZE
-        root = None if root is None else arguments.file_path(root, "root")
-        stdin = source(stdin, "stdin")
-        stdout, stderr = stream(stdout, "stdout"), stream(stderr, "stderr")
-        clock = arguments.choice(clock, "clock", CLOCKS)
         given: Any = files  # as it is known when the buffers among them have been taken out
-        options = Options(
-            args=args,
-            env=env,
-            files=given,
-            root=root,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            disk=disk,
-            clock=clock,
-            seed=seed,
-            writable_files=writable_files,
-            strace=strace,
+        return self._spawning.spawn(
+            path,
+            Wanted(name, window, memory, stack, queue, quota),
+            Options(
+                args=args,
+                env=env,
+                files=given,
+                root=root,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                disk=disk,
+                clock=clock,
+                seed=seed,
+                writable_files=writable_files,
+                strace=strace,
+            ),
         )
-        # What it is says the file, and how much it may have depends on that.
-        shape, wrong = _tried(lambda: self._shape(memory, stack, window_size))
-        most, _ = _tried(lambda: memory_of(memory))
-        room = None if shape is None else Room(shape.private, shape.stack)
-        with host.reported(f"no machine of {path} can be made"):
-            image = load(path, room, most, rooted=root is not None)
-            wanted = Path(path).stem if name is None else name
-            turns = self._turns
-            if isinstance(image, Program):
-                loans = FileLoans(self.host, files, writable_files)
-                options = dataclasses.replace(options, files=loans.files)
-                order = Order(image, path, options, memory, stack, window_size, loans.size)
-                order.print_to(self._console, wanted)
-                return self._spawn_program(order, loans, path, wanted, depth, limit)
-            options.refuse(path)
-            if shape is None:
-                raise wrong or AssertionError
-            with self._blueprints.prepared(image, shape), turns.telling, turns.lock, turns.change:
-                self._check_name(wanted)  # before there is anything to be undone
-                blueprint = self._blueprints.get(image, shape)
-                number = next(self._numbers)
-                make = partial(Guest, self._kvm, blueprint, number, wanted)
-                return self._join(wanted, make, Machine, path, depth, limit)
 
-    def _spawn_program(
-        self, order: Order, loans: FileLoans, path: str, name: str, depth: int, quota: int
-    ) -> Machine:
-        """Make a machine of a program, as far as possible without the lock."""
-        turns = self._turns
-        turns.check_open()  # or it would be the kernel's descriptors that are found closed
-        made: list[Given] = []
-        guest: LinuxGuest | None = None
-        number = next(self._numbers)
-        try:
-            with noted(made):
-                guest = ready = order.make(self._kvm, self._programs, number, name)
-            with turns.telling, turns.lock, turns.change:
-                self._check_name(name)
-                machine = self._join(
-                    name, lambda: ready, LinuxMachine, path, depth, quota, waits=bool(loans)
-                )
-            if loans:
-                assert isinstance(machine, LinuxMachine)
-                loans.lend(machine, partial(self._begin, machine))
-            return machine
-        except BaseException:
-            turns.settle()  # whether it has joined, or has not
-            joined = self._by_number.get(number)
-            if joined is not None:
-                self._give_up(joined, loans)
-                raise
-            if guest is not None:
-                guest.close()
-            give_back(made)
-            raise
-
-    def _begin(self, machine: Machine) -> None:
-        """Let a machine run that has been lent its files; in the same turn."""
-        self._turns.journal.keep(machine)
-        self._scheduler.make_ready(machine)
-
-    def _give_up(self, machine: Machine, loans: FileLoans) -> None:
+    def _give_up(self, machine: Machine) -> None:
         """Remove a machine whose spawn has failed; it may be running by now."""
-        loans.take_back()
         with contextlib.suppress(BusyError):  # it ends, then, and remains as one that was killed
             self.kill(machine, "it could not be made")
             self.remove(machine)
-
-    def _shape(
-        self, memory: SupportsIndex | str | None, stack: SupportsIndex | str | None, window: int
-    ) -> Shape:
-        """Return what a bare guest is to be like. Raises ConfigError."""
-        private = "16M" if memory is None else memory
-        return Shape(
-            privilege=self.ring,
-            doorbell=self.doorbell,
-            private=_rounded(private, "memory", PAGE_SIZE, _MAX_PRIVATE, least=PAGE_SIZE),
-            stack=_rounded(
-                "256K" if stack is None else stack, "stack", PAGE_SIZE, _MAX_STACK, least=PAGE_SIZE
-            ),
-            window=window,
-        )
-
-    def _join(
-        self,
-        name: str,
-        make: Callable[[], Guest],
-        kind: Callable[..., Machine],
-        path: str,
-        depth: int,
-        quota: int,
-        *,
-        waits: bool = False,
-    ) -> Machine:
-        """Make a machine of the guest that `make` returns; in a turn. The name is a right one. It
-        waits for `_begin`, if it is to.
-        """
-        made: list[Given] = []
-        self._turns.journal.undo(partial(give_back, made))
-        try:
-            with noted(made):
-                guest = make()
-                region = guest.layout.window
-                window = self._mover.machine_window(
-                    guest.vm, region.base, region.size, len(self._by_number)
-                )
-        except BaseException:
-            give_back(made)
-            raise
-        peer = Peer(guest.number, name, window, depth, guest.control)
-        machine = kind(guest, peer, self._exchange, self._turns)
-        self._turns.journal.undo(partial(self._forget, machine))
-        window.on_spoiled = partial(self._condemn, machine)
-        if window.blinks:
-            peer.hold_still = partial(self._scheduler.hold, machine)
-        self._exchange.join(peer, quota, PIECES)
-        self._exchange.roster.connect(self.host.peer, peer, both=True)
-        self.machines[name] = self._by_number[guest.number] = machine
-        if waits:
-            machine.state = State.PARKED
-        else:
-            self._scheduler.make_ready(machine)
-        if self.trace:
-            self.trace.emit("spawn", machine=name, image=path, window=region.size)
-        return machine
-
-    def _forget(self, machine: Machine) -> None:
-        """Undo a spawn."""
-        machine.closed = True
-        self._by_number.pop(machine.number, None)
-        if self.machines.get(machine.name) is machine:
-            del self.machines[machine.name]
-        _free(machine)
-
-    def _check_name(self, name: str) -> str:
-        if not name.isprintable() or not 0 < len(name.encode()) < abi.NAME_MAX:
-            raise ConfigError(f"name {name!r} is not 1 to {abi.NAME_MAX - 1} printable bytes")
-        if name in self.machines or name == self.host.peer.name:
-            raise ConfigError(f"the name {name!r} is taken: give each machine its own (name=...)")
-        return name
 
     def connect(self, a: Machine, b: Machine, *, both: bool = True) -> None:
         """Let `a` send to `b`, and unless `both` is false `b` to `a`.
@@ -510,7 +368,7 @@ class Monitor:
                 if self._by_number.get(machine.number) is not machine:
                     return
                 if machine.state is State.STOPPED:
-                    self._take_out(machine)
+                    self._registry.leave(machine)
                     break
                 if machine.state is not State.RUNNING:
                     self._end(machine, Ending("killed", "removed by the host"))
@@ -519,18 +377,6 @@ class Monitor:
                 begun = True  # and if it runs now, that is a worker that goes on with its end
             time.sleep(MOMENT)
         self._clean()
-
-    def _take_out(self, machine: Machine) -> None:
-        journal = self._turns.journal
-        journal.undo(partial(self._remember, machine))
-        machine.closed = True
-        del self._by_number[machine.number], self.machines[machine.name]
-        journal.later(partial(_free, machine))
-
-    def _remember(self, machine: Machine) -> None:
-        """Undo a removal."""
-        machine.closed = False
-        self.machines[machine.name] = self._by_number[machine.number] = machine
 
     # ---- Running ----
 
@@ -640,14 +486,6 @@ class Monitor:
             if more:
                 time.sleep(MOMENT)
 
-    def _condemn(self, machine: Machine) -> None:
-        """Let a machine end before it is entered again: its window is spoiled (Window)."""
-        machine.ending = machine.ending or _SPOILED
-        if machine.state is State.RUNNING:
-            self._scheduler.interrupt(machine)
-        elif machine.state is State.PARKED:
-            self._scheduler.make_ready(machine)
-
     def _wake(self, peer: Peer) -> None:
         machine = self._by_number.get(peer.number)
         if (
@@ -713,12 +551,6 @@ class Monitor:
             for close in self._closers:
                 closing.callback(close)
 
-    def _free_all(self) -> None:
-        with contextlib.ExitStack() as freeing:
-            for machine in self._by_number.values():
-                machine.closed = True
-                freeing.callback(_free, machine)
-
     def __del__(self) -> None:
         # A net, not the way. One warning, for all that it holds.
         if getattr(self, "_freed", True):
@@ -746,43 +578,6 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _free(machine: Machine) -> None:
-    """Close all that a machine holds: the VM with its memslots before the memory behind them."""
-    peer = machine.peer
-    try:
-        machine.guest.close()
-    finally:
-        peer.window.close()
-        # Peers remember it, and would keep all of it with its image.
-        peer.window.on_spoiled, peer.hold_still = None, _nothing
-
-
-def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:
-    """Return what is made, or why it cannot be."""
-    try:
-        return make(), None
-    except ConfigError as error:
-        return None, error
-
-
-def _nothing() -> None:
-    pass
-
-
-def _rounded(size: SupportsIndex | str, what: str, unit: int, limit: int, *, least: int = 0) -> int:
-    given = parse_size(size, what)
-    if given < least:
-        raise ConfigError(
-            f"{what} of {given} bytes is less than a page: give {least} or more, or a unit, as 8K"
-        )
-    value = -(-given // unit) * unit
-    if value > limit:
-        raise ConfigError(
-            f"{what} of {format_size(value)} is over the limit of {format_size(limit)}"
-        )
-    return value
 
 
 def _frames(pool: SupportsIndex | str | None) -> int:
