@@ -194,6 +194,58 @@ struct pf_answer {
     uint64_t pool_free;       /* 104: pages that the pool has left, for all machines */
 };
 
+/* ---- Calls --------------------------------------------------------------------------------------------- */
+
+/* A machine can be a library whose functions the host calls: a convention between the host and guests/lib/sandbox, made of
+ * messages as above. The machine says that it is ready by a message without pages whose tag is PF_CALL_READY and whose payload
+ * is one 32-bit word, PF_CALL_VERSION. Then each call is a message from the host whose payload begins with struct pf_call,
+ * and whose pages are the arguments that are pointers; the answer is a message with the same tag that returns the pages,
+ * and whose payload begins with struct pf_result.
+ *
+ * What follows struct pf_call are 64-bit words: `general` for RDI, RSI, RDX, RCX, R8 and R9, `vector` for the low halves of XMM0 to
+ * XMM7, `stack` for the stack, in order; `places` that say which of these words are pointers; then `data` bytes, which are
+ * arguments as well. With PF_CALL_SPILLED all this is at the beginning of the message's first extent instead. Data bytes that
+ * were in the payload follow struct pf_result in the answer; elsewhere the host sees them where they are.
+ *
+ * With PF_CALL_MORE a message only brings pages for the call that the next message asks for, as what may only be read comes by a
+ * message of its own. The extents are numbered in the order in which they come. */
+#define PF_CALL_VERSION 1
+#define PF_CALL_READY 0xffffffffffffffff /* a tag */
+#define PF_CALL_DATA 0xff                /* instead of an extent's number: the data */
+#define PF_CALL_GENERAL 6                /* registers */
+#define PF_CALL_VECTOR 8
+
+enum pf_call_flags {
+    PF_CALL_MORE = 1,
+    PF_CALL_SPILLED = 2,
+};
+
+struct pf_call {
+    uint64_t function; /* 0: its address */
+    uint8_t flags;     /* 8: enum pf_call_flags */
+    uint8_t general;   /* 9 */
+    uint8_t vector;    /* 10 */
+    uint8_t places;    /* 11 */
+    uint16_t stack;    /* 12 */
+    uint16_t data;     /* 14 */
+};
+
+/* Word `word` is the address of byte `offset` of an extent, or of the data. */
+struct pf_place {
+    uint16_t word;      /* 0 */
+    uint8_t extent;     /* 2 */
+    uint8_t reserved;   /* 3: zero */
+    uint32_t reserved1; /* 4: zero */
+    uint64_t offset;    /* 8 */
+};
+
+struct pf_result {
+    uint64_t rax;  /* 0 */
+    uint64_t rdx;  /* 8 */
+    uint64_t xmm0; /* 16 */
+    uint64_t xmm1; /* 24 */
+};
+
 /* ---- The control structure: shared by one machine and the monitor ------------------------------------ */
 
 #define PF_MAGIC 0x5952524546474150 /* "PAGFERRY" in memory order */
@@ -270,6 +322,9 @@ _Static_assert(sizeof(struct pf_descriptor) == 512, "struct pf_descriptor");
 _Static_assert(sizeof(struct pf_answer) == 112, "struct pf_answer");
 _Static_assert(sizeof(struct pf_answer) <= PF_PAYLOAD_MAX, "an answer fits a payload");
 _Static_assert(sizeof(struct pf_peer) == 64, "struct pf_peer");
+_Static_assert(sizeof(struct pf_call) == 16, "struct pf_call");
+_Static_assert(sizeof(struct pf_place) == 16, "struct pf_place");
+_Static_assert(sizeof(struct pf_result) == 32, "struct pf_result");
 _Static_assert(offsetof(struct pf_control, tx_head) == 128, "guest-written fields on a line of their own");
 _Static_assert(offsetof(struct pf_control, tx_tail) == 192, "monitor-written fields on a line of their own");
 _Static_assert(offsetof(struct pf_control, peers) == 4096, "struct pf_control.peers");

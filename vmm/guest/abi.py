@@ -32,6 +32,11 @@ PAYLOAD_MAX = 192
 NAME_MAX = 32
 NO_PEER = 0xFFFFFFFF
 ANSWER_BORROWERS = 16
+CALL_VERSION = 1
+CALL_READY = 0xFFFFFFFFFFFFFFFF
+CALL_DATA = 0xFF
+CALL_GENERAL = 6
+CALL_VECTOR = 8
 MAGIC = 0x5952524546474150
 PEERS_MAX = 256
 TX_ENTRIES = 64
@@ -132,6 +137,13 @@ class Status(enum.IntEnum):
     E_REPEATED = -23
 
 
+class CallFlags(enum.IntFlag):
+    """enum pf_call_flags."""
+
+    MORE = 1
+    SPILLED = 2
+
+
 class PeerFlags(enum.IntFlag):
     """enum pf_peer_flags."""
 
@@ -215,6 +227,62 @@ class Answer(ctypes.LittleEndianStructure):
         ("pieces_held", ctypes.c_uint32),
         ("pieces_quota", ctypes.c_uint32),
         ("pool_free", ctypes.c_uint64),
+    )
+
+
+class Call(ctypes.LittleEndianStructure):
+    """struct pf_call."""
+
+    function: int
+    flags: int
+    general: int
+    vector: int
+    places: int
+    stack: int
+    data: int
+
+    _fields_ = (
+        ("function", ctypes.c_uint64),
+        ("flags", ctypes.c_uint8),
+        ("general", ctypes.c_uint8),
+        ("vector", ctypes.c_uint8),
+        ("places", ctypes.c_uint8),
+        ("stack", ctypes.c_uint16),
+        ("data", ctypes.c_uint16),
+    )
+
+
+class Place(ctypes.LittleEndianStructure):
+    """struct pf_place."""
+
+    word: int
+    extent: int
+    reserved: int
+    reserved1: int
+    offset: int
+
+    _fields_ = (
+        ("word", ctypes.c_uint16),
+        ("extent", ctypes.c_uint8),
+        ("reserved", ctypes.c_uint8),
+        ("reserved1", ctypes.c_uint32),
+        ("offset", ctypes.c_uint64),
+    )
+
+
+class Result(ctypes.LittleEndianStructure):
+    """struct pf_result."""
+
+    rax: int
+    rdx: int
+    xmm0: int
+    xmm1: int
+
+    _fields_ = (
+        ("rax", ctypes.c_uint64),
+        ("rdx", ctypes.c_uint64),
+        ("xmm0", ctypes.c_uint64),
+        ("xmm1", ctypes.c_uint64),
     )
 
 

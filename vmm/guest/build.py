@@ -29,6 +29,7 @@ from .builds import (
     Build,
     LibcBuild,
     ProgramBuild,
+    SandboxBuild,
     Target,
     c_files,
     own_guest,
@@ -48,6 +49,7 @@ def build_guest(
     library_dir: Path,
     compiler: Compiler,
     libc: bool = False,
+    sandbox: bool = False,
     optimize: str | int | None = None,
     defines: Iterable[str] = (),
     includes: Iterable[str | os.PathLike[str]] = (),
@@ -61,6 +63,7 @@ def build_guest(
     sources         C (.c, .i) and assembly (.s, .S), objects and archives
     include_dirs    the ABI's headers; library_dir the guest library
     libc            link a C library: a static program for Linux, of C++ (.cc, .cpp, .cxx) as well
+    sandbox         the same, without a main: its functions are called by the host
     optimize        the compiler's -O: "0", "3", "s"; 2 by default
     defines         its -D: "NAME", "NAME=VALUE"
     includes        its -I, searched before the ABI's
@@ -74,7 +77,7 @@ def build_guest(
     """
     own = (() if optimize is None else (f"-O{optimize}",)) + tuple(flags)
     target = Target(
-        tuple(sort_inputs(sources, libc)),
+        tuple(sort_inputs(sources, libc or sandbox)),
         output.resolve(),
         compile=(
             *(f"-D{name}" for name in defines),
@@ -88,7 +91,7 @@ def build_guest(
         libraries=tuple(f"-l{name}" for name in libraries),
     )
     with work_directory("pageferry-build-") as work:
-        kind = LibcBuild if libc else Build
+        kind = SandboxBuild if sandbox else LibcBuild if libc else Build
         kind(compiler, work, library_dir, include_dirs).build([target], report)
     return output.resolve()
 

@@ -191,7 +191,7 @@ class Build:
         return self._compiler.command
 
     def _library_sources(self) -> list[Path]:
-        return c_files(self._library_dir) + sorted(self._library_dir.glob("*.S"))
+        return _sources(self._library_dir)
 
     def _flags(self, source: Path, own: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a source is compiled with, its own flags last."""
@@ -248,6 +248,13 @@ class LibcBuild(Build):
             raise BuildError(f"cannot link {target.output.name}: {_NO_LIBC}") from error
 
 
+class SandboxBuild(LibcBuild):
+    """The same of programs whose functions the host calls, and which need no `main`."""
+
+    def _library_sources(self) -> list[Path]:
+        return [*super()._library_sources(), *_sources(self._library_dir / "sandbox")]
+
+
 def _shown(source: Path) -> str:
     """Return a source's path as its user has it in view: relative, if that is no longer."""
     try:
@@ -259,6 +266,10 @@ def _shown(source: Path) -> str:
 def c_files(directory: Path) -> list[Path]:
     """Return the C files of a directory, by their names."""
     return sorted(directory.resolve().glob("*.c"))
+
+
+def _sources(directory: Path) -> list[Path]:
+    return c_files(directory) + sorted(directory.glob("*.S"))
 
 
 def _cpp(sources: Iterable[Path]) -> bool:
