@@ -21,6 +21,7 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation
 from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.movers import MOVERS, Mover, RemapMover
+from vmm.memory.movers.in_place import InPlaceMover
 
 pytestmark = pytest.mark.not_in_lanes("what is refused is the same, whatever translates")
 
@@ -37,7 +38,13 @@ class Slots(Large):
     many = 0
 
 
-KINDS: dict[str, type[Mover]] = {**MOVERS, "remap": Large, "park": Slots}
+class InPlace(InPlaceMover):
+    """The same, as sandboxes have it."""
+
+    large = 1
+
+
+KINDS: dict[str, type[Mover]] = {**MOVERS, "remap": Large, "park": Slots, "in-place": InPlace}
 _CALLS = ("show", "hide", "move", "protect", "empty", "store", "punch")
 
 Act = Callable[[], object]
