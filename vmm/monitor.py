@@ -406,6 +406,15 @@ class Monitor:
         self._clean()
         return list(self.machines.values())
 
+    def _drive(self, machine: Machine, until: float, done: Callable[[], bool]) -> bool:
+        """Run one machine in the calling thread; see Scheduler.drive."""
+        try:
+            return self._scheduler.drive(self._driver, machine, until, done)
+        except Exception as error:
+            if self._turns.gone is not None:
+                raise ClosedError(self._turns.gone) from error
+            raise
+
     def _expire(self, reason: str) -> None:
         """Stop all machines that have not stopped: the time of a run is over."""
         for machine in list(self.machines.values()):

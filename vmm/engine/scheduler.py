@@ -90,6 +90,7 @@ class Scheduler:
         self._inside: set[Machine] = set()  # in KVM_RUN, or about to be; see `hold`
         self._deadlines = Deadlines()
         self._runner = 0  # the thread in run()
+        self._until: dict[int, float] = {}  # by thread in drive(): when it is to come back
         self._generation = 0  # of runs
         self._hires: Callable[[], None] | None = None  # what the other workers are to do
         self._threads: list[threading.Thread] = []  # the other workers
@@ -195,7 +196,7 @@ class Scheduler:
         """Start the clock, if it is needed, and the other workers."""
         with self._lock:
             self._turns.check_open()  # who closes the monitor waits for us from here on
-            if self._runner:
+            if self._runner or self._until:
                 raise BusyError("another thread is in run(): wait until it has returned")
             self._runner = threading.get_ident()
             self._generation += 1
@@ -241,11 +242,84 @@ class Scheduler:
                 self._runner = 0
                 self._changed.notify_all()  # who waits in `close`
 
+    def drive(
+        self, driver: Driver, machine: Machine, until: float, done: Callable[[], bool]
+    ) -> bool:
+        """Run one machine in the calling thread until `done`, it has stopped, or it waits for what
+        does not come by itself. Several threads may do so, each with a machine of its own.
+
+        until   time.monotonic() at which to come back in any case: some milliseconds later at most
+        done    called under the lock, when the machine waits
+
+        Returns whether it came back before that. Raises as `run` does.
+        """
+        thread = threading.get_ident()
+        if self.working:
+            raise BusyError("a machine is to be run from within run(): return from the callback")
+        try:
+            with kickable():
+                try:
+                    self._join(thread, until)
+                    while self._drive(driver, machine, until, done):
+                        pass
+                finally:
+                    self._turns.let_go()
+        finally:
+            try:
+                self._part(thread)
+            finally:  # once more, should a signal's handler raise just there
+                if thread in self._until:
+                    self._part(thread)
+        if self._failure is not None:
+            raise self._failure
+        self._turns.outbox.flush(wait=True)
+        return time.monotonic() < until
+
+    def _join(self, thread: int, until: float) -> None:
+        with self._lock:
+            self._turns.check_open()
+            if self._runner:
+                raise BusyError("another thread is in run(): wait until it has returned")
+            if not self._until:
+                self._ended, self._expired, self._failure = False, False, None
+                self._limit = None
+            self._until[thread] = until
+            asleep = not (self._ticking and self._clock.alive)
+        if asleep:
+            self._clock.begin()
+
+    def _drive(
+        self, driver: Driver, machine: Machine, until: float, done: Callable[[], bool]
+    ) -> bool:
+        """Run a machine until it waits. True if it is to run on."""
+        self._work(driver, machine)
+        with self._lock:
+            if self._ended or machine.state is State.STOPPED or done():
+                return False
+            now = time.monotonic()
+            if machine.state is State.PARKED and machine.deadline is not None and now < until:
+                self._wait(max(min(machine.deadline, until) - now, 0.0))
+                self._wake_expired()
+                return True
+            return machine.state is State.READY and now < until
+
+    def _part(self, thread: int) -> None:
+        self._turns.let_go()
+        with self._lock:
+            self._until.pop(thread, None)
+            if not self._until and not self._runner:
+                self._ended = True
+            self._changed.notify_all()  # who waits in `close`
+
     @property
     def working(self) -> bool:
         """Whether the calling thread runs machines: it is a callback that asks, then."""
         me = threading.get_ident()
-        return me == self._runner or any(thread.ident == me for thread in self._threads)
+        return (
+            me == self._runner
+            or me in self._until
+            or any(thread.ident == me for thread in self._threads)
+        )
 
     def end(self, *, wait: bool = False) -> None:
         """End the run: its workers come back, as soon as they can. Called without the lock.
@@ -254,7 +328,7 @@ class Scheduler:
         """
         with self._lock:
             self._end_now()
-            while wait and self._runner:
+            while wait and (self._runner or self._until):
                 self._changed.wait()
 
     def _end_now(self) -> None:
@@ -284,10 +358,10 @@ class Scheduler:
         self._failure = self._failure or error
         self.end()
 
-    def _work(self, driver: Driver) -> None:
+    def _work(self, driver: Driver, mine: Machine | None = None) -> None:
         """Be a worker until the run is over, or something is raised."""
         try:
-            self._serve(driver)
+            self._serve(driver, mine)
         except BaseException:
             self._leave(threading.get_ident())
             self._turns.let_go()
@@ -309,8 +383,8 @@ class Scheduler:
             self._running.pop(thread, None)
             self.recover()
 
-    def _serve(self, driver: Driver) -> None:
-        """Take machines and run them.
+    def _serve(self, driver: Driver, mine: Machine | None) -> None:
+        """Take machines and run them; only `mine`, and until it waits, if that is given.
 
         From taking a machine to parking it, a worker has it in `_running`, without a gap in which
         another worker could see nobody busy and end the run: acting on an exit and the next entry
@@ -348,14 +422,18 @@ class Scheduler:
                         if machine.state is not State.RUNNING:
                             machine = None
                         if self._woken:
-                            machine = self._take_woken(
-                                machine, now < slice_end and not (told or late), woken
-                            )
+                            at_once = now < slice_end and not (told or late or mine)
+                            machine = self._take_woken(machine, at_once, woken)
                         if more and now >= slice_end:
                             more, over = False, True  # the rest when it is its turn again
                     if not (more or told or late):
                         over = False
-                        machine, slice_end = self._choose(thread, machine, now, slice_end, woken)
+                        if mine is None:
+                            machine, slice_end = self._choose(
+                                thread, machine, now, slice_end, woken
+                            )
+                        else:
+                            machine, slice_end = self._choose_mine(thread, mine, now, slice_end)
                         if machine is None:
                             self._turns.busy = False
                             return
@@ -454,6 +532,26 @@ class Scheduler:
         machine.state = State.RUNNING
         return machine, slice_end
 
+    def _choose_mine(
+        self, thread: int, mine: Machine, now: float, slice_end: float
+    ) -> tuple[Machine | None, float]:
+        """Return the one machine that this thread runs; None when it is to come back."""
+        running = mine.state is State.RUNNING
+        elsewhere = running and mine.thread != thread
+        over = self._ended or now >= self._until[thread]
+        if elsewhere or over or not (running or mine.state is State.READY):
+            if running and not elsewhere:
+                mine.state = State.READY
+                self._line_up(mine)
+            self._running.pop(thread, None)
+            return None, 0.0
+        mine.state = State.RUNNING
+        if now >= slice_end:
+            slice_end = now + SLICE
+        mine.thread = thread
+        self._running[thread] = (mine, slice_end)
+        return mine, slice_end
+
     @staticmethod
     def _pick(woken: list[Machine]) -> Machine | None:
         """Return the first of these machines that is still ready to run."""
@@ -473,17 +571,21 @@ class Scheduler:
                 self._ended = True
                 self._changed.notify_all()
                 break
-            self._idle += 1
-            try:
-                self._changed.wait(timeout)
-            except BaseException:  # a signal's handler may come as the lock is being taken again
-                if not self._lock._is_owned():
-                    self._lock.acquire()
-                raise
-            finally:
-                self._idle -= 1
-                self._turns.busy = True  # again: others have had the lock
+            self._wait(timeout)
+            self._turns.busy = True  # again: others have had the lock
         return None
+
+    def _wait(self, timeout: float | None) -> None:
+        """Let others have the lock until something has changed."""
+        self._idle += 1
+        try:
+            self._changed.wait(None if timeout is None else min(timeout, _FOREVER))
+        except BaseException:  # a signal's handler may come as the lock is being taken again
+            if not self._lock._is_owned():
+                self._lock.acquire()
+            raise
+        finally:
+            self._idle -= 1
 
     def _wake_expired(self) -> float | None:
         """Make ready whose wait has timed out; return the seconds to the next deadline."""
@@ -529,6 +631,11 @@ class Scheduler:
                 self._end_now()
             again = now + SLICE / 2 if limit is None else min(now + SLICE / 2, limit)
             others = self._line.first() is not None
+            for thread, until in self._until.items():
+                if now >= until:
+                    kick(thread)
+                else:
+                    again = min(again, until)
             for thread, (machine, slice_end) in self._running.items():
                 if now < slice_end:
                     again = min(again, slice_end)
