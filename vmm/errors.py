@@ -62,6 +62,10 @@ class ArgumentTypeError(ConfigError, TypeError):
     """An argument of a type that cannot be meant: text for bytes, a float for a tag."""
 
 
+class ArgumentRangeError(ConfigError, OverflowError):
+    """A number that does not fit the C type that it is for."""
+
+
 class GuestImageError(PageferryError):
     """A file that is not a guest this monitor can load."""
 
@@ -235,6 +239,49 @@ class GuestFault(PageferryError):
             for title, lines in parts
             if lines
         )
+
+
+class CallError(PageferryError):
+    """A call of a function in a sandbox did not return. What it was given is the caller's again;
+    the machine is gone with what it remembered, and the next call has a new one.
+
+    function    the function's name
+    fault       why its machine was stopped: with registers, symbol, source line, the last lines
+                that it printed; None if there is no more to say
+    """
+
+    def __init__(self, function: str, reason: str, fault: GuestFault | None = None) -> None:
+        super().__init__(f"{function}: {reason}")
+        self.function = function
+        self.reason = reason
+        self.fault = fault
+        self.__cause__ = fault
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function, self.reason, self.fault)
+
+
+class CallCrash(CallError):
+    """The function crashed: a signal, a panic, an exception of the CPU's."""
+
+
+class CallExit(CallError):
+    """The function ended its program: `exit_code` says with what."""
+
+    def __init__(self, function: str, exit_code: int) -> None:
+        super().__init__(function, f"it called exit({exit_code})")
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function, self.exit_code)
+
+
+class CallTimeout(CallError, TimeoutError):
+    """The function took longer than the call's `timeout`, and was stopped."""
+
+
+class CallCancelled(CallError):
+    """The call was cancelled while the function ran, which was stopped."""
 
 
 _FIELDS = (

@@ -206,6 +206,11 @@ class LinuxGuest(Guest):
         """Its memory is not there yet."""
 
     @property
+    def base(self) -> int:
+        """What has been added to the addresses that its file has."""
+        return int(self._blueprint.image.base)  # type: ignore[attr-defined]
+
+    @property
     def diagnosis(self) -> Diagnosis:
         plan: Plan = self._blueprint  # type: ignore[assignment]
         programs = _Programs(plan.image, plan.interpreter)
