@@ -62,6 +62,10 @@ class ArgumentTypeError(ConfigError, TypeError):
     """An argument of a type that cannot be meant: text for bytes, a float for a tag."""
 
 
+class ArgumentRangeError(ConfigError, OverflowError):
+    """A number that does not fit the C type that it is for."""
+
+
 class GuestImageError(PageferryError):
     """A file that is not a guest this monitor can load."""
 
