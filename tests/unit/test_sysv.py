@@ -130,13 +130,10 @@ def source(made: list[tuple[str, list[str]]]) -> str:
 def something(kind: CType, dice: random.Random) -> bytes:
     """Bytes of a type: any, but for padding, which is zero, and bools."""
     made = bytearray(kind.size)
-    for offset, part in scalars(kind):
-        whole = isinstance(part, Int) and part.kind == "bool"
-        made[offset : offset + part.size] = (
-            bytes([dice.randrange(2)]) if whole else (dice.randbytes(part.size))
-        )
-    # Of a union's bools, whatever lies over them must make bools too.
-    for offset, part in scalars(kind):
+    parts = list(scalars(kind))
+    for offset, part in parts:
+        made[offset : offset + part.size] = dice.randbytes(part.size)
+    for offset, part in parts:  # of a union's as well, whatever lies over them
         if isinstance(part, Int) and part.kind == "bool":
             made[offset] &= 1
     return bytes(made)

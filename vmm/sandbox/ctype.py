@@ -174,8 +174,8 @@ def scalars(kind: CType, offset: int = 0) -> Iterator[tuple[int, CType]]:
 
 
 def layout(name: str, fields: tuple[Field, ...], size: int, at_least: int = 1) -> Struct:
-    """Return a structure whose alignment is the one that its size and offsets allow: a packed one
-    says nothing else of it.
+    """Return a structure with the alignment that its size and offsets allow: nothing else tells of
+    a packed one. (One with over-aligned members at aligned offsets is so taken for aligned.)
 
     at_least    the alignment that it is said to have
     """

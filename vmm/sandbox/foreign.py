@@ -83,6 +83,8 @@ def of_ctypes(kind: type, within: bool = False) -> CType:
 
 
 def _of(kind: Any, within: bool) -> CType:
+    if hasattr(kind, "_dtype_") and hasattr(kind, "_shape_"):
+        return _ndpointer(kind)
     if issubclass(kind, ctypes.Structure | ctypes.Union):
         return _structure(kind)
     if issubclass(kind, ctypes.Array):
@@ -96,8 +98,6 @@ def _of(kind: Any, within: bool) -> CType:
         return Pointer(of_ctypes(target, within=issubclass(target, ctypes._Pointer)))
     if issubclass(kind, ctypes._SimpleCData) and kind._type_ in _SIMPLE and not _swapped(kind):
         return _SIMPLE[kind._type_]
-    if hasattr(kind, "_dtype_") and hasattr(kind, "_shape_"):
-        return _ndpointer(kind)
     raise ArgumentTypeError(f"{kind.__name__} is no C type that is served")
 
 

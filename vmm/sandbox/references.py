@@ -29,7 +29,7 @@ from vmm.sandbox.values import address, c_text, encode, wrong_type
 # Kinds of items, by the letters that the buffer protocol has for them.
 _KINDS = {
     **dict.fromkeys("bhilqn", "int"),
-    **dict.fromkeys("BHILQN", "uint"),
+    **dict.fromkeys("BHILQNP", "uint"),
     **dict.fromkeys("efdg", "float"),
     **dict.fromkeys("cs", "bytes"),
     "?": "bool",
@@ -91,7 +91,9 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
 def _unwrapped(value: Any, what: str) -> Any:
     """Return what ctypes' own ways of passing pointers stand for."""
     if isinstance(value, _BYREF):
-        value = value._obj
+        if ctypes.cast(value, ctypes.c_void_p).value != ctypes.addressof(value._obj):
+            raise ConfigError(f"{what}: byref with an offset is not served: give a memoryview")
+        return value._obj  # even if it is a pointer: one to that is wanted
     if isinstance(value, _ADDRESSES):
         raise ArgumentTypeError(
             f"{what} is an address of this process, which is no machine's: give what is there"
@@ -141,7 +143,8 @@ def _check_size(target: CType, size: int, what: str) -> None:
 
 def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
     """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
-    if "O" in form or "P" in form or "&" in form:
+    handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
+    if not handle and ("O" in form or "P" in form or "&" in form):
         raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
     target = kind.target
     while isinstance(target, Array):
