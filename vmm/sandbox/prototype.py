@@ -125,14 +125,24 @@ class Prototype:
         what is missing, twice there, or too much.
         """
         self.layout  # noqa: B018 (it says why it cannot be called, before arguments are looked at)
-        names = self.keywords
-        given = args if len(args) == len(names) and not kwargs else self._ordered(args, kwargs)
+        plan = self._plan
+        given = args if len(args) == len(plan) and not kwargs else self._ordered(args, kwargs)
         return tuple(
-            refer(index, parameter.type, value, f"{self.name}: {name}")
-            if isinstance(parameter.type, Pointer | FunctionPointer)
-            else encode(parameter.type, value, f"{self.name}: {name}")
-            for index, (parameter, name, value) in enumerate(
-                zip(self.parameters, names, given, strict=True)
+            [
+                refer(index, kind, value, what)
+                if isinstance(kind, Pointer | FunctionPointer)
+                else encode(kind, value, what)
+                for (index, kind, what), value in zip(plan, given, strict=True)
+            ]
+        )
+
+    @functools.cached_property
+    def _plan(self) -> tuple[tuple[int, CType, str], ...]:
+        """Each parameter: its number, its type, and what errors call it."""
+        return tuple(
+            (index, parameter.type, f"{self.name}: {name}")
+            for index, (parameter, name) in enumerate(
+                zip(self.parameters, self.keywords, strict=True)
             )
         )
 

@@ -32,6 +32,7 @@ from vmm.sandbox.ctype import (
 from vmm.sandbox.foreign import of_ctypes
 
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
+_WHOLE = {"bool": "True or False", "char": "one byte, or a whole number"}
 _FLOATS = {4: struct.Struct("<f"), 8: struct.Struct("<d")}
 
 
@@ -50,7 +51,7 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
               of one (a ctypes.Structure that is laid out alike, a NumPy record)
     Array     all elements in order, or their bytes; of `char`, bytes or text that may be shorter
     """
-    if isinstance(value, ctypes._SimpleCData):
+    if type(value) is not int and isinstance(value, ctypes._SimpleCData):
         value = value.value
     if isinstance(kind, Int):
         return _int(kind, value, what).to_bytes(kind.size, "little", signed=kind.signed)
@@ -131,11 +132,12 @@ def _tuple(name: str, fields: tuple[str, ...]) -> Any:
 
 def _index(value: Any, what: str, wanted: str) -> int:
     """Return a whole number, of whatever has `__index__`."""
-    if getattr(getattr(value, "dtype", None), "kind", "") == "b" and value.ndim == 0:
-        value = bool(value)  # NumPy's have no __index__
     try:
         return operator.index(value)
     except TypeError:
+        # NumPy's bools have no __index__.
+        if getattr(getattr(value, "dtype", None), "kind", "") == "b" and value.ndim == 0:
+            return int(value)
         raise wrong_type(what, wanted, value) from None
 
 
@@ -144,8 +146,7 @@ def _int(kind: Int, value: Any, what: str) -> int:
         if len(value) != 1:
             raise ConfigError(f"{what} must be one byte, not {len(value)}")
         return int.from_bytes(value, "little", signed=kind.signed)
-    wanted = {"bool": "True or False", "char": "one byte, or a whole number"}
-    number = _index(value, what, wanted.get(kind.kind, "a whole number"))
+    number = _index(value, what, _WHOLE.get(kind.kind, "a whole number"))
     if not kind.lowest <= number <= kind.highest:
         raise ArgumentRangeError(
             f"{what} must be from {kind.lowest} to {kind.highest} ({kind.name}), not {number}"
