@@ -22,6 +22,7 @@ LAYERS = (
     {"linux"},
     {"endpoint", "host"},
     {"monitor"},
+    {"sandbox"},
     {"observe", "bench", "nested"},
     {"command"},
     {"__init__", "__main__"},

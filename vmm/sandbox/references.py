@@ -1,0 +1,178 @@
+"""Arguments for pointers: what is to be in the machine's memory for the time of a call.
+
+Nothing is moved here, and no view is kept. Errors are those of `values`, and BufferError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vmm.errors import ArgumentTypeError, ConfigError
+from vmm.sandbox.ctype import (
+    Array,
+    CType,
+    Float,
+    FunctionPointer,
+    Int,
+    Opaque,
+    Pointer,
+    Struct,
+    Void,
+    declare,
+)
+from vmm.sandbox.values import address, c_text, encode, wrong_type
+
+# Kinds of items, by the letters that the buffer protocol has for them.
+_KINDS = {
+    **dict.fromkeys("bhilqn", "int"),
+    **dict.fromkeys("BHILQNP", "uint"),
+    **dict.fromkeys("efdg", "float"),
+    **dict.fromkeys("cs", "bytes"),
+    "?": "bool",
+    "x": "bytes",
+}
+_BYREF: Any = type(ctypes.byref(ctypes.c_int()))
+_ADDRESSES: Any = (ctypes._Pointer, vars(ctypes)["_CFuncPtr"])
+_ITEM = re.compile(r"([@=<>!^]?)(Z?[a-zA-Z?])")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """An argument that a pointer is to point to.
+
+    index        the parameter's
+    object       what has the bytes: it has the buffer protocol, and is C-contiguous
+    size         how many bytes those are
+    item_size    of one item, as the object has them
+    type         what the parameter points to
+    const        the function does not write to them
+    terminated   a NUL is to follow the bytes in the machine: it is a C string
+    temporary    the bytes are nobody's: what the function writes there is lost
+    """
+
+    index: int
+    object: Any
+    size: int
+    item_size: int
+    type: CType
+    const: bool
+    terminated: bool = False
+    temporary: bool = False
+
+
+def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) -> bytes | Reference:
+    """Return what is to be pointed to; or the pointer itself: None for NULL, or an address in the
+    machine, which is what functions return.
+    """
+    if value is None:
+        return bytes(8)
+    if isinstance(kind, FunctionPointer):
+        raise ArgumentTypeError(
+            f"{what} is a callback: functions of a machine cannot call Python; give None"
+        )
+    value = _unwrapped(value, what)
+    if value is None or _is_number(value):
+        return address(value, what)
+    if isinstance(value, str):
+        if not kind.is_text:
+            raise wrong_type(what, f"bytes or a buffer for {declare(kind)}", value)
+        return _temporary(index, kind, c_text(value, what), terminated=True)
+    if isinstance(value, bytes) and kind.is_text:
+        return _temporary(index, kind, value, terminated=True)
+    if isinstance(kind.target, Struct) and isinstance(value, Mapping | tuple | list):
+        return _temporary(index, kind, encode(kind.target, value, what))
+    return _buffer(index, kind, value, what)
+
+
+def _unwrapped(value: Any, what: str) -> Any:
+    """Return what ctypes' own ways of passing pointers stand for."""
+    if isinstance(value, _BYREF):
+        if ctypes.cast(value, ctypes.c_void_p).value != ctypes.addressof(value._obj):
+            raise ConfigError(f"{what}: byref with an offset is not served: give a memoryview")
+        return value._obj  # even if it is a pointer: one to that is wanted
+    if isinstance(value, _ADDRESSES):
+        raise ArgumentTypeError(
+            f"{what} is an address of this process, which is no machine's: give what is there"
+        )
+    if isinstance(value, ctypes.c_void_p | ctypes.c_char_p):
+        return value.value
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    # NumPy's numbers have the buffer protocol as well; its arrays have __index__ as well.
+    return hasattr(value, "__index__") and not hasattr(value, "__len__")
+
+
+def _temporary(index: int, kind: Pointer, data: bytes, terminated: bool = False) -> Reference:
+    size = max(kind.target.size, 1)
+    return Reference(index, data, len(data), size, kind.target, kind.const, terminated, True)
+
+
+def _buffer(index: int, kind: Pointer, value: Any, what: str) -> Reference:
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise wrong_type(what, f"a buffer, an address or None for {declare(kind)}", value) from None
+    except (BufferError, ValueError) as error:
+        raise BufferError(f"{what} cannot be read: {error}") from error
+    with view:
+        if not view.c_contiguous:
+            raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
+        if view.readonly and not kind.const:
+            raise ArgumentTypeError(
+                f"{what} can only be read, and the function may write to it: give a copy "
+                "(bytearray, numpy.array)"
+            )
+        _check_items(kind, view.format, view.itemsize, what)
+        _check_size(kind.target, view.nbytes, what)
+        return Reference(index, value, view.nbytes, view.itemsize, kind.target, kind.const)
+
+
+def _check_size(target: CType, size: int, what: str) -> None:
+    """Raise ConfigError if a buffer is not so many whole items, or is no structure."""
+    if target.size and (size % target.size or (isinstance(target, Struct) and not size)):
+        raise ConfigError(f"{what} has {size} bytes: each {declare(target)} has {target.size}")
+
+
+def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
+    """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
+    handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
+    if not handle and ("O" in form or "P" in form or "&" in form):
+        raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
+    target = kind.target
+    while isinstance(target, Array):
+        target = target.element
+    if isinstance(target, Void | Opaque) or (size == 1 and (target.size == 1 or _is_raw(form))):
+        return
+    found = _ITEM.fullmatch(form)
+    item = _KINDS.get(found[2], "") if found else ""
+    if found and found[1] in (">", "!") and size > 1:
+        item = "swapped"
+    if size == target.size and _fits(target, item, form):
+        return
+    said = f"{item}{8 * size}" if item in ("int", "uint", "float") else f"format {form!r}"
+    raise ArgumentTypeError(f"{what} must have items of {declare(target)}, not of {said}")
+
+
+def _is_raw(form: str) -> bool:
+    return form.lstrip("@=<>!") in ("B", "c")
+
+
+def _fits(target: CType, item: str, form: str) -> bool:
+    if isinstance(target, Struct):
+        return form.startswith("T{") or item == "bytes"
+    if isinstance(target, Float):
+        return item == "float"
+    if isinstance(target, Int):
+        signs = (
+            ("int", "uint") if target.kind == "enum" else ("int",) if target.signed else ("uint",)
+        )
+        return item in signs
+    return item in ("int", "uint")  # a pointer to a pointer: addresses in the machine
