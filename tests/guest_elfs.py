@@ -1,6 +1,7 @@
 """The tests' own guests, built from tests/guests: before a lane boots, which has no compiler.
 
-Some of the same sources are built with a C library as well, into programs for Linux.
+Some of the same sources are built with a C library as well, into programs for Linux; and those of
+tests/sandboxed into libraries whose functions the host calls.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from pathlib import Path
 
 from vmm.guest.build import build_each, build_guest
-from vmm.guest.builds import LibcBuild, Target
+from vmm.guest.builds import LibcBuild, SandboxBuild, Target
 from vmm.guest.bundled import ROOT
 from vmm.guest.compiler import STRICT_FLAGS, BuildError, Compiler, find_compiler
 
@@ -27,6 +28,7 @@ BOTH = (
 )
 BUNDLED = ("echo_client", "echo_server")
 PEERS = ("hostile",)
+SANDBOXED = ELFS / "sandboxed"
 
 
 def build_test_guests() -> Path:
@@ -48,6 +50,7 @@ def build_test_guests() -> Path:
         compiler=compiler,
     )
     _build_for_linux(compiler)
+    _build_sandboxed(compiler)
     _build_shown(compiler)
     return ELFS
 
@@ -64,6 +67,14 @@ def _build_for_linux(compiler: Compiler) -> None:
         for source in sources
     ]
     LibcBuild(compiler, FOR_LINUX / ".obj", ROOT / "lib", [ROOT / "include"]).build(targets)
+
+
+def _build_sandboxed(compiler: Compiler) -> None:
+    targets = [
+        Target(((source, True),), SANDBOXED / f"{source.stem}.elf", STRICT_FLAGS)
+        for source in sorted((SOURCES.parent / "sandboxed").glob("*.c"))
+    ]
+    SandboxBuild(compiler, SANDBOXED / ".obj", ROOT / "lib", [ROOT / "include"]).build(targets)
 
 
 def _build_shown(compiler: Compiler) -> None:

@@ -19,6 +19,7 @@ NEEDS = {
     "/usr/include/sqlite3.h": "libsqlite3-dev",
     "/usr/include/lua5.4/lua.h": "liblua5.4-dev",
     "/usr/include/zstd.h": "libzstd-dev",
+    "/usr/include/zlib.h": "zlib1g-dev",
     "/usr/bin/bc": "bc",
     "/usr/bin/mawk": "mawk",
     "/usr/bin/xz": "xz-utils",

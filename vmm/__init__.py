@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from vmm.errors import (
         AccessError,
         BusyError,
+        CallCancelled,
+        CallCrash,
+        CallError,
+        CallExit,
+        CallTimeout,
         ClosedError,
         ConfigError,
         GuestError,
@@ -36,12 +41,14 @@ if TYPE_CHECKING:
     from vmm.guest.abi import Hold, Operation, Status
     from vmm.linux.machine import LinuxMachine
     from vmm.monitor import Monitor
+    from vmm.sandbox.library import Sandbox
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "vmm.endpoint": ("Buffer", "HostEndpoint", "Received"),
     "vmm.errors": (
+        *("CallCancelled", "CallCrash", "CallError", "CallExit", "CallTimeout"),
         *("AccessError", "BusyError", "ClosedError", "ConfigError", "GuestError", "GuestFault"),
         *("GuestImageError", "HostError", "PageferryError", "Place", "ResourceError"),
     ),
@@ -49,12 +56,18 @@ _HOMES = {
     "vmm.guest.abi": ("Hold", "Operation", "Status"),
     "vmm.linux.machine": ("LinuxMachine",),
     "vmm.monitor": ("Monitor",),
+    "vmm.sandbox.library": ("Sandbox",),
 }
 
 __all__ = [
     "AccessError",
     "Buffer",
     "BusyError",
+    "CallCancelled",
+    "CallCrash",
+    "CallError",
+    "CallExit",
+    "CallTimeout",
     "ClosedError",
     "ConfigError",
     "GuestError",
@@ -71,6 +84,7 @@ __all__ = [
     "Place",
     "Received",
     "ResourceError",
+    "Sandbox",
     "State",
     "Status",
     "__version__",

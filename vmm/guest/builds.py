@@ -131,7 +131,7 @@ class Build:
         own = [self._object(path) if source else path for path, source in target.inputs]
         sources = [path for path, source in target.inputs if source]
         # In a group: archives may need each other, whatever their order.
-        group = (*map(str, own), *target.libraries, *self._runtime(sources))
+        group = (*self._given(own), *target.libraries, *self._runtime(sources))
         command = [*self._driver(sources), *self._link_flags(target), *map(str, library)]
         command += ["-Wl,--start-group", *group, "-Wl,--end-group"]
         inputs = [self._library_dir / LINKER_SCRIPT, *library, *own]
@@ -204,6 +204,10 @@ class Build:
         """Return the libraries that are linked without being asked for."""
         return self._compiler.runtime
 
+    def _given(self, own: Sequence[Path]) -> tuple[str, ...]:
+        """Return what a target is linked of, for the linker."""
+        return tuple(map(str, own))
+
 
 class ProgramBuild(Build):
     """The same of static programs for Linux that need no C library, nor ours, and have no peers."""
@@ -253,6 +257,13 @@ class SandboxBuild(LibcBuild):
 
     def _library_sources(self) -> list[Path]:
         return [*super()._library_sources(), *_sources(self._library_dir / "sandbox")]
+
+    def _given(self, own: Sequence[Path]) -> tuple[str, ...]:
+        given = super()._given(own)
+        if any(path.suffix != ".a" for path in own):
+            return given
+        # Nothing asks for what is in them, but the host will.
+        return ("-Wl,--whole-archive", *given, "-Wl,--no-whole-archive")
 
 
 def _shown(source: Path) -> str:

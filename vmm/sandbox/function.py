@@ -1,0 +1,297 @@
+"""A C function of a sandbox, called as Python's functions are."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import inspect
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+from vmm.endpoint import arguments
+from vmm.errors import ConfigError
+from vmm.memory.region import Region
+from vmm.sandbox.arguments import Placed, copied_bytes, place
+from vmm.sandbox.crew import Crew, Ticket
+from vmm.sandbox.ctype import Pointer
+from vmm.sandbox.lengths import Length
+from vmm.sandbox.prototype import Prototype
+from vmm.sandbox.references import Reference
+from vmm.sandbox.request import Copied, Result, Words
+from vmm.sandbox.sysv import GENERAL, Layout
+from vmm.sandbox.values import decode
+from vmm.sandbox.worker import Worker
+
+_TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
+_NO_TEXT = object()
+
+
+@dataclasses.dataclass
+class Stats:
+    """What the calls of a sandbox have cost so far.
+
+    calls           that have returned
+    copied_bytes    of arguments outside the window, there and back
+    shared_bytes    of arguments in the window, which were not copied
+    failures        calls that have not returned: each cost a machine
+    """
+
+    calls: int = 0
+    copied_bytes: int = 0
+    shared_bytes: int = 0
+    failures: int = 0
+
+
+class Caller:
+    """What all functions of a sandbox have in common.
+
+    timeout   of a call, in seconds, if it says nothing else
+    threads   run calls for those who do not wait for them
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        window: Region,
+        timeout: float | None,
+        threads: Callable[[], Executor],
+    ) -> None:
+        self.crew = crew
+        self.window = window
+        self.timeout = timeout
+        self.threads = threads
+        self.stats = Stats()
+
+
+class Function:
+    """A C function in a machine. Call it as C does: by position, or with its parameters' names.
+
+    Numbers are Python's. A pointer takes whatever has the buffer protocol: memory of the sandbox's
+    (`Sandbox.empty`) is shared with the machine for the time of the call, read-only if the
+    parameter is `const`; all else is copied there and, unless it is `const`, back. Text and bytes
+    make C strings; None is NULL; an int is an address in the machine, as functions return them.
+    Structures are mappings, or their fields in order. A `char *` that is returned is bytes.
+
+    argtypes, restype   as with ctypes, instead of what the debug information says; see Prototype
+    lengths   how many items arrays must have at least, by the parameters' names: numbers, or text
+              such as "3 * width * height". What the source says (`double v[n]`) is there already
+
+    timeout= takes seconds, after which the function is stopped (unless it has a parameter of that
+    name: `with_timeout` then).
+
+    Raises TypeError, ValueError, OverflowError or BufferError for arguments that do not fit, and
+    nothing has been done then; CallError, of one kind or another, if the function does not return.
+
+    Thread-safety: may be called from any thread; a call waits for a machine that is free.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        prototype: Prototype,
+        base: int = 0,
+        lengths: Mapping[str, Length] = {},
+    ) -> None:
+        self._caller = caller
+        self._prototype = prototype
+        self._base = base
+        self._lengths = dict(lengths)
+        self._limit: Any = dataclasses.MISSING  # or seconds, or None
+        self._argtypes: Sequence[Any] | None = None
+        self._restype: Any = dataclasses.MISSING
+        self._typed = prototype
+        self.__name__ = self.__qualname__ = prototype.name
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        return self._typed.signature()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._typed.inspected()
+
+    def __repr__(self) -> str:
+        return f"<sandboxed {self._typed.signature()}>"
+
+    @property
+    def argtypes(self) -> Sequence[Any] | None:
+        """The arguments' types, if they have been set."""
+        return self._argtypes
+
+    @argtypes.setter
+    def argtypes(self, types: Sequence[Any] | None) -> None:
+        kept = None if types is None else tuple(types)
+        self._typed, self._argtypes = self._prototype.typed(kept, self._restype), kept
+
+    @property
+    def restype(self) -> Any:
+        """The result's type, if it has been set."""
+        return None if self._restype is dataclasses.MISSING else self._restype
+
+    @restype.setter
+    def restype(self, kind: Any) -> None:
+        self._typed, self._restype = self._prototype.typed(self._argtypes, kind), kind
+
+    @property
+    def lengths(self) -> Mapping[str, str]:
+        """How many items arrays must have at least."""
+        return {name: length.text for name, length in self._lengths.items()}
+
+    @lengths.setter
+    def lengths(self, lengths: Mapping[str, Any]) -> None:
+        if not isinstance(lengths, Mapping):
+            raise arguments.wrong_type(f"{self.__name__}.lengths", "a mapping", lengths)
+        known, made = self._typed.keywords, {}
+        for name, length in lengths.items():
+            made[name] = Length(str(length))
+            for other in (name, *made[name].names):
+                if other not in known:
+                    raise ConfigError(f"{self.__name__} has no parameter {other!r}")
+        self._lengths = made
+
+    def with_timeout(self, seconds: Any) -> Function:
+        """Return the same function with a time-out of its own; None for none."""
+        other = Function(self._caller, self._prototype, self._base, self._lengths)
+        other._typed, other._argtypes, other._restype = self._typed, self._argtypes, self._restype
+        other._limit = arguments.seconds(seconds, "timeout")
+        return other
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._start(args, kwargs)()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in another thread: return a concurrent.futures.Future.
+
+        Arguments are checked now.
+        """
+        return self._caller.threads().submit(self._start(args, kwargs))
+
+    async def async_(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it, and let the event loop go on meanwhile. If the task is cancelled, the function
+        is stopped, with its machine.
+        """
+        ticket = Ticket()
+        call = self._start(args, kwargs, ticket)
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._caller.threads(), call)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            ticket.cancel()
+            await asyncio.wait([future])  # what it was given is the caller's again, then
+            future.exception() if not future.cancelled() else None
+            raise
+
+    def _start(
+        self, args: Sequence[Any], kwargs: dict[str, Any], ticket: Ticket | None = None
+    ) -> Callable[[], Any]:
+        """Check a call's arguments; return what makes it."""
+        prototype, caller = self._typed, self._caller
+        limit = caller.timeout if self._limit is dataclasses.MISSING else self._limit
+        if "timeout" in kwargs and "timeout" not in prototype.keywords:
+            limit = arguments.seconds(kwargs.pop("timeout"), "timeout")
+        values = prototype.bind(args, kwargs)
+        if self._lengths:
+            self._check_lengths(values, dict(zip(prototype.keywords, args, strict=False)) | kwargs)
+        return functools.partial(self._run, prototype, values, limit, ticket or Ticket())
+
+    def _check_lengths(self, values: Sequence[bytes | Reference], given: Mapping[str, Any]) -> None:
+        """Raise ConfigError if an array is too short."""
+        keywords = self._typed.keywords
+        for name, length in self._lengths.items():
+            value = values[keywords.index(name)] if name in keywords else None
+            least = length.of(given)
+            if not isinstance(value, Reference) or value.temporary or least is None:
+                continue
+            item = max(value.type.size, 1)
+            if value.size < least * item:
+                raise ConfigError(
+                    f"{self.__name__}: {name} has {value.size} bytes, and the function is to find "
+                    f"{length.text} = {least} items of {item} there"
+                )
+
+    def _run(
+        self,
+        prototype: Prototype,
+        values: Sequence[bytes | Reference],
+        limit: float | None,
+        ticket: Ticket,
+    ) -> Any:
+        caller, layout, name = self._caller, prototype.layout, prototype.name
+        until = float("inf") if limit is None else time.monotonic() + limit
+        hidden = bytearray(layout.hidden)
+        words, references = _words(layout, self._base + prototype.address, values)
+        placed = place(references, caller.window)
+        if layout.hidden:
+            placed.copied.append(Copied(0, memoryview(hidden), False))
+        kind, failed, taken = prototype.result, True, list[Worker]()
+
+        def finish(result: Result) -> Any:
+            data = layout.unpack(*result, memory=bytes(hidden))
+            if isinstance(kind, Pointer) and kind.is_text:
+                return _text(taken[0], data)
+            return decode(kind, data)
+
+        try:
+            caller.crew.take(name, until, taken)
+            ticket.begin(taken[0], name)
+            value = taken[0].call(name, words, placed.seen, placed.copied, until, finish)
+            failed = False
+        finally:
+            ticket.end()
+            caller.crew.give_back(taken)
+            _count(caller.stats, placed, failed)
+        if value is _NO_TEXT:
+            raise ConfigError(
+                f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
+                "in the machine's own memory: set restype to ctypes.c_void_p for the address"
+            )
+        return value
+
+
+def _count(stats: Stats, placed: Placed, failed: bool) -> None:
+    if failed:
+        stats.failures += 1
+        return
+    stats.calls += 1
+    stats.copied_bytes += copied_bytes(placed.copied)
+    stats.shared_bytes += sum(one.size for one in placed.seen)
+
+
+def _words(
+    layout: Layout, function: int, values: Sequence[bytes | Reference]
+) -> tuple[Words, list[tuple[int, Reference]]]:
+    """Return a call's words, and which of them are to point to something."""
+    packed = layout.pack([0 if isinstance(value, Reference) else value for value in values])
+    general = _general(layout)
+    references = []
+    for passed, value in zip(layout.arguments, values, strict=True):
+        if isinstance(value, Reference):
+            if passed.stack is None:
+                word = passed.parts[0].number
+            else:
+                word = general + packed.vectors + passed.stack // 8
+            references.append((word, value))
+    stack = struct.unpack(f"<{len(packed.stack) // 8}Q", packed.stack)
+    words = Words(function, packed.general[:general], packed.sse[: packed.vectors], stack)
+    return words, references
+
+
+def _general(layout: Layout) -> int:
+    """Return how many general registers a call uses."""
+    parts = (part for passed in layout.arguments for part in passed.parts)
+    numbers = [part.number + 1 for part in parts if part.register == GENERAL]
+    return max([*numbers, 1 if layout.hidden else 0])
+
+
+def _text(worker: Worker, data: bytes) -> Any:
+    """Return a C string of the machine's, or _NO_TEXT."""
+    address = int.from_bytes(data, "little")
+    if not address:
+        return None
+    text = worker.text(address, _TEXT_MAX)
+    return _NO_TEXT if text is None else text

@@ -1,0 +1,331 @@
+"""Native code that is not trusted, as a library: its functions run in virtual machines."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import difflib
+import itertools
+import math
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+
+from vmm import host
+from vmm.endpoint import Buffer, arguments
+from vmm.endpoint.calling import Desk
+from vmm.engine.driver import Console
+from vmm.engine.machine import Machine
+from vmm.errors import ArgumentTypeError, ClosedError, GuestError
+from vmm.guest.abi import PAGE_SIZE
+from vmm.guest.x86 import LARGE_PAGE
+from vmm.memory.movers import MOVERS, Mover
+from vmm.memory.movers.in_place import InPlaceMover
+from vmm.monitor import Monitor, print_line
+from vmm.sandbox.crew import Crew
+from vmm.sandbox.function import Caller, Function, Stats
+from vmm.sandbox.program import program
+from vmm.sandbox.worker import Worker
+from vmm.sizes import integer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Size = SupportsIndex | str
+
+_MOST_MACHINES = 1024
+_PATIENCE = 30.0  # seconds that a machine may take until it waits for calls
+_WINDOW_MOST = 256 << 30
+_NAME_MAX = 20  # bytes of a machine's name, before its number
+
+
+class Sandbox:
+    """A library of C functions that run in virtual machines of their own.
+
+        with Sandbox("blur.c") as lib:
+            picture = lib.empty((2160, 3840, 3), np.uint8)
+            lib.blur(picture, 3840, 2160, sigma=1.5)
+
+    It is as `ctypes.CDLL`, but that the code can reach nothing besides what a call gives it: no
+    memory, file or network of this process. `lib.blur`, or `lib["blur"]`, is a Function. After a
+    crash, a time-out or an `exit` the call raises CallError, and the next one has a new machine:
+    what the library remembered is gone.
+
+    sources    C and C++ (`extern "C"`) files, objects and archives, which are compiled and linked
+               with a C library; or one program, built by `pageferry build --sandbox`. Archives
+               alone are linked with all that is in them
+    fresh      each call finds the machine as it was before the first: nothing is remembered
+    machines   how many calls can be under way at a time, each in a machine of its own
+    timeout    of a call, in seconds, if it says nothing else
+    header     what declares the functions, as C includes it ("png.h"), where there is no debug
+               information about them: of a library that was compiled without -g
+    cflags     options of the compiler's, `libraries` its -l, `includes` its -I, `library_dirs` its
+               -L; `cc` the compiler, by default the system's, or that of the ziglang package
+    memory     private memory of a machine, a limit; `stack` of its stack
+    files, root, env, disk, clock, seed, stdout, stderr   as for `Monitor.spawn`
+    pool       memory for arrays, as for Monitor; `console`, `audit` and `device`, too
+    name       of its machines; by default the first source's
+
+    stats      what has been called and copied so far
+
+    Raises GuestImageError for what cannot be built, with what the compiler says, HostError where
+    there is no KVM, ConfigError and ResourceError; CallError if a machine does not become ready.
+
+    Thread-safety: everything may be used from any thread; `close` ends calls that are under way.
+    """
+
+    def __init__(
+        self,
+        *sources: str | bytes | os.PathLike[str],
+        fresh: bool = False,
+        machines: SupportsIndex = 1,
+        timeout: Any = None,
+        header: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+        cflags: Iterable[str] = (),
+        includes: Iterable[str | os.PathLike[str]] = (),
+        libraries: Iterable[str] = (),
+        library_dirs: Iterable[str | os.PathLike[str]] = (),
+        cc: str | None = None,
+        memory: Size = "256M",
+        stack: Size | None = None,
+        files: Mapping[str, Any] | None = None,
+        root: str | bytes | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        disk: Size = "256M",
+        clock: str = "real",
+        seed: SupportsIndex = 0,
+        stdout: Any = None,
+        stderr: Any = None,
+        pool: Size | None = None,
+        console: Console = print_line,
+        audit: bool = False,
+        device: str | bytes | os.PathLike[str] = host.DEVICE,
+        name: str | None = None,
+    ) -> None:
+        self._closed = True  # nothing has to be
+        arguments.flag(fresh, "fresh")
+        count = integer(machines, "machines", 1, _MOST_MACHINES)
+        limit = arguments.seconds(timeout, "timeout")
+        wanted = None if name is None else arguments.text(name, "name")
+        self._threads: ThreadPoolExecutor | None = None
+        self._making = threading.Lock()  # of the threads
+        self._functions: dict[str, Function] = {}
+        self._unused: deque[Buffer] = deque()  # of arrays that are no more
+        with contextlib.ExitStack() as opened:
+            self._program = program(
+                sources,
+                header,
+                cflags,
+                cc,
+                wanted,
+                includes=includes,
+                libraries=libraries,
+                library_dirs=library_dirs,
+            )
+            opened.callback(self._program.close)
+            self.monitor = opened.enter_context(
+                Monitor(
+                    mover=_mover(device), pool=pool, console=console, audit=audit, device=device
+                )
+            )
+            numbers = itertools.count(1)
+            title = wanted or self._program.path.stem
+            title = title.encode()[:_NAME_MAX].decode(errors="ignore")
+            window = self.monitor.host.peer.window.region
+            spawn = partial(
+                self._spawn,
+                numbers,
+                title,
+                # So that all of the host's may be shared: half of a window may be one lender's.
+                window=min(2 * window.size + LARGE_PAGE, _WINDOW_MOST),
+                quota=PAGE_SIZE,
+                memory=memory,
+                stack=stack,
+                files=files,
+                root=root,
+                env=env,
+                disk=disk,
+                clock=clock,
+                seed=seed,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            desk = Desk(self.monitor.host)
+            workers = [
+                Worker(self.monitor, desk, spawn, patience=_PATIENCE, fresh=fresh)
+                for _ in range(count)
+            ]
+            self._crew = Crew(workers)
+            self._caller = Caller(self._crew, window, limit, self._executor)
+            workers[0].start()
+            self._opened = opened.pop_all()
+        self._closed = False
+
+    def _spawn(self, numbers: itertools.count[int], title: str, **options: Any) -> Machine:
+        return self.monitor.spawn(self._program.path, name=f"{title}-{next(numbers)}", **options)
+
+    # ---- Functions ----
+
+    def __getitem__(self, name: str) -> Function:
+        """Return a function by its name in C. Raises KeyError."""
+        found = self._functions.get(name)
+        if found is None:
+            prototype = self._program.prototype(name)
+            made = Function(self._caller, prototype, self._base, self._program.lengths(name))
+            found = self._functions.setdefault(name, made)
+        return found
+
+    def __getattr__(self, name: str) -> Function:
+        functions = None if name.startswith("__") else self.__dict__.get("_program")
+        if functions is None:
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, functions.prototypes, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            path = self._program.path.name
+            raise AttributeError(f"there is no global function {name!r} in {path}{hint}") from None
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self._program.prototypes]
+
+    @property
+    def _base(self) -> int:
+        """What is added to the addresses that the program is linked at."""
+        machine = self._crew.workers[0].machine
+        return 0 if machine is None else getattr(machine.guest, "base", 0)
+
+    @property
+    def stats(self) -> Stats:
+        """What has been called and copied so far."""
+        return self._caller.stats
+
+    @property
+    def warnings(self) -> str:
+        """What the compiler said."""
+        return self._program.said
+
+    @property
+    def stdout(self) -> bytes:
+        """What the present machines have printed so far; see LinuxMachine."""
+        return b"".join(getattr(machine, "stdout", b"") for machine in self._machines())
+
+    @property
+    def stderr(self) -> bytes:
+        """What the present machines have printed to standard error so far."""
+        return b"".join(getattr(machine, "stderr", b"") for machine in self._machines())
+
+    def _machines(self) -> list[Machine]:
+        return [w.machine for w in self._crew.workers if w.machine is not None]
+
+    # ---- Arrays ----
+
+    def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
+        """Return a zeroed NumPy array in memory that calls share with a machine and do not copy.
+
+        It may be used like any other; its memory is freed with its last view. Raises ResourceError
+        if there is none, ConfigError, ImportError without NumPy.
+        """
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        if kind.hasobject:
+            raise ArgumentTypeError(f"dtype {kind} holds references of this process")
+        sizes = _sizes(shape)
+        size = math.prod(sizes) * kind.itemsize
+        self._tidy()
+        buffer = self.monitor.host.alloc(max(size, 1))
+        export = (ctypes.c_ubyte * max(size, 1)).from_address(buffer.address)
+        # Not released there: that may be at any line of any thread, within a turn as well.
+        weakref.finalize(export, self._unused.append, buffer).atexit = False
+        flat: Any = np.frombuffer(export, dtype=np.uint8)[:size]
+        return flat.view(kind).reshape(sizes) if size else np.empty(sizes, kind)
+
+    def array(self, values: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
+        """Return a copy of an array, or of what `numpy.asarray` takes, as `empty` makes them."""
+        import numpy as np
+
+        source = np.asarray(values, dtype)
+        made = self.empty(source.shape, source.dtype)
+        made[...] = source
+        return made
+
+    def _tidy(self) -> None:
+        """Free the memory of arrays that are no more."""
+        left = []
+        while self._unused:
+            buffer = self._unused.popleft()
+            try:
+                self.monitor.host.release(buffer)
+            except GuestError:  # in use by a call
+                left.append(buffer)
+        self._unused.extend(left)
+
+    # ---- The end ----
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Return threads for those who do not wait: one for each machine."""
+        with self._making:
+            if self._closed:
+                raise ClosedError("the sandbox has been closed")
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(len(self._crew.workers), "pageferry-call")
+            return self._threads
+
+    def close(self) -> None:
+        """End the calls that are under way, and close everything. Further calls do nothing."""
+        with self._making:
+            if self._closed:
+                return
+            self._closed = True
+        self._crew.close()
+        threads = self._threads
+        try:
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
+        finally:
+            self._opened.close()
+        if threads is not None:
+            threads.shutdown()
+
+    def __enter__(self) -> Sandbox:
+        if self._closed:
+            raise ClosedError("the sandbox has been closed")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        what = "closed" if self._closed else f"of {len(self._crew.workers)} machines"
+        return f"<Sandbox {self._program.path.stem} {what}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Sandbox cannot be copied or pickled: make one in each process")
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Return an array's dimensions. Raises ArgumentTypeError, ConfigError."""
+    try:
+        sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+        return tuple(integer(size, "shape", 0) for size in sizes)
+    except ArgumentTypeError:
+        raise arguments.wrong_type("shape", "a number, or a tuple of them", shape) from None
+
+
+def _mover(device: str | bytes | os.PathLike[str]) -> str | type[Mover]:
+    """Return what moves pages: as on this host, but that arrays are shared where they lie."""
+    name = host.inspect(arguments.file_path(device, "device", plain=True)).mover
+    return InPlaceMover if MOVERS[name] in InPlaceMover.__mro__ else name

@@ -1,0 +1,227 @@
+"""A call as the messages that ask for it. Pure; pageferry.h, "Calls", has the layout."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from vmm.endpoint.calling import Part
+from vmm.guest.abi import (
+    CALL_DATA,
+    EXTENTS_MAX,
+    PAGE_SIZE,
+    PAYLOAD_MAX,
+    CallFlags,
+)
+from vmm.memory.runs import Extent
+
+_HEAD = struct.Struct("<QBBBBHH")
+_PLACE = struct.Struct("<HBBIQ")
+_RESULT = struct.Struct("<4Q")
+RESULT_BYTES = _RESULT.size
+_ALIGNED = 16  # bytes, for what is copied
+_SPILLED, _MORE = int(CallFlags.SPILLED), int(CallFlags.MORE)
+_DATA_MAX = PAYLOAD_MAX - RESULT_BYTES  # as it comes back by the answer
+
+
+class Words(NamedTuple):
+    """A function's address, and its arguments by where they go: 64-bit words."""
+
+    function: int
+    general: Sequence[int]
+    vector: Sequence[int]
+    stack: Sequence[int]
+
+
+class Seen(NamedTuple):
+    """An argument word that points to memory of the host's window, which the function sees itself.
+
+    start    the first byte, counted from the window's; size in bytes
+    """
+
+    word: int
+    start: int
+    size: int
+    const: bool
+
+
+class Copied(NamedTuple):
+    """An argument word that points to bytes that are copied; and back, unless they are `const`."""
+
+    word: int
+    data: memoryview
+    const: bool
+
+
+class Result(NamedTuple):
+    """What the function left in the registers that results are in."""
+
+    rax: int
+    rdx: int
+    xmm0: int
+    xmm1: int
+
+
+class Areas(NamedTuple):
+    """What a call shares: extents of the host's window that are disjoint, by their rights.
+
+    where    for each Seen its extent, and the offset within: of `const` ones, then `writable` ones
+    """
+
+    const: Sequence[Extent]
+    writable: Sequence[Extent]
+    where: Sequence[tuple[Extent, int]]
+
+
+_NONE = Areas((), (), ())
+
+
+def areas(seen: Sequence[Seen]) -> Areas:
+    """Say which pages are to be shared, and how. What has a page in common is one extent, writable
+    if any of it is.
+    """
+    if not seen:
+        return _NONE
+    merged: list[tuple[int, int, bool]] = []
+    for first, end, writable in sorted(
+        (s.start // PAGE_SIZE, -(-(s.start + max(s.size, 1)) // PAGE_SIZE), not s.const)
+        for s in seen
+    ):
+        if merged and first < merged[-1][1]:
+            before = merged.pop()
+            first, end, writable = before[0], max(end, before[1]), writable or before[2]
+        merged.append((first, end, writable))
+    extents = [Extent(first, end - first) for first, end, _ in merged]
+    where = []
+    for start in (s.start for s in seen):
+        page = start // PAGE_SIZE
+        extent = next(e for e in extents if e.page <= page < e.end)
+        where.append((extent, start - extent.page * PAGE_SIZE))
+    pairs = list(zip(extents, merged, strict=True))
+    return Areas(
+        [extent for extent, (_, _, writable) in pairs if not writable],
+        [extent for extent, (_, _, writable) in pairs if writable],
+        where,
+    )
+
+
+class Spill(NamedTuple):
+    """What is put into memory of the host's that is shared for the call.
+
+    head, at    bytes, and where: the words, the places
+    copies      each Copied and where it is
+    size        of all of it
+    """
+
+    head: bytes
+    copies: Sequence[tuple[Copied, int]]
+    size: int
+
+
+def fits(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> bool:
+    """Whether the arguments fit a message's payload, and what is copied the answer's."""
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    data = _placed(copied, 0)[1]
+    size = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + data
+    return size <= PAYLOAD_MAX and data <= _DATA_MAX
+
+
+def inline(
+    words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
+) -> list[Part]:
+    """Return the messages of a call that `fits`."""
+    copies, size = _placed(copied, 0)
+    data = bytearray(size)
+    for one, at in copies:
+        data[at : at + len(one.data)] = one.data
+    numbers = _numbers((*shared.const, *shared.writable))
+    places = [
+        *_seen_places(seen, shared, numbers),
+        *((one.word, CALL_DATA, at) for one, at in copies),
+    ]
+    return _parts(words, 0, places, _body(words, places), bytes(data), shared)
+
+
+def spilled(
+    words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas, scratch: Extent
+) -> tuple[list[Part], Spill]:
+    """Return the messages of a call that does not fit them, and what is put into `scratch`."""
+    writable = [scratch, *shared.writable]
+    numbers = _numbers((*shared.const, *writable))
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    head = 8 * count + _PLACE.size * (len(seen) + len(copied))
+    copies, size = _placed(copied, head)
+    places = [
+        *_seen_places(seen, shared, numbers),
+        *((one.word, numbers[scratch], at) for one, at in copies),
+    ]
+    body = _body(words, places)
+    shared = shared._replace(writable=writable)
+    return _parts(words, _SPILLED, places, b"", b"", shared), Spill(body, copies, size)
+
+
+def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> int:
+    """Return how many bytes `spilled` needs."""
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    return _placed(copied, 8 * count + _PLACE.size * (len(seen) + len(copied)))[1]
+
+
+def result(payload: bytes) -> tuple[Result, bytes]:
+    """Return what an answer says, and the data that was in the call's payload."""
+    return Result(*_RESULT.unpack_from(payload)), payload[_RESULT.size :]
+
+
+def data_places(copied: Sequence[Copied]) -> list[tuple[Copied, int]]:
+    """Return where in the answer's data each is."""
+    return _placed(copied, 0)[0]
+
+
+def most_extents(shared: Areas, *, spills: bool) -> bool:
+    """Whether the messages take as many extents as there are."""
+    return len(shared.const) <= EXTENTS_MAX and len(shared.writable) + spills <= EXTENTS_MAX
+
+
+def _placed(copied: Iterable[Copied], start: int) -> tuple[list[tuple[Copied, int]], int]:
+    """Return where each is, and where they end."""
+    found = []
+    for one in copied:
+        start = -(-start // _ALIGNED) * _ALIGNED
+        found.append((one, start))
+        start += len(one.data)
+    return found, start
+
+
+def _numbers(extents: Iterable[Extent]) -> dict[Extent, int]:
+    return {extent: number for number, extent in enumerate(extents)}
+
+
+def _seen_places(
+    seen: Sequence[Seen], shared: Areas, numbers: dict[Extent, int]
+) -> Iterator[tuple[int, int, int]]:
+    for one, (extent, offset) in zip(seen, shared.where, strict=True):
+        yield one.word, numbers[extent], offset
+
+
+def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:
+    values = (*words.general, *words.vector, *words.stack)
+    packed = [_PLACE.pack(word, extent, 0, 0, offset) for word, extent, offset in places]
+    return struct.pack(f"<{len(values)}Q", *values) + b"".join(packed)
+
+
+def _parts(
+    words: Words,
+    flags: int,
+    places: Sequence[object],
+    body: bytes,
+    data: bytes,
+    shared: Areas,
+) -> list[Part]:
+    counts = len(words.general), len(words.vector), len(places), len(words.stack), len(data)
+    payload = _HEAD.pack(words.function, flags, *counts) + body + data
+    if not shared.const:
+        return [Part(payload, shared.writable)]
+    if not shared.writable:
+        return [Part(payload, shared.const, writable=False)]
+    more = _HEAD.pack(0, _MORE, 0, 0, 0, 0, 0)
+    return [Part(more, shared.const, writable=False), Part(payload, shared.writable)]

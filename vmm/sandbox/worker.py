@@ -1,0 +1,229 @@
+"""One machine that functions are called in; another takes its place when it is gone."""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.calling import Desk, Part
+from vmm.engine.machine import Machine, State
+from vmm.errors import (
+    BusyError,
+    CallCancelled,
+    CallCrash,
+    CallError,
+    CallExit,
+    CallTimeout,
+    ConfigError,
+)
+from vmm.guest.abi import CALL_READY, CALL_VERSION, EXTENTS_MAX, PAGE_SIZE
+from vmm.linux.errors import SysError
+from vmm.linux.machine import LinuxMachine
+from vmm.monitor import Monitor
+from vmm.sandbox import request
+from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
+from vmm.sizes import pages_for
+
+T = TypeVar("T")
+
+_VERSION = struct.Struct("<I")
+_KEPT = 64 << 20  # bytes of memory for copies that a worker keeps from one call to the next
+_BEGIN = "the start"  # what is called when there is no function yet
+_MOMENT = 0.001  # seconds, for a machine that another thread runs to come out
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+class Worker:
+    """A machine of a sandbox. One call at a time; `cancel` may be called by any thread.
+
+    spawn     makes a machine, which begins with the next call
+    patience  seconds that it may take to be ready
+    fresh     whether each call finds the machine as it was when it was ready first
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        desk: Desk,
+        spawn: Callable[[], Machine],
+        *,
+        patience: float,
+        fresh: bool,
+    ) -> None:
+        self._monitor = monitor
+        self._desk = desk
+        self._spawn = spawn
+        self._patience = patience
+        self._fresh = fresh
+        self._tag = 0
+        self._scratch: Buffer | None = None
+        self.machine: Machine | None = None
+        self._cancelled = False
+
+    def start(self) -> Machine:
+        """Have a machine that waits for calls. Raises CallError, and what `spawn` does."""
+        if self.machine is not None and self.machine.state is not State.STOPPED:
+            return self.machine
+        self._discard()
+        machine = self.machine = self._spawn()
+        try:
+            until = time.monotonic() + self._patience
+            in_time = self._monitor._drive(machine, until, lambda: self._desk.answered(machine))
+            answer = self._desk.answer(machine, CALL_READY, _VERSION.size)
+            if answer is None:
+                raise self._failure(machine, _BEGIN, in_time=in_time)
+            (version,) = _VERSION.unpack_from(answer)
+            if version != CALL_VERSION:
+                raise ConfigError(
+                    f"{machine.name} was built with version {version} of the calls' runtime, "
+                    f"and this is {CALL_VERSION}: build it again"
+                )
+            if self._fresh:
+                machine.guest.keep()  # type: ignore[attr-defined]
+        except BaseException:
+            self._discard()
+            raise
+        return machine
+
+    def call(
+        self,
+        name: str,
+        words: Words,
+        seen: Sequence[Seen],
+        copied: Sequence[Copied],
+        until: float = math.inf,
+        finish: Callable[[Result], T] = _as_it_is,
+    ) -> T:
+        """Call a function, and return what `finish` makes of the result: it may look into the
+        machine, which is still as the function has left it. What is to be copied back has been.
+
+        until   time.monotonic() at which it is stopped
+
+        Raises CallError, GuestError for what cannot be shared, ConfigError.
+        """
+        self._cancelled = False
+        machine = self.start()
+        shared = request.areas(seen)
+        spill: Spill | None = None
+        if request.fits(words, seen, copied):
+            parts = request.inline(words, seen, copied, shared)
+        else:
+            parts, spill = self._spill(words, seen, copied, shared)
+        if any(len(part.extents) > EXTENTS_MAX for part in parts):
+            raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
+        try:
+            payload = self._exchange(machine, name, parts, until)
+            result, data = request.result(payload)
+            if spill is None:
+                for one, at in request.data_places(copied):
+                    if not one.const:
+                        one.data[:] = data[at : at + len(one.data)]
+            else:
+                self._copy_back(spill)
+            value = finish(result)
+            if self._fresh:
+                machine.guest.put_back()  # type: ignore[attr-defined]
+        except BaseException:
+            self._discard()
+            raise
+        if self._scratch is not None and self._scratch.size > _KEPT:
+            self._drop_scratch()
+        return value
+
+    def text(self, address: int, limit: int) -> bytes | None:
+        """Return the C string at an address of the machine's own memory; None if there is none of
+        at most so many bytes. Called by `finish`.
+        """
+        assert isinstance(self.machine, LinuxMachine)
+        try:
+            return self.machine.guest.process.memory.text(address, limit)
+        except SysError:
+            return None
+
+    def _exchange(self, machine: Machine, name: str, parts: Sequence[Part], until: float) -> bytes:
+        self._tag += 1
+        desk = self._desk
+        desk.ask(machine, self._tag, parts)
+        in_time = self._monitor._drive(machine, until, lambda: desk.answered(machine))
+        payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
+        if payload is None:
+            raise self._failure(machine, name, in_time=in_time)
+        if desk.borrows(machine):  # it has answered, and not returned everything
+            raise CallCrash(name, "it has kept memory that was shared for the call")
+        return payload
+
+    def _failure(self, machine: Machine, name: str, *, in_time: bool) -> CallError:
+        """Return why a call has not been answered."""
+        fault = machine.fault
+        if self._cancelled:
+            return CallCancelled(name, "the call was cancelled")
+        if fault is not None:
+            return CallCrash(name, str(fault).removeprefix(f"{machine.name}: "), fault)
+        if machine.exit_code is not None:
+            return CallExit(name, machine.exit_code)
+        if not in_time:
+            return CallTimeout(name, "it took longer than it may, and was stopped")
+        return CallCrash(name, "it waits for what nobody sends")
+
+    # ---- What is copied ----
+
+    def _spill(
+        self, words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
+    ) -> tuple[list[Part], Spill]:
+        size = request.spilled_size(words, seen, copied)
+        if self._scratch is None or self._scratch.size < size:
+            self._drop_scratch()
+            self._scratch = self._monitor.host.alloc(pages_for(size) * PAGE_SIZE)
+        scratch = self._scratch
+        extent = scratch.extent._replace(pages=pages_for(size))
+        parts, spill = request.spilled(words, seen, copied, shared, extent)
+        at = 0
+        placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
+        for data, start in placed:
+            scratch.write(bytes(start - at), at)  # nothing of another call's is left in between
+            scratch.write(data, start)
+            at = start + len(data)
+        scratch.write(bytes(extent.pages * PAGE_SIZE - at), at)
+        return parts, spill
+
+    def _copy_back(self, spill: Spill) -> None:
+        scratch = self._scratch
+        assert scratch is not None
+        for one, at in spill.copies:
+            if not one.const:
+                one.data[:] = scratch.read(at, len(one.data))
+
+    def _drop_scratch(self) -> None:
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            self._monitor.host.release(scratch)
+
+    # ---- The end ----
+
+    def cancel(self) -> None:
+        """Stop the machine: the call that is under way raises CallCancelled."""
+        self._cancelled = True
+        machine = self.machine
+        if machine is not None:
+            self._monitor.kill(machine, "the call was cancelled")
+
+    def _discard(self) -> None:
+        """Remove the machine, whatever it is doing: all that it borrows is let go of."""
+        machine, self.machine = self.machine, None
+        if machine is None:
+            return
+        while True:
+            try:
+                self._monitor.remove(machine)
+                break
+            except BusyError:  # somebody runs it
+                self._monitor.kill(machine)
+                time.sleep(_MOMENT)
+        self._desk.forget(machine)
