@@ -26,6 +26,9 @@ STRUCTS: dict[str, type[ctypes.LittleEndianStructure]] = {
     "pf_extent": abi.Extent,
     "pf_descriptor": abi.Descriptor,
     "pf_answer": abi.Answer,
+    "pf_call": abi.Call,
+    "pf_place": abi.Place,
+    "pf_result": abi.Result,
     "pf_peer": abi.Peer,
     "pf_control": abi.Control,
 }
@@ -37,6 +40,7 @@ ENUMS: dict[str, tuple[type[enum.IntEnum] | type[enum.IntFlag], str]] = {
     "pf_flags": (abi.Flags, "PF_FLAG_"),
     "pf_hold": (abi.Hold, "PF_HOLD_"),
     "pf_status": (abi.Status, "PF_"),
+    "pf_call_flags": (abi.CallFlags, "PF_CALL_"),
     "pf_peer_flags": (abi.PeerFlags, "PF_PEER_"),
 }
 
