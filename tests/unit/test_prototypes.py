@@ -260,7 +260,7 @@ def test_a_header_tells_of_functions_that_have_no_debug_information(
     header.write_text("#define other39 0\nstruct s *made(int[4]);\nfloat half(float x);\n")
     found = functions(data)
     assert all(prototype.unknown for prototype in found.values())
-    told = read_header(str(header), [*found, "int", "made", "no-name"], compiler)
+    told = read_header(str(header), ["nowhere", *found, "int", "made", "no-name"], compiler)
     found.learn(told)
     assert told.keys() == {"half", "made"}
     assert told["made"].signature() == "struct s *made(int *)"

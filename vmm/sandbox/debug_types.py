@@ -25,7 +25,8 @@ from vmm.sandbox.ctype import (
     Void,
     layout,
 )
-from vmm.sandbox.dwarf import Entries, Entry, uleb
+from vmm.sandbox.dwarf import Entries, Entry
+from vmm.sandbox.forms import uleb
 from vmm.sandbox.prototype import Parameter
 
 _MOST_DEPTH = 40  # of types within types
