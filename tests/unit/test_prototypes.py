@@ -370,6 +370,14 @@ def test_an_array_of_more_than_memory_holds_is_refused() -> None:
         assert found.unknown or "cannot be passed" in refused(found)
 
 
+def test_a_structure_that_says_it_has_more_than_memory_is_none() -> None:
+    rows = {4: b"\4\xff\xff\xff\x7f\0", 6: b"\6" + reference(START)}
+    found = Prototypes(info(*rows.values(), function(START, START + len(rows[4]))))["f"]
+    assert "too large" in refused(found)
+    with costs(4), pytest.raises(TypeError):
+        found.typed(None, None).bind(({},))
+
+
 def test_many_functions_in_many_units_are_read_as_far_as_may_be() -> None:
     made = info(function(START))
     made[".debug_info"] *= 400_000

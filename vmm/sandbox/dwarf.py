@@ -6,6 +6,7 @@ are only to be skipped. So this module skips them, and knows the forms for that.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import struct
 from collections.abc import Iterator, Mapping
@@ -95,29 +96,23 @@ class Entries:
 
     def at(self, offset: int) -> Entry:
         """Return the entry at an offset, of any unit that `units` has told of. Raises Malformed."""
-        low, high = 0, len(self._units)
-        while low < high:
-            middle = (low + high) // 2
-            if self._units[middle].end <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(self._units) or offset < self._units[low].first:
+        index = bisect.bisect_right(self._units, offset, key=lambda unit: unit.end)
+        if index == len(self._units) or offset < self._units[index].first:
             raise Malformed
-        found = self.entry(self._units[low], offset)
+        found = self.entry(self._units[index], offset)
         if found is None:
             raise Malformed
         return found
 
-    def children(self, entry: Entry, tags: frozenset[str] | None = None) -> Iterator[Entry]:
-        """Yield the entries directly below one; of these tags, if any are given."""
+    def children(self, entry: Entry, tags: frozenset[str]) -> Iterator[Entry]:
+        """Yield the entries directly below one that have one of these tags."""
         at = entry.end
         while entry.children and at < entry.unit.end:
-            code, after = self._uleb(at)
+            code, after = uleb(self._info, at)
             if not code:
                 return
             shape = entry.unit.shapes[code]
-            if tags is None or shape.tag in tags:
+            if shape.tag in tags:
                 child = self.entry(entry.unit, at)
                 if child is None:
                     return
@@ -128,7 +123,7 @@ class Entries:
 
     def entry(self, unit: Unit, offset: int) -> Entry | None:
         """Return the entry at an offset of a unit; None for one that ends a row."""
-        code, at = self._uleb(offset)
+        code, at = uleb(self._info, offset)
         if not code:
             return None
         shape = unit.shapes[code]
@@ -160,7 +155,7 @@ class Entries:
             code = self._info[at]
             at += 1
             if code >= 0x80:
-                code, at = self._uleb(at - 1)
+                code, at = uleb(self._info, at - 1)
             if not code:
                 depth -= 1
                 if not depth:
@@ -185,11 +180,11 @@ class Entries:
         if size is not None:
             return at + size
         if form in forms.LEB:
-            return self._uleb(at)[1]
+            return uleb(self._info, at)[1]
         if form == forms.STRING:
             return self._string(self._info, at)[1]
         if form == forms.INDIRECT:
-            form, at = self._uleb(at)
+            form, at = uleb(self._info, at)
             if form == forms.INDIRECT:
                 raise Malformed
             return self._past(unit, form, at)
@@ -204,12 +199,12 @@ class Entries:
             raw, at = self._string(self._info, at)
             return decoded(raw, _MOST_NAME), at
         if form == forms.INDIRECT:
-            form, at = self._uleb(at)
+            form, at = uleb(self._info, at)
             if form in (forms.INDIRECT, forms.IMPLICIT):
                 raise Malformed
             return self._value(unit, form, 0, at)
         if form in forms.LEB:
-            value, after = self._sleb(at) if form == forms.SDATA else self._uleb(at)
+            value, after = sleb(self._info, at) if form == forms.SDATA else uleb(self._info, at)
             return self._meant(unit, form, value), after
         size = size_of(form, unit.wide, unit.version)
         if size is None:
@@ -248,19 +243,13 @@ class Entries:
 
     def _block(self, form: int, at: int) -> tuple[bytes, int]:
         if form in forms.WORD_BLOCKS:
-            size, at = self._uleb(at)
+            size, at = uleb(self._info, at)
         elif form in forms.BLOCKS:
             size = int.from_bytes(self._info[at : at + forms.BLOCKS[form]], "little")
             at += forms.BLOCKS[form]
         else:
             raise Malformed
         return self._info[at : at + min(size, _MOST_NAME)], at + size
-
-    def _uleb(self, at: int) -> tuple[int, int]:
-        return uleb(self._info, at)
-
-    def _sleb(self, at: int) -> tuple[int, int]:
-        return sleb(self._info, at)
 
     def _unit(self, start: int) -> tuple[Unit | None, int]:
         """Return the unit at an offset, None if it is of a kind that is skipped, and its end."""
@@ -290,7 +279,7 @@ class Entries:
 
     def _introduce(self, unit: Unit) -> None:
         """Note what a unit's own entry says for all: it may say it after it has used it."""
-        code, at = self._uleb(unit.first)
+        code, at = uleb(self._info, unit.first)
         for name, form, implicit in unit.shapes[code].attributes if code else ():
             if name in ("str_offsets_base", "addr_base"):
                 value, at = self._value(unit, form, implicit, at)
