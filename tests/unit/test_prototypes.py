@@ -260,7 +260,7 @@ def test_a_header_tells_of_functions_that_have_no_debug_information(
     header.write_text("#define other39 0\nstruct s *made(int[4]);\nfloat half(float x);\n")
     found = functions(data)
     assert all(prototype.unknown for prototype in found.values())
-    told = read_header(str(header), [*found, "int", "made", "no-name"], compiler)
+    told = read_header(str(header), ["nowhere", *found, "int", "made", "no-name"], compiler)
     found.learn(told)
     assert told.keys() == {"half", "made"}
     assert told["made"].signature() == "struct s *made(int *)"
@@ -368,6 +368,14 @@ def test_an_array_of_more_than_memory_holds_is_refused() -> None:
     found = Prototypes(info(array, b"\x09c\0\6\1", function(START, START)))["f"]
     with costs(4):
         assert found.unknown or "cannot be passed" in refused(found)
+
+
+def test_a_structure_that_says_it_has_more_than_memory_is_none() -> None:
+    rows = {4: b"\4\xff\xff\xff\x7f\0", 6: b"\6" + reference(START)}
+    found = Prototypes(info(*rows.values(), function(START, START + len(rows[4]))))["f"]
+    assert "too large" in refused(found)
+    with costs(4), pytest.raises(TypeError):
+        found.typed(None, None).bind(({},))
 
 
 def test_many_functions_in_many_units_are_read_as_far_as_may_be() -> None:

@@ -263,3 +263,9 @@ def test_what_has_no_value_cannot_be_passed() -> None:
         with pytest.raises(ConfigError, match=why) as caught:
             Layout.of([("x", kind)], Void(), "f")
         assert str(caught.value).startswith("f: x")
+
+
+def test_a_result_that_is_too_large_is_refused() -> None:
+    for kind in (Struct("s", 1 << 20, 8, ()), Struct("s", 1 << 13, 1 << 13, ())):
+        with pytest.raises(ConfigError, match="f: the result is too large"):
+            Layout.of([], kind, "f")

@@ -1,7 +1,7 @@
 """C types of x86-64 Linux, as values: what a function takes, and how large that is.
 
-Sizes, offsets and alignments are bytes. Two types are equal if they are laid out alike: names are
-for people, and are not compared.
+Sizes, offsets and alignments are bytes. Two types are equal if they are laid out alike and have the
+same fields: what types are called is for people, and is not compared.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar, TypeAlias
 
-MOST_CELLS = 1 << 18  # scalars in one type: what taking it apart may cost
+# Of one type: scalars and bytes, which is what taking it apart may cost.
+MOST_CELLS, MOST_SIZE = 1 << 18, 1 << 24
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

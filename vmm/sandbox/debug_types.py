@@ -13,6 +13,7 @@ from vmm.guest.elf import Malformed
 from vmm.sandbox.ctype import (
     CHAR,
     MOST_CELLS,
+    MOST_SIZE,
     Array,
     CType,
     Field,
@@ -25,7 +26,8 @@ from vmm.sandbox.ctype import (
     Void,
     layout,
 )
-from vmm.sandbox.dwarf import Entries, Entry, uleb
+from vmm.sandbox.dwarf import Entries, Entry
+from vmm.sandbox.forms import uleb
 from vmm.sandbox.prototype import Parameter
 
 _MOST_DEPTH = 40  # of types within types
@@ -154,6 +156,8 @@ class Types:
         size = said.get("byte_size")
         if said.get("declaration") or not isinstance(size, int):
             return Opaque(spelled)
+        if size > MOST_SIZE:
+            return Opaque(spelled, "is too large")
         if said.get("calling_convention") == _BY_REFERENCE or "containing_type" in said:
             return Opaque(spelled, "has a constructor or destructor, or virtual functions")
         fields: list[Field] = []

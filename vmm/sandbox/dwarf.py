@@ -6,15 +6,16 @@ are only to be skipped. So this module skips them, and knows the forms for that.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from elftools.dwarf import enums
-
 from vmm.guest.elf import Budget, Malformed
 from vmm.guest.text import decoded
+from vmm.sandbox import forms
+from vmm.sandbox.forms import Shape, read_shapes, size_of, sleb, uleb
 
 WANTED = (
     *(".debug_info", ".debug_abbrev", ".debug_str", ".debug_line_str"),
@@ -24,58 +25,7 @@ MOST_STEPS = 4_000_000  # entries and attributes that are looked at, in all: a f
 
 _MOST_NAME = 200
 _UNIT_STEPS = 100
-_TAGS: Mapping[int, str] = {
-    number: name.removeprefix("DW_TAG_")
-    for name, number in enums.ENUM_DW_TAG.items()
-    if isinstance(number, int)
-}
-_NAMES: Mapping[int, str] = {
-    number: name.removeprefix("DW_AT_")
-    for name, number in enums.ENUM_DW_AT.items()
-    if isinstance(number, int)
-}
-_FORMS: Mapping[str, int] = {
-    name.removeprefix("DW_FORM_"): number for name, number in enums.ENUM_DW_FORM.items()
-}
-
-
-def _forms(names: str) -> frozenset[int]:
-    return frozenset(_FORMS[name] for name in names.split())
-
-
-_SIZES = {
-    **dict.fromkeys(_forms("data1 ref1 flag strx1 addrx1"), 1),
-    **dict.fromkeys(_forms("data2 ref2 strx2 addrx2"), 2),
-    **dict.fromkeys(_forms("strx3 addrx3"), 3),
-    **dict.fromkeys(_forms("data4 ref4 strx4 addrx4 ref_sup4"), 4),
-    **dict.fromkeys(_forms("data8 ref8 ref_sig8 ref_sup8"), 8),
-    **dict.fromkeys(_forms("data16"), 16),
-    **dict.fromkeys(_forms("flag_present implicit_const"), 0),
-}
-_OFFSETS = _forms("sec_offset strp line_strp strp_sup GNU_ref_alt GNU_strp_alt")
-_LEB = _forms("udata sdata ref_udata strx addrx loclistx rnglistx GNU_addr_index GNU_str_index")
-_BLOCKS = {_FORMS["block1"]: 1, _FORMS["block2"]: 2, _FORMS["block4"]: 4}
-_WORD_BLOCKS = _forms("block exprloc")
-_LOCAL = _forms("ref1 ref2 ref4 ref8 ref_udata")
-_STRX, _ADDRX = _forms("strx strx1 strx2 strx3 strx4"), _forms("addrx addrx1 addrx2 addrx3 addrx4")
-_STRING, _INDIRECT, _SDATA = (_FORMS[name] for name in ("string", "indirect", "sdata"))
-_STRP, _LINE_STRP, _ADDR = (_FORMS[name] for name in ("strp", "line_strp", "addr"))
-_REF_ADDR, _FLAG_PRESENT = _FORMS["ref_addr"], _FORMS["flag_present"]
-_IMPLICIT, _DATA16 = _FORMS["implicit_const"], _FORMS["data16"]
-_ELSEWHERE = _forms("ref_sig8 ref_sup4 ref_sup8 GNU_ref_alt strp_sup GNU_strp_alt")
 _COMPILED, _PARTIAL = 1, 3  # kinds of units
-
-
-class _Shape(NamedTuple):
-    """An abbreviation: which attributes entries of a kind have, and in which forms.
-
-    size    of all of them, if that is always the same
-    """
-
-    tag: str
-    children: bool
-    attributes: tuple[tuple[str, int, int], ...]  # name, form, and the value if it is implicit
-    size: int | None
 
 
 @dataclasses.dataclass(slots=True)
@@ -87,7 +37,7 @@ class Unit:
     end: int
     version: int
     wide: int
-    shapes: Mapping[int, _Shape]
+    shapes: Mapping[int, Shape]
     name: str = ""
     strings: int = 8
     addresses: int = 8
@@ -113,7 +63,7 @@ class Entries:
         found = (sections.get(name, b"") for name in WANTED)
         self._info, self._abbrev, self._str, self._line_str, self._offsets, self._addr = found
         self._budget = budget
-        self._shapes: dict[tuple[int, int, int], dict[int, _Shape]] = {}
+        self._shapes: dict[tuple[int, int, int], dict[int, Shape]] = {}
         self._units: list[Unit] = []
 
     def spend(self, steps: int) -> None:
@@ -146,29 +96,23 @@ class Entries:
 
     def at(self, offset: int) -> Entry:
         """Return the entry at an offset, of any unit that `units` has told of. Raises Malformed."""
-        low, high = 0, len(self._units)
-        while low < high:
-            middle = (low + high) // 2
-            if self._units[middle].end <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(self._units) or offset < self._units[low].first:
+        index = bisect.bisect_right(self._units, offset, key=lambda unit: unit.end)
+        if index == len(self._units) or offset < self._units[index].first:
             raise Malformed
-        found = self.entry(self._units[low], offset)
+        found = self.entry(self._units[index], offset)
         if found is None:
             raise Malformed
         return found
 
-    def children(self, entry: Entry, tags: frozenset[str] | None = None) -> Iterator[Entry]:
-        """Yield the entries directly below one; of these tags, if any are given."""
+    def children(self, entry: Entry, tags: frozenset[str]) -> Iterator[Entry]:
+        """Yield the entries directly below one that have one of these tags."""
         at = entry.end
         while entry.children and at < entry.unit.end:
-            code, after = self._uleb(at)
+            code, after = uleb(self._info, at)
             if not code:
                 return
             shape = entry.unit.shapes[code]
-            if tags is None or shape.tag in tags:
+            if shape.tag in tags:
                 child = self.entry(entry.unit, at)
                 if child is None:
                     return
@@ -179,7 +123,7 @@ class Entries:
 
     def entry(self, unit: Unit, offset: int) -> Entry | None:
         """Return the entry at an offset of a unit; None for one that ends a row."""
-        code, at = self._uleb(offset)
+        code, at = uleb(self._info, offset)
         if not code:
             return None
         shape = unit.shapes[code]
@@ -196,7 +140,7 @@ class Entries:
             return sibling
         return self._rise(entry.unit, entry.end) if entry.children else entry.end
 
-    def _skip(self, unit: Unit, at: int, shape: _Shape, after: int) -> int:
+    def _skip(self, unit: Unit, at: int, shape: Shape, after: int) -> int:
         if not shape.children:
             return self._over(unit, shape, after)
         if any(name == "sibling" for name, _, _ in shape.attributes):
@@ -211,7 +155,7 @@ class Entries:
             code = self._info[at]
             at += 1
             if code >= 0x80:
-                code, at = self._uleb(at - 1)
+                code, at = uleb(self._info, at - 1)
             if not code:
                 depth -= 1
                 if not depth:
@@ -222,7 +166,7 @@ class Entries:
             depth += shape.children
         return at
 
-    def _over(self, unit: Unit, shape: _Shape, at: int) -> int:
+    def _over(self, unit: Unit, shape: Shape, at: int) -> int:
         if shape.size is not None:
             self.spend(1)
             return at + shape.size
@@ -232,61 +176,61 @@ class Entries:
         return at
 
     def _past(self, unit: Unit, form: int, at: int) -> int:
-        size = _size(form, unit.wide, unit.version)
+        size = size_of(form, unit.wide, unit.version)
         if size is not None:
             return at + size
-        if form in _LEB:
-            return self._uleb(at)[1]
-        if form == _STRING:
+        if form in forms.LEB:
+            return uleb(self._info, at)[1]
+        if form == forms.STRING:
             return self._string(self._info, at)[1]
-        if form == _INDIRECT:
-            form, at = self._uleb(at)
-            if form == _INDIRECT:
+        if form == forms.INDIRECT:
+            form, at = uleb(self._info, at)
+            if form == forms.INDIRECT:
                 raise Malformed
             return self._past(unit, form, at)
         return self._block(form, at)[1]
 
     def _value(self, unit: Unit, form: int, implicit: int, at: int) -> tuple[Any, int]:
-        if form == _IMPLICIT:
+        if form == forms.IMPLICIT:
             return implicit, at
-        if form == _FLAG_PRESENT:
+        if form == forms.FLAG_PRESENT:
             return 1, at
-        if form == _STRING:
+        if form == forms.STRING:
             raw, at = self._string(self._info, at)
             return decoded(raw, _MOST_NAME), at
-        if form == _INDIRECT:
-            form, at = self._uleb(at)
-            if form in (_INDIRECT, _IMPLICIT):
+        if form == forms.INDIRECT:
+            form, at = uleb(self._info, at)
+            if form in (forms.INDIRECT, forms.IMPLICIT):
                 raise Malformed
             return self._value(unit, form, 0, at)
-        if form in _LEB:
-            value, after = self._sleb(at) if form == _SDATA else self._uleb(at)
+        if form in forms.LEB:
+            value, after = sleb(self._info, at) if form == forms.SDATA else uleb(self._info, at)
             return self._meant(unit, form, value), after
-        size = _size(form, unit.wide, unit.version)
+        size = size_of(form, unit.wide, unit.version)
         if size is None:
             return self._block(form, at)
         if at + size > unit.end:
             raise Malformed
         raw = self._info[at : at + size]
-        if form == _DATA16:
+        if form == forms.DATA16:
             return raw, at + size
         return self._meant(unit, form, int.from_bytes(raw, "little")), at + size
 
     def _meant(self, unit: Unit, form: int, value: int) -> Any:
         """Return what a number is: itself, or the text or the address that it tells where is."""
-        if form in _LOCAL:
+        if form in forms.LOCAL:
             return unit.start + value
-        if form in (_STRP, _LINE_STRP):
-            table = self._str if form == _STRP else self._line_str
+        if form in (forms.STRP, forms.LINE_STRP):
+            table = self._str if form == forms.STRP else self._line_str
             return decoded(self._string(table, value)[0], _MOST_NAME)
-        if form in _STRX:
+        if form in forms.STRX:
             at = unit.strings + value * unit.wide
             offset = int.from_bytes(self._offsets[at : at + unit.wide], "little")
             return decoded(self._string(self._str, offset)[0], _MOST_NAME)
-        if form in _ADDRX:
+        if form in forms.ADDRX:
             at = unit.addresses + value * 8
             return int.from_bytes(self._addr[at : at + 8], "little")
-        if form in _ELSEWHERE:  # in a type unit, or in a file that is not here
+        if form in forms.ELSEWHERE:  # in a type unit, or in a file that is not here
             return b""
         return value
 
@@ -298,20 +242,14 @@ class Entries:
         return table[at : min(end, at + 4 * _MOST_NAME)], end + 1
 
     def _block(self, form: int, at: int) -> tuple[bytes, int]:
-        if form in _WORD_BLOCKS:
-            size, at = self._uleb(at)
-        elif form in _BLOCKS:
-            size = int.from_bytes(self._info[at : at + _BLOCKS[form]], "little")
-            at += _BLOCKS[form]
+        if form in forms.WORD_BLOCKS:
+            size, at = uleb(self._info, at)
+        elif form in forms.BLOCKS:
+            size = int.from_bytes(self._info[at : at + forms.BLOCKS[form]], "little")
+            at += forms.BLOCKS[form]
         else:
             raise Malformed
         return self._info[at : at + min(size, _MOST_NAME)], at + size
-
-    def _uleb(self, at: int) -> tuple[int, int]:
-        return uleb(self._info, at)
-
-    def _sleb(self, at: int) -> tuple[int, int]:
-        return _sleb(self._info, at)
 
     def _unit(self, start: int) -> tuple[Unit | None, int]:
         """Return the unit at an offset, None if it is of a kind that is skipped, and its end."""
@@ -341,7 +279,7 @@ class Entries:
 
     def _introduce(self, unit: Unit) -> None:
         """Note what a unit's own entry says for all: it may say it after it has used it."""
-        code, at = self._uleb(unit.first)
+        code, at = uleb(self._info, unit.first)
         for name, form, implicit in unit.shapes[code].attributes if code else ():
             if name in ("str_offsets_base", "addr_base"):
                 value, at = self._value(unit, form, implicit, at)
@@ -354,66 +292,8 @@ class Entries:
         entry = self.entry(unit, unit.first)
         unit.name = "" if entry is None else str(entry.attributes.get("name", ""))
 
-    def _abbreviations(self, at: int, wide: int, version: int) -> dict[int, _Shape]:
+    def _abbreviations(self, at: int, wide: int, version: int) -> dict[int, Shape]:
         key = at, wide, version
         if key not in self._shapes:
-            self._shapes[key] = dict(self._read_shapes(at, wide, version))
+            self._shapes[key] = dict(read_shapes(self._abbrev, at, wide, version, self.spend))
         return self._shapes[key]
-
-    def _read_shapes(self, at: int, wide: int, version: int) -> Iterator[tuple[int, _Shape]]:
-        table = self._abbrev
-        while True:
-            code, at = uleb(table, at)
-            if not code:
-                return
-            tag, at = uleb(table, at)
-            children = table[at] == 1
-            at += 1
-            attributes = []
-            while True:
-                self.spend(1)
-                name, at = uleb(table, at)
-                form, at = uleb(table, at)
-                implicit = 0
-                if form == _IMPLICIT:
-                    implicit, at = _sleb(table, at)
-                if not name and not form:
-                    break
-                attributes.append((_NAMES.get(name, ""), form, implicit))
-            sizes = [_size(form, wide, version) for _, form, _ in attributes]
-            known = [size for size in sizes if size is not None]
-            size = sum(known) if len(known) == len(sizes) else None
-            yield code, _Shape(_TAGS.get(tag, ""), children, tuple(attributes), size)
-
-
-def _size(form: int, wide: int, version: int) -> int | None:
-    """Return the bytes that a form takes, None if that is not always the same."""
-    size = _SIZES.get(form)
-    if size is None:
-        if form in _OFFSETS:
-            return wide
-        if form == _ADDR or (form == _REF_ADDR and version == 2):
-            return 8
-        if form == _REF_ADDR:
-            return wide
-    return size
-
-
-def uleb(data: bytes, at: int) -> tuple[int, int]:
-    """Return an unsigned LEB128 number and what follows it. Raises IndexError, Malformed."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 70:
-            raise Malformed
-
-
-def _sleb(data: bytes, at: int) -> tuple[int, int]:
-    value, after = uleb(data, at)
-    bits = 7 * (after - at)
-    return value - (1 << bits) if value >> bits - 1 else value, after

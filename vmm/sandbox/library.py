@@ -176,7 +176,7 @@ class Sandbox:
         """Return a function by its name in C. Raises KeyError."""
         found = self._functions.get(name)
         if found is None:
-            prototype = self._program.prototype(name)
+            prototype = self._program.prototypes[name]
             made = Function(self._caller, prototype, self._base, self._program.lengths(name))
             found = self._functions.setdefault(name, made)
         return found

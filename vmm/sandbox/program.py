@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from vmm.guest.inputs import CPP_SUFFIXES, absolute
 from vmm.sandbox import prototypes
 from vmm.sandbox.header import read_header
 from vmm.sandbox.lengths import Length, declared
-from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.prototypes import Prototypes
 
 _TYPE = slice(16, 18)  # of an ELF file's header, e_type
@@ -31,7 +29,7 @@ class Program:
     """An ELF file whose functions can be called.
 
     path        where it is
-    prototypes  its functions, by its debug information
+    prototypes  its functions
     said        what the compiler warned of
     """
 
@@ -44,7 +42,6 @@ class Program:
         self.path = path
         self._directory = directory
         self._sources = sources
-        self._declared: dict[str, Prototype] = {}
         self.said = ""
         with path.open("rb") as file:
             descriptor = file.fileno()
@@ -63,13 +60,7 @@ class Program:
             found = read_header(header, self.prototypes, find_compiler(compiler), flags)
         except BuildError as error:
             raise GuestImageError(str(error)) from error
-        self._declared |= found
-
-    def prototype(self, name: str) -> Prototype:
-        """Return a function's. Raises KeyError."""
-        known = self.prototypes[name]
-        declared = self._declared.get(name) if known.unknown else None
-        return known if declared is None else replace(declared, name=name, address=known.address)
+        self.prototypes.learn(found)
 
     def lengths(self, name: str) -> dict[str, Length]:
         """Return how long the sources say that a function's arrays are."""

@@ -26,7 +26,8 @@ from vmm.sandbox.ctype import (
 GENERAL, SSE = "general", "sse"  # classes of an eightbyte; a value of neither is in memory
 _REGISTERS = {GENERAL: 6, SSE: 8}
 _STACK_ALIGN = 16  # what a stack is aligned to at a call
-MOST_STACK = 1 << 16  # bytes of arguments
+_MOST_ALIGN = 4096  # of a result
+MOST_STACK = 1 << 16  # bytes of arguments, or of a result
 
 
 class Part(NamedTuple):
@@ -85,6 +86,8 @@ class Layout:
         used = dict.fromkeys(_REGISTERS, 0)
         returned = None if isinstance(result, Void) else _classes(result, f"{name}: the result")
         hidden = 0 if returned is not None or isinstance(result, Void) else result.size
+        if hidden > MOST_STACK or result.align > _MOST_ALIGN:
+            raise ConfigError(f"{name}: the result is too large, or aligned to more than a page")
         used[GENERAL] = 1 if hidden else 0
         stack, arguments = 0, []
         for label, kind in parameters:
