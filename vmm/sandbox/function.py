@@ -22,7 +22,7 @@ from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
 from vmm.sandbox.request import Copied, Result, Words
-from vmm.sandbox.sysv import GENERAL, Layout
+from vmm.sandbox.sysv import Layout
 from vmm.sandbox.values import decode
 from vmm.sandbox.worker import Worker
 
@@ -267,7 +267,7 @@ def _words(
 ) -> tuple[Words, list[tuple[int, Reference]]]:
     """Return a call's words, and which of them are to point to something."""
     packed = layout.pack([0 if isinstance(value, Reference) else value for value in values])
-    general = _general(layout)
+    general = layout.general
     references = []
     for passed, value in zip(layout.arguments, values, strict=True):
         if isinstance(value, Reference):
@@ -279,13 +279,6 @@ def _words(
     stack = struct.unpack(f"<{len(packed.stack) // 8}Q", packed.stack)
     words = Words(function, packed.general[:general], packed.sse[: packed.vectors], stack)
     return words, references
-
-
-def _general(layout: Layout) -> int:
-    """Return how many general registers a call uses."""
-    parts = (part for passed in layout.arguments for part in passed.parts)
-    numbers = [part.number + 1 for part in parts if part.register == GENERAL]
-    return max([*numbers, 1 if layout.hidden else 0])
 
 
 def _text(worker: Worker, data: bytes) -> Any:

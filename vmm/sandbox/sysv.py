@@ -67,6 +67,8 @@ class Layout:
     result   the result's parts, registers being rax and rdx, xmm0 and xmm1; none if it is in memory
     hidden   bytes of memory that the caller has to have for the result, and 0 for all others. It
              needs `align`; its address is the first argument, and comes back in rax
+    stack    bytes of arguments on the stack
+    general, vectors   how many registers of each kind have arguments
     """
 
     arguments: tuple[Passed, ...]
@@ -75,6 +77,7 @@ class Layout:
     hidden: int
     align: int
     stack: int
+    general: int
     vectors: int
 
     @classmethod
@@ -112,6 +115,7 @@ class Layout:
             hidden,
             result.align,
             round_up(stack, _STACK_ALIGN),
+            used[GENERAL],
             used[SSE],
         )
 
