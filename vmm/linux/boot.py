@@ -18,9 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vmm.errors import ConfigError
 from vmm.guest import abi, boot, x86
+from vmm.guest.blueprint import Shape
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN, PageTables
 from vmm.kvm import CpuidEntry, CpuidTable, Vcpu, kvm_regs, kvm_sregs
 from vmm.linux.areas import STACK_GAP
+from vmm.linux.loader import Program
 from vmm.linux.tables import ENTRY_PAGE, tables_size
 from vmm.memory.region import Region
 
@@ -28,6 +30,9 @@ ENTRY = ENTRY_PAGE.start  # LSTAR
 GATE = abi.DOORBELL_GPA + 0x800
 _ENTRY_CODE = b"\x8c\x0c\x25" + struct.pack("<I", GATE) + b"\x48\x0f\x07"  # mov [GATE], cs; sysretq
 ENTERED = ENTRY + 7  # RIP after the store
+
+_ADDRESSES = 64 << 20  # of the arena, besides what memory and stack take: reserved areas, holes
+_MAPPED_TWICE = 2  # to be read, and to be written
 
 _CR4_OSXSAVE = 1 << 18
 _EFER_SCE = 1 << 0
@@ -87,6 +92,16 @@ def plan(low: int, arena: int, stack: int, window: int) -> Layout:
         low=Region(x86.TABLES_END, low - x86.TABLES_END),
         arena=arena_region,
     )
+
+
+def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
+    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
+    Raises ConfigError.
+    """
+    dynamic = program.interpreter is not None  # which lies near the end of what there is
+    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
+    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
+    return plan(low, arena, shape.stack, shape.window)
 
 
 def contents() -> Iterator[tuple[int, bytes]]:

@@ -13,7 +13,6 @@ from vmm.guest.blueprint import Shape
 from vmm.guest.trap import Diagnosis
 from vmm.kvm import Exit, Kvm, Vcpu
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
@@ -22,28 +21,22 @@ from vmm.linux.gate import Gate
 from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
+from vmm.linux.outset import Outset
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.linux.trace import Record
 from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
 from vmm.memory.template import Template
 
-PAGE, MIB = abi.PAGE_SIZE, 1 << 20
-_ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
-_MAPPED_TWICE = 2  # to be read, and to be written
-_FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-
 
 class Given(Protocol):
     """What one run of a program is given.
 
     path, argv, env    for its stack
-    memory             bytes it may have, image and stack included
     clock              its time
     on_call            what is told of its system calls
     """
 
-    memory: int
     env: list[bytes]
     clock: Clock
 
@@ -61,16 +54,22 @@ class Given(Protocol):
 class Plan:
     """A program's machine as it is to be made; what a bare guest has in its blueprint.
 
+    outset      the address space that it begins with
     template    what its private memory begins with: `laid_out` of the image's segments, too
     """
 
     image: Program
     interpreter: Program | None
     shape: Shape
-    layout: Layout
+    outset: Outset
     processor: Processor
     template: Template
     laid_out: tuple[Segment, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """Where things lie."""
+        return self.outset.layout
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
@@ -106,16 +105,6 @@ class _Stopped(Diagnosis):
         return super().fault(kind, reason, **known)
 
 
-def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
-    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
-    Raises ConfigError.
-    """
-    dynamic = program.interpreter is not None  # which lies near the end of what there is
-    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
-    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
-    return boot.plan(low, arena, shape.stack, shape.window)
-
-
 class LinuxGuest(Guest):
     """A VM with one vCPU that runs a program for Linux.
 
@@ -143,7 +132,7 @@ class LinuxGuest(Guest):
         self._told: list[tuple[Output, int]] = []
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
-            memory = self._memory(plan, given)
+            memory = self._memory(plan)
             try:
                 rsp = self._stack(memory, plan, given)
                 entered = plan.interpreter or plan.image
@@ -166,17 +155,14 @@ class LinuxGuest(Guest):
             super().close()
             raise
 
-    def _memory(self, plan: Plan, given: Given) -> Memory:
-        """Map the image and the stack; the machine's memslots are made of that."""
-        layout = plan.layout
-        areas = Areas(layout.low, layout.arena, given.memory, plan.shape.stack)
-        areas.start_heap(plan.image.end)
-        memory = Memory(self.memory, areas, layout.window)
+    def _memory(self, plan: Plan) -> Memory:
+        """Map the arena, and what is in no template; the machine's memslots are made of that."""
+        outset = plan.outset
+        memory = Memory(self.memory, outset.areas(), plan.layout.window, outset.tables)
         try:
             programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
             for segment in (segment for program in programs for segment in program.segments):
-                size = segment.end - segment.start
-                memory.mmap(segment.start, size, segment.rights, _FIXED)
+                memory.advise_huge(segment.start, segment.end)
                 if segment not in plan.laid_out:
                     memory.fill(segment.start, segment.data)
             memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)

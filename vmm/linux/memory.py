@@ -28,7 +28,7 @@ from vmm.linux.areas import PROT_WRITE, Areas, Drop, Lent, Move, Plan, Rights
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
 from vmm.linux.pointers import Pointers
-from vmm.linux.tables import Tables, tables_size
+from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 
@@ -66,15 +66,20 @@ class Memory(Pointers):
 
     slots: tuple[tuple[int, int, int, int], ...] = ()
 
-    def __init__(self, low: PrivateMemory, areas: Areas, window: Region) -> None:
-        """Map the arena, and lay out the tables. Raises OSError, ResourceError."""
+    def __init__(
+        self, low: PrivateMemory, areas: Areas, window: Region, tables: Filled | None = None
+    ) -> None:
+        """Map the arena, and lay out the tables: those of the stack, or `tables`, which say what
+        `areas` does. Raises OSError, ResourceError.
+        """
         size = tables_size(window, areas.arena)
         super().__init__(areas, Backing(low, areas.arena, size))
         self.low = low
         self._view = self._backing.view(areas.arena.end, size)
-        self.tables = Tables(self._view, areas.arena.end, window, areas.arena)
-        for area in areas.spans:
-            self.tables.set(area.start, area.end, area.prot)
+        self.tables = Tables(self._view, areas.arena.end, window, areas.arena, tables)
+        if tables is None:
+            for area in areas.spans:
+                self.tables.set(area.start, area.end, area.prot)
         self._pending: _Pending | None = None
         self._serial = -1
         self._answers: tuple[int, ...] = ()
@@ -261,7 +266,12 @@ class Memory(Pointers):
             if not self._heap_is_huge and brk - heap >= _HEAP_HUGE:
                 self._backing.advise_huge(heap, self.low.region.end)
                 self._heap_is_huge = True
-        elif end - start >= LARGE_PAGE:
+        else:
+            self.advise_huge(start, end)
+
+    def advise_huge(self, start: int, end: int) -> None:
+        """Ask for huge pages behind a range, if it is large."""
+        if end - start >= LARGE_PAGE:
             self._backing.advise_huge(start, end)
 
     def _move(self, step: Move, pending: _Pending) -> None:

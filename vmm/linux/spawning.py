@@ -23,7 +23,7 @@ from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Input
 from vmm.linux.files.streams import Source as InputSource
 from vmm.linux.files.system import FileSystem
-from vmm.linux.guest import LinuxGuest, Plan, layout
+from vmm.linux.guest import LinuxGuest, Plan
 from vmm.linux.loader import Program, read_interpreter
 from vmm.linux.output import Lines, Output, Tail
 from vmm.linux.trace import Record, described
@@ -146,15 +146,17 @@ class Order:
             tail = Tail()
             outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
-            where = layout(self.program, self.memory, self.shape, self._lent)
             interpreter = self._interpreter(files)
             template = blueprints.template(self.program)
             try:
+                outset = blueprints.outset(
+                    self.program, interpreter, self.memory, self.shape, self._lent
+                )
                 plan = Plan(
                     self.program,
                     interpreter,
                     self.shape,
-                    where,
+                    outset,
                     blueprints.processor,
                     template,
                     laid_out(self.program),
