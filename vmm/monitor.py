@@ -342,7 +342,8 @@ class Monitor:
             turns = self._turns
             if isinstance(image, Program):
                 loans = FileLoans(self.host, files, writable_files)
-                options = dataclasses.replace(options, files=loans.files)
+                if loans.files is not files:
+                    options = dataclasses.replace(options, files=loans.files)
                 order = Order(image, path, options, memory, stack, window_size, loans.size)
                 order.print_to(self._console, wanted)
                 return self._spawn_program(order, loans, path, wanted, depth, limit)

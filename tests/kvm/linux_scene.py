@@ -32,7 +32,7 @@ _CODE = b"".join(
 )
 # What a page that can be jumped to has at its beginning.
 CALLABLE = int.from_bytes(_SYSCALL.ljust(8, b"\xf4"), "little")
-PRIVATE_SLOT, ARENA_SLOT = 0, 500
+SLOTS = (0, 500, 501, 502)
 
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = ANONYMOUS | MAP_FIXED
@@ -66,7 +66,7 @@ class Scene:
         self.memory.mmap(CODE, PAGE, 5, MAP_PRIVATE | MAP_FIXED)
         self.memory.fill(CODE, _CODE)
         self.vm = self.kvm.create_vm()
-        self.memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
+        self.memory.attach(self.vm, SLOTS)
         self.vcpu: Vcpu = self.vm.create_vcpu()
         self.processor = Processor.of(self.kvm.supported_cpuid())
         boot.enter(self.vcpu, self.layout, self.processor, CODE, self.stack)

@@ -101,14 +101,19 @@ class Areas:
     calls raise SysError, and change nothing. Not thread-safe.
     """
 
-    def __init__(self, low: Region, arena: Region, limit: int, stack: int = 0) -> None:
-        """`stack` bytes, whole pages, at the arena's top are readable and writable at once."""
+    def __init__(
+        self, low: Region, arena: Region, limit: int, stack: int = 0, spans: Spans | None = None
+    ) -> None:
+        """`stack` bytes, whole pages, at the arena's top are readable and writable at once; with
+        `spans`, what is in these is there.
+        """
         self.low = low
         self.arena = arena
         self.limit = limit
-        self.spans = self.hidden = Spans()
+        self.hidden = Spans()
+        self.spans = self.hidden if spans is None else spans
         self._top = arena.end - (stack + STACK_GAP if stack else 0)
-        if stack:
+        if stack and spans is None:
             area = Area(arena.end - stack, arena.end, PROT_READ | PROT_WRITE)
             self.spans = self.spans.replaced(area.start, area.end, [area])
         self.heap = self.brk = low.end  # no heap, as long as nobody has said where

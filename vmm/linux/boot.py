@@ -13,6 +13,7 @@ Pure: what the state is, not where it goes. Sources: Intel SDM volume 2, SYSCALL
 from __future__ import annotations
 
 import dataclasses
+import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -188,9 +189,16 @@ def filtered(entry: CpuidEntry) -> CpuidEntry:
 
 
 def sregs(reset: kvm_sregs, layout: Layout, processor: Processor) -> kvm_sregs:
-    """Return the system registers to enter with; `reset` are those of a new vCPU."""
-    made = boot.flat(reset, layout.tables.root, user=True)
-    if processor.xcr0:
+    """Return the system registers to enter with, not to be changed; `reset` are those of a new
+    vCPU.
+    """
+    return _sregs(bytes(reset), layout.tables.root, processor.xcr0)
+
+
+@functools.lru_cache(maxsize=16)
+def _sregs(reset: bytes, root: int, xcr0: int) -> kvm_sregs:
+    made = boot.flat(kvm_sregs.from_buffer_copy(reset), root, user=True)
+    if xcr0:
         made.cr4 |= _CR4_OSXSAVE
     made.efer |= _EFER_SCE
     return made

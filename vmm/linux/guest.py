@@ -25,7 +25,7 @@ from vmm.linux.outset import Outset
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.linux.trace import Record
-from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
+from vmm.memory.movers import PROGRAM_SLOTS
 from vmm.memory.template import Template
 
 
@@ -165,7 +165,7 @@ class LinuxGuest(Guest):
                 memory.advise_huge(segment.start, segment.end)
                 if segment not in plan.laid_out:
                     memory.fill(segment.start, segment.data)
-            memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
+            memory.attach(self.vm, PROGRAM_SLOTS)
         except BaseException:
             memory.close()
             raise

@@ -32,6 +32,7 @@ from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 
+_ROOM = 32 << 20  # addresses that have a memslot from the beginning, besides those in use
 _HEAP_HUGE = 4 << 20  # a heap that has grown so large gets huge pages
 
 # madvise(2): what is not written here is EINVAL
@@ -61,7 +62,8 @@ class Memory(Pointers):
 
     low       private memory; closed with this
     tables    the page tables: `tables.root` is for CR3
-    slots     its memslots, as number, base, size and host address
+    slots     its memslots so far, as number, base, size and host address: a large one takes the
+              kernel long, and much memory, where it keeps shadow page tables
     """
 
     slots: tuple[tuple[int, int, int, int], ...] = ()
@@ -85,28 +87,64 @@ class Memory(Pointers):
         self._answers: tuple[int, ...] = ()
         self._asked = 0
         self._heap_is_huge = False
-        self._make_slots_again: Callable[[], None] = _nothing
+        self._vm: Vm | None = None
+        self._rest: tuple[tuple[int, int, int, int], ...] = ()  # memslots to come
         self._forget_all = self._lends = self._closed = False
         self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
 
-    def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
-        """Make the two memslots. Raises OSError."""
+    def attach(self, vm: Vm, numbers: Sequence[int]) -> None:
+        """Make the memslots of what is mapped; those of the rest are made when it is.
+
+        numbers    of four memslots
+
+        Raises OSError.
+        """
         low, arena = self.low.region, self._backing.arena
-        self.slots = slots = (
-            (low_slot, low.base, low.size, self.low.address),
-            (arena_slot, arena.base, arena.size, self._backing.address),
+        areas = list(self.areas.spans.within(low.base, low.end))
+        used = areas[-1].end if areas else low.base
+        top = self.areas.spans.next(arena.base)
+        first = arena.end if top is None else top.start
+        # Addresses where huge pages may lie, as a memslot's end does not.
+        middle = min(-(-(used + _ROOM) // LARGE_PAGE) * LARGE_PAGE, low.end)
+        split = max((first - _ROOM) // LARGE_PAGE * LARGE_PAGE, arena.base)
+        host = self.low.address - low.base, self._backing.address - arena.base
+        parts = (
+            (low.base, middle, host[0]),
+            (split, arena.end, host[1]),
+            (middle, low.end, host[0]),
+            (arena.base, split, host[1]),
         )
-        for slot in slots:
+        every = [
+            (number, start, end - start, start + offset)
+            for number, (start, end, offset) in zip(numbers, parts, strict=True)
+        ]
+        self._vm = vm
+        self._rest = tuple(slot for slot in every[2:] if slot[2])
+        self.slots = tuple(every[:2])
+        for slot in self.slots:
             vm.set_user_memory_region(*slot)
 
-        def again() -> None:
-            for number, base, size, address in slots:
-                # Cut off last time, it may have been deleted.
-                with contextlib.suppress(OSError):
-                    vm.set_user_memory_region(number, base, 0, address)
-                vm.set_user_memory_region(number, base, size, address)
+    def _show(self, start: int, end: int) -> None:
+        """Make the memslot of what is used for the first time. Again is fine. Raises OSError."""
+        for slot in self._rest:
+            _, base, size, _ = slot
+            if base < end and start < base + size:
+                assert self._vm is not None
+                self._vm.set_user_memory_region(*slot)
+                if slot not in self.slots:
+                    self.slots = (*self.slots, slot)
+                self._rest = tuple(other for other in self._rest if other != slot)
 
-        self._make_slots_again = again
+    def _make_slots_again(self) -> None:
+        """Let KVM forget all that it knows of the memory. Again is fine. Raises OSError."""
+        vm = self._vm
+        if vm is None:
+            return
+        for number, base, size, address in self.slots:
+            # Cut off last time, it may have been deleted.
+            with contextlib.suppress(OSError):
+                vm.set_user_memory_region(number, base, 0, address)
+            vm.set_user_memory_region(number, base, size, address)
 
     def begin(self, serial: int) -> None:
         """Begin to serve a system call, or begin again with one that was cut off.
@@ -248,6 +286,8 @@ class Memory(Pointers):
     def _give(self, step: Rights, plan: Plan) -> None:
         start, end, prot, stale, delta = step
         shown = delta != 0 or self._shows(start, end)
+        if self._rest and not delta:
+            self._show(start, end)
         if not (stale or shown):
             self._advise(start, end, plan.brk)
         self.tables.set(start, end, prot, delta)
@@ -312,7 +352,3 @@ class Memory(Pointers):
         self._view.release()
         self._backing.close()
         self.low.close()
-
-
-def _nothing() -> None:
-    pass

@@ -59,8 +59,8 @@ class Outset:
 
     def areas(self) -> Areas:
         """Return the map, to be changed."""
-        areas = Areas(self.layout.low, self.layout.arena, self.limit, self.stack)
-        areas.spans = self.spans
+        layout = self.layout
+        areas = Areas(layout.low, layout.arena, self.limit, self.stack, self.spans)
         areas.start_heap(self.heap)
         return areas
 

@@ -19,39 +19,47 @@ def populate(files: FileSystem, executable: File, path: bytes) -> None:
     executable   what /proc/self/exe is
     path         what it says it is
     """
-    dev, proc = _made(files, b"dev"), _made(files, b"proc")
-    for name, (opened, number) in devices(files).items():
-        node = Special(files.new_ino(), stat.S_IFCHR | 0o666, files.now(), opened, number)
-        _lay(files, dev, name, node)
-    links = {b"fd": b"", b"stdin": b"/0", b"stdout": b"/1", b"stderr": b"/2"}
-    for name, which in links.items():
-        target = b"/proc/self/fd" + which
-        _lay(files, dev, name, Symlink(files.new_ino(), target, files.now()))
-    own = Directory(files.new_ino(), 0o555, files.now())
-    files.attach(proc, b"self", own)
-    files.attach(own, b"fd", _Descriptors(files))
-    exe = MagicLink(files.new_ino(), files.now(), lambda: path, lambda: executable)
-    _lay(files, own, b"exe", exe)
+    now, new_ino = files.now(), files.new_ino
+    names: dict[bytes, Node] = {
+        name: Special(new_ino(), stat.S_IFCHR | 0o666, now, opened, number)
+        for name, (opened, number) in devices(files).items()
+    }
+    for name, target in _LINKS.items():
+        names[name] = Symlink(new_ino(), target, now)
+    dev, proc, own = (Directory(new_ino(), mode, now) for mode in (0o755, 0o755, 0o555))
+    for name, there in ((b"dev", dev), (b"proc", proc)):
+        if files.lower is not None and (old := files.lookup(files.root, name)) is not None:
+            files.detach(files.root, name, old)
+            files.attach(files.root, name, there)
+        else:
+            lay(files, files.root, {name: there})
+    exe = MagicLink(new_ino(), now, lambda: path, lambda: executable)
+    lay(files, dev, names)
+    lay(files, proc, {b"self": own})
+    lay(files, own, {b"fd": _Descriptors(files), b"exe": exe})
     proc.fixed = own.fixed = True
 
 
-def _lay(files: FileSystem, directory: Directory, name: bytes, node: Node) -> None:
-    """Give a node that is no directory a name in a new one: as `attach` does, in a tenth of its
-    time, since nothing of it is ever undone.
+def lay(files: FileSystem, directory: Directory, nodes: dict[bytes, Node]) -> None:
+    """Give nodes names that a directory does not have: as `attach` does, in a tenth of its time,
+    since nothing of it is ever undone.
     """
-    files.space.used += ENTRY + len(name)
-    directory.order.append((directory.cookie, name))
-    directory.entries[name] = Entry(node, directory.cookie, hides=False)
-    directory.cookie += 1
+    cookie = directory.cookie
+    for name, node in nodes.items():
+        directory.order.append((cookie, name))
+        directory.entries[name] = Entry(node, cookie, hides=False)
+        if isinstance(node, Directory):
+            node.parent, node.name = directory, name
+            directory.nlink += 1
+        cookie += 1
+    directory.cookie = cookie
+    files.space.used += ENTRY * len(nodes) + sum(map(len, nodes))
 
 
-def _made(files: FileSystem, name: bytes) -> Directory:
-    directory = Directory(files.new_ino(), 0o755, files.now())
-    there = files.lookup(files.root, name)
-    if there is not None:
-        files.detach(files.root, name, there)
-    files.attach(files.root, name, directory)
-    return directory
+_LINKS = {
+    b"fd": b"/proc/self/fd",
+    **{name: b"/proc/self/fd/%d" % at for at, name in enumerate((b"stdin", b"stdout", b"stderr"))},
+}
 
 
 class _Descriptors(Directory):
