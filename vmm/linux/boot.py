@@ -13,7 +13,6 @@ Pure: what the state is, not where it goes. Sources: Intel SDM volume 2, SYSCALL
 from __future__ import annotations
 
 import dataclasses
-import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -35,6 +34,7 @@ ENTERED = ENTRY + 7  # RIP after the store
 _ADDRESSES = 64 << 20  # of the arena, besides what memory and stack take: reserved areas, holes
 _MAPPED_TWICE = 2  # to be read, and to be written
 
+_MOST_ROOTS = 32  # of which registers are kept
 _CR4_OSXSAVE = 1 << 18
 _EFER_SCE = 1 << 0
 _RFLAGS = 0x202
@@ -153,11 +153,13 @@ class Processor:
     cpuid   what CPUID answers; in ring 3 on kvm_pvm the hardware answers itself
     xcr0    the state that XSAVE knows of; 0 where there is no XSAVE
     hwcap   what the C library is told of it (AT_HWCAP): leaf 1's EDX
+    entered the system registers that programs have been entered with, by their tables' root
     """
 
     cpuid: CpuidTable
     xcr0: int
     hwcap: int
+    entered: dict[int, kvm_sregs] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, supported: Sequence[CpuidEntry]) -> Processor:
@@ -189,16 +191,9 @@ def filtered(entry: CpuidEntry) -> CpuidEntry:
 
 
 def sregs(reset: kvm_sregs, layout: Layout, processor: Processor) -> kvm_sregs:
-    """Return the system registers to enter with, not to be changed; `reset` are those of a new
-    vCPU.
-    """
-    return _sregs(bytes(reset), layout.tables.root, processor.xcr0)
-
-
-@functools.lru_cache(maxsize=16)
-def _sregs(reset: bytes, root: int, xcr0: int) -> kvm_sregs:
-    made = boot.flat(kvm_sregs.from_buffer_copy(reset), root, user=True)
-    if xcr0:
+    """Return the system registers to enter with; `reset` are those of a new vCPU."""
+    made = boot.flat(reset, layout.tables.root, user=True)
+    if processor.xcr0:
         made.cr4 |= _CR4_OSXSAVE
     made.efer |= _EFER_SCE
     return made
@@ -212,7 +207,13 @@ def regs(entry: int, stack: int) -> kvm_regs:
 def enter(vcpu: Vcpu, layout: Layout, processor: Processor, entry: int, stack: int) -> None:
     """Give a fresh vCPU its first state. Raises OSError."""
     vcpu.set_cpuid(processor.cpuid)
-    vcpu.set_sregs(sregs(vcpu.get_sregs(), layout, processor))
+    root = layout.tables.root
+    made = processor.entered.get(root)
+    if made is None:  # every vCPU is the same after its reset
+        if len(processor.entered) >= _MOST_ROOTS:
+            processor.entered.clear()
+        made = processor.entered[root] = sregs(vcpu.get_sregs(), layout, processor)
+    vcpu.set_sregs(made)
     if processor.xcr0:
         vcpu.set_xcrs({0: processor.xcr0})
     vcpu.set_msrs(_MSRS)

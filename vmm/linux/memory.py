@@ -100,27 +100,27 @@ class Memory(Pointers):
         Raises OSError.
         """
         low, arena = self.low.region, self._backing.arena
-        areas = list(self.areas.spans.within(low.base, low.end))
-        used = areas[-1].end if areas else low.base
-        top = self.areas.spans.next(arena.base)
-        first = arena.end if top is None else top.start
+        used, first = low.base, arena.end
+        for area in self.areas.spans:
+            if area.start >= arena.base:
+                first = area.start
+                break
+            used = area.end
         # Addresses where huge pages may lie, as a memslot's end does not.
         middle = min(-(-(used + _ROOM) // LARGE_PAGE) * LARGE_PAGE, low.end)
         split = max((first - _ROOM) // LARGE_PAGE * LARGE_PAGE, arena.base)
         host = self.low.address - low.base, self._backing.address - arena.base
-        parts = (
-            (low.base, middle, host[0]),
-            (split, arena.end, host[1]),
-            (middle, low.end, host[0]),
-            (arena.base, split, host[1]),
-        )
-        every = [
-            (number, start, end - start, start + offset)
-            for number, (start, end, offset) in zip(numbers, parts, strict=True)
-        ]
+        first_low, first_arena, rest_low, rest_arena = numbers
         self._vm = vm
-        self._rest = tuple(slot for slot in every[2:] if slot[2])
-        self.slots = tuple(every[:2])
+        self.slots = (
+            (first_low, low.base, middle - low.base, low.base + host[0]),
+            (first_arena, split, arena.end - split, split + host[1]),
+        )
+        rest = (
+            (rest_low, middle, low.end - middle, middle + host[0]),
+            (rest_arena, arena.base, split - arena.base, arena.base + host[1]),
+        )
+        self._rest = tuple(slot for slot in rest if slot[2])
         for slot in self.slots:
             vm.set_user_memory_region(*slot)
 
@@ -217,6 +217,9 @@ class Memory(Pointers):
 
     def brk(self, address: int) -> int:
         """Return where the heap ends now."""
+        areas = self.areas
+        if not areas.heap <= address <= areas.low.end:  # only asked: nothing to be carried out
+            return areas.brk
         return self._change(lambda: [self.areas.move_brk(address)])
 
     def madvise(self, address: int, length: int, advice: int) -> int:
