@@ -61,7 +61,7 @@ def _make_standard(files: FileSystem) -> None:
         return
     now = files.now()
     made = {name: Directory(files.new_ino(), 0o755, now) for name in _STANDARD}
-    lay(files, files.root, {**made})
+    lay(files, files.root, made)
 
 
 def _content(name: str, what: Offered) -> Content:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm.linux.files.devices import devices
+from vmm.linux.files.devices import DEVICES, devices
 from vmm.linux.files.nodes import Directory, Entry, File, MagicLink, Node, Special, Symlink
 from vmm.linux.files.tree import ENTRY
 
@@ -19,41 +21,96 @@ def populate(files: FileSystem, executable: File, path: bytes) -> None:
     executable   what /proc/self/exe is
     path         what it says it is
     """
-    now, new_ino = files.now(), files.new_ino
-    names: dict[bytes, Node] = {
-        name: Special(new_ino(), stat.S_IFCHR | 0o666, now, opened, number)
-        for name, (opened, number) in devices(files).items()
-    }
-    for name, target in _LINKS.items():
-        names[name] = Symlink(new_ino(), target, now)
-    dev, proc, own = (Directory(new_ino(), mode, now) for mode in (0o755, 0o755, 0o555))
+    now = files.now()
+
+    def in_dev(dev: Directory, ino: int) -> list[Node]:
+        made: list[Node] = [
+            Special(at, stat.S_IFCHR | 0o666, now, opened, number)
+            for at, (opened, number) in enumerate(devices(files).values(), ino)
+        ]
+        targets = enumerate(_LINKS.values(), ino + len(made))
+        return made + [Symlink(at, target, now) for at, target in targets]
+
+    def in_proc(proc: Directory, ino: int) -> list[Node]:
+        own = Directory(ino, 0o555, now)
+        exe = MagicLink(ino + 2, now, lambda: path, lambda: executable)
+        _enter(own, {b"fd": _Descriptors(files, ino + 1, now), b"exe": exe})
+        own.parent, own.name, own.fixed = proc, b"self", True
+        return [own]
+
+    dev = _Prepared(files, now, (*DEVICES, *_LINKS), in_dev)
+    proc = _Prepared(files, now, (b"self",), in_proc, directories=1, below=2)
+    proc.fixed = True
     for name, there in ((b"dev", dev), (b"proc", proc)):
         if files.lower is not None and (old := files.lookup(files.root, name)) is not None:
             files.detach(files.root, name, old)
             files.attach(files.root, name, there)
         else:
             lay(files, files.root, {name: there})
-    exe = MagicLink(new_ino(), now, lambda: path, lambda: executable)
-    lay(files, dev, names)
-    lay(files, proc, {b"self": own})
-    lay(files, own, {b"fd": _Descriptors(files), b"exe": exe})
-    proc.fixed = own.fixed = True
 
 
-def lay(files: FileSystem, directory: Directory, nodes: dict[bytes, Node]) -> None:
+class _Prepared(Directory):
+    """A directory that is filled when it is first looked into: few programs do.
+
+    All but `entries` is as if it had been. What is made then is made once, even if several threads
+    look at the same time, or a signal's handler does.
+    """
+
+    __slots__ = ("_fill", "_filled", "_names")
+    _fill: Callable[[], list[Node]]
+
+    def __init__(
+        self,
+        files: FileSystem,
+        now: int,
+        names: Sequence[bytes],
+        fill: Callable[[Directory, int], list[Node]],
+        directories: int = 0,
+        below: int = 0,
+    ) -> None:
+        """Say which `names` it has.
+
+        fill          returns what these are: called with the directory and the first of the numbers
+                      (Node.ino) that they may have
+        directories   how many of them are directories; `below` nodes are in these
+        """
+        super().__init__(files.new_ino(), 0o755, now)
+        first = files.new_ino(len(names) + below)
+        self._names = tuple(enumerate(names, self.cookie))
+        self.order = [*self._names]
+        self.cookie += len(names)
+        self.nlink += directories
+        files.space.used += ENTRY * len(names) + sum(map(len, names))
+        self._filled: dict[int, dict[bytes, Entry]] = {}
+        self._fill = partial(fill, self, first)
+        del self.entries
+
+    def __getattr__(self, name: str) -> dict[bytes, Entry]:
+        """Fill it: there is no `entries` yet."""
+        if name != "entries":
+            raise AttributeError(name)
+        nodes = zip(self._names, self._fill(), strict=True)
+        made = {name: Entry(node, cookie, hides=False) for (cookie, name), node in nodes}
+        self.entries = self._filled.setdefault(0, made)
+        return self.entries
+
+
+def lay(files: FileSystem, directory: Directory, nodes: Mapping[bytes, Node]) -> None:
     """Give nodes names that a directory does not have: as `attach` does, in a tenth of its time,
     since nothing of it is ever undone.
     """
-    cookie = directory.cookie
-    for name, node in nodes.items():
+    _enter(directory, nodes)
+    files.space.used += ENTRY * len(nodes) + sum(map(len, nodes))
+
+
+def _enter(directory: Directory, nodes: Mapping[bytes, Node]) -> None:
+    for cookie, (name, node) in enumerate(nodes.items(), directory.cookie):
         directory.order.append((cookie, name))
         directory.entries[name] = Entry(node, cookie, hides=False)
         if isinstance(node, Directory):
             node.parent, node.name = directory, name
             directory.nlink += 1
-        cookie += 1
-    directory.cookie = cookie
-    files.space.used += ENTRY * len(nodes) + sum(map(len, nodes))
+    directory.cookie += len(nodes)
 
 
 _LINKS = {
@@ -67,8 +124,8 @@ class _Descriptors(Directory):
 
     __slots__ = ("files",)
 
-    def __init__(self, files: FileSystem) -> None:
-        super().__init__(files.new_ino(), 0o500, files.now())
+    def __init__(self, files: FileSystem, ino: int, now: int) -> None:
+        super().__init__(ino, 0o500, now)
         self.fixed = True
         self.files = files
 
