@@ -32,7 +32,7 @@ from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 
-_ROOM = 32 << 20  # addresses that have a memslot from the beginning, besides those in use
+_ROOM = 8 << 20  # addresses that have a memslot from the beginning, besides those in use
 _HEAP_HUGE = 4 << 20  # a heap that has grown so large gets huge pages
 
 # madvise(2): what is not written here is EINVAL
