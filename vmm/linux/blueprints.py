@@ -16,6 +16,7 @@ from vmm.linux import boot
 from vmm.linux.boot import Processor
 from vmm.linux.loader import Program, Segment
 from vmm.linux.outset import Outset
+from vmm.memory.mapping import Mapping
 from vmm.memory.template import Template
 
 _MOST = 32  # templates that are kept, each with a descriptor
@@ -40,15 +41,40 @@ class _Kept(NamedTuple):
     outsets: collections.OrderedDict[_Size, Outset]
 
 
+class Beginning:
+    """What one program's private memory begins with: a template that is there when it is mapped,
+    and may be let go of, and made again, at any other time. Thread-safe.
+    """
+
+    __slots__ = ("_blueprints", "_program")
+
+    def __init__(self, blueprints: Blueprints, program: Program) -> None:
+        self._blueprints = blueprints
+        self._program = program
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]:
+        """Where there is anything but zeros. Raises OSError."""
+        with self._blueprints.lock:
+            return self._blueprints.template(self._program).given
+
+    def map(self, size: int, *, aligned: bool = False) -> Mapping:
+        """Map a copy, as `Template.map` does. Raises OSError, ResourceError."""
+        with self._blueprints.lock:
+            return self._blueprints.template(self._program).map(size, aligned=aligned)
+
+
 class Blueprints:
     """Of programs, in one monitor. Thread-safe. A program is known by its object, as `load` keeps
     it.
+
+    lock    held by whoever uses a `template`
     """
 
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._kept: collections.OrderedDict[Program, _Kept] = collections.OrderedDict()
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     @functools.cached_property
     def processor(self) -> Processor:
@@ -56,30 +82,31 @@ class Blueprints:
         return Processor.of(self._kvm.supported_cpuid())
 
     def template(self, program: Program) -> Template:
-        """Return what a program's private memory begins with, to be closed. Raises OSError."""
-        with self._lock:
-            kept = self._kept.get(program) or self._make(program)
-            self._kept.move_to_end(program)
-            return kept.template.again()
+        """Return what a program's private memory begins with. It may be closed as soon as the lock
+        is not held any more. Raises OSError.
+        """
+        kept = self._kept.get(program) or self._make(program)
+        self._kept.move_to_end(program)
+        return kept.template
 
     def outset(
         self, program: Program, interpreter: Program | None, memory: int, shape: Shape, lent: int
     ) -> Outset:
         """Return the address space that a program begins with; the others are as for `layout`.
 
-        Raises ConfigError, SysError.
+        Raises ConfigError, SysError, OSError.
         """
         if interpreter is not None:  # a file of its machine's own: another each time
             where = boot.layout(program, memory, shape, lent)
             return Outset.of(where, memory, shape, (program, interpreter))
         size = memory, shape, lent
-        with self._lock:
-            kept = self._kept.get(program)
-            found = None if kept is None else kept.outsets.get(size)
+        with self.lock:
+            kept = self._kept.get(program) or self._make(program)
+            found = kept.outsets.get(size)
             if found is None:
                 where = boot.layout(program, memory, shape, lent)
                 found = Outset.of(where, memory, shape, (program,))
-                if kept is not None and found.held <= _MOST_OUTSET:
+                if found.held <= _MOST_OUTSET:
                     kept.outsets[size] = found
                     while len(kept.outsets) > _MOST_OUTSETS:
                         kept.outsets.popitem(last=False)

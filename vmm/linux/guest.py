@@ -26,7 +26,7 @@ from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.linux.trace import Record
 from vmm.memory.movers import PROGRAM_SLOTS
-from vmm.memory.template import Template
+from vmm.memory.private import Beginning
 
 
 class Given(Protocol):
@@ -63,7 +63,7 @@ class Plan:
     shape: Shape
     outset: Outset
     processor: Processor
-    template: Template
+    template: Beginning
     laid_out: tuple[Segment, ...]
 
     @property
@@ -143,7 +143,7 @@ class LinuxGuest(Guest):
                     files,
                     given.clock,
                     outputs,
-                    fault=self.diagnosis.fault,
+                    fault=self._fault,
                     stack_size=plan.shape.stack,
                     input_fd=input_fd,
                     on_call=given.on_call,
@@ -187,6 +187,9 @@ class LinuxGuest(Guest):
         )
         memory.fill(start.rsp, start.data)
         return start.rsp
+
+    def _fault(self, *about: Any, **known: Any) -> GuestFault:
+        return self.diagnosis.fault(*about, **known)
 
     def _attach(self) -> None:
         """Its memory is not there yet."""

@@ -15,7 +15,7 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.elf import Source
 from vmm.kvm import Kvm
-from vmm.linux.blueprints import Blueprints, laid_out
+from vmm.linux.blueprints import Beginning, Blueprints, laid_out
 from vmm.linux.clock import Clock, FrozenClock
 from vmm.linux.errors import SysError
 from vmm.linux.files.contents import HostFile
@@ -147,25 +147,18 @@ class Order:
             outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
             interpreter = self._interpreter(files)
-            template = blueprints.template(self.program)
-            try:
-                outset = blueprints.outset(
-                    self.program, interpreter, self.memory, self.shape, self._lent
-                )
-                plan = Plan(
-                    self.program,
-                    interpreter,
-                    self.shape,
-                    outset,
-                    blueprints.processor,
-                    template,
-                    laid_out(self.program),
-                )
-                return LinuxGuest(
-                    kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
-                )
-            finally:
-                template.close()
+            plan = Plan(
+                self.program,
+                interpreter,
+                self.shape,
+                blueprints.outset(self.program, interpreter, self.memory, self.shape, self._lent),
+                blueprints.processor,
+                Beginning(blueprints, self.program),
+                laid_out(self.program),
+            )
+            return LinuxGuest(
+                kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
+            )
         except BaseException:
             files.close()
             raise
