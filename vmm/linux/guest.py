@@ -11,6 +11,7 @@ from vmm.errors import GuestFault, Place
 from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.trap import Diagnosis
+from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Exit, Kvm, Vcpu
 from vmm.linux import boot
 from vmm.linux.boot import Layout, Processor
@@ -62,14 +63,10 @@ class Plan:
     interpreter: Program | None
     shape: Shape
     outset: Outset
+    layout: Layout
     processor: Processor
     template: Beginning
     laid_out: tuple[Segment, ...]
-
-    @property
-    def layout(self) -> Layout:
-        """Where things lie."""
-        return self.outset.layout
 
     def enter(self, vcpu: Vcpu) -> None:
         """Nothing yet: the stack is not there."""
@@ -161,8 +158,9 @@ class LinuxGuest(Guest):
         memory = Memory(self.memory, outset.areas(), plan.layout.window, outset.tables)
         try:
             programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
-            for segment in (segment for program in programs for segment in program.segments):
-                memory.advise_huge(segment.start, segment.end)
+            for segment in [segment for program in programs for segment in program.segments]:
+                if segment.end - segment.start >= LARGE_PAGE:
+                    memory.advise_huge(segment.start, segment.end)
                 if segment not in plan.laid_out:
                     memory.fill(segment.start, segment.data)
             memory.attach(self.vm, PROGRAM_SLOTS)

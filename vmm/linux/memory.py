@@ -309,13 +309,12 @@ class Memory(Pointers):
             if not self._heap_is_huge and brk - heap >= _HEAP_HUGE:
                 self._backing.advise_huge(heap, self.low.region.end)
                 self._heap_is_huge = True
-        else:
-            self.advise_huge(start, end)
+        elif end - start >= LARGE_PAGE:
+            self._backing.advise_huge(start, end)
 
     def advise_huge(self, start: int, end: int) -> None:
-        """Ask for huge pages behind a range, if it is large."""
-        if end - start >= LARGE_PAGE:
-            self._backing.advise_huge(start, end)
+        """Ask for huge pages behind a range."""
+        self._backing.advise_huge(start, end)
 
     def _move(self, step: Move, pending: _Pending) -> None:
         source, target, size = step

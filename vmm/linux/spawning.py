@@ -111,10 +111,7 @@ class Order:
         self._lent = lent
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
-        env = ENVIRONMENT if options.env is None else options.env
-        if not isinstance(env, Mapping):
-            raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
-        self.env = [_variable(name, value) for name, value in env.items()]
+        self.env = _USUAL if options.env is None else _environment(options.env)
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
         self.disk = parse_size(options.disk, "disk")
@@ -147,11 +144,15 @@ class Order:
             outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
             interpreter = self._interpreter(files)
+            outset = blueprints.outset(
+                self.program, interpreter, self.memory, self.shape, self._lent
+            )
             plan = Plan(
                 self.program,
                 interpreter,
                 self.shape,
-                blueprints.outset(self.program, interpreter, self.memory, self.shape, self._lent),
+                outset,
+                outset.layout,
                 blueprints.processor,
                 Beginning(blueprints, self.program),
                 laid_out(self.program),
@@ -241,6 +242,15 @@ def _variable(name: object, value: object) -> bytes:
     if not left or b"=" in left:
         raise ConfigError(f"env: {name!r} is no name of a variable")
     return left + b"=" + right
+
+
+def _environment(env: object) -> list[bytes]:
+    if not isinstance(env, Mapping):
+        raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
+    return [_variable(name, value) for name, value in env.items()]
+
+
+_USUAL = _environment(ENVIRONMENT)
 
 
 def _descriptor(source: object) -> int | None:

@@ -17,7 +17,7 @@ from vmm.sizes import format_size
 
 _MOST_STRING = 128 << 10  # bytes of one argument, its zero included, as in Linux (MAX_ARG_STRLEN)
 _PART = 4  # arguments may fill this part of the stack, as in Linux
-_PLATFORM = b"x86_64"
+_PLATFORM = b"x86_64\0"
 _HEADER = 56  # bytes of a program header
 
 
@@ -77,11 +77,11 @@ def start_stack(
     """
     _check(argv, envp, path, size)
     strings = _Strings(top - 8)  # Linux leaves a word of zeros at the very top
-    name = strings.put(path)
-    environment = [strings.put(text) for text in reversed(envp)][::-1]
-    arguments = [strings.put(text) for text in reversed(argv)][::-1]
+    name = strings.put(path + b"\0")
+    environment = [strings.put(text + b"\0") for text in reversed(envp)][::-1]
+    arguments = [strings.put(text + b"\0") for text in reversed(argv)][::-1]
     platform = strings.put(_PLATFORM)
-    seed = strings.put_bytes(random)
+    seed = strings.put(random)
     who = Auxiliary.UID, 0, Auxiliary.EUID, 0, Auxiliary.GID, 0, Auxiliary.EGID, 0
     vector = (
         *(Auxiliary.HWCAP, hwcap, Auxiliary.PAGESZ, PAGE, Auxiliary.CLKTCK, 100),
@@ -105,11 +105,8 @@ class _Strings:
         self.at = at
         self._parts: list[bytes] = []
 
-    def put(self, text: bytes) -> int:
-        """Put a string and its zero; return its address."""
-        return self.put_bytes(text + b"\0")
-
-    def put_bytes(self, data: bytes) -> int:
+    def put(self, data: bytes) -> int:
+        """Put bytes; return their address."""
         self._parts.append(data)
         self.at -= len(data)
         return self.at
