@@ -29,8 +29,6 @@ _ZEROS = bytes(_STEP)
 class Backing:
     """Private memory from address 0 on, and the arena with `extra` bytes behind it.
 
-    low_bytes, arena_bytes    all of either, from its first address on
-
     Ranges are guest-physical, page-aligned, and in one of the two. Not thread-safe.
     """
 
@@ -40,8 +38,8 @@ class Backing:
         self._arena = arena
         self.arena = Region(arena.base, arena.size + extra)
         self._mapping = Mapping.park(self.arena.size)
-        self.arena_bytes = self._mapping.view()
-        self.low_bytes = low.view(0, low.region.size)
+        self._bytes = self._mapping.view()
+        self._low = low.view(0, low.region.size)
         self._displaced: list[tuple[int, int]] = []  # moved here, so mappings of their own
         self._renewed = self._advised = 0
 
@@ -53,9 +51,9 @@ class Backing:
     def view(self, address: int, size: int) -> memoryview:
         """Return `size` writable bytes. Raises OutOfBounds."""
         if address < TABLE_SPAN:
-            view, start = self.low_bytes, address
+            view, start = self._low, address
         else:
-            view, start = self.arena_bytes, address - self.arena.base
+            view, start = self._bytes, address - self.arena.base
         end = start + size
         if start < 0 or end > len(view):  # as Region.offset, without its call
             raise OutOfBounds(f"{size} bytes at {address:#x} are in neither part")
@@ -164,8 +162,8 @@ class Backing:
 
     def close(self) -> None:
         """Unmap the arena. Further calls do nothing."""
-        self.low_bytes.release()
-        self.arena_bytes.release()
+        self._low.release()
+        self._bytes.release()
         self._mapping.close()
 
 

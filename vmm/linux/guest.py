@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -108,7 +109,7 @@ class LinuxGuest(Guest):
     process    the program
     """
 
-    __slots__ = ("_told", "process")
+    __slots__ = ("_space", "_told", "process")
 
     _aligned = True
 
@@ -129,47 +130,41 @@ class LinuxGuest(Guest):
         self._told: list[tuple[Output, int]] = []
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
-            memory = self._memory(plan)
-            try:
-                rsp = self._stack(memory, plan, given)
-                entered = plan.interpreter or plan.image
-                boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
-                self.process = Process(
-                    Gate(self.vcpu),
-                    memory,
-                    files,
-                    given.clock,
-                    outputs,
-                    fault=self._fault,
-                    stack_size=plan.shape.stack,
-                    input_fd=input_fd,
-                    on_call=given.on_call,
-                )
-            except BaseException:
-                memory.close()
-                raise
+            rsp = self._stack(plan, given)
+            entered = plan.interpreter or plan.image
+            boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
+            self.process = Process(
+                Gate(self.vcpu),
+                self._space,
+                files,
+                given.clock,
+                outputs,
+                fault=self._fault,
+                stack_size=plan.shape.stack,
+                input_fd=input_fd,
+                on_call=given.on_call,
+            )
         except BaseException:
             super().close()
             raise
 
-    def _memory(self, plan: Plan) -> Memory:
-        """Map the arena, and what is in no template; the machine's memslots are made of that."""
+    def _prepare(self, undo: contextlib.ExitStack) -> None:
+        """Map the arena, and what is in no template."""
+        plan: Plan = self._blueprint  # type: ignore[assignment]
         outset = plan.outset
-        memory = Memory(self.memory, outset.areas(), plan.layout.window, outset.tables)
-        try:
-            programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
-            for segment in [segment for program in programs for segment in program.segments]:
-                if segment.end - segment.start >= LARGE_PAGE:
-                    memory.advise_huge(segment.start, segment.end)
-                if segment not in plan.laid_out:
-                    memory.fill(segment.start, segment.data)
-            memory.attach(self.vm, PROGRAM_SLOTS)
-        except BaseException:
-            memory.close()
-            raise
-        return memory
+        self._space = space = Memory(self.memory, outset.areas(), plan.layout.window, outset.tables)
+        undo.callback(space.close)
+        programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
+        for segment in [segment for program in programs for segment in program.segments]:
+            if segment.end - segment.start >= LARGE_PAGE:
+                space.advise_huge(segment.start, segment.end)
+            if segment not in plan.laid_out:
+                space.fill(segment.start, segment.data)
 
-    def _stack(self, memory: Memory, plan: Plan, given: Given) -> int:
+    def _attach(self) -> None:
+        self._space.attach(self.vm, PROGRAM_SLOTS)
+
+    def _stack(self, plan: Plan, given: Given) -> int:
         """Put arguments and environment onto the stack; return the stack pointer."""
         top = plan.layout.stack.end
         start = start_stack(
@@ -183,14 +178,11 @@ class LinuxGuest(Guest):
             hwcap=plan.processor.hwcap,
             interpreter=plan.interpreter,
         )
-        memory.fill(start.rsp, start.data)
+        self._space.fill(start.rsp, start.data)
         return start.rsp
 
     def _fault(self, *about: Any, **known: Any) -> GuestFault:
         return self.diagnosis.fault(*about, **known)
-
-    def _attach(self) -> None:
-        """Its memory is not there yet."""
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -226,6 +218,8 @@ class LinuxGuest(Guest):
 
     def _unmap(self) -> None:
         process: Process | None = getattr(self, "process", None)
-        if process is not None:
+        if process is None:
+            self._space.close()
+        else:
             process.close()
         super()._unmap()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from vmm.guest import abi, x86
 from vmm.guest.abi import PAGE_SIZE
-from vmm.guest.x86 import TABLE_SPAN
 from vmm.linux.areas import PROT_EXEC, PROT_READ, PROT_WRITE, Areas
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
@@ -97,13 +96,7 @@ class Pointers:
         )
         if not known and (self._windowed(address) or self._check(address, size, need)):
             return None
-        if not known:
-            view = self._backing.view(address, size) if size else memoryview(bytearray())
-        elif address < TABLE_SPAN:  # as Backing.view, without its call: a read of a file is one
-            view = self._backing.low_bytes[address : address + size]
-        else:
-            start = address - self._backing.arena.base
-            view = self._backing.arena_bytes[start : start + size]
+        view = self._backing.view(address, size) if size else memoryview(bytearray())
         return view if write else view.toreadonly()
 
     def room(self, address: int, size: int, *, write: bool = False) -> int:
