@@ -11,10 +11,11 @@ from types import TracebackType
 from vmm.guest import x86
 from vmm.kvm import Hlt, Kvm, Vcpu
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
+from vmm.linux.areas import Areas
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.gate import RAX, RDI, Gate
 from vmm.linux.memory import Memory
+from vmm.linux.plans import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
 from vmm.memory.private import PrivateMemory
 from vmm.memory.template import Template
 

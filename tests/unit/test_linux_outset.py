@@ -11,11 +11,12 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.bundled import bundled_guest
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
+from vmm.linux.areas import Areas
 from vmm.linux.errors import SysError
 from vmm.linux.loader import Program, load
 from vmm.linux.memory import Memory
 from vmm.linux.outset import Outset
+from vmm.linux.plans import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
 from vmm.linux.tables import Filled
 from vmm.memory.private import PrivateMemory
 from vmm.memory.template import Template

@@ -9,23 +9,38 @@ where an address space of ours differs is said at the call.
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.linux.errors import SysError
+from vmm.linux.plans import (
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_TYPE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_SEM,
+    PROT_WRITE,
+    Drop,
+    Lent,
+    Move,
+    Plan,
+    Rights,
+)
 from vmm.linux.spans import Area, Spans
 from vmm.memory.region import Region
 
-PROT_READ, PROT_WRITE, PROT_EXEC, PROT_SEM = 1, 2, 4, 8
-PROT_GROWSDOWN, PROT_GROWSUP = 0x01000000, 0x02000000
 _RIGHTS = PROT_READ | PROT_WRITE | PROT_EXEC
-
-MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 0xF
-MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40
-MAP_HUGETLB, MAP_FIXED_NOREPLACE = 0x40000, 0x100000
-
-MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 
 MOST_AREAS = 65530  # vm.max_map_count
 MIN_ADDRESS = 0x10000  # vm.mmap_min_addr
@@ -33,60 +48,6 @@ STACK_GAP = 1 << 20  # never given away below the stack but by MAP_FIXED (stack_
 
 _ALL = 1 << 64
 _TASK_SIZE = (1 << 47) - PAGE_SIZE  # what Linux takes for an address of a program's
-
-
-class Drop(NamedTuple):
-    """Addresses whose contents go: zeros from now on, and out of reach."""
-
-    start: int
-    end: int
-
-
-class Rights(NamedTuple):
-    """Addresses that get other rights; what is there stays.
-
-    stale   whether there have been rights, which a CPU may remember
-    delta   how much further on what they lead to is: see Area
-    """
-
-    start: int
-    end: int
-    prot: int
-    stale: bool = False
-    delta: int = 0
-
-
-class Move(NamedTuple):
-    """Contents that move, to where there are none. The rights do not."""
-
-    source: int
-    target: int
-    size: int
-
-
-class Lent(NamedTuple):
-    """Pages of the window that are mapped: `size` bytes from `address` on.
-
-    write   whether they may be written
-    """
-
-    address: int
-    size: int
-    write: bool
-
-
-class Plan(NamedTuple):
-    """What a call does: steps, in order, and then the map as it is to be.
-
-    result   what the call answers; less than zero if, having done this, it fails with -result
-    hidden   see Areas
-    """
-
-    result: int
-    steps: tuple[Drop | Rights | Move, ...]
-    spans: Spans
-    hidden: Spans
-    brk: int
 
 
 class Areas:

@@ -15,7 +15,6 @@ be reached there any more, KVM is made to forget all that it knows.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
 from collections.abc import Callable, Sequence
@@ -24,15 +23,16 @@ from typing import NamedTuple
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Vm
-from vmm.linux.areas import PROT_WRITE, Areas, Drop, Lent, Move, Plan, Rights
+from vmm.linux.areas import Areas
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
+from vmm.linux.memslots import Memslots, Slot
+from vmm.linux.plans import PROT_WRITE, Drop, Lent, Move, Plan, Rights
 from vmm.linux.pointers import Pointers
 from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 
-_ROOM = 8 << 20  # addresses that have a memslot from the beginning, besides those in use
 _HEAP_HUGE = 4 << 20  # a heap that has grown so large gets huge pages
 
 # madvise(2): what is not written here is EINVAL
@@ -62,11 +62,7 @@ class Memory(Pointers):
 
     low       private memory; closed with this
     tables    the page tables: `tables.root` is for CR3
-    slots     its memslots so far, as number, base, size and host address: a large one takes the
-              kernel long, and much memory, where it keeps shadow page tables
     """
-
-    slots: tuple[tuple[int, int, int, int], ...] = ()
 
     def __init__(
         self, low: PrivateMemory, areas: Areas, window: Region, tables: Filled | None = None
@@ -87,18 +83,12 @@ class Memory(Pointers):
         self._answers: tuple[int, ...] = ()
         self._asked = 0
         self._heap_is_huge = False
-        self._vm: Vm | None = None
-        self._rest: tuple[tuple[int, int, int, int], ...] = ()  # memslots to come
+        self._slots: Memslots | None = None
         self._forget_all = self._lends = self._closed = False
         self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
 
     def attach(self, vm: Vm, numbers: Sequence[int]) -> None:
-        """Make the memslots of what is mapped; those of the rest are made when it is.
-
-        numbers    of four memslots
-
-        Raises OSError.
-        """
+        """Make the memslots of what is mapped; `numbers` of four are for it. Raises OSError."""
         low, arena = self.low.region, self._backing.arena
         used, first = low.base, arena.end
         for area in self.areas.spans:
@@ -106,45 +96,13 @@ class Memory(Pointers):
                 first = area.start
                 break
             used = area.end
-        # Addresses where huge pages may lie, as a memslot's end does not.
-        middle = min(-(-(used + _ROOM) // LARGE_PAGE) * LARGE_PAGE, low.end)
-        split = max((first - _ROOM) // LARGE_PAGE * LARGE_PAGE, arena.base)
-        host = self.low.address - low.base, self._backing.address - arena.base
-        first_low, first_arena, rest_low, rest_arena = numbers
-        self._vm = vm
-        self.slots = (
-            (first_low, low.base, middle - low.base, low.base + host[0]),
-            (first_arena, split, arena.end - split, split + host[1]),
-        )
-        rest = (
-            (rest_low, middle, low.end - middle, middle + host[0]),
-            (rest_arena, arena.base, split - arena.base, arena.base + host[1]),
-        )
-        self._rest = tuple(slot for slot in rest if slot[2])
-        for slot in self.slots:
-            vm.set_user_memory_region(*slot)
+        addresses = self.low.address, self._backing.address
+        self._slots = Memslots(vm, numbers, (low, used, addresses[0]), (arena, first, addresses[1]))
 
-    def _show(self, start: int, end: int) -> None:
-        """Make the memslot of what is used for the first time. Again is fine. Raises OSError."""
-        for slot in self._rest:
-            _, base, size, _ = slot
-            if base < end and start < base + size:
-                assert self._vm is not None
-                self._vm.set_user_memory_region(*slot)
-                if slot not in self.slots:
-                    self.slots = (*self.slots, slot)
-                self._rest = tuple(other for other in self._rest if other != slot)
-
-    def _make_slots_again(self) -> None:
-        """Let KVM forget all that it knows of the memory. Again is fine. Raises OSError."""
-        vm = self._vm
-        if vm is None:
-            return
-        for number, base, size, address in self.slots:
-            # Cut off last time, it may have been deleted.
-            with contextlib.suppress(OSError):
-                vm.set_user_memory_region(number, base, 0, address)
-            vm.set_user_memory_region(number, base, size, address)
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Its memslots so far."""
+        return () if self._slots is None else self._slots.made
 
     def begin(self, serial: int) -> None:
         """Begin to serve a system call, or begin again with one that was cut off.
@@ -169,7 +127,8 @@ class Memory(Pointers):
                 self._pending = None
         if self._forget_all or self.tables.mixed:
             # What KVM knows of a memslot it forgets when that is deleted.
-            self._make_slots_again()
+            if self._slots is not None:
+                self._slots.make_again()
             self._forget_all = self.tables.mixed = False
 
     # ---- calls ----
@@ -289,8 +248,8 @@ class Memory(Pointers):
     def _give(self, step: Rights, plan: Plan) -> None:
         start, end, prot, stale, delta = step
         shown = delta != 0 or self._shows(start, end)
-        if self._rest and not delta:
-            self._show(start, end)
+        if self._slots is not None and self._slots.rest and not delta:
+            self._slots.show(start, end)
         if not (stale or shown):
             self._advise(start, end, plan.brk)
         self.tables.set(start, end, prot, delta)

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.blueprint import Shape
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas, Rights
+from vmm.linux.areas import Areas
 from vmm.linux.boot import Layout
 from vmm.linux.loader import Program
+from vmm.linux.plans import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Rights
 from vmm.linux.spans import Spans
 from vmm.linux.tables import Filled, Tables, tables_size
 

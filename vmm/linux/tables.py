@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from vmm.guest import abi, x86
 from vmm.guest.x86 import LARGE, LARGE_PAGE, PAGE, TABLE_SPAN, Range
-from vmm.linux.areas import PROT_EXEC, PROT_READ, PROT_WRITE
+from vmm.linux.plans import PROT_EXEC, PROT_READ, PROT_WRITE
 from vmm.memory.region import Region
 
 _POINTER = x86.PRESENT | x86.WRITE | x86.USER | x86.ACCESSED
