@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from unit import kernel_areas
 from unit.kernel_areas import BASE, END, PAGE, PAGES
 
-from vmm.linux import areas as rules
-from vmm.linux import plans
+from vmm.linux import address_map, plans
 from vmm.linux.areas import Areas
 from vmm.linux.errors import SysError
 from vmm.linux.plans import Drop, Lent, Move, Plan, Rights
@@ -197,7 +196,7 @@ def test_a_place_is_the_highest_below_the_stack_and_its_guard() -> None:
     arena = Region(BASE, 8 << 20)
     areas = made(stack=1 << 20, arena=arena)
     first = do(areas, "mmap", 0, PAGE, 3, ANONYMOUS)
-    assert first == arena.end - (1 << 20) - rules.STACK_GAP - PAGE
+    assert first == arena.end - (1 << 20) - address_map.STACK_GAP - PAGE
     assert do(areas, "mmap", 0, 2 * PAGE, 3, ANONYMOUS) == first - 2 * PAGE
     assert do(areas, "munmap", first, PAGE) == 0
     assert do(areas, "mmap", 0, 2 * PAGE, 1, ANONYMOUS) == first - 4 * PAGE
@@ -288,7 +287,7 @@ def test_a_file_costs_what_it_shows_whatever_its_rights() -> None:
 
 
 def test_what_is_hidden_is_counted_too() -> None:
-    arena = Region(BASE, 2 * (rules.MOST_AREAS + 8) * PAGE)
+    arena = Region(BASE, 2 * (address_map.MOST_AREAS + 8) * PAGE)
     areas = made(arena=arena)
     do(areas, "mmap", BASE, arena.size, 0, FIXED)
     wanted = [Area(BASE + 2 * n * PAGE, BASE + (2 * n + 1) * PAGE, 1) for n in range(65527)]
@@ -299,7 +298,7 @@ def test_what_is_hidden_is_counted_too() -> None:
 
 
 def test_there_are_no_more_areas_than_linux_allows() -> None:
-    arena = Region(BASE, 2 * (rules.MOST_AREAS + 8) * PAGE)
+    arena = Region(BASE, 2 * (address_map.MOST_AREAS + 8) * PAGE)
     areas = made(arena=arena)
     spans = Spans()
     wanted = [Area(BASE + 2 * n * PAGE, BASE + (2 * n + 1) * PAGE, 1) for n in range(65530)]
@@ -309,7 +308,7 @@ def test_there_are_no_more_areas_than_linux_allows() -> None:
     assert do(areas, "mmap", above, PAGE, 3, FIXED) == -errno.ENOMEM
     assert do(areas, "mprotect", BASE + PAGE, PAGE, 3) == -errno.ENOMEM, "nothing is there"
     assert do(areas, "mmap", BASE + PAGE, PAGE, 1, FIXED) == BASE + PAGE, "two are joined"
-    assert areas.spans.count == rules.MOST_AREAS - 1
+    assert areas.spans.count == address_map.MOST_AREAS - 1
     assert do(areas, "mmap", above, PAGE, 3, FIXED) == above
     assert do(areas, "mprotect", BASE, PAGE, 3) == -errno.ENOMEM, "one would be split"
     assert do(areas, "munmap", BASE, 3 * PAGE) == 0

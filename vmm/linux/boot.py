@@ -21,7 +21,7 @@ from vmm.guest import abi, boot, x86
 from vmm.guest.blueprint import Shape
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN, PageTables
 from vmm.kvm import CpuidEntry, CpuidTable, Vcpu, kvm_regs, kvm_sregs
-from vmm.linux.areas import STACK_GAP
+from vmm.linux.address_map import STACK_GAP
 from vmm.linux.loader import Program
 from vmm.linux.tables import ENTRY_PAGE, tables_size
 from vmm.memory.region import Region
