@@ -60,29 +60,32 @@ def parse_limit(size: SupportsIndex | str, what: str = "size") -> int:
 
 def _parse(size: SupportsIndex | str, what: str, least: int) -> int:
     if isinstance(size, str):
-        value, named = _parse_text(size, what), f"{what} {size!r}"
-    else:
-        try:
-            value = Fraction(integer(size, what))
-        except ArgumentTypeError:
-            raise ArgumentTypeError(f"{what} of type {type(size).__name__} {_NO_SIZE}") from None
-        named = f"{what} {shown(value.numerator)}"
-    if value < least or value.denominator != 1:
-        raise ConfigError(f"{named} is not a positive whole number of bytes")
-    if value > _MAX:
-        raise ConfigError(f"{named} is more than any address space holds")
-    return int(value)
+        return _parse_text(size, what, least)
+    try:
+        number = integer(size, what)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"{what} of type {type(size).__name__} {_NO_SIZE}") from None
+    return _checked(Fraction(number), f"{what} {shown(number)}", least)
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_text(size: str, what: str) -> Fraction:
+def _parse_text(size: str, what: str, least: int) -> int:
     # ASCII: to ignore case is else to take the Kelvin sign for a K.
     match = re.fullmatch(
         r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMGT]?)(?:i?B)?\s*", size, re.IGNORECASE | re.ASCII
     )
     if match is None:
         raise ConfigError(f"{what} {size!r} {_NO_SIZE}")
-    return Fraction(match[1]) * _UNITS[match[2].upper()]
+    value = Fraction(match[1]) * _UNITS[match[2].upper()]
+    return _checked(value, f"{what} {size!r}", least)
+
+
+def _checked(value: Fraction, named: str, least: int) -> int:
+    if value < least or value.denominator != 1:
+        raise ConfigError(f"{named} is not a positive whole number of bytes")
+    if value > _MAX:
+        raise ConfigError(f"{named} is more than any address space holds")
+    return int(value)
 
 
 def format_size(size: int) -> str:

@@ -11,10 +11,11 @@ from types import TracebackType
 from vmm.guest import x86
 from vmm.kvm import Hlt, Kvm, Vcpu
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
+from vmm.linux.areas import Areas
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.gate import RAX, RDI, Gate
 from vmm.linux.memory import Memory
+from vmm.linux.plans import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
 from vmm.memory.private import PrivateMemory
 from vmm.memory.template import Template
 
@@ -32,7 +33,7 @@ _CODE = b"".join(
 )
 # What a page that can be jumped to has at its beginning.
 CALLABLE = int.from_bytes(_SYSCALL.ljust(8, b"\xf4"), "little")
-PRIVATE_SLOT, ARENA_SLOT = 0, 500
+SLOTS = (0, 500, 501, 502)
 
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 FIXED = ANONYMOUS | MAP_FIXED
@@ -66,7 +67,7 @@ class Scene:
         self.memory.mmap(CODE, PAGE, 5, MAP_PRIVATE | MAP_FIXED)
         self.memory.fill(CODE, _CODE)
         self.vm = self.kvm.create_vm()
-        self.memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
+        self.memory.attach(self.vm, SLOTS)
         self.vcpu: Vcpu = self.vm.create_vcpu()
         self.processor = Processor.of(self.kvm.supported_cpuid())
         boot.enter(self.vcpu, self.layout, self.processor, CODE, self.stack)

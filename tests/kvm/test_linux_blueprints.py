@@ -6,13 +6,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmm import Monitor
 from vmm.guest.bundled import bundled_guest
 from vmm.linux import blueprints
+from vmm.linux.boot import Layout
 from vmm.linux.machine import LinuxMachine
+from vmm.linux.outset import Outset
 
 Open = Callable[..., Monitor]
 PROGRAM = bundled_guest("linux/bench_program")
@@ -86,3 +89,41 @@ def test_a_program_of_another_file_is_another_one_even_in_its_place(
     shutil.copy(bundled_guest("bench_exit"), path)
     machine = monitor.spawn(path, name="m")
     assert not isinstance(machine, LinuxMachine)
+
+
+def test_the_address_space_of_one_file_and_size_is_worked_out_once(
+    open_monitor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Seen(blueprints.Outset):
+        @classmethod
+        def of(cls, layout: Layout, limit: int, *about: Any) -> Outset:
+            sizes.append(limit)
+            return Outset.of(layout, limit, *about)
+
+    monkeypatch.setattr(blueprints, "Outset", Seen)
+    monkeypatch.setattr(blueprints, "_MOST_OUTSETS", 2)
+    monitor = open_monitor(pool="8M")
+    for number, size in enumerate((16, 32, 16, 32, 64, 64, 16)):
+        machine = monitor.spawn(
+            PROGRAM, name=f"m{number}", args=["sort", "10"], window="2M", memory=f"{size}M"
+        )
+        monitor.run(20)
+        assert machine.exit_code == 0
+    assert [size >> 20 for size in sizes] == [16, 32, 64, 16]  # two are kept
+
+
+def test_a_machine_needs_its_programs_descriptor_no_more(
+    open_monitor: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(blueprints, "_MOST", 1)
+    monitor = open_monitor(pool="8M")
+    other = tmp_path / "other"
+    shutil.copy(PROGRAM, other)
+    machines = [
+        monitor.spawn(path, name=f"m{number}", args=["sort", "10"], window="2M")
+        for number, path in enumerate((PROGRAM, other, PROGRAM, other))
+    ]
+    monitor.run(20)
+    assert [machine.exit_code for machine in machines] == [0] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from vmm import Monitor
 from vmm.guest.bundled import bundled_guest
+from vmm.kvm import Vm
 from vmm.linux.machine import LinuxMachine
 
 Open = Callable[..., Monitor]
@@ -80,3 +82,38 @@ def test_a_read_copies_once_to_where_it_is_wanted(
     assert len(functions(called)) <= 18, called
     assert called.count("C preadv") == (kind is Path)
     assert {"read", "pread", "_read", "part", "C pread"} & {*called} == set()
+
+
+def test_a_program_is_made_and_run_in_few_functions_and_two_small_memslots(
+    open_monitor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = open_monitor(pool="8M")
+    sizes: list[int] = []
+    original = Vm.set_user_memory_region
+
+    def seen(vm: Vm, slot: int, base: int, size: int, address: int) -> None:
+        sizes.append(size)
+        original(vm, slot, base, size, address)
+
+    def life() -> None:
+        machine = monitor.spawn(bundled_guest("linux/bench_program"), args=["calls", "1"])
+        monitor.run(20)
+        assert machine.exit_code == 0
+        monitor.remove(machine)
+
+    life()  # what its image has in common with others is worked out once
+    monkeypatch.setattr(Vm, "set_user_memory_region", seen)
+    called: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        life()
+    finally:
+        sys.setprofile(None)
+    assert len(called) <= 950, collections.Counter(called).most_common(30)
+    assert len(sizes) == 2
+    assert sum(sizes) <= 64 << 20

@@ -14,6 +14,7 @@ from tests_support import sized
 
 from vmm.guest import abi
 from vmm.guest.x86 import LARGE_PAGE
+from vmm.kvm import Vm
 from vmm.linux import boot
 from vmm.linux.boot import ENTERED, GATE
 from vmm.linux.errors import SysError
@@ -362,3 +363,59 @@ def _VECTORS_OF_SSE(scene: Scene) -> None:
 def test_rip_is_where_the_gate_says(scene: Scene) -> None:
     scene.load(scene.stack)
     assert scene.gate.registers[RIP] == ENTERED
+
+
+def test_addresses_get_their_memslot_when_they_are_first_used() -> None:
+    with Scene(low=64 * MIB, arena=96 * MIB) as scene:
+        memory, layout = scene.memory, scene.layout
+        assert len(memory.slots) == 2
+        # What is shadowed takes the kernel as long as a slot is large.
+        assert sum(size for _, _, size, _ in memory.slots) < 64 * MIB
+        low, arena = layout.low.end - PAGE, layout.arena.base
+        for count, address in ((3, low), (4, arena)):
+            for prot in (READ, 0, READ | WRITE):
+                memory.mmap(address, PAGE, prot, FIXED)
+                assert can(scene, address) == prot
+            assert len(memory.slots) == count
+        slots = sorted((base, base + size) for _, base, size, _ in memory.slots)
+        assert slots[0][0] == 0
+        assert slots[0][1] == slots[1][0]
+        assert slots[1][1] == layout.private.end
+        assert slots[2][0] == arena
+        assert slots[2][1] == slots[3][0]
+
+
+def test_one_area_may_need_memslots_beyond_the_first_ones() -> None:
+    with Scene(arena=96 * MIB) as scene:
+        size = 64 * MIB
+        address = scene.memory.mmap(0, size, READ | WRITE, ANONYMOUS)
+        for at in range(address, address + size, 4 * MIB):
+            scene.store(at, at)
+        assert [scene.load(at) for at in range(address, address + size, 4 * MIB)] == [
+            *range(address, address + size, 4 * MIB)
+        ]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_memslot_that_was_cut_off_is_made_before_the_program_runs_on(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Scene(arena=96 * MIB) as scene:
+        address = scene.layout.arena.base
+        original, cut = Vm.set_user_memory_region, [None]
+
+        def cut_off(vm: Vm, *slot: int) -> None:
+            if not before:
+                original(vm, *slot)
+            if cut:
+                cut.pop()
+                raise KeyboardInterrupt
+            original(vm, *slot)
+
+        monkeypatch.setattr(Vm, "set_user_memory_region", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            scene.memory.mmap(address, PAGE, READ | WRITE, FIXED)
+        assert not cut
+        scene.memory.begin(0)
+        assert can(scene, address) == READ | WRITE
+        assert len({number for number, *_ in scene.memory.slots}) == len(scene.memory.slots) == 3

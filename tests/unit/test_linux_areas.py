@@ -17,16 +17,17 @@ from hypothesis import given, settings
 from unit import kernel_areas
 from unit.kernel_areas import BASE, END, PAGE, PAGES
 
-from vmm.linux import areas as rules
-from vmm.linux.areas import Areas, Drop, Lent, Move, Plan, Rights
+from vmm.linux import address_map, plans
+from vmm.linux.areas import Areas
 from vmm.linux.errors import SysError
+from vmm.linux.plans import Drop, Lent, Move, Plan, Rights
 from vmm.linux.spans import Area, Spans
 from vmm.memory.region import Region
 
 LOW = Region(0x200000, 32 * PAGE)
 ARENA = Region(BASE, PAGES * PAGE)
-ANONYMOUS = rules.MAP_PRIVATE | rules.MAP_ANONYMOUS
-FIXED = ANONYMOUS | rules.MAP_FIXED
+ANONYMOUS = plans.MAP_PRIVATE | plans.MAP_ANONYMOUS
+FIXED = ANONYMOUS | plans.MAP_FIXED
 NEVER = 1 << 40
 
 
@@ -101,9 +102,9 @@ def call(draw: st.DrawFn) -> tuple[str, tuple[int, ...]]:
         size = min(size, END - (address & -PAGE))
     name = draw(st.sampled_from(("mmap", "mmap", "munmap", "mprotect", "mprotect", "mremap")))
     if name == "mmap":
-        how = draw(st.sampled_from((0, rules.MAP_FIXED, rules.MAP_FIXED_NOREPLACE)))
+        how = draw(st.sampled_from((0, plans.MAP_FIXED, plans.MAP_FIXED_NOREPLACE)))
         kind = draw(st.sampled_from((2, 2, 2, 2, 2, 0, 4)))
-        return name, (address, size, draw(prots), kind | rules.MAP_ANONYMOUS | how)
+        return name, (address, size, draw(prots), kind | plans.MAP_ANONYMOUS | how)
     if name == "mprotect":
         return name, (address, size, draw(st.one_of(prots, st.sampled_from((16, 8 | 1, 3 << 24)))))
     if name == "munmap":
@@ -195,7 +196,7 @@ def test_a_place_is_the_highest_below_the_stack_and_its_guard() -> None:
     arena = Region(BASE, 8 << 20)
     areas = made(stack=1 << 20, arena=arena)
     first = do(areas, "mmap", 0, PAGE, 3, ANONYMOUS)
-    assert first == arena.end - (1 << 20) - rules.STACK_GAP - PAGE
+    assert first == arena.end - (1 << 20) - address_map.STACK_GAP - PAGE
     assert do(areas, "mmap", 0, 2 * PAGE, 3, ANONYMOUS) == first - 2 * PAGE
     assert do(areas, "munmap", first, PAGE) == 0
     assert do(areas, "mmap", 0, 2 * PAGE, 1, ANONYMOUS) == first - 4 * PAGE
@@ -215,7 +216,7 @@ def test_what_is_large_begins_where_huge_pages_do_if_there_is_room() -> None:
 
 
 def test_a_32_bit_place_is_in_the_low_region() -> None:
-    place = do(made(), "mmap", 0, PAGE, 3, ANONYMOUS | rules.MAP_32BIT)
+    place = do(made(), "mmap", 0, PAGE, 3, ANONYMOUS | plans.MAP_32BIT)
     assert place == LOW.end - PAGE
 
 
@@ -229,9 +230,9 @@ def test_a_32_bit_place_is_in_the_low_region() -> None:
         (LOW.end - PAGE, FIXED, errno.ENOMEM),
         (BASE - PAGE, FIXED, errno.ENOMEM),
         (END - PAGE, FIXED, errno.ENOMEM),
-        (0x10000, ANONYMOUS | rules.MAP_FIXED_NOREPLACE, errno.EEXIST),
-        (END - PAGE, ANONYMOUS | rules.MAP_FIXED_NOREPLACE, errno.EEXIST),
-        (0, ANONYMOUS | rules.MAP_HUGETLB, errno.ENOMEM),
+        (0x10000, ANONYMOUS | plans.MAP_FIXED_NOREPLACE, errno.EEXIST),
+        (END - PAGE, ANONYMOUS | plans.MAP_FIXED_NOREPLACE, errno.EEXIST),
+        (0, ANONYMOUS | plans.MAP_HUGETLB, errno.ENOMEM),
     ],
 )
 def test_what_is_not_the_programs_is_not_to_be_had(address: int, flags: int, number: int) -> None:
@@ -278,15 +279,15 @@ def test_the_limit_counts_what_can_be_used() -> None:
 
 def test_a_file_costs_what_it_shows_whatever_its_rights() -> None:
     areas = made(limit=4 * PAGE)
-    assert do(areas, "mmap", BASE, 3 * PAGE, 0, rules.MAP_PRIVATE | rules.MAP_FIXED) == BASE
+    assert do(areas, "mmap", BASE, 3 * PAGE, 0, plans.MAP_PRIVATE | plans.MAP_FIXED) == BASE
     assert areas.charged == 3 * PAGE
     assert do(areas, "mprotect", BASE, PAGE, 3) == do(areas, "mprotect", BASE, PAGE, 0) == 0
     assert areas.charged == 3 * PAGE
-    assert do(areas, "mmap", 0, 2 * PAGE, 0, rules.MAP_PRIVATE) == -errno.ENOMEM
+    assert do(areas, "mmap", 0, 2 * PAGE, 0, plans.MAP_PRIVATE) == -errno.ENOMEM
 
 
 def test_what_is_hidden_is_counted_too() -> None:
-    arena = Region(BASE, 2 * (rules.MOST_AREAS + 8) * PAGE)
+    arena = Region(BASE, 2 * (address_map.MOST_AREAS + 8) * PAGE)
     areas = made(arena=arena)
     do(areas, "mmap", BASE, arena.size, 0, FIXED)
     wanted = [Area(BASE + 2 * n * PAGE, BASE + (2 * n + 1) * PAGE, 1) for n in range(65527)]
@@ -297,7 +298,7 @@ def test_what_is_hidden_is_counted_too() -> None:
 
 
 def test_there_are_no_more_areas_than_linux_allows() -> None:
-    arena = Region(BASE, 2 * (rules.MOST_AREAS + 8) * PAGE)
+    arena = Region(BASE, 2 * (address_map.MOST_AREAS + 8) * PAGE)
     areas = made(arena=arena)
     spans = Spans()
     wanted = [Area(BASE + 2 * n * PAGE, BASE + (2 * n + 1) * PAGE, 1) for n in range(65530)]
@@ -307,7 +308,7 @@ def test_there_are_no_more_areas_than_linux_allows() -> None:
     assert do(areas, "mmap", above, PAGE, 3, FIXED) == -errno.ENOMEM
     assert do(areas, "mprotect", BASE + PAGE, PAGE, 3) == -errno.ENOMEM, "nothing is there"
     assert do(areas, "mmap", BASE + PAGE, PAGE, 1, FIXED) == BASE + PAGE, "two are joined"
-    assert areas.spans.count == rules.MOST_AREAS - 1
+    assert areas.spans.count == address_map.MOST_AREAS - 1
     assert do(areas, "mmap", above, PAGE, 3, FIXED) == above
     assert do(areas, "mprotect", BASE, PAGE, 3) == -errno.ENOMEM, "one would be split"
     assert do(areas, "munmap", BASE, 3 * PAGE) == 0
@@ -334,7 +335,7 @@ def test_the_highest_gap_is_found_among_many_areas() -> None:
 
 def test_only_the_stack_grows_down() -> None:
     areas = made(stack=4 * PAGE)
-    downwards = rules.PROT_GROWSDOWN
+    downwards = plans.PROT_GROWSDOWN
     assert do(areas, "mprotect", END - PAGE, PAGE, 7 | downwards) == 0
     assert pages(areas.spans) == {END - n * PAGE: 7 for n in range(1, 5)}
     areas = made()
@@ -357,7 +358,7 @@ def test_what_is_unmapped_in_both_regions_is_dropped_in_each() -> None:
 def test_areas_of_files_are_never_joined() -> None:
     areas = made()
     for at in (BASE, BASE + PAGE):
-        do(areas, "mmap", at, PAGE, 1, rules.MAP_PRIVATE | rules.MAP_FIXED)
+        do(areas, "mmap", at, PAGE, 1, plans.MAP_PRIVATE | plans.MAP_FIXED)
     assert areas.spans.count == 2
     do(areas, "mprotect", BASE, 2 * PAGE, 3)
     assert [area.file for area in areas.spans] == [True, True]
@@ -376,31 +377,31 @@ def lent(write: bool, kind: int, size: int = 3 * PAGE - 5) -> tuple[Areas, int]:
 
 
 def test_pages_that_are_lent_are_mapped_as_far_as_they_go_and_cost_nothing() -> None:
-    areas, start = lent(write=False, kind=rules.MAP_SHARED)
+    areas, start = lent(write=False, kind=plans.MAP_SHARED)
     first, rest = areas.spans
     assert first == Area(start, start + 3 * PAGE, 1, True, GPA - start, False)
     assert rest == Area(start + 3 * PAGE, start + 4 * PAGE, 1, True)
     assert areas.charged == PAGE
     plan = areas.munmap(start, 4 * PAGE)
     assert plan.steps == (Drop(start, start + 4 * PAGE),)
-    areas, start = lent(write=False, kind=rules.MAP_SHARED, size=0)
+    areas, start = lent(write=False, kind=plans.MAP_SHARED, size=0)
     assert list(areas.spans) == [Area(start, start + 4 * PAGE, 1, True)]
 
 
 @pytest.mark.parametrize(
     ("write", "kind", "result"),
     [
-        (False, rules.MAP_SHARED, -errno.EACCES),
-        (True, rules.MAP_SHARED, 0),
-        (False, rules.MAP_PRIVATE, 0),
-        (True, rules.MAP_PRIVATE, 0),
+        (False, plans.MAP_SHARED, -errno.EACCES),
+        (True, plans.MAP_SHARED, 0),
+        (False, plans.MAP_PRIVATE, 0),
+        (True, plans.MAP_PRIVATE, 0),
     ],
 )
 def test_they_are_written_if_they_may_be_and_what_is_private_first_gets_memory(
     write: bool, kind: int, result: int
 ) -> None:
     areas, start = lent(write, kind)
-    private, before = kind == rules.MAP_PRIVATE, areas.spans
+    private, before = kind == plans.MAP_PRIVATE, areas.spans
     assert [area.start for area in areas.borrowed(start, start + 4 * PAGE)] == [start] * private
     assert do(areas, "mprotect", start + PAGE, PAGE, 3) == result
     if result:
@@ -417,10 +418,10 @@ def test_they_are_written_if_they_may_be_and_what_is_private_first_gets_memory(
 
 
 def test_they_do_not_move() -> None:
-    areas, start = lent(write=True, kind=rules.MAP_SHARED)
-    maymove = rules.MREMAP_MAYMOVE
+    areas, start = lent(write=True, kind=plans.MAP_SHARED)
+    maymove = plans.MREMAP_MAYMOVE
     assert do(areas, "mremap", start, 3 * PAGE, 4 * PAGE, maymove, 0) == -errno.ENOMEM
-    fixed = maymove | rules.MREMAP_FIXED
+    fixed = maymove | plans.MREMAP_FIXED
     assert do(areas, "mremap", start, PAGE, PAGE, fixed, start + 8 * PAGE) == -errno.ENOMEM
     assert do(areas, "mremap", start, 3 * PAGE, PAGE, 0, 0) == start
     assert areas.spans.at(start + PAGE) is None

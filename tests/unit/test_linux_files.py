@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.linux_files_scene import MIB, entries, listing, make, opened, put, refuses
 
 from vmm.errors import ArgumentTypeError, ConfigError, ResourceError
 from vmm.linux.errors import SysError
+from vmm.linux.files import special
 from vmm.linux.files.data import CHUNK
-from vmm.linux.files.system import AT_FDCWD
+from vmm.linux.files.nodes import Directory
+from vmm.linux.files.system import AT_FDCWD, FileSystem
 
 WRITE = os.O_RDWR | os.O_CREAT
 
@@ -421,3 +426,44 @@ def test_modes_are_masked() -> None:
         files.mkdir(None, b"/tmp/b", 0o7777)
     assert files.stat(None, b"/tmp/a").mode == stat.S_IFREG | 0o4750
     assert files.stat(None, b"/tmp/b").mode == stat.S_IFDIR | 0o1750
+
+
+def test_what_is_in_dev_is_made_when_it_is_first_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[None] = []
+
+    def devices(files: FileSystem) -> Any:
+        made.append(None)
+        return original(files)
+
+    original = special.devices
+    monkeypatch.setattr(special, "devices", devices)
+    files = make({"/in/a": b"a"})
+    used = files.space.used
+    assert opened(files, b"/in/a").read(9) == b"a"
+    assert not made
+    for _ in range(3):
+        assert opened(files, b"/dev/zero").read(2) == bytes(2)
+        assert b"null" in listing(files.open(None, b"/dev", os.O_RDONLY | os.O_DIRECTORY))
+    assert len(made) == 1
+    assert files.space.used == used
+
+
+def test_threads_that_look_into_dev_at_the_same_time_find_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = threading.Barrier(2)
+
+    def devices(files: FileSystem) -> Any:
+        together.wait(10)  # both have found that nothing is there yet
+        return original(files)
+
+    original = special.devices
+    monkeypatch.setattr(special, "devices", devices)
+    files = make()
+    dev = files.resolve(files.root, b"/dev")
+    assert isinstance(dev, Directory)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: files.lookup(dev, b"null"), range(2))
+    assert one is other is files.lookup(dev, b"null")

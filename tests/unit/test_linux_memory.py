@@ -14,9 +14,10 @@ from cut_off import Tracer
 from vmm.guest import abi
 from vmm.guest.x86 import LARGE_PAGE, PAGE
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
+from vmm.linux.areas import Areas
 from vmm.linux.errors import SysError
 from vmm.linux.memory import Memory
+from vmm.linux.plans import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE
 from vmm.memory import mapping, maps
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import OutOfBounds

@@ -214,3 +214,25 @@ def test_what_was_one_large_page_is_to_be_forgotten_when_a_part_leads_elsewhere(
     assert not made.tables.mixed
     made.tables.set(ARENA.base, ARENA.base + PAGE, 3, WINDOW.base - ARENA.base)
     assert made.tables.mixed
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_tables_that_begin_as_others_were_become_what_those_become(data: st.DataObject) -> None:
+    pages = st.integers(0, ARENA.pages)
+
+    def change(*all_tables: Tables) -> None:
+        for _ in range(data.draw(st.integers(0, 5))):
+            first, last = sorted((data.draw(pages), data.draw(pages)))
+            prot = data.draw(st.sampled_from((0, 1, 3, 5)))
+            for tables in all_tables:
+                tables.set(ARENA.base + first * PAGE, ARENA.base + last * PAGE, prot)
+
+    one = Made()
+    change(one.tables)
+    memory = bytearray(len(one.memory))
+    other = Tables(memoryview(memory), one.base, WINDOW, ARENA, one.tables.filled())
+    assert memory == one.memory
+    change(one.tables, other)
+    assert memory == one.memory
+    assert other.mixed == one.tables.mixed

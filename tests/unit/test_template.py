@@ -155,17 +155,6 @@ def address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * PAGE_SIZE // 1024
 
 
-def test_a_template_once_more_has_a_descriptor_of_its_own() -> None:
-    template = Template([(WHERE, DATA)])
-    other = template.again()
-    assert other.fd != template.fd
-    template.close()
-    with other.map(other.size + PAGE_SIZE) as mapping:
-        assert mapping.view()[WHERE : WHERE + len(DATA)] == DATA
-    other.close()
-    assert other.fd == -1
-
-
 def test_a_template_knows_where_it_has_contents() -> None:
     template = Template(
         [(3 * PAGE_SIZE + 5, b"xy"), (0, b"a"), (7 * PAGE_SIZE - 1, b"bc"), (9, b"")]

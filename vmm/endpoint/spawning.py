@@ -105,7 +105,8 @@ class Spawning:
             name = Path(file).stem if name is None else name
             if isinstance(image, Program):
                 loans = FileLoans(self._host, options.files, options.writable_files)
-                options = dataclasses.replace(options, files=loans.files)
+                if loans.files is not options.files:
+                    options = dataclasses.replace(options, files=loans.files)
                 order = Order(
                     image, file, options, wanted.memory, wanted.stack, limits.window, loans.size
                 )

@@ -73,6 +73,9 @@ class Guest:
             view = self.memory.view(abi.CONTROL_GPA, CONTROL_BYTES)
             self.control = ControlStructure(view, self._identity(number))
             undo.callback(self.control.release)
+            self._prepare(undo)
+            # A VM's first memslot right after it: later, where the processors are busy, it often
+            # waits for the kernel for milliseconds (SRCU).
             self.vm = undo.enter_context(kvm.create_vm())
             self._attach()
             if blueprint.shape.doorbell in HYPERCALLS:
@@ -81,6 +84,9 @@ class Guest:
             self.vcpu.set_signal_mask(masked_while_running())
             blueprint.enter(self.vcpu)
             undo.pop_all()
+
+    def _prepare(self, undo: contextlib.ExitStack) -> None:
+        """Make what else there is to be shown; `undo` is for when no machine comes of it."""
 
     def _attach(self) -> None:
         """Show the machine its private memory."""

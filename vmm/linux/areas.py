@@ -1,137 +1,48 @@
-"""The map of a Linux program's address space, and the rules by which it changes. Pure.
+"""The rules by which a Linux program's address space changes. Pure.
 
-Each call says what it would do: a plan, with the map as it is to be afterwards. Nothing changes
-until that is put into place, by one assignment (`Areas.put`). Rules and error numbers are those of
-Linux 6.x (mmap(2), mremap(2), brk(2), and mm/mmap.c, mm/mremap.c, mm/mprotect.c for their order);
-where an address space of ours differs is said at the call.
+Each call says what it would do, as a plan. Rules and error numbers are those of Linux 6.x (mmap(2),
+mremap(2), brk(2), and mm/mmap.c, mm/mremap.c, mm/mprotect.c for their order); where an address
+space of ours differs is said at the call.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
-from vmm.guest.x86 import LARGE_PAGE
+from vmm.linux.address_map import ALL, MIN_ADDRESS, TASK_SIZE, AddressMap, rounded, without
 from vmm.linux.errors import SysError
-from vmm.linux.spans import Area, Spans
-from vmm.memory.region import Region
+from vmm.linux.plans import (
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_TYPE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_SEM,
+    PROT_WRITE,
+    Drop,
+    Lent,
+    Move,
+    Plan,
+    Rights,
+)
+from vmm.linux.spans import Area
 
-PROT_READ, PROT_WRITE, PROT_EXEC, PROT_SEM = 1, 2, 4, 8
-PROT_GROWSDOWN, PROT_GROWSUP = 0x01000000, 0x02000000
 _RIGHTS = PROT_READ | PROT_WRITE | PROT_EXEC
 
-MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 0xF
-MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40
-MAP_HUGETLB, MAP_FIXED_NOREPLACE = 0x40000, 0x100000
 
-MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
-
-MOST_AREAS = 65530  # vm.max_map_count
-MIN_ADDRESS = 0x10000  # vm.mmap_min_addr
-STACK_GAP = 1 << 20  # never given away below the stack but by MAP_FIXED (stack_guard_gap)
-
-_ALL = 1 << 64
-_TASK_SIZE = (1 << 47) - PAGE_SIZE  # what Linux takes for an address of a program's
-
-
-class Drop(NamedTuple):
-    """Addresses whose contents go: zeros from now on, and out of reach."""
-
-    start: int
-    end: int
-
-
-class Rights(NamedTuple):
-    """Addresses that get other rights; what is there stays.
-
-    stale   whether there have been rights, which a CPU may remember
-    delta   how much further on what they lead to is: see Area
-    """
-
-    start: int
-    end: int
-    prot: int
-    stale: bool = False
-    delta: int = 0
-
-
-class Move(NamedTuple):
-    """Contents that move, to where there are none. The rights do not."""
-
-    source: int
-    target: int
-    size: int
-
-
-class Lent(NamedTuple):
-    """Pages of the window that are mapped: `size` bytes from `address` on.
-
-    write   whether they may be written
-    """
-
-    address: int
-    size: int
-    write: bool
-
-
-class Plan(NamedTuple):
-    """What a call does: steps, in order, and then the map as it is to be.
-
-    result   what the call answers; less than zero if, having done this, it fails with -result
-    hidden   see Areas
-    """
-
-    result: int
-    steps: tuple[Drop | Rights | Move, ...]
-    spans: Spans
-    hidden: Spans
-    brk: int
-
-
-class Areas:
-    """An address space of two regions: `low`, for the image and its heap, and the `arena`.
-
-    spans   the map
-    hidden  what of it has no rights, and may have contents since it had some
-    brk     where the heap ends; it begins at `heap`
-    limit   bytes that areas that may have contents may have together: reserved addresses cost none
-
-    What is in neither region (the system area, the window, the doorbell) is not to be had. All
-    calls raise SysError, and change nothing. Not thread-safe.
-    """
-
-    def __init__(self, low: Region, arena: Region, limit: int, stack: int = 0) -> None:
-        """`stack` bytes, whole pages, at the arena's top are readable and writable at once."""
-        self.low = low
-        self.arena = arena
-        self.limit = limit
-        self.spans = self.hidden = Spans()
-        self._top = arena.end - (stack + STACK_GAP if stack else 0)
-        if stack:
-            area = Area(arena.end - stack, arena.end, PROT_READ | PROT_WRITE)
-            self.spans = self.spans.replaced(area.start, area.end, [area])
-        self.heap = self.brk = low.end  # no heap, as long as nobody has said where
-
-    def start_heap(self, address: int) -> None:
-        """Say where the heap begins: a multiple of the page size, above the image."""
-        self.heap = self.brk = address
-
-    def put(self, plan: Plan) -> None:
-        """Make the map what a plan says. Twice is as good as once."""
-        self.spans, self.hidden, self.brk = plan.spans, plan.hidden, plan.brk
-
-    @property
-    def charged(self) -> int:
-        """Bytes that count against the limit."""
-        return self.spans.charged + self.hidden.charged
-
-    def parts(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return what of start..end is in each of the two regions, as start and end."""
-        parts = [(max(start, r.base), min(end, r.end)) for r in (self.low, self.arena)]
-        return [(low, high) for low, high in parts if low < high]
-
-    # ---- the calls ----
+class Areas(AddressMap):
+    """An address space, and what its calls would do. All raise SysError. Not thread-safe."""
 
     def mmap(
         self,
@@ -154,8 +65,8 @@ class Areas:
         """
         if length == 0:
             raise SysError(errno.EINVAL)
-        size = _rounded(length)
-        if not 0 < size <= _TASK_SIZE or flags & MAP_HUGETLB:
+        size = rounded(length)
+        if not 0 < size <= TASK_SIZE or flags & MAP_HUGETLB:
             raise SysError(errno.ENOMEM)
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
             place = self._fixed(address, size, replace=not flags & MAP_FIXED_NOREPLACE)
@@ -169,7 +80,7 @@ class Areas:
         area = Area(place, place + size, prot & _RIGHTS, not flags & MAP_ANONYMOUS, live=live)
         if lent is None:
             return self._mapped(place, [area], self.brk)
-        middle = place + min(_rounded(lent.size), size)
+        middle = place + min(rounded(lent.size), size)
         write = None if kind == MAP_PRIVATE else lent.write
         shown = area._replace(end=middle, delta=lent.address - place, write=write)
         parts = [shown, area._replace(start=middle)]
@@ -177,8 +88,8 @@ class Areas:
 
     def munmap(self, address: int, length: int) -> Plan:
         """Unmap what there is of a range."""
-        size = _rounded(length)
-        if address % PAGE_SIZE or size == 0 or address + size > _TASK_SIZE:
+        size = rounded(length)
+        if address % PAGE_SIZE or size == 0 or address + size > TASK_SIZE:
             raise SysError(errno.EINVAL)
         return self._checked(self._unmapped(self._plan(0), address, address + size))
 
@@ -194,7 +105,7 @@ class Areas:
             raise SysError(errno.EINVAL)
         if length == 0:
             return self._plan(0)
-        end = (address + _rounded(length)) % _ALL
+        end = (address + rounded(length)) % ALL
         if end <= address:
             raise SysError(errno.ENOMEM)
         if prot & ~(_RIGHTS | PROT_SEM):
@@ -213,15 +124,6 @@ class Areas:
         except SysError:
             return refused
 
-    def _brk_moved(self, address: int) -> Plan:
-        old, new = _rounded(self.brk), _rounded(address)
-        if new <= old:
-            return self._checked(self._unmapped(self._plan(address), new, old))
-        # A page beyond it has to be free, too.
-        if next(self.spans.within(old, new + PAGE_SIZE), None):
-            raise SysError(errno.ENOMEM)
-        return self._mapped(address, [Area(old, new, PROT_READ | PROT_WRITE)], address)
-
     def mremap(self, old: int, old_size: int, new_size: int, flags: int, new: int) -> list[Plan]:
         """Move or resize an area. The plans are to be carried out in order; the last has the
         result.
@@ -232,12 +134,12 @@ class Areas:
         """
         if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED) or flags & 3 == MREMAP_FIXED:
             raise SysError(errno.EINVAL)
-        old_size, new_size = _rounded(old_size), _rounded(new_size)
-        if old % PAGE_SIZE or new_size == 0 or new_size > _TASK_SIZE:
+        old_size, new_size = rounded(old_size), rounded(new_size)
+        if old % PAGE_SIZE or new_size == 0 or new_size > TASK_SIZE:
             raise SysError(errno.EINVAL)
         if flags & MREMAP_FIXED and (
             new % PAGE_SIZE
-            or new > _TASK_SIZE - new_size
+            or new > TASK_SIZE - new_size
             or (old < new + new_size and new < old + old_size)
         ):
             raise SysError(errno.EINVAL)
@@ -250,7 +152,7 @@ class Areas:
             raise SysError(errno.ENOMEM)
         if flags & MREMAP_FIXED:
             return self._moved_to(area, old, old_size, new_size, new)
-        if new_size < old_size and old + old_size > _TASK_SIZE:
+        if new_size < old_size and old + old_size > TASK_SIZE:
             raise SysError(errno.EINVAL)
         if new_size <= old_size:
             return [self._checked(self._unmapped(self._plan(old), old + new_size, old + old_size))]
@@ -271,39 +173,14 @@ class Areas:
 
     # ---- what they are made of ----
 
-    def _fixed(self, address: int, size: int, *, replace: bool) -> int:
-        if address > _TASK_SIZE - size:
+    def _brk_moved(self, address: int) -> Plan:
+        old, new = rounded(self.brk), rounded(address)
+        if new <= old:
+            return self._checked(self._unmapped(self._plan(address), new, old))
+        # A page beyond it has to be free, too.
+        if next(self.spans.within(old, new + PAGE_SIZE), None):
             raise SysError(errno.ENOMEM)
-        if address % PAGE_SIZE:
-            raise SysError(errno.EINVAL)
-        if address < MIN_ADDRESS:
-            raise SysError(errno.EPERM)
-        if not self._inside(address, size):
-            raise SysError(errno.ENOMEM if replace else errno.EEXIST)
-        if not replace and next(self.spans.within(address, address + size), None):
-            raise SysError(errno.EEXIST)
-        return address
-
-    def _inside(self, address: int, size: int) -> bool:
-        """Whether a range is one that can be had."""
-        return any(r.base <= address and address + size <= r.end for r in (self.low, self.arena))
-
-    def _found(self, hint: int, size: int, *, low: bool) -> int:
-        """Return a free place: the one that is wished for, if it is; else the highest, or for what
-        is large the one next below at which huge pages begin.
-        """
-        hint = min(_rounded(hint & -PAGE_SIZE), self.arena.end)
-        free = hint and self._inside(hint, size) and (hint < self.arena.base or hint < self._top)
-        if free and not next(self.spans.within(hint, hint + size), None):
-            return hint
-        base, top = (self.low.base, self.low.end) if low else (self.arena.base, self._top)
-        place = self.spans.highest_gap(base, top, size)
-        if place is None:
-            raise SysError(errno.ENOMEM)
-        aligned = place & -LARGE_PAGE
-        if size < LARGE_PAGE or aligned < base or next(self.spans.within(aligned, place), None):
-            return place
-        return aligned
+        return self._mapped(address, [Area(old, new, PROT_READ | PROT_WRITE)], address)
 
     def _grown_down(self, address: int, end: int) -> int:
         """Return where a range begins that is to reach down to where its stack ends."""
@@ -313,35 +190,6 @@ class Areas:
         if area.end != self.arena.end:
             raise SysError(errno.EINVAL)
         return area.start
-
-    def _plan(self, result: int) -> Plan:
-        """Return a plan that changes nothing."""
-        return Plan(result, (), self.spans, self.hidden, self.brk)
-
-    def _mapped(self, result: int, areas: list[Area], brk: int) -> Plan:
-        start, end = areas[0].start, areas[-1].end
-        steps: list[Drop | Rights | Move] = []
-        if next(self.spans.within(start, end), None):
-            steps.append(Drop(start, end))
-        steps += [Rights(a.start, a.end, a.prot, delta=a.delta) for a in areas if a.prot]
-        spans = self.spans.replaced(start, end, areas)
-        hidden = _without(self.hidden, start, end)
-        return self._checked(Plan(result, tuple(steps), spans, hidden, brk))
-
-    def _unmapped(self, plan: Plan, start: int, end: int) -> Plan:
-        """Return a plan that has been made without what is in start..end then."""
-        steps = []
-        for low, high in self.parts(start, end):
-            found = list(plan.spans.within(low, high))
-            if found:
-                steps.append(Drop(max(found[0].start, low), min(found[-1].end, high)))
-        if not steps:
-            return plan._replace(steps=())
-        return plan._replace(
-            steps=tuple(steps),
-            spans=plan.spans.replaced(start, end, ()),
-            hidden=_without(plan.hidden, start, end),
-        )
 
     def _protected(self, start: int, end: int, prot: int) -> Plan:
         areas: list[Area] = []
@@ -365,7 +213,7 @@ class Areas:
         if not areas:
             raise SysError(errno.ENOMEM)
         if prot:
-            hidden = _without(hidden, start, reached)
+            hidden = without(hidden, start, reached)
         result = 0 if reached == end else -errno.ENOMEM
         spans = self.spans.replaced(start, reached, areas)
         return self._checked(Plan(result, tuple(steps), spans, hidden, self.brk))
@@ -384,7 +232,7 @@ class Areas:
     def _moved_to(self, area: Area, old: int, old_size: int, new_size: int, new: int) -> list[Plan]:
         """Return how a part of an area is moved to where somebody wants it."""
         kept = min(old_size, new_size)
-        if kept < old_size and old + old_size > _TASK_SIZE:
+        if kept < old_size and old + old_size > TASK_SIZE:
             raise SysError(errno.EINVAL)
         if new < MIN_ADDRESS:
             raise SysError(errno.EPERM)
@@ -407,31 +255,8 @@ class Areas:
         for part in [part.clip(old, old + size) for part in hidden.within(old, old + size)]:
             start, stop = part.start - old + target, part.end - old + target
             hidden = hidden.replaced(start, stop, [part._replace(start=start, end=stop)])
-        hidden = _without(hidden, old, old + size)
+        hidden = without(hidden, old, old + size)
         steps: list[Drop | Rights | Move] = [Move(old, target, size), Drop(old, old + size)]
         if area.prot:
             steps.append(Rights(target, end, area.prot))
         return self._checked(Plan(target, tuple(steps), spans, hidden, self.brk))
-
-    def _checked(self, plan: Plan) -> Plan:
-        """Return a plan whose map is within the limits: as many areas, and bytes, as there may be.
-
-        What there are fewer of is never refused.
-        """
-        charged = plan.spans.charged + plan.hidden.charged
-        count = plan.spans.count + plan.hidden.count
-        present = self.spans.count + self.hidden.count
-        if (count > MOST_AREAS and count > present) or (
-            charged > self.limit and charged > self.charged
-        ):
-            raise SysError(errno.ENOMEM)
-        return plan
-
-
-def _rounded(size: int) -> int:
-    """Return a size in whole pages, as 64-bit arithmetic has it: what is too large is 0."""
-    return (size + PAGE_SIZE - 1) % _ALL & -PAGE_SIZE
-
-
-def _without(spans: Spans, start: int, end: int) -> Spans:
-    return spans.replaced(start, end, ()) if spans.count else spans

@@ -18,9 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vmm.errors import ConfigError
 from vmm.guest import abi, boot, x86
+from vmm.guest.blueprint import Shape
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN, PageTables
 from vmm.kvm import CpuidEntry, CpuidTable, Vcpu, kvm_regs, kvm_sregs
-from vmm.linux.areas import STACK_GAP
+from vmm.linux.address_map import STACK_GAP
+from vmm.linux.loader import Program
 from vmm.linux.tables import ENTRY_PAGE, tables_size
 from vmm.memory.region import Region
 
@@ -29,6 +31,10 @@ GATE = abi.DOORBELL_GPA + 0x800
 _ENTRY_CODE = b"\x8c\x0c\x25" + struct.pack("<I", GATE) + b"\x48\x0f\x07"  # mov [GATE], cs; sysretq
 ENTERED = ENTRY + 7  # RIP after the store
 
+_ADDRESSES = 64 << 20  # of the arena, besides what memory and stack take: reserved areas, holes
+_MAPPED_TWICE = 2  # to be read, and to be written
+
+_MOST_ROOTS = 32  # of which registers are kept
 _CR4_OSXSAVE = 1 << 18
 _EFER_SCE = 1 << 0
 _RFLAGS = 0x202
@@ -89,6 +95,16 @@ def plan(low: int, arena: int, stack: int, window: int) -> Layout:
     )
 
 
+def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
+    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
+    Raises ConfigError.
+    """
+    dynamic = program.interpreter is not None  # which lies near the end of what there is
+    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
+    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
+    return plan(low, arena, shape.stack, shape.window)
+
+
 def contents() -> Iterator[tuple[int, bytes]]:
     """Yield what is in private memory at first besides the image, as (address, bytes)."""
     yield from x86.system_area()
@@ -137,11 +153,13 @@ class Processor:
     cpuid   what CPUID answers; in ring 3 on kvm_pvm the hardware answers itself
     xcr0    the state that XSAVE knows of; 0 where there is no XSAVE
     hwcap   what the C library is told of it (AT_HWCAP): leaf 1's EDX
+    entered the system registers that programs have been entered with, by their tables' root
     """
 
     cpuid: CpuidTable
     xcr0: int
     hwcap: int
+    entered: dict[int, kvm_sregs] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, supported: Sequence[CpuidEntry]) -> Processor:
@@ -189,7 +207,13 @@ def regs(entry: int, stack: int) -> kvm_regs:
 def enter(vcpu: Vcpu, layout: Layout, processor: Processor, entry: int, stack: int) -> None:
     """Give a fresh vCPU its first state. Raises OSError."""
     vcpu.set_cpuid(processor.cpuid)
-    vcpu.set_sregs(sregs(vcpu.get_sregs(), layout, processor))
+    root = layout.tables.root
+    made = processor.entered.get(root)
+    if made is None:  # every vCPU is the same after its reset
+        if len(processor.entered) >= _MOST_ROOTS:
+            processor.entered.clear()
+        made = processor.entered[root] = sregs(vcpu.get_sregs(), layout, processor)
+    vcpu.set_sregs(made)
     if processor.xcr0:
         vcpu.set_xcrs({0: processor.xcr0})
     vcpu.set_msrs(_MSRS)

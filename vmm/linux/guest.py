@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,9 +12,9 @@ from vmm.errors import GuestFault, Place
 from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.trap import Diagnosis
+from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Exit, Kvm, Vcpu
 from vmm.linux import boot
-from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
@@ -22,28 +23,22 @@ from vmm.linux.gate import Gate
 from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
+from vmm.linux.outset import Outset
 from vmm.linux.process import Process
 from vmm.linux.start import start_stack
 from vmm.linux.trace import Record
-from vmm.memory.movers import ARENA_SLOT, PRIVATE_SLOT
-from vmm.memory.template import Template
-
-PAGE, MIB = abi.PAGE_SIZE, 1 << 20
-_ADDRESSES = 64 * MIB  # of the arena, besides what memory and stack take: reserved areas, holes
-_MAPPED_TWICE = 2  # to be read, and to be written
-_FIXED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+from vmm.memory.movers import PROGRAM_SLOTS
+from vmm.memory.private import Beginning
 
 
 class Given(Protocol):
     """What one run of a program is given.
 
     path, argv, env    for its stack
-    memory             bytes it may have, image and stack included
     clock              its time
     on_call            what is told of its system calls
     """
 
-    memory: int
     env: list[bytes]
     clock: Clock
 
@@ -61,15 +56,17 @@ class Given(Protocol):
 class Plan:
     """A program's machine as it is to be made; what a bare guest has in its blueprint.
 
+    outset      the address space that it begins with
     template    what its private memory begins with: `laid_out` of the image's segments, too
     """
 
     image: Program
     interpreter: Program | None
     shape: Shape
+    outset: Outset
     layout: Layout
     processor: Processor
-    template: Template
+    template: Beginning
     laid_out: tuple[Segment, ...]
 
     def enter(self, vcpu: Vcpu) -> None:
@@ -106,23 +103,13 @@ class _Stopped(Diagnosis):
         return super().fault(kind, reason, **known)
 
 
-def layout(program: Program, memory: int, shape: Shape, lent: int = 0) -> Layout:
-    """Say where things are to lie; `lent` bytes of the window are to be mapped elsewhere as well.
-    Raises ConfigError.
-    """
-    dynamic = program.interpreter is not None  # which lies near the end of what there is
-    low = abi.DOORBELL_GPA if dynamic else min(program.end + memory, abi.DOORBELL_GPA)
-    arena = memory + _ADDRESSES + _MAPPED_TWICE * lent + shape.stack
-    return boot.plan(low, arena, shape.stack, shape.window)
-
-
 class LinuxGuest(Guest):
     """A VM with one vCPU that runs a program for Linux.
 
     process    the program
     """
 
-    __slots__ = ("_told", "process")
+    __slots__ = ("_space", "_told", "process")
 
     _aligned = True
 
@@ -143,49 +130,41 @@ class LinuxGuest(Guest):
         self._told: list[tuple[Output, int]] = []
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
-            memory = self._memory(plan, given)
-            try:
-                rsp = self._stack(memory, plan, given)
-                entered = plan.interpreter or plan.image
-                boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
-                self.process = Process(
-                    Gate(self.vcpu),
-                    memory,
-                    files,
-                    given.clock,
-                    outputs,
-                    fault=self.diagnosis.fault,
-                    stack_size=plan.shape.stack,
-                    input_fd=input_fd,
-                    on_call=given.on_call,
-                )
-            except BaseException:
-                memory.close()
-                raise
+            rsp = self._stack(plan, given)
+            entered = plan.interpreter or plan.image
+            boot.enter(self.vcpu, plan.layout, plan.processor, entered.entry, rsp)
+            self.process = Process(
+                Gate(self.vcpu),
+                self._space,
+                files,
+                given.clock,
+                outputs,
+                fault=self._fault,
+                stack_size=plan.shape.stack,
+                input_fd=input_fd,
+                on_call=given.on_call,
+            )
         except BaseException:
             super().close()
             raise
 
-    def _memory(self, plan: Plan, given: Given) -> Memory:
-        """Map the image and the stack; the machine's memslots are made of that."""
-        layout = plan.layout
-        areas = Areas(layout.low, layout.arena, given.memory, plan.shape.stack)
-        areas.start_heap(plan.image.end)
-        memory = Memory(self.memory, areas, layout.window)
-        try:
-            programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
-            for segment in (segment for program in programs for segment in program.segments):
-                size = segment.end - segment.start
-                memory.mmap(segment.start, size, segment.rights, _FIXED)
-                if segment not in plan.laid_out:
-                    memory.fill(segment.start, segment.data)
-            memory.attach(self.vm, PRIVATE_SLOT, ARENA_SLOT)
-        except BaseException:
-            memory.close()
-            raise
-        return memory
+    def _prepare(self, undo: contextlib.ExitStack) -> None:
+        """Map the arena, and what is in no template."""
+        plan: Plan = self._blueprint  # type: ignore[assignment]
+        outset = plan.outset
+        self._space = space = Memory(self.memory, outset.areas(), plan.layout.window, outset.tables)
+        undo.callback(space.close)
+        programs = [plan.image] if plan.interpreter is None else [plan.image, plan.interpreter]
+        for segment in [segment for program in programs for segment in program.segments]:
+            if segment.end - segment.start >= LARGE_PAGE:
+                space.advise_huge(segment.start, segment.end)
+            if segment not in plan.laid_out:
+                space.fill(segment.start, segment.data)
 
-    def _stack(self, memory: Memory, plan: Plan, given: Given) -> int:
+    def _attach(self) -> None:
+        self._space.attach(self.vm, PROGRAM_SLOTS)
+
+    def _stack(self, plan: Plan, given: Given) -> int:
         """Put arguments and environment onto the stack; return the stack pointer."""
         top = plan.layout.stack.end
         start = start_stack(
@@ -199,11 +178,11 @@ class LinuxGuest(Guest):
             hwcap=plan.processor.hwcap,
             interpreter=plan.interpreter,
         )
-        memory.fill(start.rsp, start.data)
+        self._space.fill(start.rsp, start.data)
         return start.rsp
 
-    def _attach(self) -> None:
-        """Its memory is not there yet."""
+    def _fault(self, *about: Any, **known: Any) -> GuestFault:
+        return self.diagnosis.fault(*about, **known)
 
     @property
     def base(self) -> int:
@@ -244,6 +223,8 @@ class LinuxGuest(Guest):
 
     def _unmap(self) -> None:
         process: Process | None = getattr(self, "process", None)
-        if process is not None:
+        if process is None:
+            self._space.close()
+        else:
             process.close()
         super()._unmap()

@@ -70,7 +70,7 @@ class Program:
     @property
     def size(self) -> int:
         """How many bytes of its machine's memory it takes, in whole pages."""
-        return sum(segment.end - segment.start for segment in self.segments)
+        return sum([segment.end - segment.start for segment in self.segments])
 
     @property
     def held(self) -> int:

@@ -15,7 +15,6 @@ be reached there any more, KVM is made to forget all that it knows.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import threading
 from collections.abc import Callable, Sequence
@@ -24,11 +23,13 @@ from typing import NamedTuple
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Vm
-from vmm.linux.areas import PROT_WRITE, Areas, Drop, Lent, Move, Plan, Rights
+from vmm.linux.areas import Areas
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
+from vmm.linux.memslots import Memslots, Slot
+from vmm.linux.plans import PROT_WRITE, Drop, Lent, Move, Plan, Rights
 from vmm.linux.pointers import Pointers
-from vmm.linux.tables import Tables, tables_size
+from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
 
@@ -61,47 +62,47 @@ class Memory(Pointers):
 
     low       private memory; closed with this
     tables    the page tables: `tables.root` is for CR3
-    slots     its memslots, as number, base, size and host address
     """
 
-    slots: tuple[tuple[int, int, int, int], ...] = ()
-
-    def __init__(self, low: PrivateMemory, areas: Areas, window: Region) -> None:
-        """Map the arena, and lay out the tables. Raises OSError, ResourceError."""
+    def __init__(
+        self, low: PrivateMemory, areas: Areas, window: Region, tables: Filled | None = None
+    ) -> None:
+        """Map the arena, and lay out the tables: those of the stack, or `tables`, which say what
+        `areas` does. Raises OSError, ResourceError.
+        """
         size = tables_size(window, areas.arena)
         super().__init__(areas, Backing(low, areas.arena, size))
         self.low = low
         self._view = self._backing.view(areas.arena.end, size)
-        self.tables = Tables(self._view, areas.arena.end, window, areas.arena)
-        for area in areas.spans:
-            self.tables.set(area.start, area.end, area.prot)
+        self.tables = Tables(self._view, areas.arena.end, window, areas.arena, tables)
+        if tables is None:
+            for area in areas.spans:
+                self.tables.set(area.start, area.end, area.prot)
         self._pending: _Pending | None = None
         self._serial = -1
         self._answers: tuple[int, ...] = ()
         self._asked = 0
         self._heap_is_huge = False
-        self._make_slots_again: Callable[[], None] = _nothing
+        self._slots: Memslots | None = None
         self._forget_all = self._lends = self._closed = False
         self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
 
-    def attach(self, vm: Vm, low_slot: int, arena_slot: int) -> None:
-        """Make the two memslots. Raises OSError."""
+    def attach(self, vm: Vm, numbers: Sequence[int]) -> None:
+        """Make the memslots of what is mapped; `numbers` of four are for it. Raises OSError."""
         low, arena = self.low.region, self._backing.arena
-        self.slots = slots = (
-            (low_slot, low.base, low.size, self.low.address),
-            (arena_slot, arena.base, arena.size, self._backing.address),
-        )
-        for slot in slots:
-            vm.set_user_memory_region(*slot)
+        used, first = low.base, arena.end
+        for area in self.areas.spans:
+            if area.start >= arena.base:
+                first = area.start
+                break
+            used = area.end
+        addresses = self.low.address, self._backing.address
+        self._slots = Memslots(vm, numbers, (low, used, addresses[0]), (arena, first, addresses[1]))
 
-        def again() -> None:
-            for number, base, size, address in slots:
-                # Cut off last time, it may have been deleted.
-                with contextlib.suppress(OSError):
-                    vm.set_user_memory_region(number, base, 0, address)
-                vm.set_user_memory_region(number, base, size, address)
-
-        self._make_slots_again = again
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Its memslots so far."""
+        return () if self._slots is None else self._slots.made
 
     def begin(self, serial: int) -> None:
         """Begin to serve a system call, or begin again with one that was cut off.
@@ -126,7 +127,8 @@ class Memory(Pointers):
                 self._pending = None
         if self._forget_all or self.tables.mixed:
             # What KVM knows of a memslot it forgets when that is deleted.
-            self._make_slots_again()
+            if self._slots is not None:
+                self._slots.make_again()
             self._forget_all = self.tables.mixed = False
 
     # ---- calls ----
@@ -174,6 +176,9 @@ class Memory(Pointers):
 
     def brk(self, address: int) -> int:
         """Return where the heap ends now."""
+        areas = self.areas
+        if not areas.heap <= address <= areas.low.end:  # only asked: nothing to be carried out
+            return areas.brk
         return self._change(lambda: [self.areas.move_brk(address)])
 
     def madvise(self, address: int, length: int, advice: int) -> int:
@@ -243,6 +248,8 @@ class Memory(Pointers):
     def _give(self, step: Rights, plan: Plan) -> None:
         start, end, prot, stale, delta = step
         shown = delta != 0 or self._shows(start, end)
+        if self._slots is not None and self._slots.rest and not delta:
+            self._slots.show(start, end)
         if not (stale or shown):
             self._advise(start, end, plan.brk)
         self.tables.set(start, end, prot, delta)
@@ -263,6 +270,10 @@ class Memory(Pointers):
                 self._heap_is_huge = True
         elif end - start >= LARGE_PAGE:
             self._backing.advise_huge(start, end)
+
+    def advise_huge(self, start: int, end: int) -> None:
+        """Ask for huge pages behind a range."""
+        self._backing.advise_huge(start, end)
 
     def _move(self, step: Move, pending: _Pending) -> None:
         source, target, size = step
@@ -302,7 +313,3 @@ class Memory(Pointers):
         self._view.release()
         self._backing.close()
         self.low.close()
-
-
-def _nothing() -> None:
-    pass

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from vmm.guest import abi, x86
 from vmm.guest.abi import PAGE_SIZE
-from vmm.linux.areas import PROT_EXEC, PROT_READ, PROT_WRITE, Areas
+from vmm.linux.areas import Areas
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
+from vmm.linux.plans import PROT_EXEC, PROT_READ, PROT_WRITE
 from vmm.linux.spans import Area, Spans
 from vmm.linux.window import ProgramWindow
 from vmm.memory.region import Region

@@ -91,7 +91,7 @@ class Process:
         self.actions: dict[int, bytes] = {}
         self.mapped: tuple[LiveData, ...] = ()
         self.alternate_stack = NO_STACK
-        self.not_served: collections.Counter[str] = collections.Counter()
+        self.not_served: dict[str, int] = {}
         self.last: collections.deque[Record] = collections.deque(maxlen=_LAST)
         self.on_call = on_call
         self._fault = fault
@@ -202,7 +202,7 @@ class Process:
     def _count(self, number: int) -> None:
         name = name_of(number)
         if name in self.not_served or len(self.not_served) < _MOST_NAMES:
-            self.not_served[name] += 1
+            self.not_served[name] = self.not_served.get(name, 0) + 1
 
     # ---- for calls ----
 

@@ -15,7 +15,7 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.elf import Source
 from vmm.kvm import Kvm
-from vmm.linux.blueprints import Blueprints, laid_out
+from vmm.linux.blueprints import Beginning, Blueprints, laid_out
 from vmm.linux.clock import Clock, FrozenClock
 from vmm.linux.errors import SysError
 from vmm.linux.files.contents import HostFile
@@ -23,7 +23,7 @@ from vmm.linux.files.offering import Offered
 from vmm.linux.files.streams import Input
 from vmm.linux.files.streams import Source as InputSource
 from vmm.linux.files.system import FileSystem
-from vmm.linux.guest import LinuxGuest, Plan, layout
+from vmm.linux.guest import LinuxGuest, Plan
 from vmm.linux.loader import Program, read_interpreter
 from vmm.linux.output import Lines, Output, Tail
 from vmm.linux.trace import Record, described
@@ -111,10 +111,7 @@ class Order:
         self._lent = lent
         self.shape = Shape(3, abi.Doorbell.MMIO, 0, stack_size, window)
         self.args = [_bytes(arg, "args") for arg in _list(options.args, "args")]
-        env = ENVIRONMENT if options.env is None else options.env
-        if not isinstance(env, Mapping):
-            raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
-        self.env = [_variable(name, value) for name, value in env.items()]
+        self.env = _USUAL if options.env is None else _environment(options.env)
         seed = integer(options.seed, "seed")
         self.clock: Clock = Clock() if options.clock == "real" else FrozenClock(seed)
         self.disk = parse_size(options.disk, "disk")
@@ -146,24 +143,23 @@ class Order:
             tail = Tail()
             outputs = tuple(Output(files.changes, _OUTPUT, sink, tail) for sink in self._sinks)
             files.standard(self._input, *outputs)
-            where = layout(self.program, self.memory, self.shape, self._lent)
             interpreter = self._interpreter(files)
-            template = blueprints.template(self.program)
-            try:
-                plan = Plan(
-                    self.program,
-                    interpreter,
-                    self.shape,
-                    where,
-                    blueprints.processor,
-                    template,
-                    laid_out(self.program),
-                )
-                return LinuxGuest(
-                    kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
-                )
-            finally:
-                template.close()
+            outset = blueprints.outset(
+                self.program, interpreter, self.memory, self.shape, self._lent
+            )
+            plan = Plan(
+                self.program,
+                interpreter,
+                self.shape,
+                outset,
+                outset.layout,
+                blueprints.processor,
+                Beginning(blueprints, self.program),
+                laid_out(self.program),
+            )
+            return LinuxGuest(
+                kvm, plan, number, name, self, files, (outputs[0], outputs[1]), self._input_fd
+            )
         except BaseException:
             files.close()
             raise
@@ -246,6 +242,15 @@ def _variable(name: object, value: object) -> bytes:
     if not left or b"=" in left:
         raise ConfigError(f"env: {name!r} is no name of a variable")
     return left + b"=" + right
+
+
+def _environment(env: object) -> list[bytes]:
+    if not isinstance(env, Mapping):
+        raise ArgumentTypeError(f"env must be a mapping, not {type(env).__name__}")
+    return [_variable(name, value) for name, value in env.items()]
+
+
+_USUAL = _environment(ENVIRONMENT)
 
 
 def _descriptor(source: object) -> int | None:

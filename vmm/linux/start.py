@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.errors import ConfigError
@@ -17,7 +17,7 @@ from vmm.sizes import format_size
 
 _MOST_STRING = 128 << 10  # bytes of one argument, its zero included, as in Linux (MAX_ARG_STRLEN)
 _PART = 4  # arguments may fill this part of the stack, as in Linux
-_PLATFORM = b"x86_64"
+_PLATFORM = b"x86_64\0"
 _HEADER = 56  # bytes of a program header
 
 
@@ -77,32 +77,22 @@ def start_stack(
     """
     _check(argv, envp, path, size)
     strings = _Strings(top - 8)  # Linux leaves a word of zeros at the very top
-    name = strings.put(path)
-    environment = [strings.put(text) for text in reversed(envp)][::-1]
-    arguments = [strings.put(text) for text in reversed(argv)][::-1]
+    name = strings.put(path + b"\0")
+    environment = [strings.put(text + b"\0") for text in reversed(envp)][::-1]
+    arguments = [strings.put(text + b"\0") for text in reversed(argv)][::-1]
     platform = strings.put(_PLATFORM)
-    seed = strings.put_bytes(random)
-    vector = {
-        Auxiliary.HWCAP: hwcap,
-        Auxiliary.PAGESZ: PAGE,
-        Auxiliary.CLKTCK: 100,
-        Auxiliary.PHDR: program.headers,
-        Auxiliary.PHENT: _HEADER,
-        Auxiliary.PHNUM: program.header_count,
-        Auxiliary.BASE: 0 if interpreter is None else interpreter.base,
-        Auxiliary.FLAGS: 0,
-        Auxiliary.ENTRY: program.entry,
-        **dict.fromkeys((Auxiliary.UID, Auxiliary.EUID, Auxiliary.GID, Auxiliary.EGID), 0),
-        Auxiliary.SECURE: 0,
-        Auxiliary.RANDOM: seed,
-        Auxiliary.HWCAP2: hwcap2,
-        Auxiliary.EXECFN: name,
-        Auxiliary.PLATFORM: platform,
-        Auxiliary.NULL: 0,  # the last
-    }
-    words = [len(arguments), *arguments, 0, *environment, 0]
-    for kind, value in vector.items():
-        words += (kind, value)
+    seed = strings.put(random)
+    who = Auxiliary.UID, 0, Auxiliary.EUID, 0, Auxiliary.GID, 0, Auxiliary.EGID, 0
+    vector = (
+        *(Auxiliary.HWCAP, hwcap, Auxiliary.PAGESZ, PAGE, Auxiliary.CLKTCK, 100),
+        *(Auxiliary.PHDR, program.headers, Auxiliary.PHENT, _HEADER),
+        *(Auxiliary.PHNUM, program.header_count),
+        *(Auxiliary.BASE, 0 if interpreter is None else interpreter.base),
+        *(Auxiliary.FLAGS, 0, Auxiliary.ENTRY, program.entry, *who, Auxiliary.SECURE, 0),
+        *(Auxiliary.RANDOM, seed, Auxiliary.HWCAP2, hwcap2, Auxiliary.EXECFN, name),
+        *(Auxiliary.PLATFORM, platform, Auxiliary.NULL, 0),
+    )
+    words = (len(arguments), *arguments, 0, *environment, 0, *vector)
     rsp = (strings.at - 8 * len(words)) // 16 * 16
     table = struct.pack(f"<{len(words)}Q", *words)
     return Start(rsp, table.ljust(strings.at - rsp, b"\0") + strings.data() + bytes(8))
@@ -115,11 +105,8 @@ class _Strings:
         self.at = at
         self._parts: list[bytes] = []
 
-    def put(self, text: bytes) -> int:
-        """Put a string and its zero; return its address."""
-        return self.put_bytes(text + b"\0")
-
-    def put_bytes(self, data: bytes) -> int:
+    def put(self, data: bytes) -> int:
+        """Put bytes; return their address."""
         self._parts.append(data)
         self.at -= len(data)
         return self.at
@@ -130,29 +117,21 @@ class _Strings:
 
 
 def _check(argv: Sequence[bytes], envp: Sequence[bytes], path: bytes, size: int) -> None:
-    for what, text in _named(argv, envp, path):
-        if b"\0" in text:
-            raise ConfigError(
-                f"{what} {text[:40]!r} has a zero byte in it: no program could see it"
-            )
-        if len(text) >= _MOST_STRING:
-            raise ConfigError(
-                f"{what} {text[:40]!r}... is {len(text)} bytes: one may be {_MOST_STRING - 1}"
-            )
-    total = sum(len(text) + 9 for _, text in _named(argv, envp, path))  # with zero and pointer
+    for what, texts in (("path", (path,)), ("argument", argv), ("environment variable", envp)):
+        for text in texts:
+            if b"\0" in text:
+                raise ConfigError(
+                    f"{what} {text[:40]!r} has a zero byte in it: no program could see it"
+                )
+            if len(text) >= _MOST_STRING:
+                raise ConfigError(
+                    f"{what} {text[:40]!r}... is {len(text)} bytes: one may be {_MOST_STRING - 1}"
+                )
+    # With the zero and the pointer of each.
+    total = sum(map(len, (path, *argv, *envp))) + 9 * (1 + len(argv) + len(envp))
     if total > size // _PART:
         raise ConfigError(
             f"the arguments and the environment take {format_size(total)}: they may take a quarter "
             f"of the stack, {format_size(size // _PART)}: give fewer, or a larger stack "
             "(stack=, --stack)"
         )
-
-
-def _named(
-    argv: Sequence[bytes], envp: Sequence[bytes], path: bytes
-) -> Iterator[tuple[str, bytes]]:
-    yield "path", path
-    for text in argv:
-        yield "argument", text
-    for text in envp:
-        yield "environment variable", text

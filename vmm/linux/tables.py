@@ -16,10 +16,11 @@ A CPU that has used an entry may remember it. `set` says nothing about that: see
 from __future__ import annotations
 
 from array import array
+from typing import NamedTuple
 
 from vmm.guest import abi, x86
 from vmm.guest.x86 import LARGE, LARGE_PAGE, PAGE, TABLE_SPAN, Range
-from vmm.linux.areas import PROT_EXEC, PROT_READ, PROT_WRITE
+from vmm.linux.plans import PROT_EXEC, PROT_READ, PROT_WRITE
 from vmm.memory.region import Region
 
 _POINTER = x86.PRESENT | x86.WRITE | x86.USER | x86.ACCESSED
@@ -47,6 +48,19 @@ def tables_size(window: Region, arena: Region) -> int:
     return tables * PAGE
 
 
+class Filled(NamedTuple):
+    """Tables as they are at some moment, to be laid out again at the same addresses.
+
+    used, large, mixed    see Tables
+    pages                 those that may have anything in them: where, in words, and what
+    """
+
+    used: bytes
+    large: bytes
+    mixed: bool
+    pages: tuple[tuple[int, bytes], ...]
+
+
 class Tables:
     """Two address spaces: all, and all but the window. Not thread-safe.
 
@@ -57,11 +71,19 @@ class Tables:
                       forget all that it knows of the tables
     """
 
-    def __init__(self, view: memoryview, base: int, window: Region, arena: Region) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        base: int,
+        window: Region,
+        arena: Region,
+        filled: Filled | None = None,
+    ) -> None:
         """Fill `view`, zeros at first, which is at guest-physical `base`.
 
         window   a multiple of 2 MiB, from a multiple of 1 GiB on
         arena    both its ends are multiples of 2 MiB, and its base one of 1 GiB
+        filled   what others were, of the same base, window and arena: then these are as they were
         """
         self._words = view.cast("Q")
         self._base = base
@@ -73,6 +95,12 @@ class Tables:
         self._arena_directory = window_directory - (-window.size // TABLE_SPAN)
         directories = self._arena_directory - (-arena.size // TABLE_SPAN)
         self._low_tables, self._arena_tables = directories, directories + _LOW_TABLES
+        if filled is not None:
+            self._used, self._large = bytearray(filled.used), bytearray(filled.large)
+            self.mixed = filled.mixed
+            for place, data in filled.pages:
+                view[place * 8 : place * 8 + len(data)] = data
+            return
         blocks = _LOW_TABLES + arena.size // LARGE_PAGE
         self._used = bytearray(blocks)  # whether their tables have been filled
         self._large = bytearray(blocks)  # bits: the rights that they have had as large pages
@@ -105,6 +133,17 @@ class Tables:
         for block in range(start & -LARGE_PAGE, end, LARGE_PAGE):
             first, stop = max(start, block), min(end, block + LARGE_PAGE)
             self._set_pages(block, first, stop, _FLAGS[prot], delta)
+
+    def filled(self) -> Filled:
+        """Return them as they are, for others to begin with."""
+        first = self._low_tables * _ENTRIES
+        pages = [(0, self._words[:first].tobytes())]
+        number = self._used.find(1)
+        while number >= 0:
+            place = first + number * _ENTRIES
+            pages.append((place, self._words[place : place + _ENTRIES].tobytes()))
+            number = self._used.find(1, number + 1)
+        return Filled(bytes(self._used), bytes(self._large), self.mixed, tuple(pages))
 
     def prot(self, address: int) -> int:
         """Return what the tables say of an address: PROT_*, with PROT_READ if there is any."""

@@ -5,9 +5,20 @@ It is never transferred.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vmm.errors import ClosedError
+from vmm.memory.mapping import Mapping
 from vmm.memory.region import Region
-from vmm.memory.template import Template
+
+
+class Beginning(Protocol):
+    """What private memory begins with: a Template, or what stands for one."""
+
+    @property
+    def given(self) -> tuple[tuple[int, int], ...]: ...
+
+    def map(self, size: int, *, aligned: bool = False) -> Mapping: ...
 
 
 class PrivateMemory:
@@ -22,7 +33,7 @@ class PrivateMemory:
 
     __slots__ = ("_bytes", "_mapping", "given", "region")
 
-    def __init__(self, region: Region, template: Template, *, aligned: bool = False) -> None:
+    def __init__(self, region: Region, template: Beginning, *, aligned: bool = False) -> None:
         """Map the memory. `region` starts at 0 and is larger than the template. `aligned` memory
         may have huge pages.
         """

@@ -47,15 +47,6 @@ class Template:
             self.close()
             raise
 
-    def again(self) -> Template:
-        """Return the same once more, with a descriptor of its own. Raises OSError."""
-        other = object.__new__(Template)
-        other._given = GivenDescriptor()
-        other.fd = other._given.take(os.dup, self.fd)
-        forks.hold(other)
-        other.size, other.given = self.size, self.given
-        return other
-
     def _fill(self, parts: Iterable[tuple[int, bytes]]) -> tuple[int, tuple[tuple[int, int], ...]]:
         end, given = 0, set[tuple[int, int]]()
         for gpa, data in parts:

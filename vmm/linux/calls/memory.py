@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmm.guest.abi import PAGE_SIZE
-from vmm.linux.areas import (
+from vmm.linux.calls.table import Address, Fd, Int, Size, Word, call
+from vmm.linux.errors import SysError
+from vmm.linux.files.devices import OpenZero
+from vmm.linux.files.lent import LentData
+from vmm.linux.files.live import Live, LiveData
+from vmm.linux.files.nodes import File, Node
+from vmm.linux.files.open_files import OpenFile
+from vmm.linux.plans import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
@@ -20,13 +27,6 @@ from vmm.linux.areas import (
     PROT_WRITE,
     Lent,
 )
-from vmm.linux.calls.table import Address, Fd, Int, Size, Word, call
-from vmm.linux.errors import SysError
-from vmm.linux.files.devices import OpenZero
-from vmm.linux.files.lent import LentData
-from vmm.linux.files.live import Live, LiveData
-from vmm.linux.files.nodes import File, Node
-from vmm.linux.files.open_files import OpenFile
 
 if TYPE_CHECKING:
     from vmm.linux.process import Process

@@ -82,7 +82,10 @@ class Call:
 
     def shown(self, words: Sequence[int], arguments: Sequence[Any]) -> tuple[int | bytes, ...]:
         """Return the arguments as they are told of: paths, where there are pointers to them."""
-        return tuple(arguments[at] if at in self.paths else word for at, word in enumerate(words))
+        shown: list[int | bytes] = [*words]
+        for at in self.paths:
+            shown[at] = arguments[at]
+        return tuple(shown)
 
 
 CALLS: dict[int, Call] = {}

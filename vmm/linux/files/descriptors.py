@@ -71,6 +71,12 @@ class Descriptors:
         self._place(number, file, cloexec)
         return number
 
+    def begin(self, *files: OpenFile) -> None:
+        """Let the lowest numbers be these: before anything is undone."""
+        for number, file in enumerate(files):
+            file.references = 1
+            self._slots[number] = _Slot(file, cloexec=False)
+
     def _place(self, number: int, file: OpenFile, cloexec: bool) -> None:
         file.refer(1)
         self._changes.put(self._slots, number, _Slot(file, cloexec))

@@ -66,7 +66,7 @@ class OpenRandom(OpenNull):
         return self.files.random(length)
 
 
-_DEVICES: dict[bytes, tuple[type[OpenNull] | None, int, int]] = {
+DEVICES: dict[bytes, tuple[type[OpenNull] | None, int, int]] = {
     b"null": (OpenNull, 1, 3),
     b"zero": (OpenZero, 1, 5),
     b"full": (OpenFull, 1, 7),
@@ -80,7 +80,7 @@ def devices(files: FileSystem) -> dict[bytes, tuple[OpenedBy | None, int]]:
     """Return what opens each device, by its name, and its number."""
     return {
         name: (None if kind is None else OpenedBy(files, kind), os.makedev(major, minor))
-        for name, (kind, major, minor) in _DEVICES.items()
+        for name, (kind, major, minor) in DEVICES.items()
     }
 
 

@@ -14,7 +14,7 @@ from vmm.linux.files.contents import Content, Given, HostFile
 from vmm.linux.files.data import Data
 from vmm.linux.files.lent import LentData, Loan
 from vmm.linux.files.nodes import Directory, File
-from vmm.linux.files.special import populate
+from vmm.linux.files.special import lay, populate
 from vmm.linux.files.tree import LONGEST_NAME
 from vmm.linux.files.walk import LONGEST_PATH
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm.linux.files.system import FileSystem
 
 Offered = Path | bytes | Content
-_STANDARD = (b"/tmp", b"/out", b"/root")
+_STANDARD = (b"tmp", b"out", b"root")
 
 
 def offer(
@@ -35,8 +35,7 @@ def offer(
     opened: list[HostFile] = []
     try:
         populate(files, _file(files, executable, 0o555), executable_path)
-        for path in _STANDARD:
-            _make_directories(files, path)
+        _make_standard(files)
         for name, what in offered.items():
             content = _content(name, what)
             if isinstance(content, HostFile) and content is not what:
@@ -52,6 +51,17 @@ def offer(
             file.close()
         raise
     return opened
+
+
+def _make_standard(files: FileSystem) -> None:
+    """Make the directories that every program finds."""
+    if files.lower is not None:  # it may have them
+        for name in _STANDARD:
+            _make_directories(files, b"/" + name)
+        return
+    now = files.now()
+    made = {name: Directory(files.new_ino(), 0o755, now) for name in _STANDARD}
+    lay(files, files.root, made)
 
 
 def _content(name: str, what: Offered) -> Content:

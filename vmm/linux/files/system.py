@@ -93,9 +93,8 @@ class FileSystem(Names, Attributes):
             output_node(self, stdout),
             output_node(self, stderr),
         )
-        self.descriptors.install(opened(self, reader, os.O_RDONLY))
-        for node in writers:
-            self.descriptors.install(opened(self, node, os.O_WRONLY))
+        ends = (opened(self, node, os.O_WRONLY) for node in writers)
+        self.descriptors.begin(opened(self, reader, os.O_RDONLY), *ends)
         self.changes.commit()
 
     # What the program asks.

@@ -38,10 +38,11 @@ class Tree:
         if self.lower is not None:
             self.root.lower = b""
 
-    def new_ino(self) -> int:
-        """Return a number that no node had before."""
-        self._last_ino += 1
-        return self._last_ino
+    def new_ino(self, count: int = 1) -> int:
+        """Return a number that no node had before; the first of `count`."""
+        first = self._last_ino + 1
+        self._last_ino += count
+        return first
 
     def lookup(self, directory: Directory, name: bytes) -> Node | None:
         """Return what a directory has under a name that is not b"." or b"..", or None.

@@ -9,8 +9,8 @@ from vmm.memory.movers.memfd import MemfdMover
 from vmm.memory.movers.remap import RemapMover, RemapWindow
 from vmm.memory.movers.slots import SlotsMover, SlotsWindow
 from vmm.memory.movers.windows import (
-    ARENA_SLOT,
     PRIVATE_SLOT,
+    PROGRAM_SLOTS,
     WINDOW_SLOT,
     MappedWindow,
     Mover,
@@ -20,9 +20,9 @@ from vmm.memory.movers.windows import (
 )
 
 __all__ = [
-    "ARENA_SLOT",
     "MOVERS",
     "PRIVATE_SLOT",
+    "PROGRAM_SLOTS",
     "WINDOW_SLOT",
     "MappedWindow",
     "MemfdMover",

@@ -20,8 +20,8 @@ from vmm.memory.region import Region
 from vmm.memory.runs import Extent
 
 PRIVATE_SLOT = 0  # the memslot of a machine's private memory
-ARENA_SLOT = 1  # of a Linux program's, if it is one
-WINDOW_SLOT = 2  # the first memslot of its window
+PROGRAM_SLOTS = (PRIVATE_SLOT, 1, 2, 3)  # of a Linux program's, if it is one
+WINDOW_SLOT = 4  # the first memslot of its window
 
 
 class Stuck(OSError):
