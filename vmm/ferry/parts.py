@@ -25,7 +25,7 @@ from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.runs import Extent
 
 PARTED = {  # pages, beyond which there may be too much for one part
-    Operation.RECLAIM: 8,  # each of which some sixty may borrow
+    Operation.RECLAIM: 1,  # which some two hundred may borrow
     Operation.RELEASE: RUNS_MAX,
 }
 _CONCERNED = {
