@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from cut_off import Tracer
 from unit.exchange_scene import Scene
 
 from vmm.ferry import parts
@@ -16,6 +17,7 @@ from vmm.memory.runs import Extent
 
 AT_ONCE = 4  # runs, or twice as many windows as a loan is in
 PAGES = 12
+EVERY = 3  # line is where a turn is cut off
 
 
 @pytest.fixture
@@ -127,16 +129,21 @@ def test_if_the_host_refuses_a_part_that_is_the_answer_and_nothing_is_lost(
     assert scene.ask(scene.a, Operation.RECLAIM, rest).status is Status.OK
 
 
-def test_a_turn_that_is_cut_off_leaves_the_part_to_be_done(scene: Scene) -> None:
+def test_a_part_that_is_cut_off_at_any_line_is_still_to_be_done(scene: Scene) -> None:
     own, _ = lent(scene)
     entry = scene.put(scene.a, Operation.RECLAIM, own)
-    journal = scene.pool.journal
+    journal, cut = scene.pool.journal, 0
     for turn in turns(scene, entry):
-        if turn == 2:
+        for line in range(1, 1 << 20, EVERY) if turn == 2 else ():
             journal.begin()
-            assert scene.exchange.transmit(scene.a) is None
+            with Tracer(line) as tracer:
+                assert scene.exchange.transmit(scene.a) is None
             journal.roll_back()
             assert scene.holds(scene.a, own).count(Hold.OWNED) == 2
+            if tracer.where is None:
+                break
+            cut += 1
+    assert cut > 20
     assert entry.status == Status.OK
     assert scene.holds(scene.a, own) == [Hold.OWNED] * PAGES
 
