@@ -13,18 +13,9 @@
  *     close N                                     the same, and the time is that of closing
  *     others N                                    N machines more that never run; answers an empty line
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
+#include "floor.h"
+
 #include <time.h>
-#include <unistd.h>
 #include <x86intrin.h>
 
 #include "bench.h"
@@ -87,25 +78,11 @@ struct machine {
 };
 
 static struct image images[IMAGES];
-static struct kvm_cpuid2 *cpuid;
 static enum mover mover;
-static int kvm, pool_fd;
+static int pool_fd;
 static char *home; /* where anonymous frames are when nobody has them */
 static uint32_t next_frame, next_large_frame;
 static struct machine pair[2];
-
-static void die(const char *format, ...)
-{
-    va_list arguments;
-
-    va_start(arguments, format);
-    fprintf(stderr, "floor: ");
-    vfprintf(stderr, format, arguments);
-    if (errno)
-        fprintf(stderr, ": %s", strerror(errno));
-    fprintf(stderr, "\n");
-    exit(1);
-}
 
 static uint64_t now(void)
 {
@@ -116,15 +93,6 @@ static uint64_t now(void)
 }
 
 /* ---- Mappings ---- */
-
-static void *map(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
-{
-    void *at = mmap(address, bytes, protection, flags, fd, offset);
-
-    if (at == MAP_FAILED)
-        die("mmap of %zu bytes", bytes);
-    return at;
-}
 
 static void *reserve(size_t bytes)
 {
@@ -686,53 +654,22 @@ static void others_command(int count)
 
 /* ---- The scene ---- */
 
-static void get(FILE *file, void *into, size_t bytes)
+static void read_image(FILE *from, struct image *image)
 {
-    if (fread(into, 1, bytes, file) != bytes) {
-        errno = ferror(file) ? errno : 0;
-        die("the scene is too short");
-    }
-}
-
-static void read_image(FILE *file, struct image *image)
-{
-    static char data[1 << 24];
-
-    get(file, &image->at, sizeof image->at);
-    image->memory = memfd_create("floor-image", MFD_CLOEXEC);
-    if (image->memory < 0 || ftruncate(image->memory, (off_t)image->at.private_bytes) < 0)
-        die("memfd");
-    for (uint64_t i = 0; i < image->at.chunks; i++) {
-        uint64_t chunk[2]; /* address, bytes */
-
-        get(file, chunk, sizeof chunk);
-        if (chunk[1] > sizeof data)
-            die("a chunk of %llu bytes", (unsigned long long)chunk[1]);
-        get(file, data, chunk[1]);
-        if (pwrite(image->memory, data, chunk[1], (off_t)chunk[0]) != (ssize_t)chunk[1])
-            die("pwrite");
-    }
+    get(from, &image->at, sizeof image->at);
+    image->memory = read_memory(from, image->at.private_bytes, image->at.chunks);
 }
 
 static void read_scene(const char *path)
 {
-    FILE *file = fopen(path, "rb");
     struct scene_head head;
+    FILE *from = open_scene(path, "PFSCENE1", &head, sizeof head);
 
-    if (!file)
-        die("%s", path);
-    get(file, &head, sizeof head);
-    if (memcmp(head.magic, "PFSCENE1", sizeof head.magic)) {
-        errno = 0;
-        die("%s is no scene", path);
-    }
     mover = (enum mover)head.mover;
-    cpuid = calloc(1, sizeof *cpuid + head.cpuid_count * sizeof cpuid->entries[0]);
-    cpuid->nent = head.cpuid_count;
-    get(file, cpuid->entries, head.cpuid_count * sizeof cpuid->entries[0]);
+    read_cpuid(from, head.cpuid_count);
     for (int i = 0; i < IMAGES; i++)
-        read_image(file, &images[i]);
-    fclose(file);
+        read_image(from, &images[i]);
+    fclose(from);
 }
 
 int main(int argc, char **argv)

@@ -9,18 +9,7 @@
  *
  *     go      the program is run to its end, in a new machine; the samples are what it has written (guests/linux)
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "floor.h"
 
 enum { SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_LSEEK = 8, SYS_GETPPID = 110, SYS_EXIT = 231 };
 
@@ -48,32 +37,13 @@ struct slot {
 
 static struct head head;
 static struct slot slots[SLOTS];
-static struct kvm_cpuid2 *cpuid;
-static int kvm;
 static char *file;
 static uint64_t position, written;
 static uint64_t samples[1 << 16];
 
-static void die(const char *format, ...)
+static char *map_memory(size_t bytes, int flags, int fd)
 {
-    va_list arguments;
-
-    va_start(arguments, format);
-    fprintf(stderr, "floor: ");
-    vfprintf(stderr, format, arguments);
-    if (errno)
-        fprintf(stderr, ": %s", strerror(errno));
-    fprintf(stderr, "\n");
-    exit(1);
-}
-
-static void *map(size_t bytes, int flags, int fd)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
-
-    if (at == MAP_FAILED)
-        die("mmap of %zu bytes", bytes);
-    return at;
+    return map(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
 }
 
 /* Where a range of the program's is. */
@@ -176,7 +146,7 @@ static void go(void)
     if (vm < 0)
         die("KVM_CREATE_VM");
     for (uint32_t i = 0; i < SLOTS; i++) {
-        slots[i].memory = map(slots[i].bytes, MAP_PRIVATE | MAP_NORESERVE, slots[i].content);
+        slots[i].memory = map_memory(slots[i].bytes, MAP_PRIVATE | MAP_NORESERVE, slots[i].content);
         struct kvm_userspace_memory_region region = {
             .slot = i, .guest_phys_addr = slots[i].gpa, .memory_size = slots[i].bytes,
             .userspace_addr = (uintptr_t)slots[i].memory,
@@ -186,7 +156,7 @@ static void go(void)
     }
     if ((vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) < 0)
         die("KVM_CREATE_VCPU");
-    struct kvm_run *page = map(run_bytes, MAP_SHARED, vcpu);
+    struct kvm_run *page = (void *)map_memory(run_bytes, MAP_SHARED, vcpu);
     if (ioctl(vcpu, KVM_SET_SIGNAL_MASK, &mask) < 0)
         die("KVM_SET_SIGNAL_MASK");
     if (ioctl(vcpu, KVM_SET_CPUID2, cpuid) < 0 || ioctl(vcpu, KVM_SET_SREGS, &head.sregs) < 0)
@@ -213,50 +183,15 @@ static void go(void)
 
 /* ---- The scene ---- */
 
-static void get(FILE *from, void *into, size_t bytes)
-{
-    if (fread(into, 1, bytes, from) != bytes) {
-        errno = ferror(from) ? errno : 0;
-        die("the scene is too short");
-    }
-}
-
-static void read_slot(FILE *from, struct slot *slot)
-{
-    static char data[4096];
-
-    get(from, slot, 3 * sizeof(uint64_t));
-    slot->content = memfd_create("floor-slot", MFD_CLOEXEC);
-    if (slot->content < 0 || ftruncate(slot->content, (off_t)slot->bytes) < 0)
-        die("memfd");
-    for (uint64_t i = 0; i < slot->chunks; i++) {
-        uint64_t chunk[2]; /* offset, bytes */
-
-        get(from, chunk, sizeof chunk);
-        if (chunk[1] > sizeof data)
-            die("a chunk of %lu bytes", (unsigned long)chunk[1]);
-        get(from, data, chunk[1]);
-        if (pwrite(slot->content, data, chunk[1], (off_t)chunk[0]) != (ssize_t)chunk[1])
-            die("pwrite");
-    }
-}
-
 static void read_scene(const char *path)
 {
-    FILE *from = fopen(path, "rb");
+    FILE *from = open_scene(path, "PFCALLS1", &head, sizeof head);
 
-    if (!from)
-        die("%s", path);
-    get(from, &head, sizeof head);
-    if (memcmp(head.magic, "PFCALLS1", sizeof head.magic)) {
-        errno = 0;
-        die("%s is no scene", path);
+    read_cpuid(from, head.cpuid_count);
+    for (int i = 0; i < SLOTS; i++) {
+        get(from, &slots[i], 3 * sizeof(uint64_t));
+        slots[i].content = read_memory(from, slots[i].bytes, slots[i].chunks);
     }
-    cpuid = calloc(1, sizeof *cpuid + head.cpuid_count * sizeof cpuid->entries[0]);
-    cpuid->nent = head.cpuid_count;
-    get(from, cpuid->entries, head.cpuid_count * sizeof cpuid->entries[0]);
-    for (int i = 0; i < SLOTS; i++)
-        read_slot(from, &slots[i]);
     fclose(from);
 }
 
@@ -267,7 +202,7 @@ int main(int argc, char **argv)
     if (argc != 2 || (kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC)) < 0)
         die(argc == 2 ? "/dev/kvm" : "usage: floor_calls SCENE");
     read_scene(argv[1]);
-    file = map(FILE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    file = map_memory(FILE_BYTES, MAP_PRIVATE | MAP_ANONYMOUS, -1);
     memset(file, 1, FILE_BYTES);
     printf("ready\n");
     fflush(stdout);

@@ -40,7 +40,7 @@ from vmm.linux.spawning import Options
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 
-pytestmark = pytest.mark.not_in_ept("what Python says of its arguments")
+pytestmark = pytest.mark.not_in_lanes("what Python says of its arguments")
 
 REFUSALS = (TypeError, ValueError, IndexError, BufferError, PageferryError)
 

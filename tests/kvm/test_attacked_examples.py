@@ -20,7 +20,7 @@ Open = Callable[..., Monitor]
 SEND, LEND, SHARE = Operation.SEND, Operation.LEND, Operation.SHARE
 TAGS = (0, 7)  # the README's guest looks at none
 
-pytestmark = pytest.mark.not_in_ept("what the examples do with messages that are not theirs")
+pytestmark = pytest.mark.not_in_lanes("what the examples do with messages that are not theirs")
 
 
 class Attacker(Puppet):

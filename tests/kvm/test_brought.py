@@ -13,6 +13,7 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status, WaitFor
 from vmm.kvm import Exit
 
 SEND, LEND, SHARE = Operation.SEND, Operation.LEND, Operation.SHARE
+_THE_MONITORS_OWN = pytest.mark.not_in_ept("what the monitor does by itself")
 FOREVER = (1 << 32) - 1  # as an order says it
 
 each_kind = pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def received(monitor: Monitor) -> Received:
     return message
 
 
+@_THE_MONITORS_OWN
 @pytest.mark.parametrize("wait_for", list(WaitFor))
 def test_only_who_waits_for_a_message_has_its_pages_at_once(one: Stage, wait_for: WaitFor) -> None:
     """Who waits for something else may look at its ring first."""
@@ -94,6 +96,7 @@ def test_only_who_waits_for_a_message_has_its_pages_at_once(one: Stage, wait_for
     c.inbox()
 
 
+@_THE_MONITORS_OWN
 def test_nobody_is_taken_for_one_who_waits_while_it_runs(
     one: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def test_a_sender_that_uses_its_page_all_the_same_is_stopped(
     assert b.read(spans_of(b.inbox()[0])[0].gpa) == [6]
 
 
+@_THE_MONITORS_OWN
 @pytest.mark.parametrize("operation", [SEND, LEND])
 def test_who_is_killed_before_it_runs_leaves_its_pages_to_who_sent_them(
     monitor: Monitor, operation: Operation

@@ -21,6 +21,9 @@ LIMIT = 4 * PAGE_SIZE
 MADV_COLLAPSE = 25  # Linux 6.1
 
 
+pytestmark = pytest.mark.not_in_ept("what is copied, which calls of the host's do")
+
+
 @pytest.fixture(scope="module", params=WAYS)
 def copying(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """Three puppets whose exchanges of fewer than four pages are copied, once per mover."""
@@ -194,7 +197,7 @@ def test_nothing_is_measured_where_the_limit_is_given(monkeypatch: pytest.Monkey
         Monitor(pool="1M")
 
 
-@pytest.mark.not_in_ept("an option of the command")
+@pytest.mark.not_in_lanes("an option of the command")
 @pytest.mark.parametrize("limit", ["0", "64K", "1G"])
 def test_the_command_has_an_option_for_it(guest_elf: Callable[[str], Path], limit: str) -> None:
     stages = [guest_elf(f"stage_{name}") for name in ("source", "filter", "sink")]
@@ -202,7 +205,7 @@ def test_the_command_has_an_option_for_it(guest_elf: Callable[[str], Path], limi
     assert (ended.code, ended.err) == (0, "")
 
 
-@pytest.mark.not_in_ept("an option of the command")
+@pytest.mark.not_in_lanes("an option of the command")
 def test_the_command_refuses_what_is_no_limit() -> None:
     ended = pageferry("demo", "--copy-below", "much")
     assert ended.code == 2

@@ -17,6 +17,8 @@ from vmm import GuestImageError, Monitor, Place
 from vmm.ferry.events import Event
 from vmm.guest.symbols import Symbols
 
+pytestmark = pytest.mark.not_in_lanes("what an image costs who reads it")
+
 Elf = Callable[[str], Path]
 SMALL = {"window": "4M", "memory": "4M"}
 

@@ -156,7 +156,7 @@ def test_without_the_privilege_the_frame_numbers_are_null_and_the_rest_holds() -
     assert (human.code, "run it as root" in human.out) == (0, True)
 
 
-@pytest.mark.not_in_ept("how the report looks")
+@pytest.mark.not_in_lanes("how the report looks")
 def test_the_report_shows_steps_owners_times_and_proofs(tmp_path: Path) -> None:
     file = tmp_path / "letters.txt"
     file.write_text("Abc" * 2000)
@@ -182,7 +182,7 @@ def test_the_report_shows_steps_owners_times_and_proofs(tmp_path: Path) -> None:
         assert (len(frames), len(set(frames))) == (2, 1)
 
 
-@pytest.mark.not_in_ept("how the report looks")
+@pytest.mark.not_in_lanes("how the report looks")
 def test_what_is_not_a_terminal_gets_no_escapes_and_a_line_for_a_line() -> None:
     out = pageferry("demo").out
     assert "\x1b" not in out
@@ -191,7 +191,7 @@ def test_what_is_not_a_terminal_gets_no_escapes_and_a_line_for_a_line() -> None:
     assert [line for line in text if not line.startswith(starts)] == []
 
 
-@pytest.mark.not_in_ept("what the command says of a file")
+@pytest.mark.not_in_lanes("what the command says of a file")
 @pytest.mark.parametrize("name", ["a [red]b[bold] ü ☃.bin", "[back\\", "\N{ESCAPE}[31m"])
 def test_a_files_name_is_shown_as_it_is_whatever_it_is(tmp_path: Path, name: str) -> None:
     file = random_file(tmp_path / name, 10)
@@ -201,7 +201,7 @@ def test_a_files_name_is_shown_as_it_is_whatever_it_is(tmp_path: Path, name: str
     assert demo_json(file)["file"] == str(file)
 
 
-@pytest.mark.not_in_ept("how the report looks")
+@pytest.mark.not_in_lanes("how the report looks")
 def test_a_files_name_may_be_no_text_at_all(tmp_path: Path) -> None:
     file = random_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")), 10)
     assert pageferry("demo", file).code == 0
@@ -238,10 +238,9 @@ def test_the_guests_tags_are_the_hosts() -> None:
     assert tags == {tag.name: tag.value for tag in DemoTag}
 
 
-@pytest.mark.not_in_ept("how the report looks")
-@SMALLER
+@pytest.mark.not_in_lanes("how the report looks")
 def test_progress_is_shown_on_a_terminal_and_gone_when_done(tmp_path: Path) -> None:
-    file = random_file(tmp_path / "large", sized(40 * MIB, MIB))
+    file = random_file(tmp_path / "large", 40 * MIB)
     done = on_a_terminal("demo", file)
     assert done.code == 0, done.out
     progress, report = done.out.split("what moved")

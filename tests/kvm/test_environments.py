@@ -10,25 +10,21 @@ from pathlib import Path
 import pytest
 from command import Ended, one_line, pageferry
 from environments import ENVIRONMENTS, check, through_a_pipe_that_does_not_block, within
-from tests_support import IN_LANE
 
 Elf = Callable[[str], Path]
 NAMELESS = "no name, no home"  # who may not use KVM as a rule
 ELSEWHERE = {NAMELESS, "no columns", "odd columns", "no standard input"}
 LINES = [f"says_much: line {i} of a thousand" for i in range(1000)]
 
-pytestmark = pytest.mark.not_in_ept("what the command makes of its environment")
-started = pytest.mark.skipif(IN_LANE, reason="in a lane commands do not start, they are forked")
+pytestmark = pytest.mark.not_in_lanes("what the command makes of its environment")
 
 
-@started
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS.keys() - ELSEWHERE))
 def test_guests_run_everywhere(guest_elf: Elf, tmp_path: Path, name: str) -> None:
     guests = (guest_elf("echo_client"), guest_elf("echo_server"))
     check(name, within(name, tmp_path, "run", *guests, "--window", "2M"))
 
 
-@started
 @pytest.mark.parametrize(
     "name",
     ["no streams", "full standard output", "C locale", "no columns", "odd columns"],
@@ -37,7 +33,6 @@ def test_the_demo_runs_everywhere(tmp_path: Path, name: str) -> None:
     check(name, within(name, tmp_path, "demo"))
 
 
-@started
 @pytest.mark.parametrize(
     "name",
     ["no standard output", "full standard output", "ASCII streams", "no columns", "no directory"],
@@ -46,14 +41,12 @@ def test_the_doctor_examines_every_host(tmp_path: Path, name: str) -> None:
     check(name, within(name, tmp_path, "doctor"))
 
 
-@started
 def test_the_doctor_examines_a_host_for_somebody_without_a_name() -> None:
     ended = within(NAMELESS, Path("/"), "doctor", "--json")
     found = json.loads(ended.out)
     assert (ended.code, ended.err) == (0 if found["permitted"] else 69, "")
 
 
-@started
 def test_guests_wait_for_output_that_does_not_block(test_guest: Elf) -> None:
     guest = test_guest("says_much")
     ended = through_a_pipe_that_does_not_block("run", guest, stream="stdout")
@@ -62,7 +55,6 @@ def test_guests_wait_for_output_that_does_not_block(test_guest: Elf) -> None:
     assert (ended.code, ended.err.splitlines()) == (0, LINES)
 
 
-@started
 def test_a_trace_waits_for_a_stream_that_does_not_block(guest_elf: Elf) -> None:
     guests = (guest_elf("echo_client"), guest_elf("echo_server"))
     ended = through_a_pipe_that_does_not_block("run", *guests, "--trace", "-", stream="stderr")

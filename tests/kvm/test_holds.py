@@ -18,6 +18,7 @@ from tests_support import sized
 
 from vmm import Monitor, State
 from vmm.ferry import delivery, slices
+from vmm.ferry.checks import RUNS_MAX
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory import mapping
@@ -132,6 +133,77 @@ def test_the_death_of_a_receiver_of_very_many_pages_is_done_in_short_holds(
     assert {a.read(span.gpa)[0] for spans in own for span in spans} == {0}
     states = a.monitor.audit(mappings=True)
     assert (states["lent"], states["orphaned"]) == (0, 0)
+
+
+# ---- One extent of very many runs ----
+
+MANY = 5 * RUNS_MAX  # pages, each a run
+
+
+def crumbs(a: Puppet, b: Puppet) -> Span:
+    """Return an extent of b's in which no two adjacent pages are of adjacent frames."""
+    (whole,) = a.alloc(2 * MANY)
+    own = [Span(whole.gpa + 2 * index * PAGE_SIZE, 1) for index in range(MANY)]
+    for first in range(0, MANY, MANY // 2):
+        some = own[first : first + MANY // 2]
+        ask(a, Operation.SEND, b.number, [some[i : i + EACH] for i in range(0, len(some), EACH)])
+        b.inbox()
+    first = b.held()[0].page
+    assert len(b.held()) == MANY
+    return Span(b.page(first), MANY)
+
+
+def parts(whole: Span) -> list[Span]:
+    """Return as large parts of an extent as a message takes, whatever they are made of."""
+    size = RUNS_MAX * PAGE_SIZE
+    return [Span(gpa, RUNS_MAX) for gpa in range(whole.gpa, whole.gpa + MANY * PAGE_SIZE, size)]
+
+
+CRUMBS: dict[str, Callable[[Puppet, Puppet, Span], object]] = {
+    "release": lambda b, a, own: b.release(own),
+    "reclaim lent": lambda b, a, own: ([b.lend(a, p) for p in parts(own)], b.reclaim(own))[1],
+    "reclaim shared": lambda b, a, own: ([b.share(a, p) for p in parts(own)], b.reclaim(own))[1],
+    "reclaim taken": lambda b, a, own: (
+        [b.lend(a, part) for part in parts(own)],
+        a.inbox(),
+        b.reclaim(own),
+    )[-1],
+    "return": lambda b, a, own: (
+        b.lend(a, parts(own)[0]),
+        a.give_back(b, *spans_of(a.one())),
+    )[-1],
+    "share": lambda b, a, own: b.share(a, parts(own)[0]),
+}
+
+
+@_LONG
+@pytest.mark.parametrize("way", CRUMBS)
+def test_an_extent_of_very_many_runs_is_dealt_with_in_short_holds(
+    pair: tuple[Puppet, Puppet], holds: Holds, way: str
+) -> None:
+    a, b = pair
+    own = crumbs(a, b)
+    holds.clear()
+    assert CRUMBS[way](b, a, own) is Status.OK
+    a.inbox()
+    assert holds.most_calls() <= 4 * RUNS_MAX, holds.with_most_calls()
+    assert holds.longest().worked <= SECONDS, holds.longest()
+    a.monitor.audit(mappings=True)
+
+
+@_LONG
+@pytest.mark.parametrize("operation", ["send", "share"])
+def test_a_message_of_more_runs_is_refused_and_goes_in_parts(
+    pair: tuple[Puppet, Puppet], operation: str
+) -> None:
+    a, b = pair
+    own = crumbs(a, b)
+    before = a.monitor.audit(mappings=True)
+    assert getattr(b, operation)(a, own) is Status.E_LENGTH
+    assert a.monitor.audit(mappings=True) == before
+    for part in parts(own):
+        assert getattr(b, operation)(a, part) is Status.OK
+    assert sum(span.pages for message in a.inbox() for span in spans_of(message)) == MANY
 
 
 # ---- A large one ----

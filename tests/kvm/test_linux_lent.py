@@ -22,6 +22,7 @@ from vmm.memory import mapping
 Open = Callable[..., Monitor]
 MIB = 1 << 20
 IN, OUT = "/in/data", "/out/data"
+_THE_MONITORS_OWN = pytest.mark.not_in_ept("what the monitor does by itself")
 EVERY = os.environ.get("PAGEFERRY_SWEEP") == "all"
 
 pytestmark = [
@@ -77,6 +78,7 @@ def numbered(monitor: Monitor, pages: int) -> Buffer:
 # ---- Reading ----
 
 
+@_THE_MONITORS_OWN
 def test_it_is_read_as_any_other_file(monitor: Monitor) -> None:
     buffer = monitor.host.alloc(2 * PAGE + 100)
     buffer.write(b"first")
@@ -253,6 +255,7 @@ def test_it_is_written_in_place(monitor: Monitor) -> None:
     assert dict(machine.files) == {}
 
 
+@_THE_MONITORS_OWN
 def test_it_stays_as_large_as_it_is(monitor: Monitor) -> None:
     buffer = monitor.host.alloc(PAGE + 10)
     buffer.write(b"kept")
@@ -308,6 +311,7 @@ def test_what_has_been_reclaimed_is_nowhere(monitor: Monitor, writable: bool) ->
     assert monitor.host.receive() is None
 
 
+@_THE_MONITORS_OWN
 def test_it_comes_back_however_the_program_ends(monitor: Monitor) -> None:
     for number, ending in enumerate(("exits", "crashes", "is killed", "never runs")):
         buffer, watch = numbered(monitor, 2), Watch()
@@ -328,6 +332,7 @@ def test_it_comes_back_however_the_program_ends(monitor: Monitor) -> None:
         monitor.host.release(buffer)
 
 
+@_THE_MONITORS_OWN
 def test_many_are_lent_together(monitor: Monitor) -> None:
     buffers = [numbered(monitor, 1) for _ in range(40)]
     files = {f"/in/{number}": buffer for number, buffer in enumerate(buffers)}
@@ -348,6 +353,7 @@ def test_many_are_lent_together(monitor: Monitor) -> None:
 # ---- Errors ----
 
 
+@_THE_MONITORS_OWN
 def test_what_cannot_be_lent_is_refused_at_the_call(open_monitor: Open) -> None:
     monitor, other = open_monitor(pool="8M"), open_monitor(pool="1M")
     buffer, another = numbered(monitor, 1), numbered(monitor, 1)
@@ -384,6 +390,7 @@ def test_what_cannot_be_lent_is_refused_at_the_call(open_monitor: Open) -> None:
     assert lines(machine) == ["open: 0", "read: 8", "page0"]
 
 
+@_THE_MONITORS_OWN
 def test_a_bare_guest_has_no_files(open_monitor: Open, test_guest: Callable[[str], object]) -> None:
     monitor = open_monitor(pool="1M")
     buffer = monitor.host.alloc(PAGE)

@@ -29,9 +29,11 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm, uapi
 from vmm.memory.movers import MOVERS, Window
 
+_THE_MONITORS_OWN = pytest.mark.not_in_ept("what the monitor does by itself")
 Elf = Callable[[str], Path]
 
 
+@_THE_MONITORS_OWN
 def test_a_machine_is_named_after_its_file_and_names_are_unique(
     monitor: Monitor, guest_elf: Elf
 ) -> None:
@@ -45,6 +47,7 @@ def test_a_machine_is_named_after_its_file_and_names_are_unique(
     assert list(monitor.machines) == ["canary", "x" * 31]
 
 
+@_THE_MONITORS_OWN
 def test_sizes_are_ints_or_text_and_windows_are_rounded_up_to_2_mib(
     monitor: Monitor, guest_elf: Elf
 ) -> None:
@@ -60,6 +63,7 @@ def test_sizes_are_ints_or_text_and_windows_are_rounded_up_to_2_mib(
     assert list(monitor.machines) == ["a"]
 
 
+@_THE_MONITORS_OWN
 def test_wrong_options_are_refused_by_name() -> None:
     for options, word in (
         ({"mover": "carrier-pigeon"}, "mover"),
@@ -133,6 +137,7 @@ def test_slots_do_without_where_the_kernel_cannot(
     assert machine.exit_code == 4
 
 
+@_THE_MONITORS_OWN
 @pytest.mark.parametrize("depth", [0, -3])
 def test_a_queue_holds_a_message_at_least(monitor: Monitor, test_guest: Elf, depth: int) -> None:
     with pytest.raises(ConfigError, match=f"queue {depth} is not a positive number"):
@@ -190,6 +195,7 @@ def test_a_buffer_that_was_sent_or_released_is_no_longer_the_hosts(
         monitor.host.alloc(10).read(8, 3)
 
 
+@_THE_MONITORS_OWN
 def test_the_pool_is_a_limit(open_monitor: Callable[..., Monitor], mover: str) -> None:
     monitor = open_monitor(mover=mover, pool="1M")
     buffer = monitor.host.alloc(1 << 20)
@@ -218,6 +224,7 @@ def test_messages_for_a_machine_that_died_come_back_to_the_host_with_their_pages
         monitor.host.send(machine)
 
 
+@_THE_MONITORS_OWN
 def test_after_close_everything_is_an_error_and_closing_again_is_none(
     open_monitor: Callable[..., Monitor], guest_elf: Elf
 ) -> None:
@@ -251,6 +258,7 @@ def test_a_removed_machine_frees_what_it_held_and_its_name_and_its_outcome_stays
     assert held() == before
 
 
+@_THE_MONITORS_OWN
 @pytest.mark.smaller_in_lanes("the limit lowered to 6: 257 machines take a minute there")
 def test_a_machine_has_at_most_256_peers_that_are_alive(
     open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
@@ -276,7 +284,7 @@ def test_a_machine_has_at_most_256_peers_that_are_alive(
         monitor.connect(monitor.spawn(test_guest("idle"), name="later", **options), hub)
 
 
-@pytest.mark.smaller_in_lanes("8 times instead of 1,000: each takes 0.1 s there")
+@pytest.mark.smaller_in_lanes("8 times instead of 250: each takes 0.1 s there")
 def test_a_thousand_spawns_and_closes_leave_nothing_behind(
     open_monitor: Callable[..., Monitor], guest_elf: Elf, mover: str
 ) -> None:
@@ -288,11 +296,12 @@ def test_a_thousand_spawns_and_closes_leave_nothing_behind(
 
     cycle()
     before = held()
-    for _ in range(sized(1000, 8)):
+    for _ in range(sized(250, 8)):  # by each of four movers
         cycle()
     assert held() == before
 
 
+@_THE_MONITORS_OWN
 def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     open_monitor: Callable[..., Monitor], guest_elf: Elf, mover: str
 ) -> None:
@@ -324,6 +333,7 @@ def test_whatever_fails_half_way_through_a_spawn_leaves_nothing_behind(
     assert machine.exit_code == 0
 
 
+@_THE_MONITORS_OWN
 @pytest.mark.parametrize("what", ["stack", "memory"])
 def test_less_than_a_page_of_stack_or_memory_cannot_be_meant(
     monitor: Monitor, guest_elf: Callable[[str], Path], what: str
@@ -351,6 +361,7 @@ def test_a_running_machine_is_not_removed(
     monitor.remove(machine)
 
 
+@_THE_MONITORS_OWN
 def test_a_buffer_says_what_it_is(monitor: Monitor) -> None:
     first, second = monitor.host.alloc(10000), monitor.host.alloc(1)
     assert repr(first) == f"<Buffer of 10000 bytes, pages {first.extent.page}+3>"

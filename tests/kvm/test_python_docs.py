@@ -20,7 +20,7 @@ NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than
 PAGE = (DOCS / "python.md").read_text()
 EXAMPLES = examples("python.md")
 
-pytestmark = pytest.mark.not_in_ept("examples of calls, which other tests make there")
+pytestmark = pytest.mark.not_in_lanes("examples of calls, which other tests make there")
 
 
 @pytest.fixture(scope="module")

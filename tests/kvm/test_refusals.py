@@ -10,6 +10,8 @@ from fault_scene import MOVERS, PAGE, Scene, scene
 
 from vmm.engine.machine import Machine
 
+pytestmark = pytest.mark.not_in_ept("statuses, which the books give")
+
 INTACT = b"intact\0"
 
 

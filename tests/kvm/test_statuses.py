@@ -19,6 +19,8 @@ from vmm.guest.abi import PAGE_SIZE, Flags, Hold, Operation, Status
 
 O, S = Operation, Status  # noqa: E741
 
+pytestmark = pytest.mark.not_in_ept("statuses, which the books give")
+
 GIVING = (O.SEND, O.LEND, O.SHARE, O.EXCHANGE)
 OF_EXTENTS = (*GIVING, O.RETURN, O.RECLAIM, O.RELEASE)
 TOP, MOST = 1 << 64, (1 << 32) - 1

@@ -23,7 +23,7 @@ from vmm import ConfigError, GuestImageError, State
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 
-pytestmark = pytest.mark.not_in_ept("what Python says of its arguments")
+pytestmark = pytest.mark.not_in_lanes("what Python says of its arguments")
 
 
 @pytest.fixture(scope="module")

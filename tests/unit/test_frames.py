@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vmm.memory.frames import GIANT, LARGE, FramePool, Frames
+from vmm.memory.frames import GIANT, LARGE, MANY, FramePool, Frames
 
 TOTAL = 2 * LARGE + 100
 
@@ -132,6 +132,20 @@ def test_a_large_run_that_cannot_be_aligned_is_still_one_run() -> None:
 
 def test_without_a_run_long_enough_several_are_gathered_from_below() -> None:
     assert fragmented().allocate(1250) == [Frames(0, 100), Frames(300, 1100), Frames(1500, 50)]
+
+
+def test_where_very_many_are_free_the_longest_are_gathered() -> None:
+    pool = FramePool(2000)
+    taken = pool.allocate(2000)
+    assert taken == [Frames(0, 2000)]
+    for first in range(0, 600, 2):
+        pool.release(Frames(first, 1))
+    pool.release(Frames(1000, 20))
+    pool.release(Frames(700, 30))
+    before = pool.runs
+    assert pool.allocate(50 + MANY - 1) == []
+    assert pool.runs == before
+    assert pool.allocate(51) == [Frames(0, 1), Frames(700, 30), Frames(1000, 20)]
 
 
 def test_too_many_frames_are_refused_and_none_taken() -> None:

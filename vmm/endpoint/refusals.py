@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmm.errors import GuestError
+from vmm.ferry.checks import RUNS_MAX
 from vmm.guest.abi import EXTENTS_MAX, Status
 
 _WORDS = {
@@ -12,7 +13,8 @@ _WORDS = {
     Status.E_WINDOW_FULL: "the window has no room: spawn the machine with a larger one",
     Status.E_OWNERSHIP: "a buffer is not the host's, or not yet",
     Status.E_OVERLAP: "a buffer is given twice",
-    Status.E_LENGTH: f"it takes at least one buffer, and at most {EXTENTS_MAX}",
+    Status.E_LENGTH: f"it takes at least one buffer, at most {EXTENTS_MAX}, and "
+    f"{RUNS_MAX} runs of adjacent frames in all",
     Status.E_QUOTA: "the quota of pages or pieces is used up: spawn the machine with a larger one",
     Status.E_NO_MEMORY: "the pool is empty, or the host has no memory or mappings left",
     Status.E_LENT: "a buffer is lent or shared: reclaim it first",

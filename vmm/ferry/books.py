@@ -199,6 +199,20 @@ class Books:
         """Return what one extent of a peer's window holds, clipped to it."""
         return self._accounts[peer].window.within(*extent)
 
+    def piece(self, peer: int, page: int) -> tuple[Hold, int, int]:
+        """Return what is changed as one from a page of a peer's window on: what it is, where it
+        ends, and in how many windows it is.
+        """
+        run = self._accounts[peer].window.at(page)
+        if run is None:
+            return Hold.NONE, page + 1, 1
+        frame = run.frame + page - run.page
+        bond = self._bonds.at(frame) if run.hold in (Hold.LENT, Hold.SHARED) else None
+        if bond is None:
+            return run.hold, run.end, 1
+        left = bond.frame + bond.pages - frame
+        return run.hold, min(run.end, page + left), 1 + len(bond.borrowers)
+
     def holds(self, peer: int, extent: Extent, holds: frozenset[Hold]) -> bool:
         """Whether every page of the extent is one of these to the peer."""
         runs = self.runs(peer, extent)

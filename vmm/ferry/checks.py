@@ -12,11 +12,12 @@ from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.books import Books
 from vmm.ferry.rules import RULES, Refusal
 from vmm.guest.abi import Hold, Operation, Status
-from vmm.memory.frames import Frames
+from vmm.memory.frames import MANY, Frames
 from vmm.memory.runs import Extent, Run
 
 ZEROED_AT_ONCE = 4096  # pages (16 MiB), which takes the kernel a millisecond or two
 _PARTS_AT_ONCE = 64  # runs, each a call
+RUNS_MAX = MANY  # of one message, or ALLOC: each is a call or two, which takes some 40 µs at most
 
 
 class Checks(Books):
@@ -37,6 +38,12 @@ class Checks(Books):
             if page != end:
                 self._check_rule(operation, Hold.NONE)
         return found
+
+    @staticmethod
+    def _check_runs(*counts: int) -> None:
+        """Refused: E_LENGTH if what is to be done in one go has too many runs, or bonds."""
+        if max(counts) > RUNS_MAX:
+            raise Refusal(Status.E_LENGTH)
 
     @staticmethod
     def _check_rule(operation: Operation, hold: Hold) -> None:
@@ -128,7 +135,8 @@ class Checks(Books):
         """Take free frames for these places of a window that grows by `growth` runs besides, as do
         the windows of `others`.
 
-        Refused: E_NO_MEMORY, E_QUOTA if there would be too many runs; and none are taken.
+        Refused: E_NO_MEMORY, also if there are only smaller runs than can be taken in one go;
+        E_QUOTA if the window would have too many. And none are taken.
         """
         account, runs = self._accounts[peer], list[Run]()
         if sum([place.pages for place in places]) > self.shares.available(peer):
@@ -142,6 +150,8 @@ class Checks(Books):
                 for part in frames:
                     runs.append(Run(page, part.pages, part.first, Hold.OWNED))
                     page += part.pages
+            if len(runs) > RUNS_MAX:
+                raise Refusal(Status.E_NO_MEMORY)
             if len(account.window) + growth + len(runs) > account.pieces:
                 raise Refusal(Status.E_QUOTA)
             self._check_host({peer: growth + len(runs), **(others or {})})

@@ -22,6 +22,7 @@ from typing import Any
 
 from vmm.ferry import carry, slices
 from vmm.ferry.carry import Carrier
+from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.events import Trace
@@ -68,8 +69,8 @@ class Exchange:
         self.roster = Roster(wake, self.journal)
         self.journal.repair = Repair(ledger, self.roster, pool).repair
         carrier = Carrier(ledger, self.roster, pool)
-        self.slices = Slices(ledger, pool, carrier.window)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
+        self.slices = Slices(ledger, pool, carrier.window, self.operations)
         self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
         self._trace = trace
         self._audit = audit
@@ -146,6 +147,7 @@ class Exchange:
                 break
             answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
             if answer is None:
+                self._soiled(sender)
                 return None
             self._answer(sender, control, index, answer)
             if self._soiled(sender):
@@ -203,7 +205,7 @@ class Exchange:
         together: list[Parted] = []
         limit = self._start + slices.LONG * 1e9
         for run, touched in _runs(requests):
-            if answers and time.perf_counter_ns() > limit:
+            if answers and (time.perf_counter_ns() > limit or _many(together)):
                 break
             if isinstance(run, Status):
                 answers.append(Answer(run))
@@ -238,7 +240,7 @@ class Exchange:
 
     def _ask(self, peer: Peer, request: Request, together: list[Parted] | None) -> Answer:
         try:
-            return self.operations.serve(peer, request, together)
+            return self.slices.parts.done(peer) or self.operations.serve(peer, request, together)
         except Refusal as refusal:
             return Answer(refusal.status)
 
@@ -278,7 +280,7 @@ class Exchange:
             request = read(*what)
             if self.slices.needs(request) and self.slices.prepare(peer, request):
                 return None
-            answer = self.operations.serve(peer, request)
+            answer = self.slices.parts.done(peer) or self.operations.serve(peer, request)
         except Refusal as refusal:
             answer = Answer(refusal.status)
             peer.refused += 1
@@ -405,6 +407,11 @@ def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
             exchanged += request.spans
         freed = freed or request.operation in _FREES
     return requests
+
+
+def _many(together: Sequence[Parted]) -> bool:
+    """Whether there is as much to be hidden as takes a few milliseconds."""
+    return sum([len(parted.runs) for parted in together]) >= RUNS_MAX
 
 
 def _idle(sender: Peer, request: Request) -> bool:

@@ -143,10 +143,12 @@ class Ledger(Transit):
     def returning(self, peer: int, owner: int, extents: Sequence[Extent]) -> Return:
         """Plan a RETURN of extents that the peer borrows of `owner`, who may have stopped.
 
-        Refused as the rules say, and: E_NOT_LENT if they are another's, E_QUOTA, E_NO_MEMORY.
+        Refused as the rules say, and: E_LENGTH, E_NOT_LENT if they are another's, E_QUOTA,
+        E_NO_MEMORY.
         """
         runs = self.allowed(Operation.RETURN, peer, extents)
         bonds = list(self.bonds(runs))
+        self._check_runs(len(runs), len(bonds))
         if any(bond.owner != owner for bond in bonds):
             raise Refusal(Status.E_NOT_LENT)
         growth = self._check_pieces(peer, extents)

@@ -5,6 +5,8 @@ each takes the kernel a second. To hide a gigabyte that has been touched takes i
 translations that it drops. None of this changes what anybody sees, so it is done a slice at a time,
 and others have the monitor's lock in between.
 
+A RECLAIM or RELEASE of very many runs is done in `parts`.
+
 Not thread-safe: the monitor calls it under its lock.
 """
 
@@ -13,8 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Request, Span
+from vmm.ferry.operations import Operations
+from vmm.ferry.parts import PARTED, Parts
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import touching
@@ -51,10 +56,17 @@ _OWN = frozenset({Hold.OWNED, Hold.SHARED})
 class Slices:
     """What is done before an operation, and after it."""
 
-    def __init__(self, ledger: Ledger, pool: PagePool, windows: Callable[[int], Window]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        pool: PagePool,
+        windows: Callable[[int], Window],
+        operations: Operations,
+    ) -> None:
         self._ledger = ledger
         self._windows = windows
         self._pool = pool
+        self.parts = Parts(ledger, operations)
         self._loosened: dict[int, tuple[tuple[Span, ...], int]] = {}  # by peer: of what, how much
 
     def chores(self) -> bool:
@@ -89,8 +101,11 @@ class Slices:
             if isinstance(request, Request):
                 spans = request.spans
                 extents += len(spans)
+                quick = quick and request.operation is not Operation.RECLAIM
                 pages += spans[0].pages if len(spans) == 1 else sum([span.pages for span in spans])
-        if quick and _APART * extents <= _WEIGHT and pages <= SHARED_AT_ONCE:  # as most are
+        if (
+            quick and _APART * extents <= _WEIGHT and pages <= min(SHARED_AT_ONCE, RUNS_MAX)
+        ):  # as most are
             return requests
         weight, before = 0, requests[0]
         most = _WEIGHT_OF_SLOTS if sender.window.blinks else _WEIGHT
@@ -113,13 +128,16 @@ class Slices:
         operation = request.operation
         if operation is Operation.SHARE:
             return pages > SHARED_AT_ONCE
+        if pages > PARTED.get(operation, sys.maxsize):
+            return True
         if pages > HIDDEN_AT_ONCE and operation is not Operation.ALLOC:
             return True
         return bool(self._ledger.pool.unclean) and int(operation) in _FRESH
 
     def prepare(self, peer: Peer, request: Request) -> bool:
         """Do a slice of what a request needs done before it is served, which harms nobody if it is
-        refused then. False if there is nothing to be done: serve it.
+        refused then; or a part of it. False if there is nothing to be done: serve it, unless its
+        `parts` are done.
 
         A machine must be stopped in the doorbell that asks for it.
         """
@@ -133,7 +151,9 @@ class Slices:
                 self.chores()
                 if self._ledger.pool.free > free:  # the host may refuse
                     return True
-        return wanted > HIDDEN_AT_ONCE and self._loosen(peer, request)
+        if wanted > HIDDEN_AT_ONCE and not self.parts.begun(peer) and self._loosen(peer, request):
+            return True
+        return wanted > PARTED.get(operation, sys.maxsize) and self.parts.go_on(peer, request)
 
     def _loosen(self, peer: Peer, request: Request) -> bool:
         """Loosen a slice of what a request hides. False if all has been."""
@@ -167,6 +187,7 @@ class Slices:
     def forget(self, peer: Peer) -> None:
         """A peer has stopped."""
         self._loosened.pop(peer.number, None)
+        self.parts.forget(peer)
 
     def _make_shareable(self, peer: Peer, request: Request) -> bool:
         if sum([span.pages for span in request.spans]) <= SHARED_AT_ONCE:

@@ -38,7 +38,7 @@ class Transit(Checks):
         copied   whether an EXCHANGE is rather to be copied: the fresh frames go, and what is in the
                  extents stays. It is moved all the same where the fresh frames are in more pieces
 
-        Refused, copied or not, as the rules say, and: E_REPEATED, E_QUOTA, E_WINDOW_FULL,
+        Refused, copied or not, as the rules say, and: E_LENGTH, E_REPEATED, E_QUOTA, E_WINDOW_FULL,
         E_NO_MEMORY. A plan for EXCHANGE holds frames: commit or `abandon` it.
         """
         if len(extents) == 1 and operation is not Operation.EXCHANGE:
@@ -92,11 +92,9 @@ class Transit(Checks):
     ) -> Transfer:
         target = self._accounts[receiver]
         runs = self.allowed(operation, sender, extents)
-        if operation is Operation.SHARE and any(
-            b.peer == receiver
-            for bond in self.bonds([run for run in runs if run.hold is Hold.SHARED])
-            for b in bond.borrowers
-        ):
+        shared = self.bonds([run for run in runs if run.hold is Hold.SHARED])
+        self._check_runs(len(runs), len(shared))
+        if any(b.peer == receiver for bond in shared for b in bond.borrowers):
             raise Refusal(Status.E_REPEATED)
         growth = self._check_pieces(sender, extents)
         counts = [extent.pages for extent in extents]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 LARGE = 512  # pages of 4 KiB in a huge page of 2 MiB
+MANY = 128  # runs that are taken at once, at most
 GIANT = 512 * LARGE  # pages in a GiB, which the kernel moves in one step from multiple to multiple
 
 
@@ -55,7 +56,8 @@ class FramePool:
         2 MiB and more the highest place that is aligned to 2 MiB, if there is one; to 1 GiB for as
         much and more.
 
-        Otherwise several runs, lowest first. Returns [] if there are not enough, and takes none.
+        Otherwise several runs, lowest first; if very many are free, the longest. Returns [] if
+        there are not enough, or only in more than MANY runs, and takes none.
         Kept apart, small runs do not cut large ones' huge pages in two.
         """
         if count > self.free:
@@ -79,11 +81,18 @@ class FramePool:
 
     def _gather(self, count: int) -> list[Frames]:
         taken: list[Frames] = []
-        while count:
-            part = self._runs[0]._replace(pages=min(count, self._runs[0].pages))
-            taken.append(self._take(0, part))
+        runs = self._runs.copy()
+        if len(runs) > MANY:
+            runs.sort(key=lambda run: -run.pages)
+            if sum(run.pages for run in runs[:MANY]) < count:
+                return []
+        for run in runs:
+            part = run._replace(pages=min(count, run.pages))
+            taken.append(self._take(bisect.bisect_left(self._runs, run), part))
             count -= part.pages
-        return taken
+            if not count:
+                break
+        return sorted(taken)
 
     def keep_but(self, taken: Iterable[tuple[int, int]]) -> None:
         """Have all frames but these, given as (first, count) in order."""
