@@ -26,7 +26,7 @@ BOTH = (
     "three_pages_to_b",
 )
 BUNDLED = ("echo_client", "echo_server")
-PEERS = ("hostile",)
+PEERS = ("fresh", "hostile")
 
 
 def build_test_guests() -> Path:

@@ -298,6 +298,15 @@ class ControlStructure:
         _U32.pack_into(self._memory, _offset(abi.Control, kind.value), self._noticed[kind] & _MASK)
         _U32.pack_into(self._memory, _offset(abi.Control, "notice_count"), self.notice_count)
 
+    def write_again(self) -> None:
+        """Write all notices, and how many peers there are: what is there may be older."""
+        memory = self._memory
+        _U32.pack_into(memory, _PEER_COUNT, self._peers)
+        _U32.pack_into(memory, _offset(abi.Control, "notices"), self._bits)
+        for kind, count in self._noticed.items():
+            _U32.pack_into(memory, _offset(abi.Control, kind.value), count & _MASK)
+        _U32.pack_into(memory, _offset(abi.Control, "notice_count"), self.notice_count)
+
     @property
     def notice_count(self) -> int:
         """Notices of all kinds so far, modulo 2^32."""

@@ -19,6 +19,7 @@ from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
+from vmm.linux.kept import Kept
 from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
@@ -120,9 +121,10 @@ class LinuxGuest(Guest):
     """A VM with one vCPU that runs a program for Linux.
 
     process    the program
+    kept       what it was when `keep` was last called; None if it was not, or failed
     """
 
-    __slots__ = ("_told", "process")
+    __slots__ = ("_told", "kept", "process")
 
     _aligned = True
 
@@ -141,6 +143,7 @@ class LinuxGuest(Guest):
         ResourceError, OSError.
         """
         self._told: list[tuple[Output, int]] = []
+        self.kept: Kept | None = None
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
             memory = self._memory(plan, given)
@@ -212,6 +215,20 @@ class LinuxGuest(Guest):
         process: Process | None = getattr(self, "process", None)
         return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
+    def keep(self) -> Kept:
+        """Keep what it is, instead of what was kept before. Raises OSError, ResourceError: then
+        nothing is kept.
+        """
+        self.forget()
+        self.kept = kept = Kept(self.process)
+        return kept
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            kept.close()
+
     def run(self) -> Exit | Asked:
         return self.process.run()
 
@@ -238,6 +255,7 @@ class LinuxGuest(Guest):
         return signalled(super().explain(exit_, hold), self.process)
 
     def _unmap(self) -> None:
+        self.forget()
         process: Process | None = getattr(self, "process", None)
         if process is not None:
             process.close()

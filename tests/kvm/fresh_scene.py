@@ -1,0 +1,83 @@
+"""A program that leaves things wherever it can (tests/linux/fresh.c), and what is left of them."""
+
+from __future__ import annotations
+
+import struct
+
+from guest_elfs import FOR_LINUX, build_test_guests
+
+from vmm import Monitor
+from vmm.guest.abi import CONTROL_GPA, PAGE_SIZE
+from vmm.linux.files.since import Since
+from vmm.linux.machine import LinuxMachine
+from vmm.linux.ranges import pairs
+from vmm.memory.written import Written
+
+NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT = range(6)
+USUAL = {"window": "2M", "memory": "64M", "stack": "256K"}
+
+class Scene:
+    """One machine of it, which waits for a first order."""
+
+    def __init__(self, monitor: Monitor, **options: object) -> None:
+        build_test_guests()
+        options = {**USUAL, **options}
+        machine = monitor.spawn(FOR_LINUX / "fresh.elf", **options)  # type: ignore[arg-type]
+        assert isinstance(machine, LinuxMachine)
+        self.monitor, self.machine = monitor, machine
+        monitor.run(20)
+
+    def ask(self, what: int, count: int = 0, secret: bytes = bytes(16)) -> int:
+        """Let it do something; return what it answers."""
+        self.send(what, count, secret)
+        return self.answer()
+
+    def send(self, what: int, count: int = 0, secret: bytes = bytes(16)) -> None:
+        payload = struct.pack("<II", what, count) + secret
+        self.monitor.host.send(self.machine, payload=payload)
+
+    def answer(self) -> int:
+        self.monitor.run(20)
+        assert self.machine.fault is None, self.machine.fault
+        message = self.monitor.host.receive()
+        assert message is not None
+        (found,) = struct.unpack("<Q", message.payload)
+        return int(found)
+
+    def memory(self) -> dict[int, bytes]:
+        """Return every page of private memory that is not zeros, by its address.
+
+        Without the control structure's first pages, which say how far its rings have come.
+        """
+        backing = self.machine.guest.process.memory._backing
+        written, pages = Written(), dict[int, bytes]()
+        written.scans = False
+        for start, end in backing.ranges:
+            shift = backing.host(start, end - start) - start
+            touched = [(a - shift, b - shift) for a, b in pairs(written.find(start + shift, end - start))]
+            for low, high in (*touched, *(g for g in backing.given if start <= g[0] < end)):
+                for gpa in range(low, high, PAGE_SIZE):
+                    page = bytes(backing.view(gpa, PAGE_SIZE))
+                    if any(page):
+                        pages[gpa] = page
+        written.close()
+        return pages
+
+    def find(self, secret: bytes) -> list[int]:
+        """Return where in the whole of private memory something is."""
+        backing, found = self.machine.guest.process.memory._backing, list[int]()
+        for start, end in backing.ranges:
+            everything = bytes(backing.view(start, end - start))
+            at = everything.find(secret)
+            while at >= 0:
+                found.append(start + at)
+                at = everything.find(secret, at + 1)
+        return found
+
+    @property
+    def since(self) -> Since:
+        kept = self.machine.guest.kept
+        assert kept is not None
+        return kept.since
+
+CONTROL_PAGE = CONTROL_GPA
