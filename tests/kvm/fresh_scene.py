@@ -7,14 +7,16 @@ import struct
 from guest_elfs import FOR_LINUX, build_test_guests
 
 from vmm import Monitor
-from vmm.guest.abi import CONTROL_GPA, PAGE_SIZE
+from vmm.guest.abi import PAGE_SIZE
 from vmm.linux.files.since import Since
 from vmm.linux.machine import LinuxMachine
-from vmm.linux.ranges import pairs
+from vmm.linux.ranges import clipped, pairs
+from vmm.linux.rewind import Rewind
 from vmm.memory.written import Written
 
-NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT = range(6)
+NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP = range(8)
 USUAL = {"window": "2M", "memory": "64M", "stack": "256K"}
+
 
 class Scene:
     """One machine of it, which waits for a first order."""
@@ -45,17 +47,15 @@ class Scene:
         return int(found)
 
     def memory(self) -> dict[int, bytes]:
-        """Return every page of private memory that is not zeros, by its address.
-
-        Without the control structure's first pages, which say how far its rings have come.
-        """
+        """Return every page of private memory that is not zeros, by its address."""
         backing = self.machine.guest.process.memory._backing
         written, pages = Written(), dict[int, bytes]()
         written.scans = False
         for start, end in backing.ranges:
             shift = backing.host(start, end - start) - start
-            touched = [(a - shift, b - shift) for a, b in pairs(written.find(start + shift, end - start))]
-            for low, high in (*touched, *(g for g in backing.given if start <= g[0] < end)):
+            found = pairs(written.find(start + shift, end - start))
+            touched = [(low - shift, high - shift) for low, high in found]
+            for low, high in (*touched, *clipped(backing.given, start, end)):
                 for gpa in range(low, high, PAGE_SIZE):
                     page = bytes(backing.view(gpa, PAGE_SIZE))
                     if any(page):
@@ -64,15 +64,8 @@ class Scene:
         return pages
 
     def find(self, secret: bytes) -> list[int]:
-        """Return where in the whole of private memory something is."""
-        backing, found = self.machine.guest.process.memory._backing, list[int]()
-        for start, end in backing.ranges:
-            everything = bytes(backing.view(start, end - start))
-            at = everything.find(secret)
-            while at >= 0:
-                found.append(start + at)
-                at = everything.find(secret, at + 1)
-        return found
+        """Return the pages of private memory in which something is."""
+        return [gpa for gpa, page in self.memory().items() if secret in page]
 
     @property
     def since(self) -> Since:
@@ -80,4 +73,8 @@ class Scene:
         assert kept is not None
         return kept.since
 
-CONTROL_PAGE = CONTROL_GPA
+    @property
+    def rewind(self) -> Rewind:
+        kept = self.machine.guest.kept
+        assert kept is not None
+        return kept.rewind

@@ -15,12 +15,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT };
+enum { NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP };
 #define SECRET 16
 #define PAGE 4096
 #define PAGES 4096
 #define HEAP (1 << 20)
 #define DEEP (32 << 10)
+#define LARGE (4 << 20)
 
 struct order {
     uint32_t what;
@@ -32,7 +33,7 @@ static char initialized[3 * PAGE] = "what was there";
 static char cleared[3 * PAGE];
 static char pages[PAGES][PAGE] __attribute__((aligned(PAGE)));
 static __thread char of_the_thread[64] = "the thread's";
-static char *heap, *mapped;
+static char *heap, *mapped, *touched, *untouched;
 static int kept; /* a file that is open from the beginning */
 
 __attribute__((noinline, aligned(PAGE))) static int code(void)
@@ -78,6 +79,14 @@ static void in_files(const unsigned char *secret)
     write(ends[1], secret, SECRET);
 }
 
+static void *heap_of_pages(const unsigned char *secret)
+{
+    char *made = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    over(made, LARGE, secret);
+    return made;
+}
+
 static void in_memory(const unsigned char *secret)
 {
     over(initialized, sizeof initialized, secret);
@@ -93,6 +102,13 @@ static void in_memory(const unsigned char *secret)
     over(more, 8 * PAGE, secret);
     mprotect(more, 2 * PAGE, PROT_NONE); /* hidden */
     munmap(mapped + PAGE, PAGE);
+    munmap(touched, LARGE / 4); /* and something else is there then */
+    char *again = mmap(touched, LARGE / 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    over(again, LARGE / 8, secret);
+    over(untouched, LARGE, secret);
+    mremap(untouched, LARGE, LARGE, MREMAP_MAYMOVE | MREMAP_FIXED, touched);
+    char *moved = mremap(heap_of_pages(secret), LARGE, 2 * LARGE, MREMAP_MAYMOVE);
+    over(moved + LARGE, PAGE, secret);
     mprotect(mapped + 2 * PAGE, PAGE, PROT_READ);
     madvise(heap, HEAP / 2, MADV_DONTNEED);
     uintptr_t place = (uintptr_t)code / PAGE * PAGE;
@@ -180,6 +196,7 @@ static uint64_t look(void)
     add_number(mxcsr), add_number(x87), add_number(status & 0x3800);
     add(initialized, sizeof initialized), add(cleared, sizeof cleared);
     add(pages, 32 * PAGE), add(heap, HEAP), add(mapped, 4 * PAGE);
+    add(touched, LARGE), add(untouched, LARGE);
     add(of_the_thread, sizeof of_the_thread);
     add(getenv("HOME"), strlen(getenv("HOME"))), add(getenv("PATH"), strlen(getenv("PATH")));
     add_number(code());
@@ -211,7 +228,9 @@ static uint64_t look(void)
     add_number(made), add_number((long)about.st_ino);
     add((const void *)PF->reserved0, sizeof PF->reserved0), add((const void *)PF->reserved2, sizeof PF->reserved2);
     add((const void *)PF->peers, sizeof PF->peers), add((const void *)PF->tx, sizeof PF->tx);
-    add((const void *)&PF->rx[2], sizeof PF->rx - 2 * sizeof PF->rx[0]);
+    for (uint32_t i = 0; i < PF_RX_ENTRIES; i++)
+        if (i != (PF->rx_tail - 1) % PF_RX_ENTRIES) /* the order itself: no message has the same number */
+            add((const void *)&PF->rx[i], sizeof PF->rx[i]);
     add((const void *)PF->name, sizeof PF->name);
     add_number(PF->peer_count), add_number(PF->notices), add_number(PF->notice_count);
     add_number((long)PF->progress_done);
@@ -240,6 +259,14 @@ static uint64_t serve(const struct order *order)
         in_the_control_structure(order->secret);
         in_registers(order->secret);
         break;
+    case PAUSE:
+        over(pages[0], PAGE, order->secret);
+        pause();
+        break;
+    case MAP: /* and leave it mapped */
+        over(mmap(NULL, order->count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+             order->count * PAGE, order->secret);
+        break;
     case LOOK:
         return look();
     default:
@@ -257,6 +284,9 @@ int main(void)
     mapped = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memset(mapped, 'm', 4 * PAGE);
     memset(pages, 'p', 8 * PAGE);
+    touched = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(touched, 't', LARGE / 2);
+    untouched = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     kept = open("/out/kept", O_CREAT | O_RDWR, 0644);
     write(kept, "at first", 8);
     close(open("/out/named", O_CREAT | O_RDWR, 0644));

@@ -60,6 +60,7 @@ class LinuxMachine(Machine):
                 raise BusyError(f"{self.name} has messages that it has not taken")
             if process.mapped:
                 raise ConfigError(f"{self.name} has a file mapped to be written: unmap it first")
+            self._write_again()
             self.guest.keep()
             self._parked = _Parked(wait, peer.idle, self.guest.control.places)
 
@@ -113,6 +114,10 @@ class LinuxMachine(Machine):
         except Exception as error:  # half of it may have been: it must not run
             self.ending = Ending("internal", f"it could not be put back: {error}")
             return
+        self._write_again()
+
+    def _write_again(self) -> None:
+        """Write what the monitor tells it: that is as it is at present, not as it was."""
         self.guest.control.write_again()
         self.exchange.roster.write_again(self.peer)
 

@@ -20,7 +20,7 @@ from vmm.kvm.given import GivenDescriptor
 
 _PAGE = mmap.PAGESIZE
 _FILE, _PRESENT, _SWAPPED = 1 << 2, 1 << 3, 1 << 4  # PAGE_IS_*
-_REGIONS = 4096  # that one call may find
+_REGIONS = 512  # that one call may find: more, and Linux 6.18 finds some of them twice
 _STEP = 1 << 16  # entries of the pagemap that are read at once
 # Of an entry's last byte: bit 63 (present) or 62 (swapped), and not 61 (a file's).
 _OWN = bytes(byte & 0xC0 != 0 and not byte & 0x20 for byte in range(256))
@@ -85,7 +85,7 @@ class Written:
         request, found = self._request, list[int]()
         request.end = end
         while start < end:
-            request.start = start
+            request.start, request.walk_end = start, 0
             count = _ioctl(self._fd, ctypes.c_ulong(_PAGEMAP_SCAN), ctypes.byref(request))
             if count < 0:
                 code = ctypes.get_errno()

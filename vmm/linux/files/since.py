@@ -83,4 +83,3 @@ def _below(thing: object) -> list[object] | None:
     slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
     found = [getattr(thing, name) for name in slots if hasattr(thing, name)]
     return [*found, *getattr(thing, "__dict__", {}).values()]
-
