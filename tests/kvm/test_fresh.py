@@ -36,19 +36,23 @@ def secret() -> bytes:
 def kept_and_put_back(scene: Scene) -> None:
     machine = scene.machine
     machine.keep()
-    before, left = scene.memory(), secret()
+    before = scene.memory()
     found = scene.ask(LOOK)
     machine.put_back()
     files, printed = dict(machine.files), machine.stdout
-    scene.ask(LEAVE, secret=left)
-    assert len(scene.find(left)) > 500
-    assert left in machine.stdout
-    assert machine.files.keys() != files.keys()
-    machine.put_back()
-    assert scene.memory() == before
-    assert scene.find(left) == []
-    assert (dict(machine.files), machine.stdout) == (files, printed)
-    assert scene.ask(LOOK) == found
+    for looks in (False, True):  # to look at pages makes them be there
+        left = secret()
+        scene.ask(LEAVE, secret=left)
+        if looks:
+            assert len(scene.find(left)) > 500
+            assert left in machine.stdout
+            assert machine.files.keys() != files.keys()
+        machine.put_back()
+        assert scene.find(left) == []
+        assert scene.memory() == before
+        assert (dict(machine.files), machine.stdout) == (files, printed)
+        assert scene.ask(LOOK) == found
+        machine.put_back()
 
 
 def test_what_one_request_leaves_the_next_does_not_find(open_monitor: Open, mover: str) -> None:
@@ -162,7 +166,7 @@ def test_what_cannot_be_kept_or_put_back_is_refused(open_monitor: Open) -> None:
     with pytest.raises(ConfigError, match="nothing has been kept"):
         machine.put_back()
     scene.send(NOTHING)
-    with pytest.raises(BusyError, match="does not wait|not taken"):
+    with pytest.raises(BusyError, match="not taken"):
         machine.keep()
     scene.answer()
     scene.send(PAUSE)

@@ -33,7 +33,7 @@ static char initialized[3 * PAGE] = "what was there";
 static char cleared[3 * PAGE];
 static char pages[PAGES][PAGE] __attribute__((aligned(PAGE)));
 static __thread char of_the_thread[64] = "the thread's";
-static char *heap, *mapped, *touched, *untouched;
+static char *heap, *mapped, *touched, *also, *untouched;
 static int kept; /* a file that is open from the beginning */
 
 __attribute__((noinline, aligned(PAGE))) static int code(void)
@@ -105,12 +105,12 @@ static void in_memory(const unsigned char *secret)
     munmap(touched, LARGE / 4); /* and something else is there then */
     char *again = mmap(touched, LARGE / 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     over(again, LARGE / 8, secret);
-    over(untouched, LARGE, secret);
-    mremap(untouched, LARGE, LARGE, MREMAP_MAYMOVE | MREMAP_FIXED, touched);
+    over(untouched, LARGE / 2, secret);
+    mremap(untouched, LARGE, LARGE, MREMAP_MAYMOVE | MREMAP_FIXED, also);
     char *moved = mremap(heap_of_pages(secret), LARGE, 2 * LARGE, MREMAP_MAYMOVE);
     over(moved + LARGE, PAGE, secret);
     mprotect(mapped + 2 * PAGE, PAGE, PROT_READ);
-    madvise(heap, HEAP / 2, MADV_DONTNEED);
+    madvise(mapped + 3 * PAGE, PAGE, MADV_DONTNEED);
     uintptr_t place = (uintptr_t)code / PAGE * PAGE;
     mprotect((void *)place, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
     for (unsigned char *at = (unsigned char *)code;; at++)
@@ -196,7 +196,7 @@ static uint64_t look(void)
     add_number(mxcsr), add_number(x87), add_number(status & 0x3800);
     add(initialized, sizeof initialized), add(cleared, sizeof cleared);
     add(pages, 32 * PAGE), add(heap, HEAP), add(mapped, 4 * PAGE);
-    add(touched, LARGE), add(untouched, LARGE);
+    add(touched, LARGE), add(also, LARGE), add(untouched, LARGE);
     add(of_the_thread, sizeof of_the_thread);
     add(getenv("HOME"), strlen(getenv("HOME"))), add(getenv("PATH"), strlen(getenv("PATH")));
     add_number(code());
@@ -286,6 +286,8 @@ int main(void)
     memset(pages, 'p', 8 * PAGE);
     touched = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memset(touched, 't', LARGE / 2);
+    also = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(also, 'a', LARGE);
     untouched = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     kept = open("/out/kept", O_CREAT | O_RDWR, 0644);
     write(kept, "at first", 8);

@@ -162,7 +162,7 @@ class Backing:
         inside = source >= TABLE_SPAN and target >= TABLE_SPAN
         if not inside or size < LARGE_PAGE or len(self._displaced) >= _MOST_MOVED:
             return False
-        if self._is_given(source, size) or self._is_given(target, size):
+        if clipped(self.given, source, source + size):  # what stays would not be zeros
             return False
         if again and not mapping.populated(self.host(source, size), size):
             return True
@@ -173,10 +173,6 @@ class Backing:
         except OSError:
             return False
         return True
-
-    def _is_given(self, address: int, size: int) -> bool:
-        """Whether any of a range is a file's: what stays of it would not be zeros."""
-        return bool(clipped(self.given, address, address + size))
 
     def copy(self, source: int, target: int, size: int) -> None:
         """Copy pages to where nothing is. What is zeros is left out, and takes no memory."""
