@@ -102,9 +102,10 @@ static void in_memory(const unsigned char *secret)
     over(more, 8 * PAGE, secret);
     mprotect(more, 2 * PAGE, PROT_NONE); /* hidden */
     munmap(mapped + PAGE, PAGE);
-    munmap(touched, LARGE / 4); /* and something else is there then */
+    for (int i = 0; i < 12; i++) /* more than the monitor maps anew */
+        munmap(touched + i * LARGE / 64, LARGE / 64);
     char *again = mmap(touched, LARGE / 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    over(again, LARGE / 8, secret);
+    over(again, LARGE / 32, secret);
     over(untouched, LARGE / 2, secret);
     mremap(untouched, LARGE, LARGE, MREMAP_MAYMOVE | MREMAP_FIXED, also);
     char *moved = mremap(heap_of_pages(secret), LARGE, 2 * LARGE, MREMAP_MAYMOVE);
