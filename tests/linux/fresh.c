@@ -104,7 +104,7 @@ static void in_memory(const unsigned char *secret)
     munmap(mapped + PAGE, PAGE);
     for (int i = 0; i < 12; i++) /* more than the monitor maps anew */
         munmap(touched + i * LARGE / 64, LARGE / 64);
-    char *again = mmap(touched, LARGE / 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    char *again = mmap(touched, LARGE / 32, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     over(again, LARGE / 32, secret);
     over(untouched, LARGE / 2, secret);
     mremap(untouched, LARGE, LARGE, MREMAP_MAYMOVE | MREMAP_FIXED, also);
