@@ -18,7 +18,7 @@ from vmm.memory import mapping
 
 Open = Callable[..., Monitor]
 EVERY = os.environ.get("PAGEFERRY_SWEEP") == "all"
-pytestmark = pytest.mark.smaller_in_lanes("one mover there: private memory is the same for all")
+pytestmark = pytest.mark.smaller_in_lanes("fewer lines at which it is cut off")
 
 
 @pytest.fixture
