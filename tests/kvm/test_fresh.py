@@ -206,6 +206,27 @@ def test_it_is_put_back_whole_or_not_at_all_whatever_is_raised(scene: Scene) -> 
         outcome(line)
 
 
+def test_keeping_that_is_cut_off_changes_nothing_and_loses_nothing(scene: Scene) -> None:
+    machine, before = scene.machine, scene.memory()
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    def outcome(line: int | None) -> Tracer:
+        with Tracer(line, under="linux/") as tracer:
+            machine.keep()
+        assert scene.memory() == before, tracer.where
+        machine.keep()
+        scene.ask(LEAVE, secret=secret())
+        machine.put_back()
+        assert scene.memory() == before, tracer.where
+        assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+        return tracer
+
+    lines = outcome(None).lines
+    step = 1 if EVERY else max(lines // sized(8, 2), 1)
+    for line in range(lines - random.randrange(step), 1, -step):
+        outcome(line)
+
+
 def test_a_machine_that_the_host_does_not_put_back_ends(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from vmm.guest import abi
 from vmm.guest.blueprint import Shape
 from vmm.guest.trap import Diagnosis
 from vmm.kvm import Exit, Kvm, Vcpu
+from vmm.kvm.given import Given as FromKernel
+from vmm.kvm.given import give_back, noted
 from vmm.linux import boot
 from vmm.linux.areas import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Areas
 from vmm.linux.boot import Layout, Processor
@@ -124,7 +126,7 @@ class LinuxGuest(Guest):
     kept       what it was when `keep` was last called; None if it was not, or failed
     """
 
-    __slots__ = ("_told", "kept", "process")
+    __slots__ = ("_given", "_told", "kept", "process")
 
     _aligned = True
 
@@ -144,6 +146,7 @@ class LinuxGuest(Guest):
         """
         self._told: list[tuple[Output, int]] = []
         self.kept: Kept | None = None
+        self._given: list[FromKernel] = []  # to keep that
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
             memory = self._memory(plan, given)
@@ -215,19 +218,25 @@ class LinuxGuest(Guest):
         process: Process | None = getattr(self, "process", None)
         return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
-    def keep(self) -> Kept:
+    def keep(self) -> None:
         """Keep what it is, instead of what was kept before. Raises OSError, ResourceError: then
         nothing is kept.
         """
         self.forget()
-        self.kept = kept = Kept(self.process)
-        return kept
+        try:
+            with noted(self._given):
+                self.kept = Kept(self.process)
+        except BaseException:
+            self.forget()
+            raise
 
     def forget(self) -> None:
-        """Keep nothing any more."""
-        kept, self.kept = self.kept, None
-        if kept is not None:
-            kept.close()
+        """Keep nothing any more. Further calls do nothing."""
+        self.kept = None
+        process: Process | None = getattr(self, "process", None)
+        if process is not None:
+            process.files.changes.since = None
+        give_back(self._given)
 
     def run(self) -> Exit | Asked:
         return self.process.run()

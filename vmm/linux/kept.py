@@ -24,7 +24,8 @@ class Kept:
 
     def __init__(self, process: Process) -> None:
         """Keep what there is, instead of what was kept before: that cannot be put back any more,
-        whatever is raised. Raises OSError, ResourceError.
+        whatever is raised. Raises OSError, ResourceError. As for `Rewind`, the caller notes what
+        the kernel gives.
         """
         self._process = process
         vcpu = process.gate.vcpu
@@ -49,8 +50,3 @@ class Kept:
         vcpu = process.gate.vcpu
         vcpu.set_xsave(self._xsave)
         vcpu.enter_as(self._words, self._sregs, self._events)
-
-    def close(self) -> None:
-        """Let go of what was kept: the machine stays what it is. Further calls do nothing."""
-        self._process.files.changes.since = None
-        self.rewind.close()

@@ -22,11 +22,11 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.linux.backing import Backing
 from vmm.linux.ranges import Range, clipped, joined, pairs, united
 from vmm.memory import mapping
-from vmm.memory.mapping import HUGE, Mapping
+from vmm.memory.mapping import HUGE
 from vmm.memory.template import Template
 from vmm.memory.written import Written
 
-_MOST_MAPPED = 64  # ranges that are mapped from the memfd
+_MOST_MAPPED = 32  # ranges that are mapped from the memfd
 _NEAR = 32 * PAGE_SIZE  # what is no further apart is one range
 _MOST_CLEARED = 64 << 20  # bytes that were not there, and stay; beyond, huge pages are given back
 _OFTEN = 64  # how many times pages are copied before it is asked whether that is still wanted
@@ -52,32 +52,28 @@ class Rewind:
         """Keep what there is. What is private afterwards is not shared with other machines.
 
         Raises OSError, ResourceError: nothing is lost then, but what an earlier one has kept cannot
-        be put back any more.
+        be put back any more. What it is given by the kernel is the caller's to note (`noted`).
         """
         self._backing = backing
         self._written = Written()
-        self._source: Mapping | None = None
         self._found: list[list[int]] = []
         self._copies: list[Copy] = []
         self._zeros: list[Range] = []  # host address and bytes
         self._times = 0
         self._crowded = False
-        try:
-            touched = [
-                joined(self._own(start, end), _NEAR, _MOST_MAPPED) for start, end in backing.ranges
-            ]
-            given = united([*backing.given, *(each for ranges in touched for each in ranges)])
-            parts = ((start, backing.view(start, end - start)) for start, end in given)
-            self._template = Template(parts)
-            self.given = self._template.given
-            self._starts = [start for start, _ in self.given]
-            backing.begin(self.given)  # before it is so: then more is cleared, and nothing lost
-            for start, end in (each for ranges in touched for each in ranges):
-                self._map(start, end)
-            self._source = self._template.map(self._template.size + PAGE_SIZE)
-        except BaseException:
-            self.close()
-            raise
+        touched = [
+            each
+            for start, end in backing.ranges
+            for each in joined(self._own(start, end), _NEAR, _MOST_MAPPED)
+        ]
+        given = united([*backing.given, *touched])
+        self._template = Template((at, backing.view(at, end - at)) for at, end in given)
+        self.given = self._template.given
+        self._starts = [start for start, _ in self.given]
+        self._source = self._template.map(self._template.size + PAGE_SIZE)
+        backing.begin(self.given)  # before it is so: then more is cleared, and nothing lost
+        for start, end in touched:
+            self._map(start, end)
 
     def _own(self, start: int, end: int) -> list[Range]:
         """Return what of a range has been touched, guest-physical."""
@@ -119,7 +115,6 @@ class Rewind:
 
     def _plan(self, found: list[list[int]]) -> None:
         """Work out what is to be copied, and what to be cleared."""
-        assert self._source is not None
         source, copies, zeros = self._source.address, list[Copy](), list[Range]()
         for (first, end), own in zip(self._backing.ranges, found, strict=True):
             shift = self._backing.host(first, end - first) - first
@@ -162,12 +157,3 @@ class Rewind:
             mapping.empty(start, end - start)
         if unchanged:  # to write them now would make them the process's own again
             self._plan(self._find())
-
-    def close(self) -> None:
-        """Let go of what was kept; memory stays as it is. Further calls do nothing."""
-        self._written.close()
-        template = getattr(self, "_template", None)
-        if template is not None:
-            template.close()
-        if self._source is not None:
-            self._source.close()
