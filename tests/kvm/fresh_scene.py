@@ -15,6 +15,7 @@ from vmm.linux.rewind import Rewind
 from vmm.memory.written import Written
 
 NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP = range(8)
+ZEROS = bytes(PAGE_SIZE)
 USUAL = {"window": "2M", "memory": "64M", "stack": "256K"}
 
 
@@ -58,7 +59,7 @@ class Scene:
             for low, high in (*touched, *clipped(backing.given, start, end)):
                 for gpa in range(low, high, PAGE_SIZE):
                     page = bytes(backing.view(gpa, PAGE_SIZE))
-                    if any(page):
+                    if page != ZEROS:
                         pages[gpa] = page
         written.close()
         return pages
