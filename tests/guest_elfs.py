@@ -27,7 +27,7 @@ BOTH = (
     "three_pages_to_b",
 )
 BUNDLED = ("echo_client", "echo_server")
-PEERS = ("hostile",)
+PEERS = ("fresh", "hostile")
 SANDBOXED = ELFS / "sandboxed"
 
 

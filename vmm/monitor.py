@@ -500,7 +500,11 @@ class Monitor:
         if (
             machine is not None
             and machine.state is State.PARKED
-            and ((peer.idle and peer.queue) or self._driver.wants(machine))
+            and (
+                (peer.idle and peer.queue)
+                or machine.ending is not None
+                or self._driver.wants(machine)
+            )
         ):
             self._scheduler.make_ready(machine)
 

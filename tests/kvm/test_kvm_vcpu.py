@@ -259,6 +259,21 @@ def test_registers_are_set_as_the_next_run_begins(made: Machine) -> None:
     assert made.vcpu.exit_words()[17] & 1, "carry"
 
 
+def test_all_registers_are_set_as_the_next_run_begins(made: Machine) -> None:
+    real_mode(made, b"\xe6\x41" + HLT, rax=0x77)
+    vcpu = made.vcpu
+    vcpu.sync_regs = True
+    words, sregs, events = vcpu.next_words(), vcpu.get_sregs(), vcpu.get_events()
+    assert vcpu.run() == IoOut(0x41, 1, 1, b"\x77")
+    vcpu.complete_pending_io()
+    sregs.es.base = CODE
+    words[0], words[16] = 0x33, CODE
+    vcpu.enter_as(words, sregs, events)
+    assert vcpu.next_words() == words
+    assert vcpu.run() == IoOut(0x41, 1, 1, b"\x33")
+    assert vcpu.get_sregs().es.base == CODE
+
+
 # ---- life ----
 
 

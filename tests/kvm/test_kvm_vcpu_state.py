@@ -65,6 +65,14 @@ def test_floating_point_state_is_kept(made: Machine) -> None:
     assert (after.fcw, after.xmm[3][0]) == (0x37F, 0xAB)
 
 
+def test_all_that_xsave_stores_is_kept(made: Machine) -> None:
+    state = made.vcpu.get_xsave()
+    state.region[40], state.region[128] = 0x12345678, state.region[128] | 3  # XMM0; XSTATE_BV
+    made.vcpu.set_xsave(state)
+    assert made.vcpu.get_xsave().region[40] == 0x12345678
+    assert bytes(made.vcpu.get_fpu().xmm[0])[:4] == (0x12345678).to_bytes(4, "little")
+
+
 def test_msrs_are_kept(made: Machine) -> None:
     values = {MSR_SYSENTER_CS: 8, MSR_SYSENTER_ESP: 0x1000, MSR_SYSENTER_EIP: 0x2000}
     made.vcpu.set_msrs(values)

@@ -274,6 +274,19 @@ def test_notice_bits_add_up_whatever_the_guest_does_to_them(sides: Sides) -> Non
     assert sides.guest.notices == 1 << 31 | 1
 
 
+def test_notices_and_peers_are_written_again_over_older_ones(sides: Sides) -> None:
+    monitor, guest = sides
+    monitor.put_peer(0, 7, "bob", 1, 5)
+    for kind in (Notice.PEER, Notice.RECLAIM, Notice.RECLAIM, Notice.HOST):
+        monitor.notice(kind, 4 if kind is Notice.HOST else 0)
+    now = bytes(guest)
+    guest.peer_count = guest.notices = guest.notice_count = 99
+    guest.peer_notices = guest.reclaim_notices = guest.host_notices = 98
+    monitor.write_again()
+    assert bytes(guest) == now
+    assert (guest.peer_notices, guest.reclaim_notices, guest.host_notices) == (1, 2, 1)
+
+
 def test_notices_are_counted_by_kind_and_together_whatever_the_guest_writes(sides: Sides) -> None:
     guest = sides.guest
     for kind in (Notice.PEER, Notice.RECLAIM, Notice.HOST, Notice.RECLAIM):

@@ -425,3 +425,39 @@ def test_they_do_not_move() -> None:
     assert do(areas, "mremap", start, PAGE, PAGE, fixed, start + 8 * PAGE) == -errno.ENOMEM
     assert do(areas, "mremap", start, 3 * PAGE, PAGE, 0, 0) == start
     assert areas.spans.at(start + PAGE) is None
+
+
+@given(st.integers())
+@settings(max_examples=100, deadline=None)
+def test_an_address_space_goes_back_to_what_it_was(seed: int) -> None:
+    chance, areas = random.Random(seed), made()
+
+    def change(count: int) -> None:
+        for _ in range(count):
+            start, size = (chance.randrange(n) * PAGE for n in (PAGES, PAGES // 2))
+            prot = chance.randrange(8)
+            calls = (
+                ("mmap", BASE + start, size, prot, chance.choice((ANONYMOUS, FIXED))),
+                ("munmap", BASE + start, size),
+                ("mprotect", BASE + start, size, prot),
+                ("brk", LOW.base + start % LOW.size),
+                ("mremap", BASE + start, size, 2 * size, plans.MREMAP_MAYMOVE, 0),
+            )
+            do(areas, *chance.choice(calls))
+
+    change(10)
+    kept, wanted = areas.map, pages(areas.spans)
+    change(10)
+    there, known = pages(areas.spans), Pages()
+    known.prot = dict(there)
+    plan = areas.back_to(kept)
+    known.follow(plan)
+    areas.put(plan)
+    assert areas.map == kept
+    with_rights = {at: prot for at, prot in wanted.items() if prot}
+    assert {at: prot for at, prot in known.prot.items() if prot} == with_rights
+    for step in plan.steps:
+        if isinstance(step, Rights):
+            stale = any(there.get(at) for at in range(step.start, step.end, PAGE))
+            assert step.stale is stale
+    assert areas.back_to(kept).steps == ()

@@ -27,6 +27,7 @@ _WAIT = struct.Struct("<Q32xIII")  # wait_timeout_us; wait_for, wait_peer, notic
 _LETTER = struct.Struct("<IqIQQQIIQQ")
 _SEND = int(abi.Operation.SEND)  # with no flags
 _STAMP = struct.Struct("<iI")  # a descriptor's status and sender
+_NEWS = struct.Struct("<IIIII")  # notices, notice_count, and one count for each kind
 _FLAGS = struct.Struct("<II")  # a peer's flags and room
 # From `magic` to `name`, and `id` to `name` of a peer: one call for all of it, where ctypes takes
 # one for each field. The tests hold both against the ABI's own structures.
@@ -58,6 +59,7 @@ _TX_TAIL = _offset(abi.Control, "tx_tail")
 _RX_HEAD = _offset(abi.Control, "rx_head")
 _RX_TAIL = _offset(abi.Control, "rx_tail")
 _WAIT_TIMEOUT = _offset(abi.Control, "wait_timeout_us")
+_NOTICES = _offset(abi.Control, "notices")
 _BELL_STATUS = _offset(abi.Control, "bell_status")
 
 CONTROL_BYTES = ctypes.sizeof(abi.Control)
@@ -297,6 +299,12 @@ class ControlStructure:
         _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._bits)
         _U32.pack_into(self._memory, _offset(abi.Control, kind.value), self._noticed[kind] & _MASK)
         _U32.pack_into(self._memory, _offset(abi.Control, "notice_count"), self.notice_count)
+
+    def write_again(self) -> None:
+        """Write all notices, and how many peers there are: what is there may be older."""
+        _U32.pack_into(self._memory, _PEER_COUNT, self._peers)
+        counts = [count & _MASK for count in self._noticed.values()]
+        _NEWS.pack_into(self._memory, _NOTICES, self._bits, self.notice_count, *counts)
 
     @property
     def notice_count(self) -> int:

@@ -29,7 +29,7 @@ class Roster:
     def __init__(self, wake: Callable[[Peer], None], journal: Journal = IDLE) -> None:
         self.turn = 0
         self._journal = journal
-        self._wake = wake
+        self.wake = wake
         self._peers: dict[int, Peer] = {}
         self._names: dict[int, str] = {}  # of the dead too: their messages live on
 
@@ -114,6 +114,11 @@ class Roster:
             flags, room = _flags(peer, entry), other.queue.room
             peer.control.put_peer(entry.index, other.number, other.name, flags, room)
 
+    def write_again(self, peer: Peer) -> None:
+        """Write a peer's table as it should be: what was there may be an older one."""
+        for entry in peer.table.values():
+            self._write(peer, entry)
+
     # ---- Queues ----
 
     def put(self, sender: Peer, receiver: Peer, *messages: Message) -> None:
@@ -133,14 +138,14 @@ class Roster:
                     control.put_room(entry.index, queue.room)
                 else:  # its own place is taken
                     control.put_flags(entry.index, _flags(sender, entry), 0)
-        self._wake(receiver)
+        self.wake(receiver)
 
     def put_back(self, receiver: Peer, message: Message) -> None:
         """Put a message that is the receiver's by right into its queue, full or not."""
         self._journal.keep(receiver)
         receiver.queue.put_back(message)
         self._room_changed(receiver)
-        self._wake(receiver)
+        self.wake(receiver)
 
     def get_message(self, peer: Peer) -> Message:
         """Take the oldest message out of a queue that has one."""
@@ -162,7 +167,7 @@ class Roster:
         if sender.control is not None:
             sender.control.put_flags(entry.index, _flags(sender, entry), 0)
         if number in peer.waiters:
-            self._wake(sender)
+            self.wake(sender)
 
     def withdraw(self, peer: Peer, message: Message) -> None:
         """Take a message out of a queue again that has not been dequeued."""
@@ -196,7 +201,7 @@ class Roster:
         self._journal.keep(peer)
         waiters, peer.waiters = peer.waiters, {}
         for waiter in waiters.values():
-            self._wake(waiter)
+            self.wake(waiter)
 
     # ---- Notices ----
 
@@ -209,7 +214,7 @@ class Roster:
         """Put a notice into a machine's control structure, and wake it if it waits for one."""
         if peer.control is not None:
             peer.control.notice(kind, bits)
-            self._wake(peer)
+            self.wake(peer)
 
 
 def _put_entry(peer: Peer, number: int, entry: Entry | None) -> None:

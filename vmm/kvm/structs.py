@@ -190,6 +190,13 @@ class kvm_msr_entry(Struct):
 
 
 @layout
+class kvm_xsave(Struct):
+    """What XSAVE stores of a vCPU, x87, SSE and AVX included."""
+
+    region: Annotated[Array[c_uint32], c_uint32 * 1024]
+
+
+@layout
 class kvm_msrs(Struct):
     """Head of a list of kvm_msr_entry."""
 

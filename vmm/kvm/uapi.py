@@ -124,6 +124,7 @@ KVM_CAP_INTERNAL_ERROR_DATA = 40
 KVM_CAP_VCPU_EVENTS = 41
 KVM_CAP_DEBUGREGS = 50
 KVM_CAP_ENABLE_CAP = 54
+KVM_CAP_XSAVE = 55
 KVM_CAP_XCRS = 56
 KVM_CAP_GET_TSC_KHZ = 61
 KVM_CAP_MAX_VCPUS = 66
@@ -258,6 +259,8 @@ class VcpuIoctl:
     KVM_GET_DEBUGREGS = _ior(0xA1, structs.kvm_debugregs, KVM_CAP_DEBUGREGS)
     KVM_SET_DEBUGREGS = _iow(0xA2, structs.kvm_debugregs, KVM_CAP_DEBUGREGS)
     KVM_ENABLE_CAP = _iow(0xA3, structs.kvm_enable_cap, KVM_CAP_ENABLE_CAP)
+    KVM_GET_XSAVE = _ior(0xA4, structs.kvm_xsave, KVM_CAP_XSAVE)
+    KVM_SET_XSAVE = _iow(0xA5, structs.kvm_xsave, KVM_CAP_XSAVE)
     KVM_GET_XCRS = _ior(0xA6, structs.kvm_xcrs, KVM_CAP_XCRS)
     KVM_SET_XCRS = _iow(0xA7, structs.kvm_xcrs, KVM_CAP_XCRS)
 

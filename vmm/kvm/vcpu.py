@@ -3,14 +3,15 @@
 import ctypes
 import errno
 import functools
+from array import array
 from collections.abc import Iterable
 from typing import Any, Self
 
 from . import uapi
 from .exits import Exit
 from .run_page import DIRTY_REGS, EXIT_REASON, INTR, MMIO, RunPage
-from .structs import flexible, kvm_regs, kvm_signal_mask
-from .uapi import KVM_SYNC_X86_REGS, VcpuIoctl
+from .structs import flexible, kvm_regs, kvm_signal_mask, kvm_sregs, kvm_vcpu_events
+from .uapi import KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, VcpuIoctl
 from .vcpu_state import VcpuState
 
 _KVM_RUN = VcpuIoctl.KVM_RUN.request
@@ -19,6 +20,7 @@ _KVM_RUN = VcpuIoctl.KVM_RUN.request
 # an interrupted call: no signal would ever get a guest back.)
 _ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
 _EHWPOISON = 133  # a page the hardware has lost; not in Python's errno
+_EVERYTHING = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
 _RIP, _RFLAGS = 16, 17  # in kvm_regs
 _SIGSET_BYTES = 8  # the kernel's own sigset_t, not the C library's 128 bytes
 
@@ -206,7 +208,26 @@ class Vcpu(VcpuState):
             registers[_RIP] = rip
         if rflags is not None:
             registers[_RFLAGS] = rflags
-        page.words[DIRTY_REGS] = KVM_SYNC_X86_REGS
+        page.words[DIRTY_REGS] |= KVM_SYNC_X86_REGS
+        self._forgotten = True
+
+    def next_words(self) -> list[int]:
+        """Return the general registers with which the next run begins, as ``exit_words()`` does:
+        those of the last exit, and what ``enter_with`` and ``enter_as`` have changed.
+        """
+        return (self._page or self._shared()).registers.tolist()
+
+    def enter_as(self, words: list[int], sregs: kvm_sregs, events: kvm_vcpu_events) -> None:
+        """Set general and system registers, and pending events, as the next run begins: no system
+        call. `words` are in the order of kvm_regs' fields. Until then ``get_regs`` and its like
+        tell what was.
+
+        Otherwise as ``enter_with``: not while anything but an MmioWrite is pending.
+        """
+        page = self._page or self._shared()
+        page.registers[:] = array("Q", words)
+        page.sync.sregs, page.sync.events = sregs, events
+        page.words[DIRTY_REGS] = _EVERYTHING
         self._forgotten = True
 
     # ---- answering ----

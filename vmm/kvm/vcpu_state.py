@@ -23,6 +23,7 @@ from .structs import (
     kvm_translation,
     kvm_vcpu_events,
     kvm_xcrs,
+    kvm_xsave,
 )
 from .uapi import Ioctl, VcpuIoctl
 
@@ -94,6 +95,17 @@ class VcpuState(Descriptor):
     def set_fpu(self, fpu: kvm_fpu) -> None:
         """Set x87 and SSE registers; not AVX, and the kernel ignores ``mxcsr``."""
         self._ioctl(VcpuIoctl.KVM_SET_FPU, ctypes.byref(fpu))
+
+    def get_xsave(self) -> kvm_xsave:
+        """Return all that XSAVE stores: x87, SSE and AVX registers, MXCSR.
+
+        Raises OSError: EINVAL for a vCPU with more state than fits (AMX, by prctl(2)).
+        """
+        return self._get(VcpuIoctl.KVM_GET_XSAVE, kvm_xsave())
+
+    def set_xsave(self, state: kvm_xsave) -> None:
+        """Set all that XSAVE stores. EINVAL for state that the host does not have."""
+        self._ioctl(VcpuIoctl.KVM_SET_XSAVE, ctypes.byref(state))
 
     def get_debugregs(self) -> kvm_debugregs:
         """Return the debug registers as the guest sees them."""

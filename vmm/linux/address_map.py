@@ -7,6 +7,9 @@ is put into place, by one assignment (`AddressMap.put`).
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
@@ -22,6 +25,14 @@ STACK_GAP = 1 << 20  # never given away below the stack but by MAP_FIXED (stack_
 ALL = 1 << 64
 # What Linux takes for an address of a program's.
 TASK_SIZE = (1 << 47) - PAGE_SIZE
+
+
+class Map(NamedTuple):
+    """An address space as it is at one moment: see AddressMap."""
+
+    spans: Spans
+    hidden: Spans
+    brk: int
 
 
 class AddressMap:
@@ -60,6 +71,16 @@ class AddressMap:
     def put(self, plan: Plan) -> None:
         """Make the map what a plan says. Twice is as good as once."""
         self.spans, self.hidden, self.brk = plan.spans, plan.hidden, plan.brk
+
+    @property
+    def map(self) -> Map:
+        """What it is at present."""
+        return Map(self.spans, self.hidden, self.brk)
+
+    def back_to(self, kept: Map) -> Plan:
+        """Return what makes it what it was, but for the contents of what was there."""
+        steps = tuple(_differences(self.spans, kept.spans))
+        return Plan(0, steps, kept.spans, kept.hidden, kept.brk)
 
     @property
     def charged(self) -> int:
@@ -157,3 +178,18 @@ def rounded(size: int) -> int:
 def without(spans: Spans, start: int, end: int) -> Spans:
     """Return areas without what is in a range."""
     return spans.replaced(start, end, ()) if spans.count else spans
+
+
+def _differences(before: Spans, after: Spans) -> Iterator[Drop | Rights]:
+    """Yield what turns the rights of one map into those of another."""
+    ends = {end for spans in (before, after) for area in spans for end in area[:2]}
+    for start, end in pairwise(sorted(ends)):
+        old, new = before.at(start) or _NOTHING, after.at(start)
+        if new is None:
+            if old is not _NOTHING:
+                yield Drop(start, end)
+        elif (old.prot, old.delta) != (new.prot, new.delta):
+            yield Rights(start, end, new.prot, old.prot != 0, new.delta)
+
+
+_NOTHING = Area(0, 0, 0)

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterator
 
 from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN
+from vmm.linux.ranges import clipped, united
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 from vmm.memory.private import PrivateMemory
@@ -29,6 +30,10 @@ _ZEROS = bytes(_STEP)
 class Backing:
     """Private memory from address 0 on, and the arena with `extra` bytes behind it.
 
+    ranges     where they are, without what is behind
+    given      what of them is a file's until it is written (`begin`)
+    replaced   ranges that have been mapped anew since, or may have been
+
     Ranges are guest-physical, page-aligned, and in one of the two. Not thread-safe.
     """
 
@@ -42,6 +47,17 @@ class Backing:
         self._low = low.view(0, low.region.size)
         self._displaced: list[tuple[int, int]] = []  # moved here, so mappings of their own
         self._renewed = self._advised = 0
+        self.ranges = ((low.region.base, low.region.end), (arena.base, arena.end))
+        self.given = low.given
+        self.replaced: list[tuple[int, int]] = []
+
+    def begin(self, given: tuple[tuple[int, int], ...]) -> None:
+        """What is `given`, as start and end, in order, is a file's until it is written: its
+        contents come back if it is given back. From now on it is noted what is `replaced`.
+        """
+        self._displaced = [d for d in self._displaced if not clipped(self.replaced, *d)]
+        self.given, self.replaced = given, []
+        self._renewed = 0
 
     @property
     def address(self) -> int:
@@ -67,12 +83,12 @@ class Backing:
 
     def zero(self, start: int, end: int) -> None:
         """Give the pages back: zeros from now on. Invalidates them."""
-        for low, high in self.low.given:
+        for low, high in self.given:
             if low >= end:
                 break
             if high > start:
                 self._empty(start, low)
-                # Given back, they would be the template's again.
+                # Given back, they would be the file's again.
                 stop = min(end, high)
                 self._clear(max(start, low), stop)
                 start = stop
@@ -87,6 +103,7 @@ class Backing:
         size = end - start
         if size >= _WORTH_A_CALL and self._renewed < _MOST_RENEWED:
             self._renewed += 1
+            self.replaced = united([*self.replaced, (start, end)])
             try:
                 mapping.renew(self.host(start, size), size)
             except OSError:  # too many mappings
@@ -101,6 +118,7 @@ class Backing:
         hit = [d for d in self._displaced if d[0] < end and start < d[1]]
         if not hit:
             return False
+        self.replaced = united([*self.replaced, (start, end)])
         try:
             mapping.renew(self.host(start, end - start), end - start)
         except OSError:
@@ -144,9 +162,12 @@ class Backing:
         inside = source >= TABLE_SPAN and target >= TABLE_SPAN
         if not inside or size < LARGE_PAGE or len(self._displaced) >= _MOST_MOVED:
             return False
+        if clipped(self.given, source, source + size):  # what stays would not be zeros
+            return False
         if again and not mapping.populated(self.host(source, size), size):
             return True
         self._displaced = [*self._displaced, (target, target + size)]
+        self.replaced = united([*self.replaced, (target, target + size)])
         try:
             mapping.move(self.host(source, size), self.host(target, size), size)
         except OSError:

@@ -14,12 +14,15 @@ from vmm.guest.blueprint import Shape
 from vmm.guest.trap import Diagnosis
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Exit, Kvm, Vcpu
+from vmm.kvm.given import Given as FromKernel
+from vmm.kvm.given import give_back, noted
 from vmm.linux import boot
 from vmm.linux.boot import Layout, Processor
 from vmm.linux.clock import Clock
 from vmm.linux.crash import signalled
 from vmm.linux.files.system import FileSystem
 from vmm.linux.gate import Gate
+from vmm.linux.kept import Kept
 from vmm.linux.loader import Program, Segment
 from vmm.linux.memory import Memory
 from vmm.linux.output import Output
@@ -107,9 +110,10 @@ class LinuxGuest(Guest):
     """A VM with one vCPU that runs a program for Linux.
 
     process    the program
+    kept       what it was when `keep` was last called; None if it was not, or failed
     """
 
-    __slots__ = ("_space", "_told", "process")
+    __slots__ = ("_given", "_space", "_told", "kept", "process")
 
     _aligned = True
 
@@ -128,6 +132,8 @@ class LinuxGuest(Guest):
         ResourceError, OSError.
         """
         self._told: list[tuple[Output, int]] = []
+        self.kept: Kept | None = None
+        self._given: list[FromKernel] = []  # to keep that
         super().__init__(kvm, plan, number, name)  # type: ignore[arg-type]
         try:
             rsp = self._stack(plan, given)
@@ -196,6 +202,26 @@ class LinuxGuest(Guest):
         process: Process | None = getattr(self, "process", None)
         return _Stopped(process, self.name, self.vcpu, self.memory, self.layout, programs)
 
+    def keep(self) -> None:
+        """Keep what it is, instead of what was kept before. Raises OSError, ResourceError: then
+        nothing is kept.
+        """
+        self.forget()
+        try:
+            with noted(self._given):
+                self.kept = Kept(self.process)
+        except BaseException:
+            self.forget()
+            raise
+
+    def forget(self) -> None:
+        """Keep nothing any more. Further calls do nothing."""
+        self.kept = None
+        process: Process | None = getattr(self, "process", None)
+        if process is not None:
+            process.files.changes.since = None
+        give_back(self._given)
+
     def run(self) -> Exit | Asked:
         return self.process.run()
 
@@ -222,6 +248,7 @@ class LinuxGuest(Guest):
         return signalled(super().explain(exit_, hold), self.process)
 
     def _unmap(self) -> None:
+        self.forget()
         process: Process | None = getattr(self, "process", None)
         if process is None:
             self._space.close()

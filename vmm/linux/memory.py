@@ -23,12 +23,14 @@ from typing import NamedTuple
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.kvm import Vm
+from vmm.linux.address_map import Map
 from vmm.linux.areas import Areas
 from vmm.linux.backing import Backing
 from vmm.linux.errors import SysError
 from vmm.linux.memslots import Memslots, Slot
 from vmm.linux.plans import PROT_WRITE, Drop, Lent, Move, Plan, Rights
 from vmm.linux.pointers import Pointers
+from vmm.linux.rewind import Rewind
 from vmm.linux.tables import Filled, Tables, tables_size
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import Region
@@ -130,6 +132,22 @@ class Memory(Pointers):
             if self._slots is not None:
                 self._slots.make_again()
             self._forget_all = self.tables.mixed = False
+
+    # ---- what it was ----
+
+    def keep(self) -> tuple[Map, Rewind]:
+        """Return what there is, to be put back; the second is to be closed. Raises OSError."""
+        self.finish()
+        return self.areas.map, Rewind(self._backing)
+
+    def put_back(self, kept: Map, contents: Rewind) -> None:
+        """Let it be what it was. Again is fine, and must be if it was cut off. Raises OSError."""
+        self.finish()  # what a call was cut off in
+        if self.areas.map is not kept and self.areas.map != kept:
+            self._pending = _Pending([self.areas.back_to(kept)], ())
+            self.finish()
+        contents.put_back()
+        self._serial = -1
 
     # ---- calls ----
 

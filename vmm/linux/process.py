@@ -22,7 +22,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from operator import add, and_, itemgetter, sub
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.engine.guest import Asked
 from vmm.errors import GuestFault
@@ -44,6 +44,16 @@ from vmm.linux.trace import Record, described
 _ARGUMENTS = itemgetter(RDI, RSI, RDX, R10, R8, R9)
 _LAST = 32  # calls that are remembered
 _MOST_NAMES = 600  # that were not served: there are no more numbers with names
+
+
+class Notes(NamedTuple):
+    """Of a process, at one moment; see there."""
+
+    serial: int
+    cpu_ns: int
+    last: list[Record]
+    clock: dict[str, Any]
+    last_ino: int
 
 
 class Process:
@@ -203,6 +213,24 @@ class Process:
         name = name_of(number)
         if name in self.not_served or len(self.not_served) < _MOST_NAMES:
             self.not_served[name] = self.not_served.get(name, 0) + 1
+
+    # ---- what it was ----
+
+    def notes(self) -> Notes:
+        """Return what it is, but for its files and all else that changes by `Changes` only."""
+        clock = vars(self.clock).copy()
+        return Notes(self.serial, self._cpu_ns, [*self.last], clock, self.files.last_ino)
+
+    def go_back(self, notes: Notes) -> None:
+        """Be what it was. The present call, if there is one, has not been. Again is fine."""
+        self._called, self._answer, self._ending, self._until = False, None, None, None
+        self.files.changes.undo()
+        self.gate.registers = []
+        self.serial, self._cpu_ns = notes.serial, notes.cpu_ns
+        self.last.clear()
+        self.last.extend(notes.last)
+        vars(self.clock).update(notes.clock)
+        self.files.last_ino = notes.last_ino
 
     # ---- for calls ----
 

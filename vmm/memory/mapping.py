@@ -99,10 +99,15 @@ def hide(address: int, size: int) -> None:
 
 
 def copy(
-    address: int, size: int, fd: int, *, replace: bool, into: GivenMapping | None = None
+    address: int,
+    size: int,
+    fd: int,
+    offset: int = 0,
+    *,
+    replace: bool,
+    into: GivenMapping | None = None,
 ) -> bool:
-    """Map a file's first `size` bytes at `address`, copy-on-write: what is written does not reach
-    it.
+    """Map `size` bytes of a file at `address`, copy-on-write: what is written does not reach it.
 
     What is there is replaced; or, without `replace`, nothing is done and False returned.
 
@@ -110,10 +115,10 @@ def copy(
     """
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | (_MAP_FIXED if replace else _MAP_FIXED_NOREPLACE)
     if replace:
-        placed = _mmap(address, size, _READ_WRITE, flags, fd, 0)
+        placed = _mmap(address, size, _READ_WRITE, flags, fd, offset)
     else:
         into = into or GivenMapping()
-        placed = into.take(address, size, _READ_WRITE, flags, fd, 0)
+        placed = into.take(address, size, _READ_WRITE, flags, fd, offset)
     if placed == _MAP_FAILED:
         if not replace and ctypes.get_errno() == errno.EEXIST:
             return False

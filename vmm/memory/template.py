@@ -31,7 +31,7 @@ class Template:
     Thread-safety: as the system calls. Mappings of it outlive `close`.
     """
 
-    def __init__(self, parts: Iterable[tuple[int, bytes]]) -> None:
+    def __init__(self, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
         """Lay out parts, given as (guest-physical address, bytes); zeros between them.
 
         Raises OSError.
@@ -47,7 +47,9 @@ class Template:
             self.close()
             raise
 
-    def _fill(self, parts: Iterable[tuple[int, bytes]]) -> tuple[int, tuple[tuple[int, int], ...]]:
+    def _fill(
+        self, parts: Iterable[tuple[int, bytes | memoryview]]
+    ) -> tuple[int, tuple[tuple[int, int], ...]]:
         end, given = 0, set[tuple[int, int]]()
         for gpa, data in parts:
             if data:

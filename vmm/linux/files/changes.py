@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from vmm.linux.errors import SysError
+from vmm.linux.files.since import Since
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -30,22 +31,28 @@ class Changes:
     is cut off is done by the next one, or when the next call begins.
 
     log    what there is to be undone, the last one last
+    since  what notes what was before the first change of anything, whole calls long; or None
 
     Not thread-safe: one system call at a time.
     """
 
-    __slots__ = ("log",)
+    __slots__ = ("log", "since")
 
     def __init__(self) -> None:
         self.log: list[tuple[Callable[..., object], *tuple[Any, ...]]] = []
+        self.since: Since | None = None
 
     def set(self, thing: object, name: str, value: object) -> None:
         """Assign an attribute."""
+        if self.since is not None:
+            self.since.attribute(thing, name)
         self.log.append((setattr, thing, name, getattr(thing, name)))
         setattr(thing, name, value)
 
     def put(self, table: dict[_Key, _Value], key: _Key, value: _Value) -> None:
         """Set an item of a dictionary."""
+        if self.since is not None:
+            self.since.table(table)
         if key in table:
             self.log.append((dict.__setitem__, table, key, table[key]))
         else:
@@ -54,11 +61,15 @@ class Changes:
 
     def drop(self, table: dict[_Key, _Value], key: _Key) -> None:
         """Take an item out of a dictionary. Undone, it is the last one."""
+        if self.since is not None:
+            self.since.table(table)
         self.log.append((dict.__setitem__, table, key, table[key]))
         del table[key]
 
     def push(self, items: list[_Value], item: _Value) -> None:
         """Append to a list that is changed in no other way."""
+        if self.since is not None:
+            self.since.items(items)
         self.log.append((operator.delitem, items, slice(len(items), None)))
         items.append(item)
 

@@ -92,6 +92,8 @@ class LiveData(Data):
 
     def reserve(self, changes: Changes, space: Space, offset: int, end: int) -> None:
         """Have the space for a part that is to be mapped. Raises ENOSPC, EIO."""
+        if changes.since is not None:  # `write_back` is no change: it is not undone with a call
+            changes.since.table(self.chunks)
         fresh = {}
         for index, start in chunks_of(offset, min(end, self.size)):
             size, kept = min(CHUNK, self.size - start), self._kept(index)

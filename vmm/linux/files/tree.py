@@ -26,13 +26,14 @@ class Tree:
     changes   the undo log of whatever is changed here
     space     what it may take
     root      where absolute paths begin
+    last_ino  the last number that a node has got
     """
 
     def __init__(self, root: Path | None, limit: int, now: Callable[[], int]) -> None:
         self.now = now
         self.changes = Changes()
         self.space = Space(limit)
-        self._last_ino = 0
+        self.last_ino = 0
         self.lower = None if root is None else Lower(root)
         self.root = Directory(self.new_ino(), 0o755, now())
         if self.lower is not None:
@@ -40,8 +41,8 @@ class Tree:
 
     def new_ino(self, count: int = 1) -> int:
         """Return a number that no node had before; the first of `count`."""
-        first = self._last_ino + 1
-        self._last_ino += count
+        first = self.last_ino + 1
+        self.last_ino += count
         return first
 
     def lookup(self, directory: Directory, name: bytes) -> Node | None:
