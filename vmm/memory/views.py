@@ -1,0 +1,255 @@
+"""Views: memory of the host's window that Python reaches by pointers of its own.
+
+A memoryview or a NumPy array does not ask before each access. So two things hold for all of the
+host's window. What is taken out of it leaves memory of nobody's, never a hole: a pointer that
+should have gone reads zeros, and nothing of anybody's. And when a window is closed, addresses that
+somebody may still point to are kept until nobody does.
+
+Thread-safety: `sweep` may be called at any time; all else is called in a turn, or at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from vmm.guest.abi import PAGE_SIZE
+from vmm.kvm import forks
+from vmm.kvm.given import GivenMapping
+from vmm.memory import mapping
+from vmm.memory.runs import Extent
+
+# The C API: a memoryview of memory that is no object's.
+_from_memory: Any = ctypes.pythonapi.PyMemoryView_FromMemory
+_from_memory.restype = ctypes.py_object
+_from_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_READ, _WRITE = 0x100, 0x200  # PyBUF_READ, PyBUF_WRITE
+
+
+class Export:
+    """Bytes of a window given out, and whether anybody still has them.
+
+    view      what is given out: by the buffer protocol only, so that each that has it, or a part of
+              it, refers to it
+    writable  whether it may be written
+
+    It holds `view` as long as it is itself in use: the garbage collector never takes it for part of
+    a cycle. (Weak references to what is in one are cleared before `__del__` runs, which may use the
+    view, or keep it.) So what tells is the count of references.
+    """
+
+    __slots__ = ("_idle", "_memory", "armed", "view", "writable")
+
+    def __init__(self, address: int, size: int, *, writable: bool) -> None:
+        self.armed = 0  # references of our own, from the buffer that gives it out
+        self.writable = writable
+        self.view: memoryview = _from_memory(address, size, _WRITE if writable else _READ)
+        # What memoryviews of a memoryview refer to instead of it.
+        (self._memory,) = gc.get_referents(self.view)
+        self._idle = self._count()
+
+    def _count(self) -> int:
+        return sys.getrefcount(self.view) + sys.getrefcount(self._memory)
+
+    @property
+    def alive(self) -> bool:
+        """Whether anybody has it, or a part of it."""
+        return self._count() > self._idle + self.armed
+
+    @property
+    def released(self) -> bool:
+        """Whether somebody has called its `release()`: it cannot be given out any more."""
+        try:
+            return self.view.nbytes < 0
+        except ValueError:
+            return True
+
+
+class Viewed(Protocol):
+    """What gives out views: a buffer.
+
+    _place    its pages, or those that it had
+    _exports  what it has given out; of these one is not alive, at most
+    """
+
+    _place: Extent
+    _exports: list[Export]
+
+    def _disarm(self) -> None:
+        """Give out nothing more."""
+
+    def _refresh(self) -> None:
+        """Look again whether there is anything to be given out. In a turn."""
+
+
+class Piece(NamedTuple):
+    """Pages of a window that is being closed which somebody may point to.
+
+    viewed    whether what is in them is kept as well
+    """
+
+    extent: Extent
+    exports: tuple[Export, ...]
+    buffer: weakref.ref[Viewed]
+
+    @property
+    def viewed(self) -> bool:
+        return any(export.alive for export in self.exports)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody may still point to it. NumPy's `ndarray(buffer=)` refers to the buffer
+        only.
+        """
+        return self.buffer() is not None or self.viewed
+
+
+class Views:
+    """The buffers of a window that have given out views.
+
+    private   returns where memory is, of some pages, that children are not to have: address, bytes
+    """
+
+    def __init__(self, private: Callable[[Extent], list[tuple[int, int]]] = lambda _: []) -> None:
+        self.private = private
+        self._known: weakref.WeakValueDictionary[int, Viewed] = weakref.WeakValueDictionary()
+        self._at: weakref.WeakValueDictionary[int, Viewed] = weakref.WeakValueDictionary()
+        _all.add(self)
+
+    def note(self, buffer: Viewed) -> None:
+        """Know a buffer that gives out views, from now on."""
+        self._known[id(buffer)] = buffer
+        self._at[buffer._place.page] = buffer
+
+    def buffers(self) -> list[Viewed]:
+        """Return those that there are."""
+        found = [ref() for ref in self._known.valuerefs()]
+        return [buffer for buffer in found if buffer is not None]
+
+    def changed(self, page: int, count: int) -> None:
+        """Let buffers look again what they are: something has come to these pages, or gone."""
+        extent = Extent(page, count)
+        if count < len(self._at):
+            near = [self._at.get(at) for at in range(page, page + count)]
+        else:
+            near = [ref() for ref in self._at.valuerefs()]
+        for buffer in near:
+            if buffer is not None and buffer._place.overlaps(extent):
+                buffer._refresh()
+
+    def stop(self) -> list[Piece]:
+        """Let no more be given out; return what is to be kept, in order, no page twice."""
+        pieces: list[Piece] = []
+        for buffer in self.buffers():
+            buffer._disarm()
+            exports = tuple(export for export in buffer._exports if export.alive)
+            pieces.append(Piece(buffer._place, exports, weakref.ref(buffer)))
+        # Where two buffers have been at the same place, the one whose views live is the last one.
+        pieces.sort(key=lambda piece: (not piece.viewed, -piece.extent.pages))
+        found: list[Piece] = []
+        for piece in pieces:
+            found += [piece._replace(extent=part) for part in _apart(piece.extent, found)]
+        return sorted(found, key=lambda piece: piece.extent.page)
+
+
+def _apart(extent: Extent, taken: list[Piece]) -> list[Extent]:
+    """Return what is left of an extent beside those that are taken."""
+    parts, page = list[Extent](), extent.page
+    for other in sorted(p.extent for p in taken if p.extent.overlaps(extent)):
+        if other.page > page:
+            parts.append(Extent(page, other.page - page))
+        page = max(page, other.end)
+    if page < extent.end:
+        parts.append(Extent(page, extent.end - page))
+    return parts
+
+
+# ---- After the end ----
+
+
+class Kept:
+    """A piece of a window that has been closed, in `given`, for as long as it is wanted."""
+
+    def __init__(self, piece: Piece, address: int) -> None:
+        self.piece = piece
+        self.given = GivenMapping(address, size=piece.extent.pages * PAGE_SIZE)
+        forks.hold(self)
+
+    def let_go(self) -> None:
+        """Replace it by zeros in a process that was forked."""
+        if self.given.address is not None:
+            mapping.blank(self.given.address, self.given.size)
+
+
+_kept: set[Kept] = set()
+_sweeping = threading.Lock()
+
+
+def keep(kept: list[Kept]) -> None:
+    """Keep pieces until nobody points to them: that is looked at with each garbage collection, and
+    before another is kept. Twice is as once.
+    """
+    sweep()
+    _kept.update(kept)
+    if _kept and _collected not in gc.callbacks:
+        gc.callbacks.append(_collected)
+
+
+def sweep() -> None:
+    """Unmap what nobody points to any more."""
+    if not _kept or not _sweeping.acquire(blocking=False):
+        return
+    try:
+        for kept in tuple(_kept):
+            if not kept.piece.wanted:
+                kept.given.give_back()
+                _kept.discard(kept)
+    finally:
+        _sweeping.release()
+
+
+def _collected(phase: str, _: dict[str, int]) -> None:
+    if phase == "stop":
+        sweep()
+
+
+# ---- Forked processes ----
+
+# Memory of the park's is left out of children (`mapping.keep_from_children`): where a view is there
+# would be a hole, in which the child's own memory may come to be. So for the time of a fork what is
+# viewed is not left out.
+_all: weakref.WeakSet[Views] = weakref.WeakSet()
+_inherited: list[tuple[int, int]] = []
+
+
+def _before_fork() -> None:
+    _inherited.clear()
+    for views in tuple(_all):
+        for buffer in views.buffers():
+            if any(export.alive for export in buffer._exports):
+                for address, size in views.private(buffer._place):
+                    with contextlib.suppress(OSError):
+                        mapping.leave_to_children(address, size)
+                        _inherited.append((address, size))
+
+
+def _after_fork() -> None:
+    for address, size in _inherited:
+        with contextlib.suppress(OSError):
+            mapping.keep_from_children(address, size)
+
+
+def _in_child() -> None:
+    for address, size in _inherited:
+        with contextlib.suppress(OSError):
+            mapping.blank(address, size)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
