@@ -19,7 +19,7 @@ from vmm.memory.journal import Journal
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import OutOfBounds
 from vmm.memory.runs import Extent
-from vmm.memory.views import Export
+from vmm.memory.views import Export, Outlook
 from vmm.sizes import integer, parse_limit, parse_size, shown
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Buffer(Exporter):  # type: ignore[misc]
         self._extent: Extent | None = extent
         self._size = size
         self._place = extent
-        self._exports: list[Export] = []
+        self._outlook: Outlook | None = None  # what has been given out, if anything ever was
         if ARMED:
             self._refresh()
 
@@ -190,13 +190,14 @@ class Buffer(Exporter):  # type: ignore[misc]
         window, extent = self._window, self.extent
         window.check(extent, WRITABLE if writable else READABLE)
         may_write = writable or window.holds(extent, WRITABLE)
-        for export in self._exports:
+        if self._outlook is None:
+            self._outlook = window.note(self, self._place)
+        exports = self._outlook.exports
+        for export in exports:
             if export.writable is may_write and not export.released:
                 return export
-        if not self._exports:
-            window.note(self)
         export = window.export(extent, self._size, writable=may_write)
-        self._exports = [*(old for old in self._exports if old.alive), export]
+        exports[:] = [*(old for old in exports if old.alive), export]
         return export
 
     def _refresh(self) -> None:
@@ -212,7 +213,7 @@ class Buffer(Exporter):  # type: ignore[misc]
     def _check_unviewed(self) -> None:
         """Give out no more for now, and raise LiveViewError if a view is alive. In a turn."""
         self._disarm()
-        if any(export.alive for export in self._exports):
+        if self._outlook is not None and self._outlook.viewed:
             self._refresh()
             raise LiveViewError(
                 "a view of the buffer is alive (a memoryview, an array, a slice of one): "

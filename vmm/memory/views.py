@@ -73,14 +73,7 @@ class Export:
 
 
 class Viewed(Protocol):
-    """What gives out views: a buffer.
-
-    _place    its pages, or those that it had
-    _exports  what it has given out; of these one is not alive, at most
-    """
-
-    _place: Extent
-    _exports: list[Export]
+    """What gives out views: a buffer, by its `Outlook`."""
 
     def _disarm(self) -> None:
         """Give out nothing more."""
@@ -89,18 +82,24 @@ class Viewed(Protocol):
         """Look again whether there is anything to be given out. In a turn."""
 
 
-class Piece(NamedTuple):
-    """Pages of a window that is being closed which somebody may point to.
+class Outlook:
+    """What a buffer has given out, which may outlive it.
 
-    viewed    whether what is in them is kept as well
+    place     its pages, or those that it had
+    exports   of these one is not alive, at most
+    buffer    refers to it, as long as there is one
     """
 
-    extent: Extent
-    exports: tuple[Export, ...]
-    buffer: weakref.ref[Viewed]
+    __slots__ = ("buffer", "exports", "place")
+
+    def __init__(self, buffer: Viewed, place: Extent, gone: Callable[[Outlook], object]) -> None:
+        self.place = place
+        self.exports: list[Export] = []
+        self.buffer = weakref.ref(buffer, lambda _: gone(self))
 
     @property
     def viewed(self) -> bool:
+        """Whether anybody has something of it."""
         return any(export.alive for export in self.exports)
 
     @property
@@ -111,48 +110,76 @@ class Piece(NamedTuple):
         return self.buffer() is not None or self.viewed
 
 
+class Piece(NamedTuple):
+    """Pages of a window that is being closed which somebody may point to."""
+
+    extent: Extent
+    outlook: Outlook
+    viewed: bool  # if not, nobody is to find anything there
+
+
 class Views:
-    """The buffers of a window that have given out views.
+    """What the buffers of a window have given out.
 
     private   returns where memory is, of some pages, that children are not to have: address, bytes
     """
 
     def __init__(self, private: Callable[[Extent], list[tuple[int, int]]] = lambda _: []) -> None:
         self.private = private
-        self._known: weakref.WeakValueDictionary[int, Viewed] = weakref.WeakValueDictionary()
+        self._outlooks: dict[int, Outlook] = {}
+        self._left: list[Outlook] = []  # by buffers that are no more
         self._at: weakref.WeakValueDictionary[int, Viewed] = weakref.WeakValueDictionary()
         _all.add(self)
 
-    def note(self, buffer: Viewed) -> None:
+    def note(self, buffer: Viewed, place: Extent) -> Outlook:
         """Know a buffer that gives out views, from now on."""
-        self._known[id(buffer)] = buffer
-        self._at[buffer._place.page] = buffer
+        if self._left:
+            self._forget()
+        outlook = Outlook(buffer, place, self._leave)
+        self._outlooks[id(outlook)] = outlook
+        self._at[place.page] = buffer
+        return outlook
 
-    def buffers(self) -> list[Viewed]:
+    def _leave(self, outlook: Outlook) -> None:
+        """A buffer is no more, and refers to nothing any more."""
+        for export in outlook.exports:
+            export.armed = 0
+        self._left.append(outlook)
+
+    def _forget(self) -> None:
+        """Forget what has been left, unless it is viewed."""
+        left, self._left = self._left, []
+        for outlook in left:
+            if outlook.viewed:
+                self._left.append(outlook)
+            else:
+                self._outlooks.pop(id(outlook), None)
+
+    def outlooks(self) -> list[Outlook]:
         """Return those that there are."""
-        found = [ref() for ref in self._known.valuerefs()]
-        return [buffer for buffer in found if buffer is not None]
+        self._forget()
+        return [*self._outlooks.values()]
 
     def changed(self, page: int, count: int) -> None:
         """Let buffers look again what they are: something has come to these pages, or gone."""
-        extent = Extent(page, count)
         if count < len(self._at):
             near = [self._at.get(at) for at in range(page, page + count)]
         else:
-            near = [ref() for ref in self._at.valuerefs()]
+            near = [self._at.get(at) for at in tuple(self._at) if page <= at < page + count]
         for buffer in near:
-            if buffer is not None and buffer._place.overlaps(extent):
+            if buffer is not None:
                 buffer._refresh()
 
     def stop(self) -> list[Piece]:
         """Let no more be given out; return what is to be kept, in order, no page twice."""
         pieces: list[Piece] = []
-        for buffer in self.buffers():
-            buffer._disarm()
-            exports = tuple(export for export in buffer._exports if export.alive)
-            pieces.append(Piece(buffer._place, exports, weakref.ref(buffer)))
-        # Where two buffers have been at the same place, the one whose views live is the last one.
-        pieces.sort(key=lambda piece: (not piece.viewed, -piece.extent.pages))
+        for outlook in self.outlooks():
+            buffer = outlook.buffer()
+            if buffer is not None:
+                buffer._disarm()
+            pieces.append(Piece(outlook.place, outlook, outlook.viewed))
+        # Where two have been at the same place, the one that is viewed is the last one.
+        pieces.sort(key=lambda piece: not piece.viewed)
         found: list[Piece] = []
         for piece in pieces:
             found += [piece._replace(extent=part) for part in _apart(piece.extent, found)]
@@ -162,7 +189,7 @@ class Views:
 def _apart(extent: Extent, taken: list[Piece]) -> list[Extent]:
     """Return what is left of an extent beside those that are taken."""
     parts, page = list[Extent](), extent.page
-    for other in sorted(p.extent for p in taken if p.extent.overlaps(extent)):
+    for other in sorted(piece.extent for piece in taken if piece.extent.overlaps(extent)):
         if other.page > page:
             parts.append(Extent(page, other.page - page))
         page = max(page, other.end)
@@ -208,7 +235,7 @@ def sweep() -> None:
         return
     try:
         for kept in tuple(_kept):
-            if not kept.piece.wanted:
+            if not kept.piece.outlook.wanted:
                 kept.given.give_back()
                 _kept.discard(kept)
     finally:
@@ -232,9 +259,9 @@ _inherited: list[tuple[int, int]] = []
 def _before_fork() -> None:
     _inherited.clear()
     for views in tuple(_all):
-        for buffer in views.buffers():
-            if any(export.alive for export in buffer._exports):
-                for address, size in views.private(buffer._place):
+        for outlook in views.outlooks():
+            if outlook.viewed:
+                for address, size in views.private(outlook.place):
                     with contextlib.suppress(OSError):
                         mapping.leave_to_children(address, size)
                         _inherited.append((address, size))
