@@ -69,7 +69,7 @@ class Buffer(Exporter):  # type: ignore[misc]
         self._place = extent
         self._outlook: Outlook | None = None  # what has been given out, if anything ever was
         if ARMED:
-            self._refresh()
+            self._come_back(extent)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Buffer cannot be copied or pickled: read() copies what is in it")
@@ -191,7 +191,7 @@ class Buffer(Exporter):  # type: ignore[misc]
         window.check(extent, WRITABLE if writable else READABLE)
         may_write = writable or window.holds(extent, WRITABLE)
         if self._outlook is None:
-            self._outlook = window.note(self, self._place)
+            self._outlook = window.views.note(self, self._place)
         exports = self._outlook.exports
         for export in exports:
             if export.writable is may_write and not export.released:
@@ -308,11 +308,16 @@ class Buffer(Exporter):  # type: ignore[misc]
             return frame_number(self._window.address(self.extent, READABLE))
 
     def _come_back(self, extent: Extent) -> None:
-        """Name these pages again: what took them has been undone."""
+        """Name these pages, again if what took them has been undone."""
         self._extent = extent
+        if ARMED:
+            self._window.views.watch(self, extent)
+            self._refresh()
 
     def _give_up(self) -> Extent:
         extent, self._extent = self.extent, None
+        if ARMED:
+            self._window.views.unwatch(extent)
         return extent
 
 

@@ -12,7 +12,7 @@ from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.memory.movers import MappedWindow
 from vmm.memory.runs import Extent
-from vmm.memory.views import Export, Outlook, Viewed
+from vmm.memory.views import Export, Views
 
 
 class HostWindow:
@@ -44,12 +44,13 @@ class HostWindow:
         """Return something that gives out the first bytes of an extent, which has been checked."""
         return Export(self.peer.window.address(extent.page), size, writable=writable)
 
-    def note(self, buffer: Viewed, extent: Extent) -> Outlook:
-        """Know a buffer that gives out views."""
+    @property
+    def views(self) -> Views:
+        """What buffers have given out."""
         window = self.peer.window
         assert isinstance(window, MappedWindow)
         assert window.views is not None
-        return window.views.note(buffer, extent)
+        return window.views
 
     def check(self, extent: Extent, holds: frozenset[Hold]) -> None:
         """Raise AccessError unless every page of an extent is one of these to the host."""

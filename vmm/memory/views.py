@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import weakref
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -128,7 +129,8 @@ class Views:
         self.private = private
         self._outlooks: dict[int, Outlook] = {}
         self._left: list[Outlook] = []  # by buffers that are no more
-        self._at: weakref.WeakValueDictionary[int, Viewed] = weakref.WeakValueDictionary()
+        self._watching: dict[int, tuple[Extent, weakref.ref[Viewed]]] = {}  # by the first page
+        self._starts: list[int] = []  # those pages, in order
         _all.add(self)
 
     def note(self, buffer: Viewed, place: Extent) -> Outlook:
@@ -137,7 +139,6 @@ class Views:
             self._forget()
         outlook = Outlook(buffer, place, self._leave)
         self._outlooks[id(outlook)] = outlook
-        self._at[place.page] = buffer
         return outlook
 
     def _leave(self, outlook: Outlook) -> None:
@@ -160,14 +161,33 @@ class Views:
         self._forget()
         return [*self._outlooks.values()]
 
+    # ---- For buffers that are not asked for each view ----
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody is to be told of what changes."""
+        return bool(self._starts)
+
+    def watch(self, buffer: Viewed, place: Extent) -> None:
+        """Tell a buffer of what changes at its pages, which are no other's. Twice is as once."""
+        if place.page not in self._watching:
+            insort(self._starts, place.page)
+        self._watching[place.page] = place, weakref.ref(buffer)
+
+    def unwatch(self, place: Extent) -> None:
+        """Tell it no more. Twice is as once."""
+        if self._watching.pop(place.page, None) is not None:
+            del self._starts[bisect_left(self._starts, place.page)]
+
     def changed(self, page: int, count: int) -> None:
         """Let buffers look again what they are: something has come to these pages, or gone."""
-        if count < len(self._at):
-            near = [self._at.get(at) for at in range(page, page + count)]
-        else:
-            near = [self._at.get(at) for at in tuple(self._at) if page <= at < page + count]
-        for buffer in near:
-            if buffer is not None:
+        first = max(bisect_right(self._starts, page) - 1, 0)
+        near = self._starts[first : bisect_left(self._starts, page + count)]
+        for place, ref in [self._watching[start] for start in near]:
+            buffer = ref()
+            if buffer is None:
+                self.unwatch(place)
+            elif place.end > page:
                 buffer._refresh()
 
     def stop(self) -> list[Piece]:

@@ -237,7 +237,7 @@ class MappedWindow(Window):
 
     def changed(self, page: int, count: int) -> None:
         """Tell the buffers of the host's window, when the turn has been."""
-        if self.views is not None:
+        if self.views is not None and self.views.watched:
             self._pool.journal.later(partial(self.views.changed, page, count))
 
     def left_out(self, extent: Extent) -> list[tuple[int, int]]:
