@@ -26,15 +26,15 @@ def layout(
     `size` bytes. Raises ConfigError.
     """
     np = numpy()
+    if not isinstance(dtype, str | type | list | tuple | np.dtype):
+        raise wrong_type("dtype", "a type of NumPy's", dtype)
     try:
         kind = np.dtype(dtype)
-    except (TypeError, ValueError):
-        raise wrong_type("dtype", "a type of NumPy's", dtype) from None
+    except Exception:  # it has many, and warnings that may be errors
+        raise ConfigError(f"dtype {dtype!r} is no type of NumPy's") from None
     if kind.hasobject or not kind.itemsize:
         raise ConfigError(f"dtype {kind} is nothing that bytes can be")
     if shape is None:
         return kind, (size // kind.itemsize,)
-    lengths = (
-        tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
-    )
+    lengths = shape if isinstance(shape, list | tuple) else (shape,)
     return kind, tuple(integer(length, "shape", 0) for length in lengths)

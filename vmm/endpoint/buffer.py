@@ -158,7 +158,7 @@ class Buffer(Exporter):  # type: ignore[misc]
         count = kind.itemsize * math.prod(lengths)
         if count > left:
             raise OutOfBounds(
-                f"an array of {count} bytes from {start} on is not within "
+                f"a shape of {shown(count)} bytes from {start} on is not within "
                 f"the buffer's {self._size} bytes"
             )
         flat = numpy().frombuffer(self.view(), "uint8", count, start)

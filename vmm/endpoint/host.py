@@ -254,6 +254,7 @@ class HostEndpoint:
             why = f"payload has {len(inline)} bytes, of at most {PAYLOAD_MAX}: use a buffer"
             raise refused(what, Status.E_LENGTH, why)
         copied = bytes(inline)
+        del inline  # which may be a view of a buffer that is to go
 
         def read() -> Request:
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])

@@ -45,9 +45,15 @@ class RemapWindow(MappedWindow):
     """
 
     def __init__(
-        self, park: Park, size: int, base: int | None = None, vm: Vm | None = None
+        self,
+        park: Park,
+        size: int,
+        base: int | None = None,
+        vm: Vm | None = None,
+        *,
+        viewed: bool = False,
     ) -> None:
-        super().__init__(park, size, base, vm)
+        super().__init__(park, size, base, vm, viewed=viewed)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
         self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
@@ -411,4 +417,4 @@ class RemapMover(Mover):
         return RemapWindow(self._park, size, base, vm)
 
     def host_window(self, size: int) -> Window:
-        return RemapWindow(self._park, size)
+        return RemapWindow(self._park, size, viewed=True)

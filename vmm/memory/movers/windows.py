@@ -173,7 +173,7 @@ class Mover(ABC):
 
     def host_window(self, size: int) -> Window:
         """Make an empty window in this process: memory that the host itself reads and writes."""
-        return MappedWindow(self.pool, size)
+        return MappedWindow(self.pool, size, viewed=True)
 
     def close(self) -> None:
         """Free the pool's memory."""
@@ -184,18 +184,25 @@ class MappedWindow(Window):
     """A window whose host mapping changes.
 
     base, vm   its guest-physical address, and the machine that sees it; the host's has neither
+    viewed     whether Python may have views of it, as of the host's
     views      what Python may see of the host's (vmm.memory.views); None for a machine's
     """
 
     views: Views | None = None
 
     def __init__(
-        self, pool: PagePool, size: int, base: int | None = None, vm: Vm | None = None
+        self,
+        pool: PagePool,
+        size: int,
+        base: int | None = None,
+        vm: Vm | None = None,
+        *,
+        viewed: bool = False,
     ) -> None:
         self._pool = pool
         self._pieces: list[Piece] | None = None  # that are kept, when it is being closed
         self._kept: list[Kept] | None = None  # the same, in memory
-        if base is None:
+        if viewed:
             self.mapping = Mapping.viewable(size)
             self.views = Views(self.left_out)
         else:
