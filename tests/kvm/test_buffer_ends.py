@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from command import pageferry
 
@@ -13,6 +13,8 @@ from vmm import Monitor
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.movers import MOVERS
+
+np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 pytestmark = pytest.mark.not_in_lanes("what Python does with its memory")
 

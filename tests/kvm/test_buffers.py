@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,8 @@ from vmm.endpoint import Buffer, HostEndpoint
 from vmm.errors import AccessError, ClosedError, ConfigError, GuestError, LiveViewError
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+
+np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 # What a buffer that has nothing to give out says. Before Python 3.12 it is not asked: ValueError.
 NOTHING = (AccessError, ClosedError, ValueError)
