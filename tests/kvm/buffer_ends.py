@@ -134,6 +134,7 @@ def orders(mover: str) -> int:
         del scene
         done += 1
     gc.collect()
+    Monitor(pool="8M").close()
     assert not kept_views._kept, kept_views._kept
     pools, after = mapped()
     assert (pools, after < before + (500 << 20)) == (0, True)  # a window has 8 MiB, or more

@@ -75,6 +75,6 @@ def test_an_array_that_holds_only_the_buffer_ends_no_process() -> None:
     array[:] = 1
     assert array.sum() == 8
     del array, buffer
-    gc.collect()
+    Monitor(pool="16M").close()
     with pytest.raises(OSError, match="reading at"):
         mapping.touch(address)

@@ -15,9 +15,8 @@ import ctypes
 import gc
 import os
 import sys
-import threading
 import weakref
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -93,14 +92,19 @@ class Outlook:
 
     __slots__ = ("buffer", "exports", "place")
 
-    def __init__(self, buffer: Viewed, place: Extent, gone: Callable[[Outlook], object]) -> None:
+    def __init__(
+        self, buffer: Viewed, place: Extent, gone: Callable[[weakref.ref[Viewed]], object]
+    ) -> None:
         self.place = place
         self.exports: list[Export] = []
-        self.buffer = weakref.ref(buffer, lambda _: gone(self))
+        self.buffer = weakref.ref(buffer, gone)
 
     @property
     def viewed(self) -> bool:
         """Whether anybody has something of it."""
+        if self.buffer() is None:  # which refers to nothing any more
+            for export in self.exports:
+                export.armed = 0
         return any(export.alive for export in self.exports)
 
     @property
@@ -128,33 +132,28 @@ class Views:
     def __init__(self, private: Callable[[Extent], list[tuple[int, int]]] = lambda _: []) -> None:
         self.private = private
         self._outlooks: dict[int, Outlook] = {}
-        self._left: list[Outlook] = []  # by buffers that are no more
+        self._left: list[weakref.ref[Viewed]] = []  # of buffers that are no more
         self._watching: dict[int, tuple[Extent, weakref.ref[Viewed]]] = {}  # by the first page
         self._starts: list[int] = []  # those pages, in order
         _all.add(self)
+        sweep()
 
     def note(self, buffer: Viewed, place: Extent) -> Outlook:
         """Know a buffer that gives out views, from now on."""
         if self._left:
             self._forget()
-        outlook = Outlook(buffer, place, self._leave)
-        self._outlooks[id(outlook)] = outlook
+        # By C code, which nothing interrupts: what a callback raises is lost.
+        outlook = Outlook(buffer, place, self._left.append)
+        self._outlooks[id(outlook.buffer)] = outlook
         return outlook
-
-    def _leave(self, outlook: Outlook) -> None:
-        """A buffer is no more, and refers to nothing any more."""
-        for export in outlook.exports:
-            export.armed = 0
-        self._left.append(outlook)
 
     def _forget(self) -> None:
         """Forget what has been left, unless it is viewed."""
-        left, self._left = self._left, []
-        for outlook in left:
-            if outlook.viewed:
-                self._left.append(outlook)
-            else:
-                self._outlooks.pop(id(outlook), None)
+        for ref in tuple(self._left):
+            outlook = self._outlooks.get(id(ref))
+            if outlook is None or not outlook.viewed:
+                self._outlooks.pop(id(ref), None)
+                self._left.remove(ref)
 
     def outlooks(self) -> list[Outlook]:
         """Return those that there are."""
@@ -170,20 +169,23 @@ class Views:
 
     def watch(self, buffer: Viewed, place: Extent) -> None:
         """Tell a buffer of what changes at its pages, which are no other's. Twice is as once."""
-        if place.page not in self._watching:
-            insort(self._starts, place.page)
         self._watching[place.page] = place, weakref.ref(buffer)
+        at = bisect_left(self._starts, place.page)
+        if self._starts[at : at + 1] != [place.page]:
+            self._starts.insert(at, place.page)
 
     def unwatch(self, place: Extent) -> None:
         """Tell it no more. Twice is as once."""
-        if self._watching.pop(place.page, None) is not None:
-            del self._starts[bisect_left(self._starts, place.page)]
+        self._watching.pop(place.page, None)
+        at = bisect_left(self._starts, place.page)
+        if self._starts[at : at + 1] == [place.page]:
+            del self._starts[at]
 
     def changed(self, page: int, count: int) -> None:
         """Let buffers look again what they are: something has come to these pages, or gone."""
         first = max(bisect_right(self._starts, page) - 1, 0)
         near = self._starts[first : bisect_left(self._starts, page + count)]
-        for place, ref in [self._watching[start] for start in near]:
+        for place, ref in [self._watching[start] for start in near if start in self._watching]:
             buffer = ref()
             if buffer is None:
                 self.unwatch(place)
@@ -236,30 +238,30 @@ class Kept:
 
 
 _kept: set[Kept] = set()
-_sweeping = threading.Lock()
 
 
 def keep(kept: list[Kept]) -> None:
-    """Keep pieces until nobody points to them: that is looked at with each garbage collection, and
-    before another is kept. Twice is as once.
+    """Keep pieces until nobody points to them. That is looked at when a window is made, or closed;
+    and with each garbage collection where there is memory behind any. Twice is as once.
     """
     sweep()
     _kept.update(kept)
-    if _kept and _collected not in gc.callbacks:
+    if any(each.piece.viewed for each in kept) and _collected not in gc.callbacks:
         gc.callbacks.append(_collected)
 
 
 def sweep() -> None:
     """Unmap what nobody points to any more."""
-    if not _kept or not _sweeping.acquire(blocking=False):
+    if not _kept:
         return
-    try:
-        for kept in tuple(_kept):
-            if not kept.piece.outlook.wanted:
+    for kept in tuple(_kept):
+        if not kept.piece.outlook.wanted:
+            with contextlib.suppress(IndexError):  # another thread has, at the same time
                 kept.given.give_back()
-                _kept.discard(kept)
-    finally:
-        _sweeping.release()
+            _kept.discard(kept)
+    if _collected in gc.callbacks and not any(kept.piece.viewed for kept in tuple(_kept)):
+        with contextlib.suppress(ValueError):
+            gc.callbacks.remove(_collected)
 
 
 def _collected(phase: str, _: dict[str, int]) -> None:

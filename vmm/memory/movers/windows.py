@@ -299,7 +299,8 @@ class MappedWindow(Window):
         for piece in pieces:
             if not piece.viewed:
                 mapping.blank(self.address(piece.extent.page), piece.extent.pages * PAGE_SIZE)
-        self._punch_but(pieces)
+        with contextlib.suppress(OSError):  # it may have been closed, if this is done again
+            self._punch_but(pieces)
         keep(self._kept)
         self.mapping.close_around([(k.given.address or 0, k.given.size) for k in self._kept])
 
@@ -318,6 +319,5 @@ class MappedWindow(Window):
         frame = 0
         for extent in (*sorted(seen), Extent(self._pool.frames, 0)):
             if extent.page > frame:
-                with contextlib.suppress(OSError):
-                    self._pool.discard(frame, (extent.page - frame) * PAGE_SIZE)
+                self._pool.discard(frame, (extent.page - frame) * PAGE_SIZE)
             frame = max(frame, extent.end)
