@@ -103,6 +103,10 @@ class AccessError(PageferryError):
     """A buffer that cannot be read, or written, at present: lent, read-only, or reclaimed."""
 
 
+class LiveViewError(PageferryError, BufferError):
+    """Memory that is to go has been given out: a memoryview or an array of it is alive."""
+
+
 class ClosedError(PageferryError):
     """The monitor has been closed, the machine removed, or the buffer sent or released."""
 

@@ -72,6 +72,7 @@ class Scene:
             # Of programs for Linux only, and as a guest has them: not at all.
             **{"args": (), "env": None, "files": None, "root": None, "stdin": b""},
             **{"stdout": None, "stderr": None, "disk": "256M", "clock": "real", "seed": 0},
+            **{"dtype": "uint8", "shape": None},  # of arrays
             **{"strace": None, "writable_files": ()},
         }
         return values[parameter]

@@ -81,11 +81,20 @@ def views(window: Window, lines: Sequence[Line]) -> list[View]:
 
 
 def _anonymous(window: Window, page: int, pages: int, permissions: str) -> list[View]:
-    """Return what a mapping of anonymous memory shows, as its window says: the kernel does not."""
+    """Return what a mapping of anonymous memory shows, as its window says: the kernel does not.
+
+    In the host's window memory of nobody's is wherever there is nothing else.
+    """
+    ground = isinstance(window, MappedWindow) and window.views is not None
+    if ground and not isinstance(window, RemapWindow):
+        return []
     assert isinstance(window, RemapWindow), "a window shows anonymous memory"
     assert permissions in ("rw-p", "r--p"), permissions
     runs = window._shown.within(page, pages)
-    assert sum(run.pages for run in runs) == pages, "a window shows more than it knows of"
+    if ground and not runs:
+        return []
+    shown = sum(run.pages for run in runs)
+    assert shown == pages or (ground and shown < pages), "a window shows more than it knows of"
     assert {run.hold in WRITABLE for run in runs} == {permissions == "rw-p"}
     for run in runs:
         for part in window._park.lodgings.within(run.frame, run.pages):

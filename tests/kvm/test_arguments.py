@@ -146,7 +146,7 @@ RIGHT: dict[str, frozenset[str]] = {
     "machine": MACHINES,  # there may be nothing left to do
     "to": frozenset({"a machine"}),
     **dict.fromkeys(("buffer", "buffers"), frozenset({"a buffer"})),
-    "data": ROWS | {"193 bytes"},
+    "data": ROWS | {"193 bytes", "a buffer", "a stranger's buffer"},  # which are bytes, too
     "payload": ROWS,
     **dict.fromkeys(("tag", "bits", "offset"), ZERO),
     **dict.fromkeys(("length", "copy_below", "ring"), NONE | ZERO),
@@ -164,6 +164,8 @@ RIGHT: dict[str, frozenset[str]] = {
     **dict.fromkeys(("root", "stdout", "stderr", "strace"), NONE),
     **dict.fromkeys(("env", "files"), NONE | {"a dict"}),
     "seed": ZERO,
+    "dtype": frozenset({"a class"}),
+    "shape": NONE | ZERO | {"a list"},
 }
 
 # The same of a program for Linux.

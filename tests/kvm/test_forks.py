@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import traceback
 import warnings
@@ -70,7 +71,8 @@ def test_a_child_sees_no_page_no_machine_and_no_descriptor(mover: str) -> None:
         assert not any(map(unreadable, places))
 
         def child() -> None:
-            assert all(map(unreadable, places))
+            # Where views may be alive there are zeros, and no hole.
+            assert all(unreadable(at) or ctypes.string_at(at, 6) == bytes(6) for at in places)
             assert not any(file.startswith("anon_inode:kvm") for file in open_files())
             assert not any("pageferry" in file or "/dev/kvm" in file for file in open_files())
             maps = Path("/proc/self/maps").read_text()

@@ -124,6 +124,8 @@ def test_an_array_that_is_too_short_for_what_is_said_of_it_is_refused(tmp_path: 
         for wrong in ({"bytes": "size"}, {"nothing": 1}, {"bytes": "f()"}, ["count"]):
             with pytest.raises(ConfigError):
                 lib.total.lengths = wrong
+        del values
+    gc.collect()  # what is viewed outlives the sandbox
 
 
 def test_types_can_be_given_as_with_ctypes(lib: Sandbox) -> None:
@@ -446,3 +448,24 @@ def test_what_is_no_library_is_refused(tmp_path: Path, test_guests: Path) -> Non
         Sandbox(LIBRARY, LIBRARY)
     with pytest.raises((CallError, GuestImageError, ConfigError)):
         Sandbox(test_guests / "idle.elf")  # a guest, but none whose functions are called
+
+
+# ---- Fresh ----
+
+
+def test_a_fresh_library_remembers_nothing(test_guests: Path) -> None:
+    with Sandbox(LIBRARY, fresh=True, pool="64M") as lib:
+        machine = lib._crew.workers[0].machine
+        values = lib.array([1.0, 2.0])
+        assert [lib.counter() for _ in range(3)] == [1, 1, 1]
+        handle = lib.keep(8)
+        assert lib.keep(8) == handle  # the heap is what it was, too
+        lib.scale(values, 2, 10)
+        assert list(values) == [10, 20]
+        assert lib.greeting("x" * 40) == b"hello " + b"x" * 40
+        with pytest.raises(CallCrash):
+            lib.poke(16, 1)
+        assert lib.counter() == 1
+        assert lib._crew.workers[0].machine is not machine
+        del values
+    gc.collect()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vmm.engine.machine import Machine
-from vmm.errors import ArgumentTypeError, ConfigError
+from vmm.errors import ArgumentTypeError, ConfigError, PageferryError
 from vmm.ferry.exchange import Exchange
 
 
@@ -38,7 +38,7 @@ def contiguous(data: Any, what: str) -> memoryview:
     except TypeError:
         wanted = "bytes, or have the buffer protocol"
         raise wrong_type(what, wanted, data) from None
-    except (BufferError, ValueError) as error:
+    except (BufferError, ValueError, PageferryError) as error:  # it may be a Buffer
         raise BufferError(f"{what} cannot be read: {error}") from error
     if "O" in view.format or "P" in view.format:
         raise BufferError(f"{what} holds references of this process, not bytes: convert it first")

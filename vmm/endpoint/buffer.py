@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn, Protocol, SupportsIndex
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex
 
 from vmm.endpoint.arguments import contiguous, wrong_type
+from vmm.endpoint.arrays import layout, numpy
+from vmm.endpoint.exporter import ARMED, Exporter
 from vmm.endpoint.window import HostWindow
-from vmm.errors import ClosedError, ConfigError
+from vmm.errors import ClosedError, ConfigError, LiveViewError, PageferryError
 from vmm.ferry.rules import READABLE, WRITABLE
 from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.memory.capi import capi
+from vmm.memory.journal import Journal
 from vmm.memory.pagemap import frame_number
 from vmm.memory.region import OutOfBounds
 from vmm.memory.runs import Extent
+from vmm.memory.views import Export, Outlook
 from vmm.sizes import integer, parse_limit, parse_size, shown
 
 if TYPE_CHECKING:
@@ -22,9 +29,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20  # bytes copied while the monitor's lock is held
 
 # A bytes object that nobody has yet may be filled (the C API, PyBytes_FromStringAndSize).
-_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.restype = ctypes.py_object
-_new_bytes.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t)
+_new_bytes = capi("PyBytes_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
 
 
 class Source(Protocol):
@@ -34,11 +39,18 @@ class Source(Protocol):
         """Read at most as many bytes as there is room for; return how many, 0 at the end."""
 
 
-class Buffer:
+class Buffer(Exporter):  # type: ignore[misc]
     """Pages that belong to the host: `size` bytes, zeroed when allocated.
 
-    Made by a HostEndpoint only. It gives out copies, and no view of its memory: what it is asked
-    is checked each time, so that no use of it reaches what is not the host's.
+    Made by a HostEndpoint only. It has the buffer protocol: `memoryview(buffer)`, a NumPy array
+    (`array`), a file's `readinto`, a hash are of its memory, and copy nothing. They may be written
+    where the host may write. While any of them is alive, what would take pages from the host (send,
+    exchange, lend, return, release) raises BufferError before anything moves; share does not. It
+    gives out nothing while it is lent, or was reclaimed, and so on.
+
+    A view stays what it is, whatever happens: if the owner of what has been borrowed takes it back,
+    it is memory of nobody's, zeros at first; after `Monitor.close` it is what it was. In a process
+    that was forked it is zeros.
 
     Every method raises ClosedError once it has been sent or released, or the monitor been closed,
     and those that read or write AccessError while it is lent, may only be read, or has been
@@ -53,6 +65,10 @@ class Buffer:
         self._window = window
         self._extent: Extent | None = extent
         self._size = size
+        self._place = extent
+        self._outlook: Outlook | None = None  # what has been given out, if anything ever was
+        if ARMED:
+            self._come_back(extent)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Buffer cannot be copied or pickled: read() copies what is in it")
@@ -61,6 +77,9 @@ class Buffer:
         extent = self._extent
         where = "no longer the host's" if extent is None else f"pages {extent.page}+{extent.pages}"
         return f"<Buffer of {self._size} bytes, {where}>"
+
+    def __len__(self) -> int:
+        return self._size
 
     @property
     def size(self) -> int:
@@ -110,6 +129,97 @@ class Buffer:
                 f"the buffer's {self._size} bytes"
             )
         return start, count
+
+    # ---- Views ----
+
+    def view(self) -> memoryview:
+        """Return its bytes, to be read, and written if the host may: no copy.
+
+        The same as `memoryview(buffer)`. Raises ClosedError, AccessError.
+        """
+        return memoryview(self._give_out().view)
+
+    def array(
+        self,
+        dtype: Any = "uint8",
+        shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+        offset: SupportsIndex = 0,
+    ) -> Any:
+        """Return a NumPy array of its bytes from `offset` on: no copy.
+
+        shape   an int or several; by default one row, as long as there is room
+
+        Raises ImportError without NumPy (the extra `numpy`), ConfigError for a type that no bytes
+        can be, IndexError if it has too few bytes, ClosedError, AccessError.
+        """
+        start, left = self._part(offset, None)
+        kind, lengths = layout(dtype, shape, left)
+        count = kind.itemsize * math.prod(lengths)
+        if count > left:
+            raise OutOfBounds(
+                f"a shape of {shown(count)} bytes from {start} on is not within "
+                f"the buffer's {self._size} bytes"
+            )
+        flat = numpy().frombuffer(self.view(), "uint8", count, start)
+        return flat.view(kind).reshape(lengths)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """For NumPy, which asks for this where `memoryview(buffer)` raises: it says why."""
+        array = self.array()
+        if dtype is not None and copy is not False:
+            array = array.astype(dtype, copy=False)
+        return array.copy() if copy else array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self.array().__dlpack_device__()
+        return device
+
+    def _give_out(self, *, writable: bool = False) -> Export:
+        """Return what gives out views. Raises ClosedError, AccessError."""
+        turns = self._window.turns
+        with turns.telling, turns.lock, turns.change:
+            export = self._export(writable)
+            self._arm(export)
+            return export
+
+    def _export(self, writable: bool) -> Export:
+        window, extent = self._window, self.extent
+        window.check(extent, WRITABLE if writable else READABLE)
+        may_write = writable or window.holds(extent, WRITABLE)
+        if self._outlook is None:
+            self._outlook = window.views.note(self, self._place)
+        exports = self._outlook.exports
+        for export in exports:
+            if export.writable is may_write and not export.released:
+                return export
+        export = window.export(extent, self._size, writable=may_write)
+        exports[:] = [*(old for old in exports if old.alive), export]
+        return export
+
+    def _refresh(self) -> None:
+        """Look again whether there is anything to be given out, where that is not asked for each
+        view. In a turn.
+        """
+        if ARMED:
+            try:
+                self._arm(self._export(False))
+            except PageferryError:
+                self._disarm()
+
+    def _check_unviewed(self) -> None:
+        """Give out no more for now, and raise LiveViewError if a view is alive. In a turn."""
+        self._disarm()
+        if self._outlook is not None and self._outlook.viewed:
+            self._refresh()
+            raise LiveViewError(
+                "a view of the buffer is alive (a memoryview, an array, a slice of one): "
+                "delete it first, or share the buffer instead"
+            )
+
+    # ---- Copies ----
 
     def read(self, offset: SupportsIndex = 0, length: SupportsIndex | str | None = None) -> bytes:
         """Return a copy of `length` bytes, by default up to the end.
@@ -197,9 +307,35 @@ class Buffer:
             return frame_number(self._window.address(self.extent, READABLE))
 
     def _come_back(self, extent: Extent) -> None:
-        """Name these pages again: what took them has been undone."""
+        """Name these pages, again if what took them has been undone."""
         self._extent = extent
+        if ARMED:
+            self._window.views.watch(self, extent)
+            self._refresh()
 
     def _give_up(self) -> Extent:
         extent, self._extent = self.extent, None
+        if ARMED:
+            self._window.views.unwatch(extent)
         return extent
+
+
+def check_unviewed(buffers: Sequence[Buffer], journal: Journal) -> None:
+    """Raise LiveViewError if any of them has a view that is alive. In a turn, in which they are to
+    be taken; they give out none until they are looked at again (`refresh`).
+    """
+    if ARMED:
+        journal.undo(partial(refresh, buffers))
+    for index, buffer in enumerate(buffers):
+        try:
+            buffer._check_unviewed()
+        except LiveViewError:
+            refresh(buffers[:index])
+            raise
+
+
+def refresh(buffers: Sequence[Buffer]) -> None:
+    """Look again at what buffers have to give out. In a turn."""
+    if ARMED:
+        for buffer in buffers:
+            buffer._refresh()

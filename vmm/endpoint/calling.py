@@ -109,11 +109,12 @@ class Desk:
         self._collect()
         self._answers.pop(machine.number, None)
 
-    def borrows(self, machine: Machine) -> int:
-        """Return how many pages of its window a machine has that are not its own."""
+    def pages(self, machine: Machine, *, borrowed: bool = False) -> int:
+        """Return how many pages of its window a machine has that are its own; or that are not."""
         turns, ledger = self._turns, self._host._exchange.ledger
         with turns.lock:
-            return ledger.account(machine.number).loaned
+            account = ledger.account(machine.number)
+            return account.loaned if borrowed else account.charged
 
     def _collect(self) -> None:
         """Sort what has come for the host by who has sent it. Pages that come are let go of."""

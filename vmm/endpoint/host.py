@@ -2,7 +2,7 @@
 
 A `Buffer` is memory in the host's window. Sending it gives it away: from then on every use of it
 is an error, as a guest's would be a fault; so is any use of one that is lent, until it comes back.
-Nothing here hands out a view that could outlive the memory behind it.
+None is given away while a view of it is alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex, TypeVar
 
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
-from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.buffer import Buffer, check_unviewed, refresh
+from vmm.endpoint.lending import Lending, take_back
 from vmm.endpoint.refusals import refused
 from vmm.endpoint.window import HostWindow
 from vmm.engine.machine import Machine
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
 
 _TAG_MAX = (1 << 64) - 1
+# What takes pages from the host, or gives it others.
+_TAKES = frozenset(
+    {Operation.SEND, Operation.EXCHANGE, Operation.LEND, Operation.RETURN, Operation.RELEASE}
+)
 
 T = TypeVar("T")
 
@@ -178,9 +183,13 @@ class HostEndpoint:
         writable: bool = True,
         payload: Bytes = b"",
         tag: SupportsIndex = 0,
-    ) -> int:
-        """Lend buffers; they cannot be used until they come back (`receive`, or `reclaim`)."""
-        return self._tell("lend to", Operation.LEND, to, buffers, payload, tag, writable)
+    ) -> Lending:
+        """Lend buffers; they cannot be used until they come back (`receive`, or `reclaim`).
+
+        With `with` they are back at the end of the block.
+        """
+        number = self._tell("lend to", Operation.LEND, to, buffers, payload, tag, writable)
+        return Lending.of(number, partial(take_back, self._window, self._serve, buffers))
 
     def share(
         self,
@@ -189,12 +198,15 @@ class HostEndpoint:
         writable: bool = False,
         payload: Bytes = b"",
         tag: SupportsIndex = 0,
-    ) -> int:
+    ) -> Lending:
         """Let a machine see buffers that stay the host's; read-only, if nothing else is said.
 
-        Shared again with others, all of them see the same pages.
+        Shared again with others, all of them see the same pages. Views may be alive, but what
+        another thread writes during this call may be lost. With `with` nobody sees them any more at
+        the end of the block.
         """
-        return self._tell("share with", Operation.SHARE, to, buffers, payload, tag, writable)
+        number = self._tell("share with", Operation.SHARE, to, buffers, payload, tag, writable)
+        return Lending.of(number, partial(take_back, self._window, self._serve, buffers))
 
     def give_back(self, *buffers: Buffer, payload: Bytes = b"", tag: SupportsIndex = 0) -> int:
         """Return buffers that are borrowed of one machine to it; they are not the host's any more.
@@ -242,9 +254,12 @@ class HostEndpoint:
             why = f"payload has {len(inline)} bytes, of at most {PAYLOAD_MAX}: use a buffer"
             raise refused(what, Status.E_LENGTH, why)
         copied = bytes(inline)
+        del inline  # which may be a view of a buffer that is to go
 
         def read() -> Request:
             spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
+            if operation in _TAKES:
+                check_unviewed(buffers, self._journal)
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
             return Request(receiver, word, length, spans, copied, operation, writable)
@@ -252,6 +267,7 @@ class HostEndpoint:
         def follow(answer: Answer) -> Answer:
             if answer.status is Status.OK:
                 self._follow(operation, buffers)
+            refresh(buffers)
             return answer
 
         answer = self._serve(read, follow)

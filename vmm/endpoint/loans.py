@@ -9,10 +9,10 @@ from functools import partial
 from typing import NamedTuple
 
 from vmm.endpoint.arguments import wrong_type
-from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.buffer import Buffer, check_unviewed
 from vmm.endpoint.host import HostEndpoint
 from vmm.endpoint.refusals import refused
-from vmm.errors import ConfigError, GuestError, PageferryError
+from vmm.errors import ConfigError, GuestError, LiveViewError, PageferryError
 from vmm.ferry import carry
 from vmm.ferry.message import Request
 from vmm.ferry.rules import RULES
@@ -142,6 +142,10 @@ class FileLoans:
 
     def _lend(self, to: LinuxMachine, part: Sequence[_File]) -> None:
         exchange, answer = self._host._exchange, None
+        try:
+            check_unviewed([file.buffer for file in part], self._host._journal)
+        except LiveViewError as error:
+            raise _Undone(error) from None
         while answer is None:  # in slices that are short, since it has been prepared
             answer = exchange.serve(self._host.peer, partial(self._request, to, part))
         status = answer.status

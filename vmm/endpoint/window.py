@@ -10,7 +10,9 @@ from vmm.ferry.exchange import Exchange
 from vmm.ferry.peer import Peer
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.memory.movers import MappedWindow
 from vmm.memory.runs import Extent
+from vmm.memory.views import Export, Views
 
 
 class HostWindow:
@@ -28,6 +30,27 @@ class HostWindow:
     def describe(self, extent: Extent) -> Description:
         """Return what an extent is to the host."""
         return self._ledger.describe(self.peer.number, extent)
+
+    def holds(self, extent: Extent, holds: frozenset[Hold]) -> bool:
+        """Whether every page of an extent is one of these to the host."""
+        return self._ledger.holds(self.peer.number, extent, holds)
+
+    def parted(self, extent: Extent) -> list[Extent]:
+        """Return what of an extent is the host's, and with others at present: lent, or shared."""
+        runs = self._ledger.runs(self.peer.number, extent)
+        return [run.extent for run in runs if run.hold in (Hold.LENT, Hold.SHARED)]
+
+    def export(self, extent: Extent, size: int, *, writable: bool) -> Export:
+        """Return something that gives out the first bytes of an extent, which has been checked."""
+        return Export(self.peer.window.address(extent.page), size, writable=writable)
+
+    @property
+    def views(self) -> Views:
+        """What buffers have given out."""
+        window = self.peer.window
+        assert isinstance(window, MappedWindow)
+        assert window.views is not None
+        return window.views
 
     def check(self, extent: Extent, holds: frozenset[Hold]) -> None:
         """Raise AccessError unless every page of an extent is one of these to the host."""

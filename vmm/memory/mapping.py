@@ -14,6 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -59,6 +60,7 @@ _MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
+_MADV_DOFORK = 11
 _MADV_HUGEPAGE = 14
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -164,6 +166,14 @@ def renew(address: int, size: int) -> None:
         _fail(f"mmap of {size} bytes for zeros")
 
 
+def blank(address: int, size: int) -> None:
+    """Replace whatever is at `address` by memory of nobody's: zeros, or where the host does not let
+    there be any (strict overcommit), by what is inaccessible.
+    """
+    if _mmap(address, size, _READ_WRITE, _HOLE, -1, 0) == _MAP_FAILED:
+        hide(address, size)
+
+
 def store(address: int, size: int, fd: int, offset: int) -> None:
     """Copy memory into a file. Raises OSError, with some of it written, where there is no room."""
     while size:
@@ -231,18 +241,28 @@ def keep_from_children(address: int, size: int) -> None:
         _fail(f"madvise(DONTFORK) of {size} bytes")
 
 
+def leave_to_children(address: int, size: int) -> None:
+    """Undo `keep_from_children`."""
+    if _madvise(address, size, _MADV_DOFORK) != 0:
+        _fail(f"madvise(DOFORK) of {size} bytes")
+
+
 class Mapping:
     """An address range of this process, unmapped by `close()`.
 
     address   its first byte
     size      in bytes, a multiple of the page size
+    ground    whether there is memory of nobody's where nothing else is
     """
+
+    ground = False
 
     def __init__(self, address: int, size: int, given: GivenMapping | None = None) -> None:
         self.address = address
         self.size = size
         self._given = GivenMapping(address, size=size) if given is None else given  # the whole
         self._changes = False  # whether it is no plain memory of this process's own all the time
+        self._parts: list[GivenMapping] | None = None  # all but what is kept, when it is closed
         forks.hold(self)
 
     @classmethod
@@ -252,6 +272,18 @@ class Mapping:
         It begins at a multiple of HUGE, so that huge pages fit into it; of GIANT, if it is larger.
         """
         return cls._aligned(size, _PROT_NONE, "a window")
+
+    @classmethod
+    def viewable(cls, size: int) -> Mapping:
+        """Reserve address space as `reserve` does, that can be touched all the same: it is memory
+        of nobody's. Where the host does not let there be so much (strict overcommit) it cannot.
+        """
+        try:
+            mapping = cls._aligned(size, _READ_WRITE, "a window")
+        except ResourceError:
+            return cls.reserve(size)
+        mapping.ground = True
+        return mapping
 
     @classmethod
     def park(cls, size: int) -> Mapping:
@@ -325,8 +357,8 @@ class Mapping:
         """Replace what is mapped by zeros in a process that was forked: views stay what they were,
         and are not the parent's.
 
-        Of what is shared, changes, or is left out of children, only what was inherited is replaced,
-        by inaccessible address space: in between there may be the child's own by now.
+        Of what is shared, changes, or is left out of children, only what was inherited is replaced:
+        in between there may be the child's own by now. It is inaccessible there.
         """
         start, size = self._given.address, self._given.size
         self._given.forget()
@@ -336,16 +368,36 @@ class Mapping:
                 hide(start, size)
             return
         self.address, self.size = _NOWHERE, 0
-        for area in maps.areas(start or 0, (start or 0) + size):
+        if not start:
+            return
+        replace = blank if self.ground else hide  # where a view may be, or none is
+        for area in maps.areas(start, start + size):
             if area.shared or not area.access:
-                hide(area.start, area.end - area.start)
+                replace(area.start, area.end - area.start)
 
     def close(self) -> None:
         """Unmap the range, and forget where it was: it may be somebody else's from now on. Further
         calls do nothing.
         """
         self.address, self.size = _NOWHERE, 0
-        self._given.give_back()
+        if self._parts is None:
+            self._given.give_back()
+        else:
+            self._given.forget()
+            for part in self._parts:
+                part.give_back()
+
+    def close_around(self, kept: Sequence[tuple[int, int]]) -> None:
+        """Close it but for some parts (address, size), in order, which are somebody else's."""
+        if self._parts is None:
+            ends = [self._given.address or 0, *(address + size for address, size in kept)]
+            starts = [*(address for address, _ in kept), ends[0] + self._given.size]
+            self._parts = [
+                GivenMapping(end, size=start - end)
+                for end, start in zip(ends, starts, strict=True)
+                if start > end
+            ]
+        self.close()
 
     def __enter__(self) -> Mapping:
         return self

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from vmm.memory.capi import capi
 from vmm.memory.region import Region
 from vmm.sandbox.references import Reference
 from vmm.sandbox.request import Copied, Seen
@@ -29,12 +30,9 @@ class _PyBuffer(ctypes.Structure):
     )
 
 
-_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
-_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int)
-_get_buffer.restype = ctypes.c_int
-_release_buffer = ctypes.pythonapi.PyBuffer_Release
-_release_buffer.argtypes = (ctypes.POINTER(_PyBuffer),)
-_release_buffer.restype = None
+_VIEW = ctypes.POINTER(_PyBuffer)
+_get_buffer = capi("PyObject_GetBuffer", ctypes.c_int, ctypes.py_object, _VIEW, ctypes.c_int)
+_release_buffer = capi("PyBuffer_Release", None, _VIEW)
 _SIMPLE = 0  # PyBUF_SIMPLE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
 import itertools
 import math
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import Buffer, arguments
+from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
-from vmm.errors import ArgumentTypeError, ClosedError, GuestError
+from vmm.errors import ClosedError, GuestError, LiveViewError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
@@ -225,48 +225,45 @@ class Sandbox:
     def _machines(self) -> list[Machine]:
         return [w.machine for w in self._crew.workers if w.machine is not None]
 
-    # ---- Arrays ----
+    # ---- Memory that calls share ----
+
+    def alloc(self, size: Size) -> Buffer:
+        """Return zeroed memory that calls share with a machine and do not copy: a Buffer, which has
+        the buffer protocol. Give it back with `monitor.host.release`. Raises ResourceError.
+        """
+        self._tidy()
+        return self.monitor.host.alloc(size)
 
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
-        """Return a zeroed NumPy array in memory that calls share with a machine and do not copy.
+        """Return a zeroed NumPy array in such memory.
 
-        It may be used like any other; its memory is freed with its last view. Raises ResourceError
-        if there is none, ConfigError, ImportError without NumPy.
+        It may be used like any other; its memory is freed when its last view is gone. Raises
+        ResourceError if there is none, ConfigError, ImportError without NumPy.
         """
-        import numpy as np
-
-        kind = np.dtype(dtype)
-        if kind.hasobject:
-            raise ArgumentTypeError(f"dtype {kind} holds references of this process")
-        sizes = _sizes(shape)
+        kind, sizes = layout(dtype, shape, 0)
         size = math.prod(sizes) * kind.itemsize
-        self._tidy()
-        buffer = self.monitor.host.alloc(max(size, 1))
-        export = (ctypes.c_ubyte * max(size, 1)).from_address(buffer.address)
-        # Not released there: that may be at any line of any thread, within a turn as well.
-        weakref.finalize(export, self._unused.append, buffer).atexit = False
-        flat: Any = np.frombuffer(export, dtype=np.uint8)[:size]
-        return flat.view(kind).reshape(sizes) if size else np.empty(sizes, kind)
+        buffer = self.alloc(max(size, 1))
+        array: np.ndarray[Any, Any] = buffer.array(kind, sizes)
+        # Not released there: that may be at any line of any thread, within a turn as well. Nor for
+        # certain then: slices may be left.
+        weakref.finalize(array, self._unused.append, buffer).atexit = False
+        return array
 
     def array(self, values: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         """Return a copy of an array, or of what `numpy.asarray` takes, as `empty` makes them."""
-        import numpy as np
-
-        source = np.asarray(values, dtype)
+        source = numpy().asarray(values, dtype)
         made = self.empty(source.shape, source.dtype)
         made[...] = source
         return made
 
     def _tidy(self) -> None:
         """Free the memory of arrays that are no more."""
-        left = []
-        while self._unused:
+        for _ in range(len(self._unused)):
             buffer = self._unused.popleft()
             try:
                 self.monitor.host.release(buffer)
-            except GuestError:  # in use by a call
-                left.append(buffer)
-        self._unused.extend(left)
+            except (LiveViewError, GuestError):  # a slice is left, or a call has it
+                self._unused.append(buffer)
 
     # ---- The end ----
 
@@ -314,15 +311,6 @@ class Sandbox:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Sandbox cannot be copied or pickled: make one in each process")
-
-
-def _sizes(shape: Any) -> tuple[int, ...]:
-    """Return an array's dimensions. Raises ArgumentTypeError, ConfigError."""
-    try:
-        sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-        return tuple(integer(size, "shape", 0) for size in sizes)
-    except ArgumentTypeError:
-        raise arguments.wrong_type("shape", "a number, or a tuple of them", shape) from None
 
 
 def _mover(device: str | bytes | os.PathLike[str]) -> str | type[Mover]:

@@ -64,15 +64,21 @@ class Worker:
         self._fresh = fresh
         self._tag = 0
         self._scratch: Buffer | None = None
-        self.machine: Machine | None = None
+        self.machine: LinuxMachine | None = None
         self._cancelled = False
 
-    def start(self) -> Machine:
+    def start(self) -> LinuxMachine:
         """Have a machine that waits for calls. Raises CallError, and what `spawn` does."""
         if self.machine is not None and self.machine.state is not State.STOPPED:
             return self.machine
         self._discard()
-        machine = self.machine = self._spawn()
+        spawned = self._spawn()
+        if not isinstance(spawned, LinuxMachine):
+            self._monitor.remove(spawned)
+            raise ConfigError(
+                f"{spawned.name} is a guest, and no program whose functions are called"
+            )
+        machine = self.machine = spawned
         try:
             until = time.monotonic() + self._patience
             in_time = self._monitor._drive(machine, until, lambda: self._desk.answered(machine))
@@ -86,7 +92,7 @@ class Worker:
                     f"and this is {CALL_VERSION}: build it again"
                 )
             if self._fresh:
-                machine.guest.keep()  # type: ignore[attr-defined]
+                machine.keep()
         except BaseException:
             self._discard()
             raise
@@ -129,7 +135,7 @@ class Worker:
                 self._copy_back(spill)
             value = finish(result)
             if self._fresh:
-                machine.guest.put_back()  # type: ignore[attr-defined]
+                self._put_back(machine)
         except BaseException:
             self._discard()
             raise
@@ -137,11 +143,18 @@ class Worker:
             self._drop_scratch()
         return value
 
+    def _put_back(self, machine: LinuxMachine) -> None:
+        """Let a machine be what it was; or another one, if it has got memory of the pool."""
+        if self._desk.pages(machine):
+            self._discard()
+        else:
+            machine.put_back()
+
     def text(self, address: int, limit: int) -> bytes | None:
         """Return the C string at an address of the machine's own memory; None if there is none of
         at most so many bytes. Called by `finish`.
         """
-        assert isinstance(self.machine, LinuxMachine)
+        assert self.machine is not None
         try:
             return self.machine.guest.process.memory.text(address, limit)
         except SysError:
@@ -155,7 +168,7 @@ class Worker:
         payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
         if payload is None:
             raise self._failure(machine, name, in_time=in_time)
-        if desk.borrows(machine):  # it has answered, and not returned everything
+        if desk.pages(machine, borrowed=True):  # it has answered, and not returned everything
             raise CallCrash(name, "it has kept memory that was shared for the call")
         return payload
 

@@ -52,7 +52,7 @@ class InPlaceMover(RemapMover):
         self._host: InPlaceHostWindow | None = None
 
     def host_window(self, size: int) -> Window:
-        self._host = InPlaceHostWindow(self._park, size)
+        self._host = InPlaceHostWindow(self._park, size, viewed=True)
         return self._host
 
     def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:

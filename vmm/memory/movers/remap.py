@@ -45,9 +45,15 @@ class RemapWindow(MappedWindow):
     """
 
     def __init__(
-        self, park: Park, size: int, base: int | None = None, vm: Vm | None = None
+        self,
+        park: Park,
+        size: int,
+        base: int | None = None,
+        vm: Vm | None = None,
+        *,
+        viewed: bool = False,
     ) -> None:
-        super().__init__(park, size, base, vm)
+        super().__init__(park, size, base, vm, viewed=viewed)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
         self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
@@ -107,6 +113,7 @@ class RemapWindow(MappedWindow):
         self._park.lodgings.settle(part._replace(window=self, page=page))
         hold = Hold.OWNED if writable else Hold.VIEWED
         self._shown.insert(Run(page, part.pages, part.frame, hold))
+        self.changed(page, part.pages)
         if stuck is not None:
             raise stuck
 
@@ -255,6 +262,7 @@ class RemapWindow(MappedWindow):
             raise
         self._shown.remove(page, count)
         other._shown.insert(part[0]._replace(page=place))
+        other.changed(place, count)
         self._park.lodgings.settle(Lodging(frame, count, True, other, place))
         return True
 
@@ -350,20 +358,28 @@ class RemapWindow(MappedWindow):
         if area.file is not None or area.shared:
             return super()._sights(area, page, pages)
         found, end, writable = list[Sight](), page + pages, "w" in area.access
+        ground = self.views is not None  # where there is memory of nobody's between them
         for run in self._shown.within(page, pages):
-            if run.page > page:
+            if run.page > page and not ground:
                 found.append(Sight(page, run.page - page, None, writable))
             home = self._park.lodgings.within(run.frame, run.pages)
             here = all(p.window is self and p.page - p.frame == run.page - run.frame for p in home)
             found.append(Sight(run.page, run.pages, run.frame if here else None, writable))
             page = run.end
-        if page < end:
+        if page < end and not ground:
             found.append(Sight(page, end - page, None, writable))
         return found
 
+    def left_out(self, extent: Extent) -> list[tuple[int, int]]:
+        runs = self._shown.within(*extent)
+        return [(self.address(run.page), run.pages * PAGE_SIZE) for run in runs]
+
     def close(self) -> None:
-        """Send home what is here, and unmap it all."""
-        if self._shown.items:
+        """Send home what is here, and unmap it all, but for what is kept."""
+        for piece in self.kept_pieces():
+            for address, size in self.left_out(piece.extent):
+                mapping.leave_to_children(address, size)
+        if self._shown.items and not self.kept_pieces():
             with contextlib.suppress(OSError):
                 self.hide(0, self.region.pages)
         for run in self._shown:  # lost with the mapping
@@ -401,4 +417,4 @@ class RemapMover(Mover):
         return RemapWindow(self._park, size, base, vm)
 
     def host_window(self, size: int) -> Window:
-        return RemapWindow(self._park, size)
+        return RemapWindow(self._park, size, viewed=True)

@@ -6,8 +6,10 @@ exchange always hides an extent on the old side before it shows it on the new on
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
@@ -18,6 +20,7 @@ from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
 from vmm.memory.runs import Extent
+from vmm.memory.views import Kept, Piece, Views, keep
 
 PRIVATE_SLOT = 0  # the memslot of a machine's private memory
 PROGRAM_SLOTS = (PRIVATE_SLOT, 1, 2, 3)  # of a Linux program's, if it is one
@@ -170,7 +173,7 @@ class Mover(ABC):
 
     def host_window(self, size: int) -> Window:
         """Make an empty window in this process: memory that the host itself reads and writes."""
-        return MappedWindow(self.pool, size)
+        return MappedWindow(self.pool, size, viewed=True)
 
     def close(self) -> None:
         """Free the pool's memory."""
@@ -181,13 +184,29 @@ class MappedWindow(Window):
     """A window whose host mapping changes.
 
     base, vm   its guest-physical address, and the machine that sees it; the host's has neither
+    viewed     whether Python may have views of it, as of the host's
+    views      what Python may see of the host's (vmm.memory.views); None for a machine's
     """
 
+    views: Views | None = None
+
     def __init__(
-        self, pool: PagePool, size: int, base: int | None = None, vm: Vm | None = None
+        self,
+        pool: PagePool,
+        size: int,
+        base: int | None = None,
+        vm: Vm | None = None,
+        *,
+        viewed: bool = False,
     ) -> None:
         self._pool = pool
-        self.mapping = Mapping.reserve(size)
+        self._pieces: list[Piece] | None = None  # that are kept, when it is being closed
+        self._kept: list[Kept] | None = None  # the same, in memory
+        if viewed:
+            self.mapping = Mapping.viewable(size)
+            self.views = Views(self.left_out)
+        else:
+            self.mapping = Mapping.reserve(size)
         address = self.mapping.address
         self.region = Region(address if base is None else base, size)
         self._slots: WindowSlots | None = None
@@ -207,10 +226,30 @@ class MappedWindow(Window):
         mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
             mapping.advise_huge(address, size)
+        if self.views is not None:
+            self.changed(page, count)
 
     def hide(self, page: int, count: int) -> None:
         self._pool.journal.touched.append((self, page, count))
-        mapping.hide(self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE)
+        address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
+        if self.views is None:
+            mapping.hide(address, size)
+            return
+        # No hole: who still points to it finds nothing, and ends no process.
+        if self.mapping.ground:
+            mapping.renew(address, size)
+        else:
+            mapping.blank(address, size)
+        self.changed(page, count)
+
+    def changed(self, page: int, count: int) -> None:
+        """Tell the buffers of the host's window, when the turn has been."""
+        if self.views is not None and self.views.watched:
+            self._pool.journal.later(partial(self.views.changed, page, count))
+
+    def left_out(self, extent: Extent) -> list[tuple[int, int]]:
+        """Return where memory is here that children do not inherit: address, bytes."""
+        return []
 
     def loosen(self, page: int, count: int) -> None:
         mapping.loosen(self.address(page), count * PAGE_SIZE)
@@ -233,9 +272,52 @@ class MappedWindow(Window):
 
     def _sights(self, area: maps.Area, page: int, pages: int) -> Sequence[Sight]:
         """Return what a mapping shows that something can be seen through."""
+        if self.views is not None and area.file is None and not area.shared:
+            return ()  # memory of nobody's
         ours = area.file == maps.identity(self._pool.fd) and area.shared and "x" not in area.access
         frame = area.offset // PAGE_SIZE if ours else None
         return (Sight(page, pages, frame, "w" in area.access),)
 
     def close(self) -> None:
+        pieces = self.kept_pieces()
+        if pieces and self.mapping.size:
+            self._close_around(pieces)
         self.mapping.close()
+
+    def kept_pieces(self) -> list[Piece]:
+        """Return what is to be kept when this is closed; no more is given out from now on."""
+        if self._pieces is None:
+            self._pieces = [] if self.views is None else self.views.stop()
+        return self._pieces
+
+    def _close_around(self, pieces: list[Piece]) -> None:
+        """Close all but some pieces: nobody else has what is in them, and nobody gets it. May be
+        called again, if it was interrupted.
+        """
+        if self._kept is None:
+            self._kept = [Kept(piece, self.address(piece.extent.page)) for piece in pieces]
+        for piece in pieces:
+            if not piece.viewed:
+                mapping.blank(self.address(piece.extent.page), piece.extent.pages * PAGE_SIZE)
+        with contextlib.suppress(OSError):  # it may have been closed, if this is done again
+            self._punch_but(pieces)
+        keep(self._kept)
+        self.mapping.close_around([(k.given.address or 0, k.given.size) for k in self._kept])
+
+    def _punch_but(self, pieces: Sequence[Piece]) -> None:
+        """Free what the memfd has, but for what is to be seen in these pieces: it lives as long as
+        any part of it is mapped.
+        """
+        seen = [
+            Extent(sight.frame + first - sight.page, last - first)
+            for sight in self.seen()
+            for piece in pieces
+            if sight.frame is not None
+            and (first := max(sight.page, piece.extent.page))
+            < (last := min(sight.page + sight.pages, piece.extent.end))
+        ]
+        frame = 0
+        for extent in (*sorted(seen), Extent(self._pool.frames, 0)):
+            if extent.page > frame:
+                self._pool.discard(frame, (extent.page - frame) * PAGE_SIZE)
+            frame = max(frame, extent.end)
