@@ -1,4 +1,4 @@
-"""`pageferry new`, as a user runs it: no KVM needed. tests/kvm/test_new_project.py runs its work."""
+"""`pageferry new`, as a user runs it: what it makes is run by tests/kvm/test_new_project.py."""
 
 from __future__ import annotations
 
