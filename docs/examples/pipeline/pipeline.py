@@ -1,4 +1,4 @@
-"""A file through three machines, whose blocks move from one to the next: python3 pipeline.py FILE"""
+"""A file through three machines, whose blocks move from each to the next: pipeline.py FILE"""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from vmm import Buffer, Monitor
+from vmm import Buffer, Machine, Monitor
 
 STAGES = ("lower", "words", "checksum")
 BLOCK = 2 << 20  # bytes; so large that a huge page moves as one
