@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from vmm import Buffer, Machine, Monitor
+from vmm import Buffer, LinuxMachine, Machine, Monitor
 
 STAGES = ("lower", "words", "checksum")
 BLOCK = 2 << 20  # bytes; so large that a huge page moves as one
@@ -28,7 +29,7 @@ def build(folder: Path) -> list[Path]:
     made = [folder / f"{name}.elf" for name in STAGES]
     for elf in made:
         source = Path(__file__).with_name(f"{elf.stem}.c")
-        line = [sys.executable, "-m", "vmm", "build", "--libc", source, "-o", elf]
+        line = [sys.executable, "-m", "vmm", "build", "--libc", str(source), "-o", str(elf)]
         subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return made
 
@@ -51,10 +52,12 @@ def run(path: Path, programs: list[Path]) -> Report:
         m.host.send(lower)  # no pages: that is all
         settle(m, stages)
         last = m.host.receive()
+        assert last is not None
+        assert isinstance(words, LinuxMachine)
         return Report(total, words.stdout.decode(), last.tag)
 
 
-def feed(m: Monitor, to: Machine, free: list[Buffer], file: BinaryIO) -> int:
+def feed(m: Monitor, to: Machine, free: list[Buffer], file: BufferedReader) -> int:
     """Fill blocks and send them off, as many as are free; return how many bytes that were."""
     sent = 0
     while free:

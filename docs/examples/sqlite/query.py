@@ -25,7 +25,8 @@ class Database:
 
     def query(self, sql: str) -> list[list[Any]]:
         """Return all rows. Raises ValueError for what SQLite refuses, CallError if it breaks."""
-        rows = json.loads(self.lib.query(self.bytes, self.bytes.nbytes, sql))
+        answer = self.lib.query(self.bytes, self.bytes.nbytes, sql)
+        rows: list[list[Any]] | str = json.loads(answer)
         if isinstance(rows, str):
             raise ValueError(rows)
         return rows
