@@ -86,7 +86,7 @@ class Worker:
                     f"and this is {CALL_VERSION}: build it again"
                 )
             if self._fresh:
-                machine.guest.keep()  # type: ignore[attr-defined]
+                machine.keep()  # type: ignore[attr-defined]
         except BaseException:
             self._discard()
             raise
@@ -129,7 +129,7 @@ class Worker:
                 self._copy_back(spill)
             value = finish(result)
             if self._fresh:
-                machine.guest.put_back()  # type: ignore[attr-defined]
+                machine.put_back()  # type: ignore[attr-defined]
         except BaseException:
             self._discard()
             raise
