@@ -12,14 +12,13 @@ from kvm.doc_examples import DOCS, examples, run_example
 from unit.compilers import no_cc
 
 import vmm
-from vmm.linux.guest import LinuxGuest
 
 # Also so that its threads are there before they are counted.
 NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 EXAMPLES = examples("guide.md")
 SOURCES = [*examples("guide.md", "c"), *examples("guide.md", "cpp")]
 # What an example is of, and whether it is there.
-COMING = {"Pool(": hasattr(vmm, "Pool"), "fresh=True": hasattr(LinuxGuest, "keep")}
+COMING = {"Pool(": hasattr(vmm, "Pool")}
 
 pytestmark = [
     pytest.mark.not_in_lanes("what the manual shows; no compiler there"),
