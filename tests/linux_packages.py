@@ -20,6 +20,7 @@ NEEDS = {
     "/usr/include/lua5.4/lua.h": "liblua5.4-dev",
     "/usr/include/zstd.h": "libzstd-dev",
     "/usr/include/zlib.h": "zlib1g-dev",
+    "/usr/include/png.h": "libpng-dev",
     "/usr/bin/bc": "bc",
     "/usr/bin/mawk": "mawk",
     "/usr/bin/xz": "xz-utils",

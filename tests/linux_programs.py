@@ -77,6 +77,12 @@ def system_program(name: str) -> Path:
     return path if path.exists() else _missing(NEEDS.get(str(path), name))
 
 
+def need(name: str) -> None:
+    """Skip the test, or fail it, if something of `linux_packages.NEEDS` is not there."""
+    if not is_there(name):
+        _missing(NEEDS[name])
+
+
 def build_linux_programs(libcs: Sequence[str] = LIBCS) -> None:
     """Build all that can be built here: before a lane boots, which has no compiler."""
     for libc in libcs:

@@ -19,5 +19,5 @@ def run_example(example: str, page: str) -> None:
     printed: list[str] = []
     names = {"print": lambda *values: printed.append(" ".join(map(str, values)))}
     exec(compile(example, page, "exec"), names)
-    assert printed == said
+    assert printed == said, f"{page} says {said}, and it printed {printed}"
     assert len(said) >= 1

@@ -230,9 +230,10 @@ def test_a_wheel_from_an_sdist_holds_the_guests_and_what_builds_more(
     with zipfile.ZipFile(wheel) as contents:
         names = set(contents.namelist())
     wanted = ("bin/probe.elf", "include/pageferry.h", "lib/pf.h", "lib/pf.c", "lib/guest.ld")
-    wanted += ("lib/linux/peer.c",)
+    wanted += ("lib/linux/peer.c", "lib/sandbox/sandbox.c", "lib/sandbox/enter.S")
     assert {f"vmm/_guests/{name}" for name in wanted} <= names
     assert "vmm/py.typed" in names
+    assert "vmm/command/project/NAME.c.in" in names
     assert not [name for name in names if "/.obj/" in name or name.startswith("guests/")]
 
 

@@ -29,12 +29,15 @@ def test_every_file_that_is_linked_exists() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_the_first_example_is_of_the_librarys_names() -> None:
+def test_the_first_examples_are_of_the_librarys_names() -> None:
     import vmm
 
-    example = re.search(r"```python\n(.*?)```", README, re.S)
-    assert example is not None
-    compile(example[1], "README.md", "exec")
+    use, machines, *_ = re.findall(r"^```python\n(.*?)```", README, re.S | re.M)
+    for number, example in enumerate((use, machines)):
+        compile(example, f"README.md, {number}", "exec")
+    imported = re.search(r"^from vmm import (.*)$", use, re.M)
+    assert imported is not None
+    assert {"CallError", "Sandbox"} == set(imported[1].split(", ")) <= set(vmm.__all__)
     for name in ("spawn", "connect", "run"):
-        assert f"m.{name}(" in example[1]
+        assert f"m.{name}(" in machines
         assert hasattr(vmm.Monitor, name)

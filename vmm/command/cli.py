@@ -24,6 +24,7 @@ from vmm.command.failure import (
     Group,
 )
 from vmm.command.nested import nested
+from vmm.command.new import new
 from vmm.command.options import machine_options, open_monitor
 from vmm.command.output import output
 from vmm.command.reports import live_progress, show_report
@@ -47,6 +48,7 @@ def main() -> None:
 
 main.add_command(bench)
 main.add_command(nested)
+main.add_command(new)
 main.add_command(run)
 
 
@@ -107,11 +109,13 @@ def doctor(as_json: bool) -> None:
 )
 @click.option("--cc", help="The C compiler [$PAGEFERRY_CC, cc, or the ziglang package].")
 @click.option("--libc", is_flag=True, help="Link a C library: make a static program for Linux.")
+@click.option("--sandbox", is_flag=True, help="Make a library of functions that Python calls.")
 @compiler_options
 def build(sources: tuple[Path, ...], target: Path | None, cc: str | None, **options: Any) -> None:
     """Build a guest from C sources, with pageferry's headers, library and linker script.
 
-    Assembly (.s, .S), objects and archives (.o, .a) can be given as well, and with --libc also C++.
+    Assembly (.s, .S), objects and archives (.o, .a) can be given as well, and with --libc or
+    --sandbox also C++.
     What the compiler warns of is printed, and is no error.
     """
     target = target or sources[0].with_suffix(".elf")

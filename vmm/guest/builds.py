@@ -43,6 +43,10 @@ _NO_LIBC = (
     "the C library's static files are not installed (Debian: libc6-dev; Fedora: glibc-static): "
     "install them, or build with ziglang, which has its own (--cc ziglang)"
 )
+_MAIN = (
+    "it has a main, and a sandbox has one of its own: take it out, or give it another name "
+    "(-Dmain=other)"
+)
 
 
 def to_standard_error(text: str) -> None:
@@ -264,6 +268,18 @@ class SandboxBuild(LibcBuild):
             return given
         # Nothing asks for what is in them, but the host will.
         return ("-Wl,--whole-archive", *given, "-Wl,--no-whole-archive")
+
+    def _link_flags(self, target: Target) -> tuple[str, ...]:
+        # Nobody in the program calls its functions, and zig's linker drops what nobody calls.
+        return (*super()._link_flags(target), "-Wl,--no-gc-sections")
+
+    def _link_one(self, target: Target) -> str:
+        try:
+            return super()._link_one(target)
+        except BuildError as error:
+            if not re.search(r"(multiple definition of|duplicate symbol:)\W+main\b", str(error)):
+                raise
+            raise BuildError(f"cannot link {target.output.name}: {_MAIN}") from error
 
 
 def _shown(source: Path) -> str:

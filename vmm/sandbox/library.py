@@ -182,19 +182,24 @@ class Sandbox:
         return found
 
     def __getattr__(self, name: str) -> Function:
-        functions = None if name.startswith("__") else self.__dict__.get("_program")
-        if functions is None:
+        if name.startswith("__") or "_program" not in self.__dict__:
             raise AttributeError(name)
         try:
             return self[name]
         except KeyError:
-            near = difflib.get_close_matches(name, functions.prototypes, 1)
+            near = difflib.get_close_matches(name, self._told_of, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             path = self._program.path.name
             raise AttributeError(f"there is no global function {name!r} in {path}{hint}") from None
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self._program.prototypes]
+        return [*super().__dir__(), *self._told_of]
+
+    @property
+    def _told_of(self) -> list[str]:
+        """The functions that there is debug information of: the C library's are a thousand more."""
+        known = self._program.prototypes
+        return [name for name in known if not known[name].unknown and not name.startswith("pf_")]
 
     @property
     def _base(self) -> int:

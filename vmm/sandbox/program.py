@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from vmm.sandbox.prototypes import Prototypes
 _TYPE = slice(16, 18)  # of an ELF file's header, e_type
 _WRITTEN = (".c", ".h", *CPP_SUFFIXES)
 _PROGRAMS = (b"\x02\0", b"\x03\0")  # ET_EXEC, ET_DYN
+_RUNTIME = "pf_enter_function"  # which every sandbox has
+# The first error that a compiler or a linker tells of.
+_ERROR = re.compile(r"^.*(error: |undefined (reference|symbol)|cannot find ).*$", re.MULTILINE)
 
 
 class Program:
@@ -59,7 +63,7 @@ class Program:
         try:
             found = read_header(header, self.prototypes, find_compiler(compiler), flags)
         except BuildError as error:
-            raise GuestImageError(str(error)) from error
+            raise _failure(str(error)) from error
         self.prototypes.learn(found)
 
     def lengths(self, name: str) -> dict[str, Length]:
@@ -105,6 +109,11 @@ def program(
         if len(paths) > 1:
             raise ConfigError(f"{paths[0]} is a program already: give it alone")
         made = Program(paths[0], None)
+        if _RUNTIME not in made.prototypes:
+            raise GuestImageError(
+                f"{paths[0]}: it was not built for this: pageferry build --sandbox, "
+                "and do not strip it"
+            )
     else:
         made = _built(paths, flags, compiler, name or paths[0].stem, options)
     try:
@@ -137,7 +146,7 @@ def _built(
                 **options,
             )
         except BuildError as error:
-            raise GuestImageError(str(error)) from error
+            raise _failure(str(error)) from error
         texts = [path.read_text(errors="replace") for path in paths if path.suffix in _WRITTEN]
         made = Program(elf, directory, texts)
         made.said = "\n".join(said)
@@ -145,3 +154,13 @@ def _built(
     except BaseException:
         directory.cleanup()
         raise
+
+
+def _failure(text: str) -> GuestImageError:
+    """Return what cannot be built as one line, with all that the compiler says as a note."""
+    first, _, rest = text.partition("\n")
+    found = _ERROR.search(rest)
+    error = GuestImageError(f"{first} {found[0]}" if found else first)
+    if rest:
+        error.add_note(rest)
+    return error

@@ -1,0 +1,61 @@
+"""docs/guide.md, step by step: its programs are saved as it says, and print what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Ended, pageferry
+from kvm.doc_examples import DOCS, examples, run_example
+from unit.compilers import no_cc
+
+import vmm
+
+# Also so that its threads are there before they are counted.
+NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
+EXAMPLES = examples("guide.md")
+SOURCES = [*examples("guide.md", "c"), *examples("guide.md", "cpp")]
+# What an example is of, and whether it is there.
+COMING = {"Pool(": hasattr(vmm, "Pool")}
+
+pytestmark = [
+    pytest.mark.not_in_lanes("what the manual shows; no compiler there"),
+    pytest.mark.skipif(no_cc, reason="the libraries that are linked are glibc's"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save the programs under the names that their first lines say."""
+    folder = tmp_path_factory.mktemp("guide")
+    for source in SOURCES:
+        named = re.match(r"/\* (\S+) \*/\n", source)
+        assert named is not None
+        (folder / named[1]).write_text(source)
+    return folder
+
+
+def title(example: str) -> str:
+    """Return the heading that an example stands under."""
+    before = (DOCS / "guide.md").read_text().partition(example)[0]
+    return re.findall(r"^## (.*)$", before, re.M)[-1]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=map(title, EXAMPLES))
+def test_a_step_prints_what_it_says(
+    example: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sign, there in COMING.items():
+        if sign in example and not there:
+            pytest.skip(f"{sign} is not there yet")
+    monkeypatch.chdir(folder)
+    run_example(example, "docs/guide.md")
+
+
+def test_the_command_builds_what_the_guide_builds(folder: Path) -> None:
+    (shown,) = re.findall(r"`pageferry (build --sandbox .*?)`", (DOCS / "guide.md").read_text())
+    assert pageferry(*shown.split(), cwd=folder) == Ended(0, "compress.elf\n", "")
+    with vmm.Sandbox(folder / "compress.elf") as lib:
+        assert lib.pack(b"a" * 100, 100, bytearray(50), 50) < 20
