@@ -116,7 +116,7 @@ class Sandbox:
         self._threads: ThreadPoolExecutor | None = None
         self._making = threading.Lock()  # of the threads
         self._functions: dict[str, Function] = {}
-        self._unused: deque[Buffer] = deque()  # of arrays that are no more
+        self._unused = _Unused()
         with contextlib.ExitStack() as opened:
             self._program = program(
                 sources,
@@ -251,7 +251,7 @@ class Sandbox:
         array: np.ndarray[Any, Any] = buffer.array(kind, sizes)
         # Not released there: that may be at any line of any thread, within a turn as well. Nor for
         # certain then: slices may be left.
-        weakref.finalize(array, self._unused.append, buffer).atexit = False
+        weakref.finalize(array, self._unused.note, buffer).atexit = False
         return array
 
     def array(self, values: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
@@ -263,12 +263,11 @@ class Sandbox:
 
     def _tidy(self) -> None:
         """Free the memory of arrays that are no more."""
-        for _ in range(len(self._unused)):
-            buffer = self._unused.popleft()
+        for buffer in self._unused.taken():
             try:
                 self.monitor.host.release(buffer)
             except (LiveViewError, GuestError):  # a slice is left, or a call has it
-                self._unused.append(buffer)
+                self._unused.note(buffer)
 
     # ---- The end ----
 
@@ -294,6 +293,9 @@ class Sandbox:
                 threads.shutdown(wait=False, cancel_futures=True)
         finally:
             self._opened.close()
+            self._unused.close()
+            for worker in self._crew.workers:
+                worker.forget()
         if threads is not None:
             threads.shutdown()
 
@@ -316,6 +318,29 @@ class Sandbox:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Sandbox cannot be copied or pickled: make one in each process")
+
+
+class _Unused:
+    """The memory of arrays that are no more; slices of them may be left. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._buffers: deque[Buffer] | None = deque()
+
+    def note(self, buffer: Buffer) -> None:
+        """Called by the garbage collector: whenever, and wherever."""
+        if self._buffers is not None:
+            self._buffers.append(buffer)
+
+    def taken(self) -> list[Buffer]:
+        """Return them, and have them no more."""
+        buffers, found = self._buffers, list[Buffer]()
+        while buffers:
+            found.append(buffers.popleft())
+        return found
+
+    def close(self) -> None:
+        """Know of none from now on: addresses are kept for as long as their buffers are."""
+        self._buffers = None
 
 
 def _mover(device: str | bytes | os.PathLike[str]) -> str | type[Mover]:

@@ -227,6 +227,10 @@ class Worker:
         if machine is not None:
             self._monitor.kill(machine, "the call was cancelled")
 
+    def forget(self) -> None:
+        """Know of nothing any more: the monitor has been closed."""
+        self.machine = self._scratch = None
+
     def _discard(self) -> None:
         """Remove the machine, whatever it is doing: all that it borrows is let go of."""
         machine, self.machine = self.machine, None
