@@ -8,6 +8,7 @@ import ctypes
 import functools
 import inspect
 import mmap
+import struct
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from vmm.sandbox.ctype import (
     Void,
 )
 from vmm.sandbox.prototype import Parameter, Prototype
-from vmm.sandbox.references import Reference
+from vmm.sandbox.references import Reference, refer, written_back
 
 BYTE, REAL, SIZE = Int("uint8_t", 1, False), Float("double", 8), Int("size_t", 8, False)
 POINT = Struct("struct point", 16, 8, (Field("x", 0, REAL), Field("y", 8, REAL)))
@@ -237,7 +238,11 @@ def test_what_has_the_buffer_protocol_is_pointed_to_if_its_items_fit(
             ctypes.c_char_p,
             "must be a buffer, an address or None for void *, not PyCSimpleType",
         ),
-        (BYTE, [1, 2], "must be a buffer, an address or None for uint8_t *, not list"),
+        (
+            BYTE,
+            [1, 2],
+            "may be written to, which a list cannot be: give an array (numpy.array, array.array)",
+        ),
         (BYTE, True, "must be a buffer, an address or None for uint8_t *, not bool"),
         (BYTE, 1.5, "must be a buffer, an address or None for uint8_t *, not float"),
         (BYTE, "text", "must be bytes or a buffer for uint8_t *, not str"),
@@ -331,3 +336,26 @@ def test_callbacks_are_refused_and_none_is_not() -> None:
         assert refusal(kind, value) == (
             "is a callback: functions of a machine cannot call Python; give None"
         )
+
+
+def test_numbers_in_a_list_are_an_array_that_is_only_read() -> None:
+    kind = Pointer(Float("double", 8), const=True)
+    made = refer(0, kind, [1, 2.5], "f: v")
+    assert isinstance(made, Reference)
+    assert (made.object, made.size, made.temporary) == (struct.pack("<2d", 1, 2.5), 16, True)
+    with pytest.raises(TypeError, match=r"f: v\[1\] must be a number"):
+        refer(0, kind, (1, "2"), "f: v")
+
+
+def test_a_mapping_that_a_structure_is_made_from_has_what_it_has_become() -> None:
+    point = Struct(
+        "point", 16, 8, (Field("x", 0, Int("int", 4, True)), Field("y", 8, Float("double", 8)))
+    )
+    line = Struct("line", 32, 8, (Field("a", 0, point), Field("b", 16, point)))
+    value = {"a": {"x": 1, "y": 2}, "b": (3, 4)}
+    made = refer(0, Pointer(line), value, "f: l")
+    assert isinstance(made, Reference)
+    assert made.mapping is value
+    written_back(made, struct.pack("<i4xdi4xd", 5, 6, 7, 8))
+    assert value == {"a": {"x": 5, "y": 6.0}, "b": (7, 8.0)}
+    assert getattr(refer(0, Pointer(line, const=True), value, "f: l"), "mapping", 0) is None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vmm.memory.capi import capi
 from vmm.memory.region import Region
-from vmm.sandbox.references import Reference
+from vmm.sandbox.references import Reference, written_back
 from vmm.sandbox.request import Copied, Seen
 
 
@@ -47,11 +47,20 @@ def address_of(view: memoryview) -> int:
 
 
 class Placed(NamedTuple):
-    """The arguments of a call that are pointers. `kept` is to live as long as the call."""
+    """The arguments of a call that are pointers. `kept` is to live as long as the call.
+
+    structures   those that are to be known when it is over, and their bytes
+    """
 
     seen: list[Seen]
     copied: list[Copied]
     kept: list[Any]
+    structures: list[tuple[Reference, bytearray]]
+
+    def finish(self) -> None:
+        """Give structures back that were given as mappings: the function has returned."""
+        for reference, data in self.structures:
+            written_back(reference, bytes(data))
 
 
 def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed:
@@ -59,8 +68,13 @@ def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed
 
     window    the host's, by host addresses: what lies in it is shared
     """
-    placed = Placed([], [], [])
+    placed = Placed([], [], [], [])
     for word, reference in references:
+        if reference.mapping is not None:
+            structure = bytearray(reference.object)
+            placed.structures.append((reference, structure))
+            placed.copied.append(Copied(word, memoryview(structure), False))
+            continue
         if reference.temporary:
             data = reference.object + b"\0" * reference.terminated
             placed.copied.append(Copied(word, memoryview(data), True))

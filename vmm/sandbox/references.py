@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from vmm.errors import ArgumentTypeError, ConfigError
@@ -24,7 +24,7 @@ from vmm.sandbox.ctype import (
     Void,
     declare,
 )
-from vmm.sandbox.values import address, c_text, encode, wrong_type
+from vmm.sandbox.values import address, c_text, decode, encode, wrong_type
 
 # Kinds of items, by the letters that the buffer protocol has for them.
 _KINDS = {
@@ -51,7 +51,8 @@ class Reference:
     type         what the parameter points to
     const        the function does not write to them
     terminated   a NUL is to follow the bytes in the machine: it is a C string
-    temporary    the bytes are nobody's: what the function writes there is lost
+    temporary    the bytes are nobody's: what the function writes there is lost, but for
+    mapping      which has the values of a structure, and gets those that it has afterwards
     """
 
     index: int
@@ -62,6 +63,7 @@ class Reference:
     const: bool
     terminated: bool = False
     temporary: bool = False
+    mapping: MutableMapping[str, Any] | None = None
 
 
 def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) -> bytes | Reference:
@@ -83,9 +85,38 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
         return _temporary(index, kind, c_text(value, what), terminated=True)
     if isinstance(value, bytes) and kind.is_text:
         return _temporary(index, kind, value, terminated=True)
-    if isinstance(kind.target, Struct) and isinstance(value, Mapping | tuple | list):
-        return _temporary(index, kind, encode(kind.target, value, what))
+    target = kind.target
+    if isinstance(target, Struct) and isinstance(value, Mapping | tuple | list):
+        made = _temporary(index, kind, encode(target, value, what))
+        if kind.const or not isinstance(value, MutableMapping):
+            return made
+        return dataclasses.replace(made, mapping=value)
+    if isinstance(value, list | tuple) and isinstance(target, Int | Float | Struct):
+        if not kind.const:
+            raise ArgumentTypeError(
+                f"{what} may be written to, which a {type(value).__name__} cannot be: "
+                "give an array (numpy.array, array.array)"
+            )
+        items = [encode(target, item, f"{what}[{at}]") for at, item in enumerate(value)]
+        return _temporary(index, kind, b"".join(items))
     return _buffer(index, kind, value, what)
+
+
+def written_back(reference: Reference, data: bytes) -> None:
+    """Let the mapping that a structure was made from have what it is now."""
+    assert isinstance(reference.type, Struct)
+    assert reference.mapping is not None
+    _update(reference.mapping, reference.type, data)
+
+
+def _update(mapping: MutableMapping[str, Any], kind: Struct, data: bytes) -> None:
+    for field in kind.fields:
+        part = data[field.offset : field.offset + field.type.size]
+        inner = mapping.get(field.name)
+        if isinstance(field.type, Struct) and isinstance(inner, MutableMapping):
+            _update(inner, field.type, part)
+        else:
+            mapping[field.name] = decode(field.type, part)
 
 
 def _unwrapped(value: Any, what: str) -> Any:
