@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,7 @@ from vmm.bench.machines import Command, Kind
 from vmm.bench.ours import floor_of, on_one_processor, once
 from vmm.bench.plan import Case, Column, Unavailable
 from vmm.bench.results import CALLS
-from vmm.bench.rivals import Rivals, array_of, column, timed
+from vmm.bench.rivals import Rivals, array_of, child_process, column, of_child, timed
 from vmm.bench.scene import waiting_scene
 from vmm.errors import PageferryError
 from vmm.guest.abi import PAGE_SIZE
@@ -75,7 +76,7 @@ class Calls:
                 few = min(_DECODED, count)
                 return {
                     "ours": column(lambda: self._decode(stack), few),
-                    "host": column(self._decode_by_ctypes, few),
+                    "host": once(lambda: self._decode_by_ctypes(stack, few)),
                 }
         return self._call(case, stack)
 
@@ -207,20 +208,19 @@ class Calls:
 
         return call
 
-    def _decode_by_ctypes(self) -> Callable[[], object]:
-        import ctypes
+    def _decode_by_ctypes(self, stack: ExitStack, count: int) -> Column:
+        """Return the column of the same library in a process of Python's own: libraries that Python
+        has loaded besides (Pillow's) are enough to make libpng break the process that it is in.
+        """
+        native, file = str(self._png().native), _picture()
+        child = stack.enter_context(child_process())
 
-        native, file = ctypes.CDLL(str(self._png().native)), _picture()
-        data, size = ctypes.c_char_p(file), ctypes.c_size_t(len(file))
-        native.png_pixels.restype = ctypes.c_uint64
-        pixels = array_of(native.png_pixels(data, size) * 4)
-        place, room = ctypes.c_void_p(pixels.ctypes.data), ctypes.c_size_t(pixels.nbytes)
+        def round_() -> Sequence[float]:
+            with on_one_processor():
+                return of_child(child.submit(callee.decode, native, file, count))
 
-        def call() -> None:
-            if not native.png_decode(data, size, place, room):
-                raise Unavailable("libpng does not decode the picture")
-
-        return call
+        round_()
+        return round_
 
     def _png(self) -> Library:
         if not Path("/usr/include/png.h").is_file():
@@ -276,11 +276,10 @@ def _of_each(work: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - start) / 1e3 / _ITEMS
 
 
+@cache
 def _picture() -> bytes:
-    """Return a photograph, which matplotlib has among its data."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise Unavailable("no picture: pip install 'pageferry[plot]'") from None
-    pictures = Path(matplotlib.get_data_path()).rglob("*.png")
-    return max((path.read_bytes() for path in pictures), key=len)
+    """Return a photograph as a PNG; matplotlib has one among its data."""
+    if find_spec("matplotlib") is None:
+        raise Unavailable("no picture: pip install 'pageferry[plot]'")
+    with child_process() as child:
+        return of_child(child.submit(callee.photograph))

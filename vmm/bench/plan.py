@@ -163,6 +163,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
             sizes = (64, PAGE_SIZE)  # an inline message, and a page
         if name in COMPUTING:
             sizes = (_BYTES[name] // effort.part,)
+        if name in ARRAYS:
+            sizes = (min(_BYTES[name], max(effort.sizes)),)
         for size in sizes:
             seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
             yield Case(name, size, effort.samples(size), seconds)

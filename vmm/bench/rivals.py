@@ -9,12 +9,12 @@ import importlib
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, TypeVar
 
 from vmm.bench import callee
 from vmm.bench.elsewhere import segment
@@ -22,6 +22,8 @@ from vmm.bench.library import Library
 from vmm.bench.ours import on_one_processor, once
 from vmm.bench.plan import Column, Unavailable
 from vmm.guest.compiler import uninterrupted
+
+T = TypeVar("T")
 
 _CONTEXT = multiprocessing.get_context("spawn")
 _WARM = 2  # calls before the first that counts
@@ -69,6 +71,19 @@ def array_of(size: int) -> Any:
     return np.full(size, 7, np.uint8)
 
 
+def child_process() -> ProcessPoolExecutor:
+    """Return another process, to be closed."""
+    return ProcessPoolExecutor(1, _CONTEXT)
+
+
+def of_child(future: Future[T]) -> T:
+    """Return what another process was asked for."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise Unavailable("its process has ended") from error
+
+
 class Rivals:
     """The columns of one row: `size` bytes to work on, or 0 for the function that does nothing."""
 
@@ -103,15 +118,12 @@ class Rivals:
     def _executor(self) -> Callable[[], object]:
         """ProcessPoolExecutor.submit, and its result."""
         path = str(self._library.native)
-        pool = self._stack.enter_context(ProcessPoolExecutor(1, _CONTEXT))
+        child = self._stack.enter_context(child_process())
 
         def call() -> object:
-            try:
-                if not self._size:
-                    return pool.submit(callee.empty, path).result()
-                return pool.submit(callee.contrast, path, array).result()
-            except BrokenProcessPool as error:
-                raise Unavailable("its process has ended") from error
+            if not self._size:
+                return of_child(child.submit(callee.empty, path))
+            return of_child(child.submit(callee.contrast, path, array))
 
         array = array_of(self._size)
         return call
@@ -132,7 +144,9 @@ class Rivals:
             theirs.close()
         self._stack.callback(child.join)
         self._stack.callback(ours.close)
-        place = np.frombuffer(memory.buf, np.uint8, self._size)
+        buffer: Any = memory.buf
+        place = np.frombuffer(buffer, np.uint8, self._size)
+        del buffer
         self._stack.callback(_forget, holder := [place])
         np.copyto(place, array)
         del place
