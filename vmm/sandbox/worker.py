@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.calling import Desk, Part
 from vmm.engine.machine import Machine, State
 from vmm.errors import (
@@ -25,6 +25,7 @@ from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
 from vmm.monitor import Monitor
 from vmm.sandbox import request
+from vmm.sandbox.arguments import address_of
 from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
 from vmm.sizes import pages_for
 
@@ -210,8 +211,10 @@ class Worker:
         scratch = self._scratch
         assert scratch is not None
         for one, at in spill.copies:
-            if not one.const:
-                one.data[:] = scratch.read(at, len(one.data))
+            if not one.const:  # not by a copy, whose page faults would cost more than all else
+                target, size = address_of(one.data), len(one.data)
+                for done in range(0, size, CHUNK):
+                    scratch._copy_to(target + done, at + done, min(CHUNK, size - done))
 
     def _drop_scratch(self) -> None:
         scratch, self._scratch = self._scratch, None
