@@ -231,3 +231,24 @@ def test_a_second_call_maps_nothing_anew(lib: Sandbox) -> None:
     for wanted in (10, 12, 15):
         lib["contrast"](array, SIZE)
         assert (place[0], place[SIZE - 1]) == (wanted, wanted)
+
+
+def test_what_is_copied_needs_huge_pages_only_where_there_are_any(functions: Library) -> None:
+    size = 300 << 10
+    with Sandbox(functions.program, memory="32M", pool="1M") as small:
+        array = np.full(size, 8, np.uint8)
+        small["contrast"](array, size)
+        assert (array == 10).all()
+        assert small.stats.copied_bytes == 2 * size
+
+
+def test_large_copies_are_two_memslot_calls_and_come_back_whole(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = np.random.default_rng(2).integers(0, 256, SIZE + 5, np.uint8)
+    array, wanted = given.copy(), np.minimum(given.astype(np.uint16) * 5 >> 2, 255)
+    slots = counted(
+        monkeypatch, Vm, "set_user_memory_region", lambda: lib["contrast"](array, SIZE + 5)
+    )
+    assert slots == 2
+    assert np.array_equal(array, wanted)

@@ -278,7 +278,8 @@ class Scheduler:
 
     def _join(self, thread: int, until: float) -> None:
         with self._lock:
-            self._turns.check_open()
+            if self._turns.gone is not None:
+                self._turns.check_open()
             if self._runner:
                 raise BusyError("another thread is in run(): wait until it has returned")
             if not self._until:
