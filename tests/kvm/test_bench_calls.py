@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 import vmm
 from vmm import Sandbox
-from vmm.bench import callee, library
+from vmm.bench import callee, library, rivals
 from vmm.bench.calls import Calls
 from vmm.bench.floor import Floor
 from vmm.bench.library import Library
@@ -84,7 +85,6 @@ def test_a_row_of_calls_has_the_ways_to_call_a_function(
     assert row.note == ("" if "wasm" in columns or "copied" in name else NO_WASM)
 
 
-@pytest.mark.skipif(not hasattr(LinuxMachine, "put_back"), reason="machines are not put back")
 def test_a_row_of_fresh_machines_has_what_they_are_instead_of(calls: Calls) -> None:
     assert found(measured(calls, "restore", 64 * PAGE_SIZE)) == {"ours", "cold"}
     assert found(measured(calls, "call_fresh", 64 * PAGE_SIZE)) == {"ours", "plain"}
@@ -132,6 +132,21 @@ def test_the_functions_do_the_same_wherever_they_are_called(
     for result in (shared, copied, native, callee.contrast(str(functions.native), given.copy())):
         assert np.array_equal(result, wanted)
     assert lib["spin"](1000) == callee.native(str(functions.native)).spin(1000)
+
+
+@pytest.mark.parametrize("way", ["_ctypes", "_shared", "_executor", "_wasm"])
+def test_each_other_way_does_all_of_the_work(
+    calls: Calls, functions: Library, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "_wasm" and not WASM:
+        pytest.skip(NO_WASM)
+    array = np.random.default_rng(3).integers(0, 256, SIZE, np.uint8)
+    wanted = np.minimum(array.astype(np.uint16) * 5 >> 2, 255)
+    monkeypatch.setattr(rivals, "array_of", lambda size: array)
+    with contextlib.ExitStack() as stack:
+        make = getattr(rivals.Rivals(stack, functions, SIZE, 1), way)
+        result = (make(copied=True) if way == "_shared" else make())()
+    assert np.array_equal(array if result is None else result, wanted)
 
 
 @pytest.mark.parametrize(

@@ -138,15 +138,12 @@ class Calls:
     # ---- Fresh machines ----
 
     def _dirty(self, stack: ExitStack, case: Case, *, fresh: bool) -> Callable[[], object]:
-        if fresh:
-            _check_kept()
         return partial(self._sandbox(stack, fresh=fresh)["dirty"], case.bytes // PAGE_SIZE)
 
     def _restore(self, stack: ExitStack, case: Case) -> Column:
         """Return the column of what is done between two calls: pages put back."""
-        _check_kept()
         lib = self._sandbox(stack)
-        machine: Any = _machine(lib)
+        machine = _machine(lib)
         machine.keep()
 
         def one() -> float:
@@ -258,11 +255,6 @@ def _machine(lib: Sandbox) -> LinuxMachine:
     machine = lib._crew.workers[0].machine
     assert isinstance(machine, LinuxMachine)
     return machine
-
-
-def _check_kept() -> None:
-    if not hasattr(LinuxMachine, "put_back"):
-        raise Unavailable("machines are not put back")
 
 
 def _check_processors() -> None:
