@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import numpy as np
 import pytest
 
 import vmm
@@ -26,6 +26,8 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.compiler import BuildError
 from vmm.kvm import Vcpu, Vm
 from vmm.linux.machine import LinuxMachine
+
+np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
 pytestmark = pytest.mark.not_in_lanes("what is called is compiled; the machines are other tests'")
 
