@@ -3,6 +3,7 @@
 
     scripts/performance_tables.py            write them
     scripts/performance_tables.py --check    exit 1 if they are not what the JSON says
+    scripts/performance_tables.py --take FILE    put the rows of another JSON into it before
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the JSON is what
 `pageferry bench --json` has written.
@@ -10,6 +11,8 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; the JSON is what
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +20,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm.bench.breakeven import break_even
-from vmm.bench.results import COMPUTING, EXTENTS, LINUX, RATE, Results, Row, load
+from vmm.bench.results import (
+    CALLS,
+    COMPUTING,
+    EXTENTS,
+    LINUX,
+    RATE,
+    ROW_NAMES,
+    Results,
+    Row,
+    load,
+)
 from vmm.bench.table import number
 from vmm.sizes import format_size
 
@@ -134,7 +147,7 @@ def rows_table(results: Results) -> Iterator[str]:
     yield f"| {heads.replace(' ', ' | ').replace('_', ' ')} |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for row in results.rows:
-        if row.name in LINUX:
+        if row.name in LINUX + CALLS:
             continue
         times = row.ratio("ours", "floor")
         ours = row.ours
@@ -175,6 +188,53 @@ def linux_table(results: Results) -> Iterator[str]:
             str(row.ours.n),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+# What calls are to reach: a column by another, at most or at least so much.
+CALL_TARGETS = {
+    "call_empty": (("ours", "bare", "≤", 1.5),),
+    "call_64m": (
+        ("ours", "floor", "≤", 1.3),
+        ("ours", "host", "≤", 1.1),
+        ("executor", "ours", "≥", 20.0),
+    ),
+    "restore": (("ours", "", "≤", 150.0),),
+    "call_fresh": (("ours", "plain", "≤", 1.5),),
+    "pool_2": (("plain", "ours", "≥", 1.8),),
+    "decoder": (("ours", "host", "≤", 1.1),),
+}
+
+
+def calls_table(results: Results) -> Iterator[str]:
+    """Give the lines of the table of calls of functions in a sandbox."""
+    columns = "floor bare host shared_memory executor wasm plain cold"
+    heads = f"row ours p99 {columns} targets n"
+    yield f"| {heads.replace(' ', ' | ').replace('_', ' ')} |"
+    yield "|---" * len(heads.split()) + "|"
+    for row in results.named(*CALLS):
+        cells = [
+            f"`{row.name}`",
+            cell(row, "ours"),
+            "–" if row.ours is None else number(row.ours.p99),
+            *(cell(row, column) for column in columns.split()),
+            "; ".join(call_target(row, *each) for each in CALL_TARGETS.get(row.name, ())),
+            "" if row.ours is None else str(row.ours.n),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def call_target(row: Row, over: str, under: str, how: str, bound: float) -> str:
+    """Return a target in words, with what was reached: bold, if that is not met."""
+    if not under:
+        reached, unit, wanted = row.ours.p50 if row.ours else None, "µs", f"{how} {bound:g} µs"
+    else:
+        reached, unit = row.ratio(over, under), "×"
+        wanted = f"{over} {how} {bound:g} × {under}"
+    if reached is None:
+        return f"{wanted}: –"
+    met = reached <= bound if how == "≤" else reached >= bound
+    said = f"{number(reached)} {unit}"
+    return f"{wanted}: {said if met else f'**{said}**'}"
 
 
 def summary_table(results: Results) -> Iterator[str]:
@@ -220,6 +280,7 @@ TABLES: dict[str, Callable[[Results], Iterator[str]]] = {
     "targets": targets_table,
     "rows": rows_table,
     "linux": linux_table,
+    "calls": calls_table,
     "summary": summary_table,
     "even": even_table,
 }
@@ -236,9 +297,19 @@ def filled(page: str, results: Results) -> str:
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", table, page, flags=re.DOTALL)
 
 
+def taken(results: Results, newer: Results) -> Results:
+    """Return results with the rows of newer ones, instead of those of the same name and size."""
+    rows = {(row.name, row.bytes): row for row in (*results.rows, *newer.rows)}
+    ordered = sorted(rows.values(), key=lambda row: ROW_NAMES.index(row.name))
+    return dataclasses.replace(results, rows=tuple(ordered))
+
+
 def main() -> None:
     """Write the tables, or with --check only compare them."""
     results = load(RESULTS)
+    if "--take" in sys.argv[1:]:
+        results = taken(results, load(Path(sys.argv[-1])))
+        RESULTS.write_text(json.dumps(results.as_json(), indent=1) + "\n", encoding="utf-8")
     for path in PAGES:
         page = path.read_text(encoding="utf-8")
         made = filled(page, results)

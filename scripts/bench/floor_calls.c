@@ -1,19 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The floor of programs for Linux: what their system calls cost with the exits and the registers alone. The same program
- * asks for the same things, and gets what one that trusts it wholly would give: no check, no file system, no Python.
+ * The floor of programs for Linux: what their system calls, and calls of their functions, cost with the exits and the
+ * registers alone. The same program asks for the same things, and gets what one that trusts it wholly would give: no
+ * check, no file system, no ledger, no Python.
  *
- *     floor_calls SCENE      SCENE as vmm/bench/scene.py writes it: a program's machine, that has not run
+ *     floor_calls SCENE      SCENE as vmm/bench/scene.py writes it: a program's machine, that has not run, or waits
  *
  * Reads commands from standard input, a line each, and answers each with a line of numbers, nanoseconds a sample:
  *
- *     go      the program is run to its end, in a new machine; the samples are what it has written (guests/linux)
+ *     go                            the program is run to its end, in a new machine; the samples are what it has
+ *                                   written (guests/linux)
+ *     call N PAGES COPIED PAYLOAD   a function of a program that waits for calls is called N times ("Calls" in
+ *                                   pageferry.h). PAYLOAD is the message's, in hexadecimal; PAGES of its window are
+ *                                   shared for the time of each call. COPIED: their bytes are copied there, and back
  */
 #include "floor.h"
+
+#include <time.h>
+
+#include "pageferry.h"
 
 enum { SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_LSEEK = 8, SYS_GETPPID = 110, SYS_EXIT = 231 };
 
 #define SLOTS 2
+#define WINDOW_SLOT 2
+#define HUGE (2ul << 20)
 #define MSRS 3
 #define SIGSET_BYTES 8
 #define FILE_BYTES (64ul << 20) /* what is read, whatever was opened */
@@ -105,18 +116,27 @@ static int serve(struct kvm_regs *r)
     return 0;
 }
 
-static void run(int vcpu, struct kvm_run *page)
+struct machine {
+    int vm, vcpu;
+    struct kvm_run *page;
+};
+
+/* Runs to the next exit that is no signal's. */
+static void enter(const struct machine *m)
 {
+    while (ioctl(m->vcpu, KVM_RUN, 0) < 0)
+        if (errno != EINTR)
+            die("KVM_RUN");
+    errno = 0;
+}
+
+static void run(const struct machine *m)
+{
+    struct kvm_run *page = m->page;
     struct kvm_regs *r = &page->s.regs.regs;
 
-    page->kvm_valid_regs = KVM_SYNC_X86_REGS;
     for (;;) {
-        if (ioctl(vcpu, KVM_RUN, 0) < 0) {
-            if (errno == EINTR)
-                continue;
-            die("KVM_RUN");
-        }
-        errno = 0;
+        enter(m);
         if (page->exit_reason != KVM_EXIT_MMIO || page->mmio.phys_addr != head.gate)
             die("unexpected exit %u", page->exit_reason);
         if (!serve(r))
@@ -129,9 +149,23 @@ static void run(int vcpu, struct kvm_run *page)
     }
 }
 
-static void go(void)
+static size_t run_bytes(void)
 {
-    size_t run_bytes = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    return (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+}
+
+static void set_slot(const struct machine *m, uint32_t slot, uint64_t gpa, size_t bytes, void *host)
+{
+    struct kvm_userspace_memory_region region = {
+        .slot = slot, .guest_phys_addr = gpa, .memory_size = bytes, .userspace_addr = (uintptr_t)host,
+    };
+
+    if (ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+        die("KVM_SET_USER_MEMORY_REGION");
+}
+
+static struct machine make(void)
+{
     struct {
         uint32_t bytes;
         uint8_t set[SIGSET_BYTES];
@@ -141,43 +175,137 @@ static void go(void)
         struct kvm_msr_entry entries[MSRS];
     } msrs = {.head = {.nmsrs = MSRS}};
     struct kvm_xcrs xcrs = {.nr_xcrs = 1, .xcrs = {{.xcr = 0, .value = head.xcr0}}};
-    int vm = ioctl(kvm, KVM_CREATE_VM, 0), vcpu;
+    struct machine m = {.vm = ioctl(kvm, KVM_CREATE_VM, 0)};
 
-    if (vm < 0)
+    if (m.vm < 0)
         die("KVM_CREATE_VM");
     for (uint32_t i = 0; i < SLOTS; i++) {
         slots[i].memory = map_memory(slots[i].bytes, MAP_PRIVATE | MAP_NORESERVE, slots[i].content);
-        struct kvm_userspace_memory_region region = {
-            .slot = i, .guest_phys_addr = slots[i].gpa, .memory_size = slots[i].bytes,
-            .userspace_addr = (uintptr_t)slots[i].memory,
-        };
-        if (ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
-            die("KVM_SET_USER_MEMORY_REGION");
+        set_slot(&m, i, slots[i].gpa, slots[i].bytes, slots[i].memory);
     }
-    if ((vcpu = ioctl(vm, KVM_CREATE_VCPU, 0)) < 0)
+    if ((m.vcpu = ioctl(m.vm, KVM_CREATE_VCPU, 0)) < 0)
         die("KVM_CREATE_VCPU");
-    struct kvm_run *page = (void *)map_memory(run_bytes, MAP_SHARED, vcpu);
-    if (ioctl(vcpu, KVM_SET_SIGNAL_MASK, &mask) < 0)
+    m.page = (void *)map_memory(run_bytes(), MAP_SHARED, m.vcpu);
+    m.page->kvm_valid_regs = KVM_SYNC_X86_REGS;
+    if (ioctl(m.vcpu, KVM_SET_SIGNAL_MASK, &mask) < 0)
         die("KVM_SET_SIGNAL_MASK");
-    if (ioctl(vcpu, KVM_SET_CPUID2, cpuid) < 0 || ioctl(vcpu, KVM_SET_SREGS, &head.sregs) < 0)
+    if (ioctl(m.vcpu, KVM_SET_CPUID2, cpuid) < 0 || ioctl(m.vcpu, KVM_SET_SREGS, &head.sregs) < 0)
         die("KVM_SET_SREGS");
-    if (head.xcr0 && ioctl(vcpu, KVM_SET_XCRS, &xcrs) < 0)
+    if (head.xcr0 && ioctl(m.vcpu, KVM_SET_XCRS, &xcrs) < 0)
         die("KVM_SET_XCRS");
     for (int i = 0; i < MSRS; i++)
         msrs.entries[i] = (struct kvm_msr_entry){.index = (uint32_t)head.msrs[i][0], .data = head.msrs[i][1]};
-    if (ioctl(vcpu, KVM_SET_MSRS, &msrs) != MSRS)
+    if (ioctl(m.vcpu, KVM_SET_MSRS, &msrs) != MSRS)
         die("KVM_SET_MSRS");
-    if (ioctl(vcpu, KVM_SET_REGS, &head.regs) < 0)
+    if (ioctl(m.vcpu, KVM_SET_REGS, &head.regs) < 0)
         die("KVM_SET_REGS");
-    position = written = 0;
-    run(vcpu, page);
-    munmap(page, run_bytes);
-    close(vcpu);
-    close(vm);
+    return m;
+}
+
+static void destroy(const struct machine *m)
+{
+    munmap(m->page, run_bytes());
+    close(m->vcpu);
+    close(m->vm);
     for (int i = 0; i < SLOTS; i++)
         munmap(slots[i].memory, slots[i].bytes);
+}
+
+static void go(void)
+{
+    struct machine m = make();
+
+    position = written = 0;
+    run(&m);
+    destroy(&m);
     for (uint64_t i = 0; i < written / sizeof *samples; i++)
         printf("%.0f ", (double)samples[i] * 1e6 / head.tsc_khz);
+    printf("\n");
+}
+
+/* ---- Functions ---- */
+
+static uint64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+/* Memory in huge pages, written to. */
+static char *huge(size_t bytes)
+{
+    char *at = map_memory(bytes + HUGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+    at = (char *)(((uintptr_t)at + HUGE - 1) / HUGE * HUGE);
+    madvise(at, bytes, MADV_HUGEPAGE);
+    memset(at, 1, bytes);
+    return at;
+}
+
+static uint16_t from_hexadecimal(uint8_t *to, const char *text)
+{
+    uint16_t bytes = 0;
+    unsigned byte;
+
+    for (; bytes < PF_PAYLOAD_MAX && sscanf(text, "%2x", &byte) == 1; text += 2)
+        to[bytes++] = (uint8_t)byte;
+    return bytes;
+}
+
+/* Puts a message into the receive ring, and runs the program until it has answered, and waits again. */
+static void call(const struct machine *m, volatile struct pf_control *control, const struct pf_descriptor *asked)
+{
+    uint32_t answers = control->tx_head;
+
+    memcpy((void *)&control->rx[control->rx_head % PF_RX_ENTRIES], asked, sizeof *asked);
+    control->rx_head++;
+    control->bell_status = PF_OK;
+    enter(m);
+    volatile struct pf_descriptor *answer = &control->tx[answers % PF_TX_ENTRIES];
+    if (m->page->exit_reason != KVM_EXIT_MMIO || m->page->mmio.phys_addr != PF_DOORBELL_GPA)
+        die("unexpected exit %u of a function's", m->page->exit_reason);
+    if (m->page->mmio.data[0] != PF_BELL_TRANSMIT_WAIT || control->tx_head != answers + 1 || answer->tag != asked->tag)
+        die("no answer to a call");
+    answer->status = PF_OK;
+    control->tx_tail = control->tx_head;
+}
+
+static void call_command(unsigned count, unsigned pages, int copied, const char *payload)
+{
+    static struct machine m;
+    static char *shared, *outside;
+    static size_t shared_bytes;
+    size_t bytes = (size_t)pages * PF_PAGE_SIZE;
+    struct pf_descriptor asked = {.operation = pages ? PF_OP_SHARE : PF_OP_SEND, .sender = PF_PEER_HOST, .tag = 1};
+
+    if (!m.page)
+        m = make(); /* once: that it is warm is what is measured */
+    if (shared_bytes < bytes) {
+        shared = huge(bytes);
+        outside = huge(bytes);
+        shared_bytes = bytes;
+    }
+    volatile struct pf_control *control = (void *)at(PF_CONTROL_GPA, sizeof *control);
+    asked.payload_length = from_hexadecimal(asked.payload, payload);
+    asked.length = bytes;
+    asked.extent_count = pages != 0;
+    asked.extents[0] = (struct pf_extent){.gpa = control->window_gpa, .pages = pages};
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t start = now();
+
+        if (copied)
+            memcpy(shared, outside, bytes);
+        if (pages)
+            set_slot(&m, WINDOW_SLOT, control->window_gpa, bytes, shared);
+        call(&m, control, &asked);
+        if (pages)
+            set_slot(&m, WINDOW_SLOT, control->window_gpa, 0, shared);
+        if (copied)
+            memcpy(outside, shared, bytes);
+        printf("%llu ", (unsigned long long)(now() - start));
+    }
     printf("\n");
 }
 
@@ -197,7 +325,9 @@ static void read_scene(const char *path)
 
 int main(int argc, char **argv)
 {
-    char line[16];
+    static char line[4096];
+    unsigned count, pages, copied;
+    int payload;
 
     if (argc != 2 || (kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC)) < 0)
         die(argc == 2 ? "/dev/kvm" : "usage: floor_calls SCENE");
@@ -207,11 +337,14 @@ int main(int argc, char **argv)
     printf("ready\n");
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {
-        if (strcmp(line, "go\n")) {
+        if (!strcmp(line, "go\n"))
+            go();
+        else if (sscanf(line, "call %u %u %u %n", &count, &pages, &copied, &payload) == 3)
+            call_command(count, pages, (int)copied, line + payload);
+        else {
             errno = 0;
             die("bad command: %s", line);
         }
-        go();
         fflush(stdout);
     }
     return 0;

@@ -45,9 +45,21 @@ def test_a_row_has_every_key_also_where_there_is_nothing() -> None:
         "pipe": {"p50": 7.0, "p99": 9.0, "n": 1500},
         "socket": None,
         "shared_memory": None,
+        "executor": None,
+        "wasm": None,
+        "plain": None,
+        "cold": None,
         "unstable": ["pipe"],
         "note": "floor: no compiler",
     }
+
+
+def test_a_file_from_before_there_were_calls_is_read() -> None:
+    value = MEASURED.as_json()
+    for each in value["rows"]:
+        for column in ("executor", "wasm", "plain", "cold"):
+            del each[column]
+    assert Results.from_json(value) == MEASURED
 
 
 def test_results_come_back_from_their_json(tmp_path: Path) -> None:

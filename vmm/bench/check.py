@@ -57,6 +57,13 @@ LIMITS = (
     Limit("linux_sha256", "ours", "host", at_most=2),
     Limit("linux_sort", "ours", "host", at_most=2),
     Limit("linux_tree", "ours", "host", at_most=3),
+    Limit("call_empty", "ours", "bare", at_most=4),
+    Limit("call_64m", "ours", "floor", at_most=2.6),
+    Limit("call_64m", "executor", "ours", at_least=5),
+    Limit("call_64m_copied", "ours", "floor", at_most=10),
+    Limit("restore", "cold", "ours", at_least=3),
+    Limit("call_fresh", "ours", "plain", at_most=4),
+    Limit("decoder", "ours", "host", at_most=3),
     Limit("extent_untouched", "copy", "ours", at_least=5, smallest=128 * _MIB),
     Limit("extent_untouched", "pipe", "ours", at_least=8, smallest=16 * _MIB),
 )

@@ -192,21 +192,25 @@ class Shared(Channel):
     @contextlib.contextmanager
     def _prepared(self, task: Task) -> Iterator[Task]:
         """Make the task's segment. Raises Unavailable if it cannot be had."""
-        size = task.slots * task.size
+        made = segment(task.slots * task.size)
         try:
-            space = os.statvfs(_SHARED)
-            free = space.f_bavail * space.f_frsize
-            if free < size:  # or writing it would be a bus error
-                raise Unavailable(f"{_SHARED} has room for {format_size(free)} only")
-            segment = SharedMemory(create=True, size=size)
-        except OSError as error:
-            raise Unavailable(f"{_SHARED}: {error.strerror}") from error
-        try:
-            yield task._replace(segment=segment.name)
+            yield task._replace(segment=made.name)
         finally:
-            segment.unlink()
+            made.unlink()
             self._end.release()
-            segment.close()
+            made.close()
+
+
+def segment(size: int) -> SharedMemory:
+    """Make shared memory. Raises Unavailable if there is not so much."""
+    try:
+        space = os.statvfs(_SHARED)
+        free = space.f_bavail * space.f_frsize
+        if free < size:  # or writing it would be a bus error
+            raise Unavailable(f"{_SHARED} has room for {format_size(free)} only")
+        return SharedMemory(create=True, size=size)
+    except OSError as error:
+        raise Unavailable(f"{_SHARED}: {error.strerror}") from error
 
 
 def _messages(size: int, batch: int) -> list[Data]:

@@ -12,7 +12,7 @@ from vmm.bench.copying import CopyMover
 from vmm.bench.floor import Floor
 from vmm.bench.machines import Command, Kind, Pair, allow_machines
 from vmm.bench.plan import Case, Column, Unavailable
-from vmm.bench.results import LINUX
+from vmm.bench.results import CALLS, LINUX
 from vmm.bench.scene import MOVERS, scene
 from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
@@ -34,7 +34,7 @@ def columns(case: Case, stack: ExitStack) -> Mapping[str, Column]:
     What they need is made when they are first called, and is put on the stack, to be ended with
     the row.
     """
-    if case.name in LINUX:
+    if case.name in LINUX + CALLS:
         return {}
     if case.name in ("spawn_cold", "close"):
         return _life(case, stack)
@@ -122,7 +122,7 @@ def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) 
         if others >= RemapMover.many and command.kind is Kind.PAGES:
             raise Unavailable("the floor has no memslots of so many machines")
         allow_machines(2 * others + 4)
-        floor = _floor(stack, command)
+        floor = floor_of(stack, command)
         if others:
             floor.ask(f"others {others}")
 
@@ -136,7 +136,7 @@ def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) 
     return once(make)
 
 
-def _floor(stack: ExitStack, command: Command) -> Floor:
+def floor_of(stack: ExitStack, command: Command) -> Floor:
     """Start the floor with a pair as ours is, that has not run, and a machine that exits."""
     with Monitor() as monitor:
         if monitor.mover not in MOVERS:
@@ -174,7 +174,7 @@ def _rate(case: Case, stack: ExitStack) -> Mapping[str, Column]:
     def make_floor() -> Column:
         if workers > 1:
             raise Unavailable("the floor has one thread")
-        floor = _floor(stack, command)
+        floor = floor_of(stack, command)
         return lambda: per_second(floor.ask(command.line()))
 
     return {"ours": once(make), "floor": once(make_floor)}
@@ -201,7 +201,7 @@ def _life(case: Case, stack: ExitStack) -> Mapping[str, Column]:
         return round_
 
     def make_floor() -> Column:
-        floor = _floor(stack, Command(Kind.INLINE, 1))
+        floor = floor_of(stack, Command(Kind.INLINE, 1))
         return lambda: floor.ask(f"{'close' if ending else 'spawn'} {count}")
 
     allow_machines(1)

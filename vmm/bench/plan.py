@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vmm.bench.results import (
     ALIVE,
+    ARRAYS,
     COLUMNS,
     COMPUTING,
     EXTENTS,
@@ -42,6 +43,8 @@ _BYTES = {
     **{"linux_getppid": 0, "linux_read": 64 * _KIB, "linux_start": 0},
     **{"linux_sha256": 256 * _MIB, "linux_sort": 40_000_000, "linux_tree": 8_000_000},
     **{"linux_touch_small": 256 * _MIB, "linux_touch_huge": 256 * _MIB},
+    **{"call_empty": 0, "call_64m": 64 * _MIB, "call_64m_copied": 64 * _MIB, "decoder": 0},
+    **{"restore": 64 * PAGE_SIZE, "call_fresh": 64 * PAGE_SIZE, "pool_2": 0},
 }
 
 # Who measures has the message, who receives it has one, and what is between them another; some
@@ -107,7 +110,8 @@ class Case:
     @property
     def memory(self) -> int:
         """The bytes of memory that must be available for it."""
-        return self.bytes * _COPIES + _SPARE if self.name in EXTENTS + COMPUTING else 0
+        large = self.name in EXTENTS + COMPUTING + ARRAYS
+        return self.bytes * _COPIES + _SPARE if large else 0
 
 
 class Bench(Protocol):
@@ -159,6 +163,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
             sizes = (64, PAGE_SIZE)  # an inline message, and a page
         if name in COMPUTING:
             sizes = (_BYTES[name] // effort.part,)
+        if name in ARRAYS:
+            sizes = (min(_BYTES[name], max(effort.sizes)),)
         for size in sizes:
             seconds = effort.seconds if ROW_UNITS[name] == RATE else 0.0
             yield Case(name, size, effort.samples(size), seconds)

@@ -4,6 +4,7 @@
  "rows": [{"name": "page", "bytes": 4096, "unit": "us",
            "ours": {"p50": 38.1, "p99": 55.0, "n": 1500}, "floor": {…} or null, "copy": …,
            "bare": …, "host": …, "pipe": …, "socket": …, "shared_memory": …,
+           "executor": …, "wasm": …, "plain": …, "cold": …,
            "unstable": ["pipe"], "note": ""}]}
 """
 
@@ -20,7 +21,11 @@ from vmm.bench.samples import Samples
 from vmm.errors import ConfigError
 from vmm.sizes import format_size
 
-COLUMNS = ("ours", "floor", "copy", "bare", "host", "pipe", "socket", "shared_memory")
+COLUMNS = (
+    *("ours", "floor", "copy", "bare", "host", "pipe", "socket", "shared_memory"),
+    *("executor", "wasm", "plain", "cold"),
+)
+_LATER = COLUMNS[8:]  # which files of earlier benches do not have
 MICROSECONDS = "us"  # per message, or per what the row's name says
 RATE = "messages/s"
 
@@ -52,6 +57,14 @@ ROW_UNITS = {
     "linux_tree": MICROSECONDS,
     "linux_touch_small": MICROSECONDS,
     "linux_touch_huge": MICROSECONDS,
+    # Of functions in a sandbox: one call, what is put back after one, an item of a pool's.
+    "call_empty": MICROSECONDS,
+    "call_64m": MICROSECONDS,
+    "call_64m_copied": MICROSECONDS,
+    "restore": MICROSECONDS,
+    "call_fresh": MICROSECONDS,
+    "pool_2": MICROSECONDS,
+    "decoder": MICROSECONDS,
 }
 ROW_NAMES = tuple(ROW_UNITS)
 
@@ -62,6 +75,8 @@ ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
 # What these do is more or less of the same, by their size.
 COMPUTING = ("linux_sha256", "linux_sort", "linux_tree", "linux_touch_small", "linux_touch_huge")
 LINUX = ("linux_getppid", "linux_read", "linux_start", *COMPUTING)
+ARRAYS = ("call_64m", "call_64m_copied")
+CALLS = ("call_empty", *ARRAYS, "restore", "call_fresh", "pool_2", "decoder")
 
 
 def row_label(name: str, size: int) -> str:
@@ -95,6 +110,10 @@ class Row:
     pipe: Samples | None = None
     socket: Samples | None = None
     shared_memory: Samples | None = None
+    executor: Samples | None = None
+    wasm: Samples | None = None
+    plain: Samples | None = None
+    cold: Samples | None = None
     unstable: tuple[str, ...] = ()
     note: str = ""
 
@@ -172,7 +191,8 @@ def _samples_as_json(samples: Samples | None) -> dict[str, Any] | None:
 
 
 def _row(value: Any, where: str) -> Row:
-    fields = _object(value, where, ("name", "bytes", "unit", *COLUMNS, "unstable", "note"))
+    known = ("name", "bytes", "unit", *COLUMNS, "unstable", "note")
+    fields = _object(value, where, known, optional=_LATER)
     name, unit, note = (_text(fields[key], f"{where}.{key}") for key in ("name", "unit", "note"))
     if name not in ROW_UNITS:
         raise _wrong(f"{where}.name", name, "the name of a row")
@@ -180,7 +200,7 @@ def _row(value: Any, where: str) -> Row:
         raise _wrong(f"{where}.unit", unit, f"{ROW_UNITS[name]!r}, the unit of {name}")
     size = _count(fields["bytes"], f"{where}.bytes")
     noisy = _columns(fields["unstable"], f"{where}.unstable")
-    columns = {column: _samples(fields[column], f"{where}.{column}") for column in COLUMNS}
+    columns = {column: _samples(fields.get(column), f"{where}.{column}") for column in COLUMNS}
     return dataclasses.replace(Row(name, size, unit, unstable=noisy, note=note), **columns)  # type: ignore[arg-type]
 
 
@@ -198,11 +218,13 @@ def _columns(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _object(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+def _object(
+    value: Any, where: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(where, value, "an object")
     for key in keys:
-        if key not in value:
+        if key not in value and key not in optional:
             raise ConfigError(f"{where}: has no {key!r}: {_FIX}")
     for key in value:
         if key not in keys:

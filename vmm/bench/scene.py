@@ -2,7 +2,7 @@
 as ours.
 
 A snapshot of machines that have been spawned and have not run: their private memory, registers and
-windows, as they are when KVM enters them first.
+windows, as they are when KVM enters them first. Or of one that waits for calls.
 """
 
 from __future__ import annotations
@@ -37,8 +37,14 @@ def scene(machines: Sequence[Machine], doorbell: int, mover: str) -> bytes:
     return b"".join(parts)
 
 
+def waiting_scene(machine: LinuxMachine) -> bytes:
+    """Return the scene of a program that waits for a message. Its machine is not to be run on."""
+    machine.guest.vcpu.complete_pending_io()  # the doorbell that it has rung
+    return calls_scene(machine)
+
+
 def calls_scene(machine: LinuxMachine) -> bytes:
-    """Return the scene of a program's fresh machine."""
+    """Return the scene of a program's machine, that has not run."""
     vcpu = machine.guest.vcpu
     leaves = vcpu.get_cpuid()
     msrs = vcpu.get_msrs((MSR_STAR, MSR_LSTAR, MSR_SFMASK))

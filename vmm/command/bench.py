@@ -132,16 +132,18 @@ def _effort(*, quick: bool) -> Effort:
 
 
 def _measured(effort: Effort, rows: tuple[str, ...]) -> Results:
-    from vmm.bench.elsewhere import Elsewhere  # multiprocessing is slow to load
+    from vmm.bench.calls import Calls  # multiprocessing is slow to load
+    from vmm.bench.elsewhere import Elsewhere
 
     host = describe()
     plan = list(cases(effort, rows))
     measured = []
-    with Elsewhere() as elsewhere, _progress(len(plan) * effort.rounds * len(COLUMNS)) as tell:
+    steps_in_all = len(plan) * effort.rounds * len(COLUMNS)
+    with Elsewhere() as elsewhere, Calls() as calls, _progress(steps_in_all) as tell:
         for done, case in enumerate(plan):
             steps = iter(range(done * effort.rounds * len(COLUMNS), sys.maxsize))
             row = measure(
-                Composed(case, (ours.columns, programs.columns, elsewhere.columns)),
+                Composed(case, (ours.columns, programs.columns, elsewhere.columns, calls.columns)),
                 effort.rounds,
                 lambda label=case.label, steps=steps: tell(label, next(steps)),  # type: ignore[misc]
             )

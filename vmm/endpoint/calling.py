@@ -67,7 +67,7 @@ class Desk:
 
     def _request(self, to: Machine, tag: int, part: Part) -> Request:
         if not part.extents:
-            return Request(to.number, tag, payload=part.payload)
+            return Request(to.peer.number, tag, payload=part.payload)
         spans = carry.spans(self._host.peer.window, part.extents)
         length = sum(span.pages for span in spans) * PAGE_SIZE
         share = Operation.SHARE
@@ -89,10 +89,10 @@ class Desk:
 
     def answered(self, by: Machine) -> bool:
         """Whether a machine has sent anything. Called in a turn, or under the lock."""
-        number = by.number
-        return bool(self._answers.get(number)) or any(
-            message.sender == number for message in self._host.peer.queue
-        )
+        number, queue = by.peer.number, self._host.peer.queue
+        if queue and queue[0].sender == number:  # as a rule
+            return True
+        return bool(self._answers.get(number)) or any(one.sender == number for one in queue)
 
     def answer(self, by: Machine, tag: int, least: int) -> bytes | None:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it

@@ -27,6 +27,14 @@ _set_disposition.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _set_disposition.restype = ctypes.c_void_p
 _SIG_IGN = 1
 
+# Masks by libc, because Python makes each a set of enums: 10 us for what is done at every call of a
+# sandbox's function. PyDLL, since nothing here is worth letting another thread run.
+_Mask = ctypes.c_uint64 * 16  # sigset_t
+_mask = ctypes.PyDLL(None).pthread_sigmask
+_mask.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_ONLY_KICK = _Mask(1 << KICK - 1)
+_BLOCK, _SET = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
+
 
 @functools.cache
 def _disarm() -> None:
@@ -44,20 +52,44 @@ def masked_while_running() -> set[int]:
     return {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())} - {int(KICK)}
 
 
+class Kickable:
+    """Makes the calling thread one that may be kicked, from `begin` to `end`. Of one thread.
+
+    over    whether `end` has been called, and not been cut off by a signal's handler: call it again
+    """
+
+    __slots__ = ("_before", "over")
+
+    def __init__(self) -> None:
+        _disarm()
+        self.over = False
+        self._before = _Mask()
+        _mask(_BLOCK, None, self._before)  # known before anything has changed
+
+    def begin(self) -> None:
+        """Block the signal."""
+        _mask(_BLOCK, _ONLY_KICK, None)
+
+    def end(self) -> None:
+        """Take off what has come, and restore the thread's mask."""
+        drain()
+        _mask(_SET, self._before, None)
+        self.over = True
+
+
 @contextlib.contextmanager
 def kickable() -> Iterator[None]:
     """Make the calling thread one that may be kicked, for the time of the block."""
-    _disarm()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # known before anything has changed
+    this = Kickable()
     try:
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {KICK})
+            this.begin()
             yield
         finally:
-            drain()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            this.end()
     finally:  # once more, should a signal's handler raise just there
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not this.over:
+            this.end()
 
 
 def drain() -> None:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from vmm.engine.clock import Clock
 from vmm.engine.guest import Asked
-from vmm.engine.kick import drain, kick, kickable, no_thread
+from vmm.engine.kick import Kickable, drain, kick, kickable, no_thread
 from vmm.engine.line import Deadlines, Line
 from vmm.engine.machine import Machine, State
 from vmm.errors import BusyError
@@ -256,20 +256,21 @@ class Scheduler:
         thread = threading.get_ident()
         if self.working:
             raise BusyError("a machine is to be run from within run(): return from the callback")
+        kicks = Kickable()
         try:
-            with kickable():
-                try:
-                    self._join(thread, until)
-                    while self._drive(driver, machine, until, done):
-                        pass
-                finally:
-                    self._turns.let_go()
-        finally:
             try:
+                kicks.begin()
+                self._join(thread, until)
+                while self._drive(driver, machine, until, done):
+                    pass
+            finally:
+                kicks.end()
                 self._part(thread)
-            finally:  # once more, should a signal's handler raise just there
-                if thread in self._until:
-                    self._part(thread)
+        finally:  # once more, should a signal's handler raise just there
+            if not kicks.over:
+                kicks.end()
+            if thread in self._until:
+                self._part(thread)
         if self._failure is not None:
             raise self._failure
         self._turns.outbox.flush(wait=True)
@@ -277,7 +278,8 @@ class Scheduler:
 
     def _join(self, thread: int, until: float) -> None:
         with self._lock:
-            self._turns.check_open()
+            if self._turns.gone is not None:
+                self._turns.check_open()
             if self._runner:
                 raise BusyError("another thread is in run(): wait until it has returned")
             if not self._until:
@@ -318,7 +320,7 @@ class Scheduler:
         return (
             me == self._runner
             or me in self._until
-            or any(thread.ident == me for thread in self._threads)
+            or (bool(self._threads) and any(thread.ident == me for thread in self._threads))
         )
 
     def end(self, *, wait: bool = False) -> None:

@@ -79,18 +79,19 @@ class Peer:
         self.refused = 0
 
     def saved(self) -> tuple[object, ...]:
-        return (
-            tuple(self.queue),
-            tuple(self.untaken),
-            self.parted.copy(),
-            self.waiters.copy(),
+        return (  # of what is empty, as most of it is, no copy: there are six of these in a call
+            tuple(self.queue) if self.queue else (),
+            tuple(self.untaken) if self.untaken else (),
+            self.parted.copy() if self.parted else None,
+            self.waiters.copy() if self.waiters else None,
             None if self.control is None else self.control.places,
             (self.full, self.alive, self.entered, self.idle, self.covered),
             (self.sent, self.received, self.refused),
         )
 
     def restore(self, saved: Any) -> None:
-        queue, untaken, self.parted, self.waiters, places, flags, counts = saved
+        queue, untaken, parted, waiters, places, flags, counts = saved
+        self.parted, self.waiters = parted or set(), waiters or {}
         self.queue.restore(queue)
         self.untaken.clear()
         self.untaken.extend(untaken)

@@ -124,7 +124,9 @@ class Slices:
     def needs(self, request: Request) -> bool:
         """Whether a request may have to be prepared. Quick: it is asked of each."""
         spans = request.spans
-        pages = spans[0].pages if len(spans) == 1 else sum([span.pages for span in spans])
+        pages = 0
+        for span in spans:
+            pages += span.pages
         operation = request.operation
         if operation is Operation.SHARE:
             return pages > SHARED_AT_ONCE

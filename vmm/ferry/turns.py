@@ -56,22 +56,6 @@ class Turns:
         """Whether the calling thread has the lock."""
         return bool(self.lock._is_owned())
 
-    def check(self) -> None:
-        """Raise what `telling` raises."""
-        self.check_open()
-        if self.inside:
-            raise BusyError(
-                "the monitor is at work, interrupted by this signal: set a flag in the handler, "
-                "and call it from elsewhere"
-            )
-
-    def begin(self) -> None:
-        """Begin a turn; undo the last one, if it has been left without an end."""
-        self.check_open()  # again: whoever had the lock may have been the last
-        if self.journal.active:
-            self.cut_off()
-        self.journal.begin()
-
     def let_go(self) -> None:
         """Let others have the lock, whatever has been raised where a `with` would have done so."""
         while self.lock._is_owned():
@@ -111,15 +95,13 @@ class Turns:
         self.journal.abandon()
         self.gone = why
 
-    def end(self) -> None:
-        """End a turn: it has been, from now on."""
-        self.journal.commit()
-        self.outbox.seal()
-
     def cut_off(self) -> None:
         """Undo a turn."""
         self.journal.roll_back()
         self.recover()
+
+
+# Each in one function, with what it looks at: there are some for every message.
 
 
 class _Telling:
@@ -127,7 +109,14 @@ class _Telling:
         self._turns = turns
 
     def __enter__(self) -> None:
-        self._turns.check()
+        turns, journal = self._turns, self._turns.journal
+        if turns.gone is not None:
+            turns.check_open()
+        if (turns.busy or journal.active or journal.finishing) and turns.held:
+            raise BusyError(
+                "the monitor is at work, interrupted by this signal: set a flag in the handler, "
+                "and call it from elsewhere"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
@@ -139,13 +128,20 @@ class _Change:
         self._turns = turns
 
     def __enter__(self) -> None:
-        self._turns.begin()
+        turns = self._turns
+        if turns.gone is not None:  # again: whoever had the lock may have been the last
+            turns.check_open()
+        if turns.journal.active:  # the last one has been left without an end
+            turns.cut_off()
+        turns.journal.begin()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        turns = self._turns
         if kind is None or issubclass(kind, PageferryError | Refusal):
-            self._turns.end()
+            turns.journal.commit()  # it has been, from now on
+            turns.outbox.seal()
         else:
-            self._turns.cut_off()
+            turns.cut_off()
 
 
 def _nothing() -> None:

@@ -91,7 +91,10 @@ def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed
 
 def copied_bytes(copied: Iterable[Copied]) -> int:
     """Return how many bytes are copied, there and back."""
-    return sum(len(one.data) * (1 if one.const else 2) for one in copied)
+    copies = 0
+    for one in copied:
+        copies += len(one.data) * (1 if one.const else 2)
+    return copies
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

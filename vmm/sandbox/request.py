@@ -122,7 +122,7 @@ class Spill(NamedTuple):
 def fits(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> bool:
     """Whether the arguments fit a message's payload, and what is copied the answer's."""
     count = len(words.general) + len(words.vector) + len(words.stack)
-    data = _placed(copied, 0)[1]
+    data = _placed(copied, 0)[1] if copied else 0
     size = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + data
     return size <= PAYLOAD_MAX and data <= _DATA_MAX
 
@@ -131,6 +131,8 @@ def inline(
     words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
 ) -> list[Part]:
     """Return the messages of a call that `fits`."""
+    if not (seen or copied):
+        return _parts(words, 0, (), _body(words, ()), b"", shared)
     copies, size = _placed(copied, 0)
     data = bytearray(size)
     for one, at in copies:
@@ -205,8 +207,10 @@ def _seen_places(
 
 def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:
     values = (*words.general, *words.vector, *words.stack)
-    packed = [_PLACE.pack(word, extent, 0, 0, offset) for word, extent, offset in places]
-    return struct.pack(f"<{len(values)}Q", *values) + b"".join(packed)
+    body = struct.pack(f"<{len(values)}Q", *values)
+    for word, extent, offset in places:
+        body += _PLACE.pack(word, extent, 0, 0, offset)
+    return body
 
 
 def _parts(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from vmm.endpoint.buffer import Buffer
+from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.calling import Desk, Part
 from vmm.engine.machine import Machine, State
 from vmm.errors import (
@@ -19,19 +19,25 @@ from vmm.errors import (
     CallExit,
     CallTimeout,
     ConfigError,
+    ResourceError,
 )
 from vmm.guest.abi import CALL_READY, CALL_VERSION, EXTENTS_MAX, PAGE_SIZE
+from vmm.guest.x86 import LARGE_PAGE
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
 from vmm.monitor import Monitor
 from vmm.sandbox import request
+from vmm.sandbox.arguments import address_of
+from vmm.sandbox.ctype import round_up
 from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
-from vmm.sizes import pages_for
 
 T = TypeVar("T")
 
 _VERSION = struct.Struct("<I")
-_KEPT = 64 << 20  # bytes of memory for copies that a worker keeps from one call to the next
+_KEPT = 128 << 20  # bytes of memory for copies that a worker keeps from one call to the next
+# Bytes from which on they are in huge pages: to clear one takes less than the faults of what is in
+# small pages, each of which the machine finds anew in every call.
+_HUGE = 128 << 10
 _BEGIN = "the start"  # what is called when there is no function yet
 _MOMENT = 0.001  # seconds, for a machine that another thread runs to come out
 
@@ -122,7 +128,7 @@ class Worker:
             parts = request.inline(words, seen, copied, shared)
         else:
             parts, spill = self._spill(words, seen, copied, shared)
-        if any(len(part.extents) > EXTENTS_MAX for part in parts):
+        if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
             raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
         try:
             payload = self._exchange(machine, name, parts, until)
@@ -190,12 +196,8 @@ class Worker:
     def _spill(
         self, words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
     ) -> tuple[list[Part], Spill]:
-        size = request.spilled_size(words, seen, copied)
-        if self._scratch is None or self._scratch.size < size:
-            self._drop_scratch()
-            self._scratch = self._monitor.host.alloc(pages_for(size) * PAGE_SIZE)
-        scratch = self._scratch
-        extent = scratch.extent._replace(pages=pages_for(size))
+        scratch, size = self._room(request.spilled_size(words, seen, copied))
+        extent = scratch.extent._replace(pages=size // PAGE_SIZE)
         parts, spill = request.spilled(words, seen, copied, shared, extent)
         at = 0
         placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
@@ -203,15 +205,29 @@ class Worker:
             scratch.write(bytes(start - at), at)  # nothing of another call's is left in between
             scratch.write(data, start)
             at = start + len(data)
-        scratch.write(bytes(extent.pages * PAGE_SIZE - at), at)
+        scratch.write(bytes(size - at), at)
         return parts, spill
+
+    def _room(self, least: int) -> tuple[Buffer, int]:
+        """Return memory for copies, and how much of it to share. Raises ResourceError."""
+        whole = round_up(least, LARGE_PAGE if least >= _HUGE else PAGE_SIZE)
+        if self._scratch is None or self._scratch.size < whole:
+            self._drop_scratch()
+            try:
+                self._scratch = self._monitor.host.alloc(whole)
+            except ResourceError:
+                whole = round_up(least, PAGE_SIZE)
+                self._scratch = self._monitor.host.alloc(whole)
+        return self._scratch, whole
 
     def _copy_back(self, spill: Spill) -> None:
         scratch = self._scratch
         assert scratch is not None
         for one, at in spill.copies:
-            if not one.const:
-                one.data[:] = scratch.read(at, len(one.data))
+            if not one.const:  # not by a copy, whose page faults would cost more than all else
+                target, size = address_of(one.data), len(one.data)
+                for done in range(0, size, CHUNK):
+                    scratch._copy_to(target + done, at + done, min(CHUNK, size - done))
 
     def _drop_scratch(self) -> None:
         scratch, self._scratch = self._scratch, None
