@@ -621,6 +621,7 @@ class Scheduler:
         try:
             return self._look()
         except BaseException as error:  # a clock that stands still would end nothing any more
+            self._ticking = False  # the next one that needs it begins it
             self._fail(error)
             return None
 

@@ -114,7 +114,7 @@ class Worker:
         until = time.monotonic() + self._patience
         in_time = self._drive(machine, until)
         answer = self._desk.answer(machine, CALL_READY, _VERSION.size)
-        if answer is None or machine.state is not State.PARKED:
+        if answer is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, _BEGIN, in_time=in_time)
         (version,) = _VERSION.unpack_from(answer)
         if version != CALL_VERSION:
@@ -227,7 +227,7 @@ class Worker:
             raise
         in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
-        if payload is None or machine.state is not State.PARKED:
+        if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
         if desk.pages(machine, borrowed=True):  # it has answered, and not returned everything
             raise CallCrash(name, "it has kept memory that was shared for the call")
