@@ -113,7 +113,6 @@ def test_a_task_that_is_cancelled_has_its_arrays_back(lib: Sandbox, where: str) 
         assert await lib.sum.async_(array, 5000) == 35000
 
     run(main())
-    del array
 
 
 def test_a_timeout_of_asyncios_stops_the_function(lib: Sandbox) -> None:

@@ -81,7 +81,6 @@ def test_a_call_is_cut_off_at_any_line(lib: Sandbox, what: str) -> None:
         assert not lib._crew._line, where
         assert (array == 7).all(), where
         assert books(lib) == before, where
-    del array
 
 
 def books(lib: Sandbox) -> dict[str, int]:
