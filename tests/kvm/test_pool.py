@@ -164,16 +164,15 @@ def test_the_first_items_are_submitted_before_any_result_is_asked_for(pool: Pool
 
 
 def test_an_endless_map_looks_a_little_ahead_only(pool: Pool) -> None:
-    drawn = 0
+    drawn: list[int] = []
 
-    def numbers() -> Iterator[int]:
-        nonlocal drawn
-        for drawn in itertools.count(1):
-            yield drawn
+    def draw(number: int) -> int:
+        drawn.append(number)
+        return number
 
-    results = pool.map(pool.add, numbers(), itertools.repeat(1))
+    results = pool.map(pool.add, map(draw, itertools.count(1)), itertools.repeat(1))
     assert list(itertools.islice(results, 50)) == list(range(2, 52))
-    assert drawn <= 50 + 20
+    assert len(drawn) <= 50 + 20
     results.close()  # type: ignore[attr-defined]
 
 

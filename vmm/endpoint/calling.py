@@ -114,9 +114,13 @@ class Desk:
         self._collect(machine)
 
     def pages(self, machine: Machine, *, borrowed: bool = False) -> int:
-        """Return how many pages of its window a machine has that are its own; or that are not."""
+        """Return how many pages of its window a machine has that are its own, or that are not;
+        none, if it has stopped.
+        """
         turns, ledger = self._turns, self._host._exchange.ledger
         with turns.lock:
+            if not machine.peer.alive:
+                return 0
             account = ledger.account(machine.number)
             return account.loaned if borrowed else account.charged
 

@@ -99,6 +99,10 @@ class Crew:
                 if ticket in self._line:
                     self._line.remove(ticket)
                 self._call_next()
+                bound: Worker | None = getattr(self._local, "worker", None)
+                if bound is not None and ticket.cancelled:  # only a part of another call was
+                    owner = self._owners.get(bound)
+                    bound.cancelled = owner is not None and owner.cancelled
             ticket.over = True
         finally:  # a debugger may raise as the block ends, which leaves the lock held then
             while self._lock._is_owned():

@@ -67,7 +67,7 @@ class Caller:
         self.timeout = timeout
         self.threads = threads
         self.stats = Stats()
-        self._counting = threading.Lock()
+        self._counting: Any = threading.RLock()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """Make a call in another thread. Raises ClosedError."""
@@ -76,15 +76,23 @@ class Caller:
 
     def count(self, placed: Placed) -> None:
         """Count a call that has returned."""
-        shared = sum(one.size for one in placed.seen)
-        with self._counting:
-            self.stats.calls += 1
-            self.stats.copied_bytes += copied_bytes(placed.copied)
-            self.stats.shared_bytes += shared
+        self._count(1, copied_bytes(placed.copied), sum(one.size for one in placed.seen), 0)
 
     def count_failure(self) -> None:
-        with self._counting:
-            self.stats.failures += 1
+        """Count one that has raised CallError."""
+        self._count(0, 0, 0, 1)
+
+    def _count(self, calls: int, copied: int, shared: int, failures: int) -> None:
+        stats = self.stats
+        try:
+            with self._counting:
+                stats.calls += calls
+                stats.copied_bytes += copied
+                stats.shared_bytes += shared
+                stats.failures += failures
+        finally:  # a debugger may raise as the block ends, which leaves the lock held then
+            while self._counting._is_owned():
+                self._counting.release()
 
 
 class Function:

@@ -227,9 +227,10 @@ class Worker:
             raise
         in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
+        borrows = desk.pages(machine, borrowed=True)
         if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
-        if desk.pages(machine, borrowed=True):  # it has answered, and not returned everything
+        if borrows:  # it has answered, and not returned everything
             raise CallCrash(name, "it has kept memory that was shared for the call")
         return payload
 
