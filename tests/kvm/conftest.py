@@ -23,7 +23,6 @@ from tests_support import kvm_missing
 from vmm import Monitor, host
 from vmm.ferry.events import Event
 from vmm.memory.movers import RemapMover
-from vmm.sandbox.program import program
 
 Open = Callable[..., Monitor]
 
@@ -174,15 +173,6 @@ def one(studio: Stage) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="session")
-def sandboxed() -> Iterator[Callable[[str], Path]]:
-    """Give the path of a library's program by its name, built once: tests/sandboxed/NAME.c."""
-    with contextlib.ExitStack() as built:
-
-        @functools.cache
-        def path(name: str) -> Path:
-            source = Path(__file__).parents[1] / "sandboxed" / f"{name}.c"
-            made = program((source,), (), None, name)
-            built.callback(made.close)
-            return made.path
-
-        yield path
+def sandboxed(test_guests: Path) -> Callable[[str], Path]:
+    """Give the path of a library's program by its name: tests/sandboxed/NAME.c."""
+    return lambda name: test_guests / "sandboxed" / f"{name}.elf"

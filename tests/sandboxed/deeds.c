@@ -6,6 +6,7 @@
 
 static int counted;
 static int set_up;
+static volatile uintptr_t nowhere = 8;
 
 int add(int a, int b)
 {
@@ -46,12 +47,12 @@ long sum(const uint8_t *bytes, int length)
 void fill_and_crash(uint8_t *bytes, int length, int value)
 {
     fill(bytes, length, value);
-    *(volatile int *)8 = 1;
+    *(volatile int *)nowhere = 1;
 }
 
 void crash(void)
 {
-    *(volatile int *)8 = 1;
+    *(volatile int *)nowhere = 1;
 }
 
 void quit(int code)
