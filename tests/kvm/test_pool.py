@@ -407,3 +407,12 @@ def test_two_machines_do_more_than_one(pool: Pool) -> None:
     assert {type(task.exception()) for task in tasks} == {CallTimeout}
     assert found == []
     assert time.monotonic() - start < 1.8 * limit + 0.3
+
+
+def test_fresh_machines_are_as_their_initializer_has_left_them(open_pool: Open) -> None:
+    pool = open_pool(fresh=True, initializer="set", initargs=(7,))
+    for _ in range(3):
+        assert (pool.count(), pool.setting()) == (1, 7)
+        assert pool.submit(lambda: (pool.count(), pool.count())).result() == (1, 1)
+        with pytest.raises(CallCrash):
+            pool.crash()
