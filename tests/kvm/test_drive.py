@@ -265,21 +265,3 @@ def test_what_a_signals_handler_raises_comes_out_and_the_machine_goes_on(
         signal.signal(signal.SIGALRM, before)
     monitor.kill(machine)
     monitor.run(10)  # nothing is left of who has driven
-
-
-def test_after_a_sleep_has_come_to_its_end_its_time_is_over(
-    open_monitor: Open, test_guest: Elf
-) -> None:
-    """It waits for a message then, with no time-out: not for one that has passed."""
-    monitor = open_monitor()
-    machine = monitor.spawn(test_guest("idle"), name="m", window="2M")
-    assert monitor._drive(machine, INFINITE, never)
-    scheduler = monitor._scheduler
-    with monitor._turns.lock, monitor._turns.change:
-        monitor._turns.journal.keep(machine)
-        scheduler.make_ready(machine)
-        scheduler.park(machine, 0.01)
-    assert not monitor._drive(machine, soon(0.05), never) or machine.deadline is None
-    with monitor._turns.lock, monitor._turns.change:
-        scheduler.park(machine, None)
-    assert machine.deadline is None
