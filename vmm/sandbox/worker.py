@@ -209,7 +209,8 @@ class Worker:
         """Return the C string at an address of the machine's own memory; None if there is none of
         at most so many bytes. Called by `finish`.
         """
-        assert self.machine is not None
+        if self.machine is None:
+            raise ClosedError("the sandbox has been closed")
         try:
             return self.machine.guest.process.memory.text(address, limit)
         except SysError:
@@ -289,7 +290,8 @@ class Worker:
 
     def _copy_back(self, spill: Spill) -> None:
         scratch = self._scratch
-        assert scratch is not None
+        if scratch is None:
+            raise ClosedError("the sandbox has been closed")
         for one, at in spill.copies:
             if not one.const:  # not by a copy, whose page faults would cost more than all else
                 target, size = address_of(one.data), len(one.data)
