@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vmm.linux.machine import LinuxMachine
     from vmm.monitor import Monitor
     from vmm.sandbox.library import Sandbox
+    from vmm.sandbox.pool import Pool
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "vmm.linux.machine": ("LinuxMachine",),
     "vmm.monitor": ("Monitor",),
     "vmm.sandbox.library": ("Sandbox",),
+    "vmm.sandbox.pool": ("Pool",),
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "Operation",
     "PageferryError",
     "Place",
+    "Pool",
     "Received",
     "ResourceError",
     "Sandbox",

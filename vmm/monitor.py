@@ -406,6 +406,14 @@ class Monitor:
         self._clean()
         return list(self.machines.values())
 
+    def _check_idle(self) -> None:
+        """Raise BusyError if this is a callback, or a signal's handler that has interrupted the
+        monitor at work; ClosedError.
+        """
+        self._turns.check_open()
+        if self._turns.inside or self._scheduler.working:
+            raise BusyError("a function was called from within run(), or another call")
+
     def _drive(self, machine: Machine, until: float, done: Callable[[], bool]) -> bool:
         """Run one machine in the calling thread; see Scheduler.drive."""
         try:

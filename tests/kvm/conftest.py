@@ -167,3 +167,12 @@ def studio() -> Iterator[Stage]:
 def one(studio: Stage) -> Iterator[Stage]:
     """A stage with one mover, where it makes no difference which."""
     yield from _cleared(studio)
+
+
+# ---- Sandboxes ----
+
+
+@pytest.fixture(scope="session")
+def sandboxed(test_guests: Path) -> Callable[[str], Path]:
+    """Give the path of a library's program by its name: tests/sandboxed/NAME.c."""
+    return lambda name: test_guests / "sandboxed" / f"{name}.elf"

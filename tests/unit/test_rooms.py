@@ -129,7 +129,7 @@ HELD = (
     *("GuestImageError", "HostEndpoint", "HostError", "Machine", "Monitor", "PageferryError"),
     *("Place", "Received", "ResourceError", "State"),
     *("Hold", "LinuxMachine", "Operation", "Status"),
-    *("CallCancelled", "CallCrash", "CallError", "CallExit", "CallTimeout", "Sandbox"),
+    *("CallCancelled", "CallCrash", "CallError", "CallExit", "CallTimeout", "Pool", "Sandbox"),
 )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 from vmm.endpoint.host import HostEndpoint
@@ -18,7 +16,8 @@ from vmm.ferry.slices import MOMENT
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.runs import Extent
 
-_TAKEN = 64  # messages of a machine's that are kept until one is looked for
+_KEPT = 8  # messages of a machine's, the last ones: its answer, if that is all that it sends
+_AT_ONCE = 16  # messages that are taken in one turn
 
 
 class Part(NamedTuple):
@@ -47,7 +46,14 @@ class Desk:
     def __init__(self, host: HostEndpoint) -> None:
         self._host = host
         self._turns = host._turns
-        self._answers: dict[int, deque[Message]] = {}  # by machine
+        self._answers: dict[int, tuple[Message, ...]] = {}  # by machine
+        self.turn = 0  # Journal's
+
+    def saved(self) -> dict[int, tuple[Message, ...]]:
+        return dict(self._answers)
+
+    def restore(self, saved: dict[int, tuple[Message, ...]]) -> None:
+        self._answers = dict(saved)
 
     def ask(self, to: Machine, tag: int, parts: Sequence[Part]) -> None:
         """Put the messages of a call into a machine's queue: all, or none. Raises GuestError."""
@@ -98,51 +104,54 @@ class Desk:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it
         has sent none. What else it has sent is dropped.
         """
-        self._collect()
-        for message in self._answers.pop(by.number, ()):
+        for message in self._collect(by):
             if message.tag == tag and len(message.payload) >= least:
                 return message.payload
         return None
 
     def forget(self, machine: Machine) -> None:
         """Drop what a machine has sent: it is no more."""
-        self._collect()
-        self._answers.pop(machine.number, None)
+        self._collect(machine)
 
     def pages(self, machine: Machine, *, borrowed: bool = False) -> int:
-        """Return how many pages of its window a machine has that are its own; or that are not."""
+        """Return how many pages of its window a machine has that are its own, or that are not;
+        none, if it has stopped.
+        """
         turns, ledger = self._turns, self._host._exchange.ledger
         with turns.lock:
+            if not machine.peer.alive:
+                return 0
             account = ledger.account(machine.number)
             return account.loaned if borrowed else account.charged
 
-    def _collect(self) -> None:
-        """Sort what has come for the host by who has sent it. Pages that come are let go of."""
+    def _collect(self, by: Machine) -> Sequence[Message]:
+        """Sort what has come for the host by who has sent it; return what a machine has. Pages that
+        have come are let go of: nobody has asked for any.
+        """
         host, turns = self._host, self._turns
-        while host.peer.queue:
+        more = True
+        while more:
             with turns.telling, turns.lock, turns.change:
-                message = host._exchange.take(host.peer) if host.peer.queue else None
-                if message is None:
-                    continue
-                if message.operation in (Operation.SEND, Operation.RETURN):
-                    kept = self._answers.setdefault(message.sender, deque(maxlen=_TAKEN))
-                    kept.append(message)
-            self._let_go(message)
+                turns.journal.keep(self)
+                for _ in range(min(_AT_ONCE, len(host.peer.queue))):
+                    message = host._exchange.take(host.peer)
+                    if message is not None:  # else it has gone back
+                        self._sort(message)
+                more = bool(host.peer.queue)
+                found = () if more else self._answers.pop(by.number, ())
+        host._clean()
+        return found
 
-    def _let_go(self, message: Message) -> None:
-        """Give back, or free, pages that nobody has asked for."""
-        if message.operation is Operation.SEND:
-            operation, receiver = Operation.RELEASE, 0
-        elif message.operation in (Operation.LEND, Operation.SHARE):
-            operation, receiver = Operation.RETURN, message.sender
-        else:
-            return
-        if message.spans:
-            length = sum(span.pages for span in message.spans) * PAGE_SIZE
-            request = Request(receiver, 0, length, message.spans, b"", operation)
-            self._host._serve(lambda: request, partial(_nothing))
-            self._host._clean()
+    def _sort(self, message: Message) -> None:
+        """Keep what may be an answer; give back, or free, pages. Called in a turn."""
+        sender, operation = message.sender, message.operation
+        if message.status is Status.OK and operation in (Operation.SEND, Operation.RETURN):
+            self._answers[sender] = (*self._answers.get(sender, ())[1 - _KEPT :], message)
+        if operation is Operation.SEND and message.spans:
+            self._let_go(message, Operation.RELEASE, 0)
+        elif operation in (Operation.LEND, Operation.SHARE):
+            self._let_go(message, Operation.RETURN, sender)
 
-
-def _nothing(answer: object) -> None:
-    pass
+    def _let_go(self, message: Message, how: Operation, receiver: int) -> None:
+        length = sum(span.pages for span in message.spans) * PAGE_SIZE
+        self._serve(Request(receiver, 0, length, message.spans, b"", how))

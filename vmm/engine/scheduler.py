@@ -115,14 +115,22 @@ class Scheduler:
     def _line_up(self, machine: Machine) -> None:
         self._line.add(machine)
         if self._idle:
-            self._changed.notify()
+            self._notify()
 
     def park(self, machine: Machine, timeout: float | None) -> None:
         """Let a machine wait until `make_ready`, or until `timeout` seconds have passed."""
         machine.state = State.PARKED
+        machine.deadline = None  # there may be one of an earlier wait, which has come
         if timeout is not None:
             machine.deadline = time.monotonic() + timeout
             self._deadlines.add(machine, machine.deadline)
+            self._notify()
+
+    def _notify(self) -> None:
+        """Let a worker look again; all of those that wait for one machine each."""
+        if self._until:
+            self._changed.notify_all()
+        else:
             self._changed.notify()
 
     def interrupt(self, machine: Machine) -> None:
@@ -142,7 +150,7 @@ class Scheduler:
     def forget(self, machine: Machine) -> None:
         """A machine has been stopped while it was not running: the run may be over."""
         machine.deadline = None
-        self._changed.notify()  # who waits for its deadline
+        self._notify()  # who waits for its deadline
 
     def recover(self) -> None:
         """After a roll-back: each machine is RUNNING on a worker, READY and in line, or PARKED."""
@@ -274,7 +282,8 @@ class Scheduler:
         if self._failure is not None:
             raise self._failure
         self._turns.outbox.flush(wait=True)
-        return time.monotonic() < until
+        waits = machine.state is State.PARKED and machine.deadline is None
+        return waits or machine.state is State.STOPPED or time.monotonic() < until
 
     def _join(self, thread: int, until: float) -> None:
         with self._lock:
@@ -612,6 +621,7 @@ class Scheduler:
         try:
             return self._look()
         except BaseException as error:  # a clock that stands still would end nothing any more
+            self._ticking = False  # the next one that needs it begins it
             self._fail(error)
             return None
 

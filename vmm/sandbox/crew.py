@@ -1,98 +1,193 @@
-"""The workers of a sandbox: who is free, and who works for whom."""
+"""The workers of a sandbox: who is free, who waits for one, and who works for whom.
+
+What is raised at any line, as Ctrl-C does, costs no worker: who has one is said by one assignment,
+all else follows from that, and whoever is told to look again may be told twice.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from vmm.errors import CallCancelled, CallTimeout, ClosedError
+from vmm.errors import BusyError, CallCancelled, CallTimeout, ClosedError
 from vmm.sandbox.worker import Worker
 
 _FOREVER = threading.TIMEOUT_MAX
 
 
 class Ticket:
-    """A call that may be cancelled, by any thread and at any time."""
+    """A call: its place in the line, and what lets any thread cancel it at any time.
+
+    worker    whom it has, or is about to have
+    over      whether it has none any more
+    """
+
+    __slots__ = ("_at", "_lock", "cancelled", "over", "thread", "wakes", "worker")
 
     def __init__(self) -> None:
-        self.cancelled = False
-        self._worker: Worker | None = None
-        self._lock = threading.Lock()
+        self.cancelled = self.over = False
+        self.worker: Worker | None = None
+        self.thread = 0
+        self.wakes: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike a Condition
+        self._at: Worker | None = None  # whom `cancel` stops
+        self._lock: Any = threading.RLock()
 
     def cancel(self) -> None:
         """End the call: it raises CallCancelled. Does nothing if it is over."""
         with self._lock:
             self.cancelled = True
-            if self._worker is not None:
-                self._worker.cancel()
+            if self._at is not None:
+                self._at.cancel()
+        self.wakes.put(None)
 
     def begin(self, worker: Worker, function: str) -> None:
         """Let `cancel` reach a worker, until `end`. Raises CallCancelled."""
         with self._lock:
             if self.cancelled:
                 raise CallCancelled(function, "the call was cancelled before it began")
-            self._worker = worker
+            self._at = worker
 
     def end(self) -> None:
-        """The call is over."""
+        """The call is over: whoever cancels it from now on does not stop the next one."""
         with self._lock:
-            self._worker = None
+            self._at = None
 
 
 class Crew:
-    """Workers, each for one call at a time: the one that was busy last comes first. Thread-safe."""
+    """Workers, each for one call at a time. Thread-safe; who comes first is served first, and by
+    the worker that was busy last.
+    """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = tuple(workers)
-        self._free = dict.fromkeys(reversed(workers))
-        self._changed = threading.Condition()
-        self._bound = threading.local()
-        self._closed = False
+        self._idle = dict.fromkeys(reversed(workers))  # the next one is the last; may be busy
+        self._owners: dict[Worker, Ticket] = {}  # who is busy, and for whom
+        self._line: deque[Ticket] = deque()
+        self._lock: Any = threading.RLock()
+        self._local = threading.local()
+        self._gone: Exception | None = None
 
-    def take(self, function: str, until: float, taken: list[Worker]) -> None:
-        """Put a free worker into `taken`, having waited for one, or the one that is bound to this
-        thread. It is to be given back, whatever is raised from here on. Raises CallTimeout,
-        ClosedError.
+    def take(self, ticket: Ticket, function: str, until: float) -> Worker:
+        """Return a free worker, having waited for one; or the one that is bound to this thread.
+
+        Whatever is raised, here or later, `leave` is to be called. Raises CallTimeout,
+        CallCancelled, ClosedError; BusyError if only this very thread could free one.
         """
-        worker: Worker | None = getattr(self._bound, "worker", None)
-        if worker is not None:
-            taken.append(worker)
-            return
-        with self._changed:
-            while not self._free:
-                if self._closed:
-                    break
-                left = until - time.monotonic()
-                if left <= 0:
-                    raise CallTimeout(function, "no machine was free in time")
-                self._changed.wait(min(left, _FOREVER))
-            if self._closed:
-                raise ClosedError("the sandbox has been closed")
-            taken.append(next(reversed(self._free)))  # known before: a signal may come in between
-            del self._free[taken[0]]
+        worker: Worker | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = self._wait(ticket, function, until)
+            worker.cancelled = False
+        else:  # a part of another call, which may have been cancelled
+            self.check()
+        ticket.begin(worker, function)
+        return worker
 
-    def give_back(self, taken: Iterable[Worker]) -> None:
-        """Let others have workers; what is bound stays so."""
-        if getattr(self._bound, "worker", None) is not None:
-            return
-        with self._changed:
-            for worker in taken:
-                self._free[worker] = None
-            self._changed.notify()
+    def leave(self, ticket: Ticket) -> None:
+        """A call is over, or has never begun: let others have its worker. Again is fine."""
+        ticket.end()
+        try:
+            with self._lock:
+                worker = ticket.worker
+                if worker is not None and self._owners.get(worker) is ticket:
+                    self._idle[worker] = None
+                    del self._owners[worker]
+                if ticket in self._line:
+                    self._line.remove(ticket)
+                self._call_next()
+                bound: Worker | None = getattr(self._local, "worker", None)
+                if bound is not None and ticket.cancelled:  # only a part of another call was
+                    owner = self._owners.get(bound)
+                    bound.cancelled = owner is not None and owner.cancelled
+            ticket.over = True
+        finally:  # a debugger may raise as the block ends, which leaves the lock held then
+            while self._lock._is_owned():
+                self._lock.release()
+
+    def _wait(self, ticket: Ticket, function: str, until: float) -> Worker:
+        ticket.thread = threading.get_ident()
+        while True:
+            with self._lock:
+                self.check()
+                if ticket.cancelled:
+                    raise CallCancelled(function, "the call was cancelled before it began")
+                worker = self._claim(ticket)
+                if worker is not None:
+                    return worker
+                if any(owner.thread == ticket.thread for owner in self._owners.values()):
+                    raise BusyError(
+                        f"{function} was called from within another call, by a signal's handler "
+                        "or a console, and no other machine is free"
+                    )
+                if ticket not in self._line:
+                    self._line.append(ticket)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise CallTimeout(function, "no machine was free in time")
+            with contextlib.suppress(queue.Empty):
+                ticket.wakes.get(timeout=min(left, _FOREVER))
+
+    def _claim(self, ticket: Ticket) -> Worker | None:
+        """Have a free worker, if it is the ticket's turn."""
+        line = self._line
+        if line and line[0] is not ticket:
+            return None
+        worker = next((one for one in reversed(self._idle) if one not in self._owners), None)
+        if worker is None:
+            return None
+        ticket.worker = worker  # known before: a signal may come in between
+        self._owners[worker] = ticket
+        del self._idle[worker]
+        if line:
+            line.popleft()
+            self._call_next()
+        return worker
+
+    def _call_next(self) -> None:
+        if self._line:
+            self._line[0].wakes.put(None)
 
     @contextlib.contextmanager
     def bound(self, worker: Worker) -> Iterator[None]:
         """Let all calls of this thread be the worker's, for the time of a block."""
-        self._bound.worker = worker
+        before = getattr(self._local, "worker", None)
+        self._local.worker = worker
         try:
             yield
         finally:
-            del self._bound.worker
+            self._local.worker = before
 
-    def close(self) -> None:
-        """Let nobody have a worker any more; who waits for one gets ClosedError."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+    def enlist(self) -> None:
+        """Remember that the calling thread is one that makes calls for others."""
+        self._local.enlisted = True
+
+    @property
+    def enlisted(self) -> bool:
+        """Whether the calling thread is."""
+        return getattr(self._local, "enlisted", False)
+
+    # ---- The end ----
+
+    def check(self) -> None:
+        """Raise what `stop` was given."""
+        gone = self._gone
+        if gone is not None:
+            raise type(gone)(*gone.args) from gone.__cause__
+
+    def stop(self, why: Exception) -> None:
+        """Let nobody have a worker any more; who waits for one gets such an error."""
+        with self._lock:
+            self._gone = self._gone or why
+            for ticket in tuple(self._line):
+                ticket.wakes.put(None)
+
+    def disown(self, why: str) -> None:
+        """Let go of all in a process that was forked: another thread may have had the lock."""
+        self._lock._at_fork_reinit()
+        self._gone = ClosedError(why)
+        self._owners.clear()
+        self._line.clear()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import inspect
 import struct
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from vmm.endpoint import arguments
-from vmm.errors import ConfigError
+from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
 from vmm.sandbox.crew import Crew, Ticket
@@ -37,7 +39,7 @@ class Stats:
     calls           that have returned
     copied_bytes    of arguments outside the window, there and back
     shared_bytes    of arguments in the window, which were not copied
-    failures        calls that have not returned: each cost a machine
+    failures        calls that have raised CallError
     """
 
     calls: int = 0
@@ -50,7 +52,7 @@ class Caller:
     """What all functions of a sandbox have in common.
 
     timeout   of a call, in seconds, if it says nothing else
-    threads   run calls for those who do not wait for them
+    threads   run calls for those who do not wait for them: as many as there are workers
     """
 
     def __init__(
@@ -58,13 +60,39 @@ class Caller:
         crew: Crew,
         window: Region,
         timeout: float | None,
-        threads: Callable[[], Executor],
+        threads: ThreadPoolExecutor,
     ) -> None:
         self.crew = crew
         self.window = window
         self.timeout = timeout
         self.threads = threads
         self.stats = Stats()
+        self._counting: Any = threading.RLock()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Make a call in another thread. Raises ClosedError."""
+        self.crew.check()
+        return self.threads.submit(call)
+
+    def count(self, placed: Placed) -> None:
+        """Count a call that has returned."""
+        self._count(1, copied_bytes(placed.copied), sum(one.size for one in placed.seen), 0)
+
+    def count_failure(self) -> None:
+        """Count one that has raised CallError."""
+        self._count(0, 0, 0, 1)
+
+    def _count(self, calls: int, copied: int, shared: int, failures: int) -> None:
+        stats = self.stats
+        try:
+            with self._counting:
+                stats.calls += calls
+                stats.copied_bytes += copied
+                stats.shared_bytes += shared
+                stats.failures += failures
+        finally:  # a debugger may raise as the block ends, which leaves the lock held then
+            while self._counting._is_owned():
+                self._counting.release()
 
 
 class Function:
@@ -166,25 +194,36 @@ class Function:
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in another thread: return a concurrent.futures.Future.
 
-        Arguments are checked now.
+        Arguments are checked now. As ever, a future that has begun cannot be cancelled.
         """
-        return self._caller.threads().submit(self._start(args, kwargs))
+        return self._caller.submit(self._start(args, kwargs))
 
     async def async_(self, *args: Any, **kwargs: Any) -> Any:
         """Call it, and let the event loop go on meanwhile. If the task is cancelled, the function
-        is stopped, with its machine.
+        is stopped, with its machine, or not begun: what it was given is the caller's again then.
         """
         ticket = Ticket()
         call = self._start(args, kwargs, ticket)
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._caller.threads(), call)
+        over = loop.create_future()
+        future = self._caller.submit(call)
+        future.add_done_callback(functools.partial(_tell, loop, over))
+        cancelled: asyncio.CancelledError | None = None
         try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            ticket.cancel()
-            await asyncio.wait([future])  # what it was given is the caller's again, then
-            future.exception() if not future.cancelled() else None
-            raise
+            while not over.done():
+                try:
+                    await asyncio.wait([over])  # which does not cancel it, if this task is
+                except asyncio.CancelledError as error:
+                    cancelled = cancelled or error
+                    if future.cancel():
+                        break
+                    ticket.cancel()
+        finally:
+            if not future.done() and not future.cancel():  # the loop has been closed
+                ticket.cancel()
+        if cancelled is not None:
+            raise cancelled
+        return future.result()
 
     def _start(
         self, args: Sequence[Any], kwargs: dict[str, Any], ticket: Ticket | None = None
@@ -228,23 +267,27 @@ class Function:
         placed = place(references, caller.window)
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False))
-        kind, failed, taken = prototype.result, True, list[Worker]()
+        kind, crew = prototype.result, caller.crew
 
         def finish(result: Result) -> Any:
             data = layout.unpack(*result, memory=bytes(hidden))
             if isinstance(kind, Pointer) and kind.is_text:
-                return _text(taken[0], data)
+                return _text(worker, data)
             return decode(kind, data)
 
         try:
-            caller.crew.take(name, until, taken)
-            ticket.begin(taken[0], name)
-            value = taken[0].call(name, words, placed.seen, placed.copied, until, finish)
-            failed = False
-        finally:
-            ticket.end()
-            caller.crew.give_back(taken)
-            _count(caller.stats, placed, failed)
+            try:
+                worker = crew.take(ticket, name, until)
+                value = worker.call(name, words, placed.seen, placed.copied, until, finish)
+            finally:
+                crew.leave(ticket)
+        except CallError:
+            caller.count_failure()
+            raise
+        finally:  # once more, should a signal's handler raise just there
+            if not ticket.over:
+                crew.leave(ticket)
+        caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(
                 f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
@@ -253,13 +296,15 @@ class Function:
         return value
 
 
-def _count(stats: Stats, placed: Placed, failed: bool) -> None:
-    if failed:
-        stats.failures += 1
-        return
-    stats.calls += 1
-    stats.copied_bytes += copied_bytes(placed.copied)
-    stats.shared_bytes += sum(one.size for one in placed.seen)
+def _tell(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None], future: Future[Any]) -> None:
+    """Tell an event loop that a call is over; not, if the loop has been closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(_set, over)
+
+
+def _set(over: asyncio.Future[None]) -> None:
+    if not over.done():
+        over.set_result(None)
 
 
 def _words(

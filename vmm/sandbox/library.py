@@ -7,12 +7,14 @@ import difflib
 import itertools
 import math
 import os
-import threading
+import sys
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
@@ -43,6 +45,17 @@ _MOST_MACHINES = 1024
 _PATIENCE = 30.0  # seconds that a machine may take until it waits for calls
 _WINDOW_MOST = 256 << 30
 _NAME_MAX = 20  # bytes of a machine's name, before its number
+
+
+_opened: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for sandbox in _opened:
+        sandbox._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 class Sandbox:
@@ -80,6 +93,8 @@ class Sandbox:
     Thread-safety: everything may be used from any thread; `close` ends calls that are under way.
     """
 
+    _forked = False  # whether it is another process's
+
     def __init__(
         self,
         *sources: str | bytes | os.PathLike[str],
@@ -113,35 +128,29 @@ class Sandbox:
         count = integer(machines, "machines", 1, _MOST_MACHINES)
         limit = arguments.seconds(timeout, "timeout")
         wanted = None if name is None else arguments.text(name, "name")
-        self._threads: ThreadPoolExecutor | None = None
-        self._making = threading.Lock()  # of the threads
         self._functions: dict[str, Function] = {}
         self._unused = _Unused()
-        with contextlib.ExitStack() as opened:
-            self._program = program(
-                sources,
-                header,
-                cflags,
-                cc,
-                wanted,
-                includes=includes,
-                libraries=libraries,
-                library_dirs=library_dirs,
+        self._program = program(
+            sources,
+            header,
+            cflags,
+            cc,
+            wanted,
+            includes=includes,
+            libraries=libraries,
+            library_dirs=library_dirs,
+        )
+        try:
+            self.monitor = Monitor(
+                mover=_mover(device), pool=pool, console=console, audit=audit, device=device
             )
-            opened.callback(self._program.close)
-            self.monitor = opened.enter_context(
-                Monitor(
-                    mover=_mover(device), pool=pool, console=console, audit=audit, device=device
-                )
-            )
-            numbers = itertools.count(1)
-            title = wanted or self._program.path.stem
-            title = title.encode()[:_NAME_MAX].decode(errors="ignore")
             window = self.monitor.host.peer.window.region
+            title = (wanted or self._program.path.stem).encode()[:_NAME_MAX]
+            names = map(partial("{}-{}".format, title.decode(errors="ignore")), itertools.count(1))
             spawn = partial(
-                self._spawn,
-                numbers,
-                title,
+                _spawn,
+                self.monitor,
+                self._program.path,
                 # So that all of the host's may be shared: half of a window may be one lender's.
                 window=min(2 * window.size + LARGE_PAGE, _WINDOW_MOST),
                 quota=PAGE_SIZE,
@@ -157,18 +166,22 @@ class Sandbox:
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
-            workers = [
-                Worker(self.monitor, desk, spawn, patience=_PATIENCE, fresh=fresh)
-                for _ in range(count)
-            ]
-            self._crew = Crew(workers)
-            self._caller = Caller(self._crew, window, limit, self._executor)
-            workers[0].start()
-            self._opened = opened.pop_all()
+            self._crew = Crew(
+                [
+                    Worker(self.monitor, desk, spawn, names, patience=_PATIENCE, fresh=fresh)
+                    for _ in range(count)
+                ]
+            )
+            self._threads = ThreadPoolExecutor(count, "pageferry-call", self._crew.enlist)
+            self._caller = Caller(self._crew, window, limit, self._threads)
+            machine = self._crew.workers[0].boot()
+            # What is added to the addresses that the program is linked at: in every machine.
+            self._base: int = getattr(machine.guest, "base", 0)
+        except BaseException:
+            self._close_all()
+            raise
+        _opened.add(self)
         self._closed = False
-
-    def _spawn(self, numbers: itertools.count[int], title: str, **options: Any) -> Machine:
-        return self.monitor.spawn(self._program.path, name=f"{title}-{next(numbers)}", **options)
 
     # ---- Functions ----
 
@@ -200,12 +213,6 @@ class Sandbox:
         """The functions that there is debug information of: the C library's are a thousand more."""
         known = self._program.prototypes
         return [name for name in known if not known[name].unknown and not name.startswith("pf_")]
-
-    @property
-    def _base(self) -> int:
-        """What is added to the addresses that the program is linked at."""
-        machine = self._crew.workers[0].machine
-        return 0 if machine is None else getattr(machine.guest, "base", 0)
 
     @property
     def stats(self) -> Stats:
@@ -266,42 +273,62 @@ class Sandbox:
         for buffer in self._unused.taken():
             try:
                 self.monitor.host.release(buffer)
+            except ClosedError:  # it has been
+                pass
             except (LiveViewError, GuestError):  # a slice is left, or a call has it
                 self._unused.note(buffer)
 
     # ---- The end ----
 
-    def _executor(self) -> ThreadPoolExecutor:
-        """Return threads for those who do not wait: one for each machine."""
-        with self._making:
-            if self._closed:
-                raise ClosedError("the sandbox has been closed")
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(len(self._crew.workers), "pageferry-call")
-            return self._threads
-
     def close(self) -> None:
-        """End the calls that are under way, and close everything. Further calls do nothing."""
-        with self._making:
-            if self._closed:
-                return
-            self._closed = True
-        self._crew.close()
-        threads = self._threads
+        """End the calls that are under way, which raise ClosedError, and close everything. Further
+        calls do nothing. Raises BusyError in a callback of the monitor's.
+        """
+        if self._closed:
+            return
+        with contextlib.suppress(ClosedError):  # by one that was cut off
+            self.monitor._check_idle()
+        self._close_all()
+        self._closed = True
+
+    def _close_all(self) -> None:
+        """Close what there is, whatever of it has been closed. Not by `getattr`, which finds
+        functions.
+        """
+        made = self.__dict__
         try:
-            if threads is not None:
-                threads.shutdown(wait=False, cancel_futures=True)
+            if "_crew" in made:
+                self._crew.stop(ClosedError("the sandbox has been closed"))
+            if "_threads" in made:  # what waits for them raises ClosedError
+                self._threads.shutdown(wait=False)
+            if "monitor" in made:
+                self.monitor.close()
         finally:
-            self._opened.close()
+            self._program.close()
             self._unused.close()
+        if "_crew" in made:
             for worker in self._crew.workers:
                 worker.forget()
-        if threads is not None:
-            threads.shutdown()
+        if "_threads" in made and not self._crew.enlisted:
+            self._threads.shutdown()
+
+    def _disown(self) -> None:
+        self._closed = self._forked = True
+        self._crew.disown("the sandbox is of the process that forked this one: make another here")
+        self._program.disown()
+
+    def __del__(self) -> None:
+        # A net, not the way. One warning, for all that it holds.
+        if self.__dict__.get("_closed", True):
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if not sys.is_finalizing():  # then threads that hold locks are no more
+                self.close()
 
     def __enter__(self) -> Sandbox:
-        if self._closed:
-            raise ClosedError("the sandbox has been closed")
+        self._crew.check()
         return self
 
     def __exit__(
@@ -314,10 +341,15 @@ class Sandbox:
 
     def __repr__(self) -> str:
         what = "closed" if self._closed else f"of {len(self._crew.workers)} machines"
-        return f"<Sandbox {self._program.path.stem} {what}>"
+        return f"<{type(self).__name__} {self._program.path.stem} {what}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Sandbox cannot be copied or pickled: make one in each process")
+        what = type(self).__name__
+        raise TypeError(f"a {what} cannot be copied or pickled: make one in each process")
+
+
+def _spawn(monitor: Monitor, path: Path, name: str, **options: Any) -> Machine:
+    return monitor.spawn(path, name=name, **options)
 
 
 class _Unused:

@@ -78,6 +78,11 @@ class Program:
         if self._directory is not None:
             self._directory.cleanup()
 
+    def disown(self) -> None:
+        """Leave it to the process that has forked this one: it would be removed when this exits."""
+        if self._directory is not None:
+            self._directory._finalizer.detach()  # type: ignore[attr-defined]
+
 
 def program(
     sources: Sequence[Any],

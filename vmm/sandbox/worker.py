@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from vmm.endpoint.buffer import CHUNK, Buffer
@@ -18,7 +19,9 @@ from vmm.errors import (
     CallError,
     CallExit,
     CallTimeout,
+    ClosedError,
     ConfigError,
+    GuestError,
     ResourceError,
 )
 from vmm.guest.abi import CALL_READY, CALL_VERSION, EXTENTS_MAX, PAGE_SIZE
@@ -39,6 +42,7 @@ _KEPT = 128 << 20  # bytes of memory for copies that a worker keeps from one cal
 # small pages, each of which the machine finds anew in every call.
 _HUGE = 128 << 10
 _BEGIN = "the start"  # what is called when there is no function yet
+_CANCELLED = "the call was cancelled"
 _MOMENT = 0.001  # seconds, for a machine that another thread runs to come out
 
 
@@ -49,16 +53,22 @@ def _as_it_is(result: Any) -> Any:
 class Worker:
     """A machine of a sandbox. One call at a time; `cancel` may be called by any thread.
 
-    spawn     makes a machine, which begins with the next call
-    patience  seconds that it may take to be ready
-    fresh     whether each call finds the machine as it was when it was ready first
+    spawn       makes a machine of that name, which begins with the next call
+    names       for machines: those of all workers
+    patience    seconds that it may take to be ready
+    fresh       whether each call finds the machine as it was when it was ready first
+    initialize  called once for each machine, before any other function: it may call some of this
+                worker's. What it raises comes out of the call that needed a machine
+
+    cancelled   whether the present call has been
     """
 
     def __init__(
         self,
         monitor: Monitor,
         desk: Desk,
-        spawn: Callable[[], Machine],
+        spawn: Callable[[str], Machine],
+        names: Iterator[str],
         *,
         patience: float,
         fresh: bool,
@@ -66,42 +76,76 @@ class Worker:
         self._monitor = monitor
         self._desk = desk
         self._spawn = spawn
+        self._names = names
         self._patience = patience
         self._fresh = fresh
         self._tag = 0
         self._scratch: Buffer | None = None
+        self._name = ""
+        self._whole = False  # whether the machine is as a call that has returned leaves it
+        self._prepared: LinuxMachine | None = None  # for which `initialize` has been called
+        self._preparing = False
+        self.initialize: Callable[[Worker], object] | None = None
         self.machine: LinuxMachine | None = None
-        self._cancelled = False
+        self.cancelled = False
+
+    def boot(self) -> LinuxMachine:
+        """Have a machine that waits for calls. Raises CallError, and what `spawn` does."""
+        machine = self.machine
+        if machine is not None and self._whole and machine.state is not State.STOPPED:
+            return machine
+        self._discard()
+        self._whole = False
+        try:
+            self._name = next(self._names)  # so that it is found, should its making be cut off
+            spawned = self._spawn(self._name)
+            if not isinstance(spawned, LinuxMachine):
+                raise ConfigError(
+                    f"{spawned.name} is a guest, and no program whose functions are called"
+                )
+            machine = self.machine = spawned
+            self._get_ready(machine)
+            self._whole = True
+        finally:
+            self._settle()
+        return machine
+
+    def _get_ready(self, machine: Machine) -> None:
+        until = time.monotonic() + self._patience
+        in_time = self._drive(machine, until)
+        answer = self._desk.answer(machine, CALL_READY, _VERSION.size)
+        if answer is None or not in_time or machine.state is not State.PARKED:
+            raise self._failure(machine, _BEGIN, in_time=in_time)
+        (version,) = _VERSION.unpack_from(answer)
+        if version != CALL_VERSION:
+            raise ConfigError(
+                f"{machine.name} was built with version {version} of the calls' runtime, "
+                f"and this is {CALL_VERSION}: build it again"
+            )
 
     def start(self) -> LinuxMachine:
-        """Have a machine that waits for calls. Raises CallError, and what `spawn` does."""
-        if self.machine is not None and self.machine.state is not State.STOPPED:
+        """Have a machine that is ready for calls, and has been initialized. Raises as `boot`, and
+        what `initialize` does.
+        """
+        if self._preparing:
+            if self.machine is None or not self._whole:
+                raise CallCrash(_BEGIN, "the machine that is being initialized has gone")
             return self.machine
-        self._discard()
-        spawned = self._spawn()
-        if not isinstance(spawned, LinuxMachine):
-            self._monitor.remove(spawned)
-            raise ConfigError(
-                f"{spawned.name} is a guest, and no program whose functions are called"
-            )
-        machine = self.machine = spawned
-        try:
-            until = time.monotonic() + self._patience
-            in_time = self._monitor._drive(machine, until, lambda: self._desk.answered(machine))
-            answer = self._desk.answer(machine, CALL_READY, _VERSION.size)
-            if answer is None:
-                raise self._failure(machine, _BEGIN, in_time=in_time)
-            (version,) = _VERSION.unpack_from(answer)
-            if version != CALL_VERSION:
-                raise ConfigError(
-                    f"{machine.name} was built with version {version} of the calls' runtime, "
-                    f"and this is {CALL_VERSION}: build it again"
-                )
-            if self._fresh:
-                machine.keep()
-        except BaseException:
-            self._discard()
-            raise
+        machine = self.boot()
+        if self._prepared is not machine:
+            try:
+                self._preparing = True
+                if self.initialize is not None:
+                    self.initialize(self)
+                if self.machine is not machine or machine.state is State.STOPPED:
+                    raise CallCrash(_BEGIN, "the machine has gone while it was initialized")
+                if self._fresh:
+                    machine.keep()
+                self._prepared = machine
+            finally:
+                self._preparing = False
+                self._whole = self._whole and self._prepared is machine
+                self._settle()
         return machine
 
     def call(
@@ -118,9 +162,10 @@ class Worker:
 
         until   time.monotonic() at which it is stopped
 
-        Raises CallError, GuestError for what cannot be shared, ConfigError.
+        Raises CallError, GuestError for what cannot be shared, ConfigError; BusyError in a callback
+        of the monitor's, or a signal's handler that has interrupted it.
         """
-        self._cancelled = False
+        self._monitor._check_idle()
         machine = self.start()
         shared = request.areas(seen)
         spill: Spill | None = None
@@ -130,6 +175,7 @@ class Worker:
             parts, spill = self._spill(words, seen, copied, shared)
         if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
             raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
+        self._whole = False
         try:
             payload = self._exchange(machine, name, parts, until)
             result, data = request.result(payload)
@@ -140,11 +186,11 @@ class Worker:
             else:
                 self._copy_back(spill)
             value = finish(result)
-            if self._fresh:
+            if self._fresh and not self._preparing:
                 self._put_back(machine)
-        except BaseException:
-            self._discard()
-            raise
+            self._whole = True
+        finally:
+            self._settle()
         if self._scratch is not None and self._scratch.size > _KEPT:
             self._drop_scratch()
         return value
@@ -153,14 +199,18 @@ class Worker:
         """Let a machine be what it was; or another one, if it has got memory of the pool."""
         if self._desk.pages(machine):
             self._discard()
-        else:
+            return
+        try:
             machine.put_back()
+        except ClosedError:  # it has been cancelled just now
+            self._discard()
 
     def text(self, address: int, limit: int) -> bytes | None:
         """Return the C string at an address of the machine's own memory; None if there is none of
         at most so many bytes. Called by `finish`.
         """
-        assert self.machine is not None
+        if self.machine is None:
+            raise ClosedError("the sandbox has been closed")
         try:
             return self.machine.guest.process.memory.text(address, limit)
         except SysError:
@@ -169,20 +219,38 @@ class Worker:
     def _exchange(self, machine: Machine, name: str, parts: Sequence[Part], until: float) -> bytes:
         self._tag += 1
         desk = self._desk
-        desk.ask(machine, self._tag, parts)
-        in_time = self._monitor._drive(machine, until, lambda: desk.answered(machine))
+        try:
+            desk.ask(machine, self._tag, parts)
+        except GuestError:
+            if machine.state is State.STOPPED:  # it has been cancelled
+                raise self._failure(machine, name, in_time=True) from None
+            self._whole = True  # it knows of nothing
+            raise
+        in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
-        if payload is None:
+        borrows = desk.pages(machine, borrowed=True)
+        if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
-        if desk.pages(machine, borrowed=True):  # it has answered, and not returned everything
+        if borrows:  # it has answered, and not returned everything
             raise CallCrash(name, "it has kept memory that was shared for the call")
         return payload
+
+    def _drive(self, machine: Machine, until: float) -> bool:
+        """Run the machine until it has answered and waits for the next call. False if it was out of
+        time.
+        """
+        if self.cancelled:  # perhaps before there was a machine to be stopped
+            self._monitor.kill(machine, _CANCELLED)
+        answered = self._desk.answered
+        return self._monitor._drive(
+            machine, until, lambda: machine.deadline is None and answered(machine)
+        )
 
     def _failure(self, machine: Machine, name: str, *, in_time: bool) -> CallError:
         """Return why a call has not been answered."""
         fault = machine.fault
-        if self._cancelled:
-            return CallCancelled(name, "the call was cancelled")
+        if self.cancelled:
+            return CallCancelled(name, _CANCELLED)
         if fault is not None:
             return CallCrash(name, str(fault).removeprefix(f"{machine.name}: "), fault)
         if machine.exit_code is not None:
@@ -222,7 +290,8 @@ class Worker:
 
     def _copy_back(self, spill: Spill) -> None:
         scratch = self._scratch
-        assert scratch is not None
+        if scratch is None:
+            raise ClosedError("the sandbox has been closed")
         for one, at in spill.copies:
             if not one.const:  # not by a copy, whose page faults would cost more than all else
                 target, size = address_of(one.data), len(one.data)
@@ -238,10 +307,20 @@ class Worker:
 
     def cancel(self) -> None:
         """Stop the machine: the call that is under way raises CallCancelled."""
-        self._cancelled = True
+        self.cancelled = True
         machine = self.machine
         if machine is not None:
-            self._monitor.kill(machine, "the call was cancelled")
+            with contextlib.suppress(ClosedError):
+                self._monitor.kill(machine, _CANCELLED)
+
+    def _settle(self) -> None:
+        """Remove the machine if it has been left in the midst of something."""
+        try:
+            if not self._whole:
+                self._discard()
+        finally:  # once more, should a signal's handler raise just there
+            if not self._whole and self.machine is not None:
+                self._discard()
 
     def forget(self) -> None:
         """Know of nothing any more: the monitor has been closed."""
@@ -249,14 +328,19 @@ class Worker:
 
     def _discard(self) -> None:
         """Remove the machine, whatever it is doing: all that it borrows is let go of."""
-        machine, self.machine = self.machine, None
+        monitor = self._monitor
+        machine = self.machine or monitor.machines.get(self._name)
         if machine is None:
             return
-        while True:
-            try:
-                self._monitor.remove(machine)
-                break
-            except BusyError:  # somebody runs it
-                self._monitor.kill(machine)
-                time.sleep(_MOMENT)
-        self._desk.forget(machine)
+        try:
+            while True:
+                try:
+                    monitor.remove(machine)
+                    break
+                except BusyError:  # somebody runs it
+                    monitor.kill(machine)
+                    time.sleep(_MOMENT)
+            self._desk.forget(machine)
+        except ClosedError:  # the monitor is: then nothing is left
+            pass
+        self.machine = None  # not before: what was cut off is done again

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A library that knows how calls are made, and cheats: `tag` is that of the call that is under way. */
+#include "pf.h"
+
+#include <time.h>
+
+#define HOST PF_PEER_HOST
+
+static uint8_t *remembered;
+
+static void answer(uint64_t tag, uint64_t value)
+{
+    struct pf_result result = {.rax = value};
+
+    pf_send_inline(HOST, &result, sizeof result, tag);
+}
+
+int honest(int value)
+{
+    return value;
+}
+
+void answers_twice(uint64_t tag)
+{
+    answer(tag, 666);
+    answer(tag, 666);
+}
+
+void answers_ahead(uint64_t tag)
+{
+    for (uint64_t next = tag + 1; next < tag + 4; next++)
+        answer(next, 666);
+}
+
+void answers_wrongly(uint64_t tag)
+{
+    pf_message m;
+
+    answer(tag + 100, 666);
+    pf_send_inline(HOST, "short", 5, tag);
+    pf_receive(&m, PF_FOREVER);
+}
+
+void answers_and_runs_on(uint64_t tag)
+{
+    answer(tag, 666);
+    for (volatile int i = 0;; i++)
+        ;
+}
+
+void answers_and_sleeps(uint64_t tag)
+{
+    struct timespec t = {1000, 0};
+
+    answer(tag, 666);
+    nanosleep(&t, NULL);
+}
+
+/* Answers by its own words, and keeps what it was given. */
+void keeps(uint8_t *bytes, uint64_t tag)
+{
+    pf_message m;
+
+    bytes[0] = 1;
+    answer(tag, 666);
+    pf_receive(&m, PF_FOREVER);
+}
+
+void never_answers(uint8_t *bytes)
+{
+    pf_message m;
+
+    bytes[0] = 1;
+    pf_receive(&m, PF_FOREVER);
+}
+
+int gives_back(uint8_t *bytes, int pages)
+{
+    return pf_return(HOST, bytes, (uint64_t)pages, 0);
+}
+
+/* Whatever else can be done to pages that are lent: returns how many of these the monitor did. */
+int deals_with(uint8_t *bytes, int pages)
+{
+    uint64_t n = (uint64_t)pages;
+    int done = 0;
+
+    done += pf_send(HOST, bytes, n, n * PF_PAGE_SIZE, 1) == PF_OK;
+    done += pf_lend(HOST, bytes, n, 1, 0) == PF_OK;
+    done += pf_share(HOST, bytes, n, 1, 0) == PF_OK;
+    done += pf_exchange(HOST, bytes, n, n * PF_PAGE_SIZE, 1) == PF_OK;
+    done += pf_reclaim(bytes, n) == PF_OK;
+    done += pf_release(bytes, n) == PF_OK;
+    return done;
+}
+
+void remembers(uint8_t *bytes)
+{
+    remembered = bytes;
+}
+
+int looks(void)
+{
+    return *(volatile uint8_t *)remembered;
+}
+
+int floods(int messages)
+{
+    int sent = 0;
+
+    for (int i = 0; i < messages; i++)
+        sent += pf_send_inline(HOST, "x", 1, 7) == PF_OK;
+    return sent;
+}
+
+void floods_and_stays(void)
+{
+    floods(5000);
+    for (volatile int i = 0;; i++)
+        ;
+}
+
+/* Sends, lends or shares pages of its own, as often; returns how many went. */
+int gives_pages(int how, int times)
+{
+    int done = 0;
+
+    for (int i = 0; i < times; i++) {
+        void *page;
+
+        if (pf_alloc(1, &page) != PF_OK)
+            break;
+        *(volatile uint8_t *)page = 66;
+        int status = how == 0   ? pf_send(HOST, page, 1, PF_PAGE_SIZE, 7)
+                     : how == 1 ? pf_lend(HOST, page, 1, 7, 0)
+                                : pf_share(HOST, page, 1, 7, 0);
+        done += status == PF_OK;
+    }
+    return done;
+}
+
+int storms(int bells)
+{
+    for (int i = 0; bells < 0 || i < bells; i++)
+        pf_ring(i % 4 < 2 ? PF_BELL_TRANSMIT : 99);
+    return 1;
+}
+
+void spoils_the_control_structure(int value)
+{
+    uint8_t *bytes = (uint8_t *)PF_CONTROL_GPA;
+
+    for (size_t i = 0; i < sizeof(struct pf_control); i++)
+        ((volatile uint8_t *)bytes)[i] = (uint8_t)value;
+}
