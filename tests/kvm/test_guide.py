@@ -17,8 +17,6 @@ import vmm
 NUMPY: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 EXAMPLES = examples("guide.md")
 SOURCES = [*examples("guide.md", "c"), *examples("guide.md", "cpp")]
-# What an example is of, and whether it is there.
-COMING = {"Pool(": hasattr(vmm, "Pool")}
 
 pytestmark = [
     pytest.mark.not_in_lanes("what the manual shows; no compiler there"),
@@ -47,9 +45,6 @@ def title(example: str) -> str:
 def test_a_step_prints_what_it_says(
     example: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for sign, there in COMING.items():
-        if sign in example and not there:
-            pytest.skip(f"{sign} is not there yet")
     monkeypatch.chdir(folder)
     run_example(example, "docs/guide.md")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from vmm import CallError, Sandbox
+from vmm import Pool
 
 MOST_PIXELS = 64 << 20  # a file says how large its picture is, and may lie
 
@@ -20,7 +20,7 @@ class Decoder:
 
     def __init__(self, machines: int = 2, seconds: float = 10) -> None:
         shim = Path(__file__).with_name("png_shim.c")
-        self.lib = Sandbox(shim, libraries=["png", "z"], machines=machines, timeout=seconds)
+        self.lib = Pool(shim, libraries=["png", "z"], machines=machines, timeout=seconds)
 
     def decode(self, file: bytes) -> np.ndarray[Any, Any]:
         """Return the pixels: height, width, and four bytes of red, green, blue, alpha.
@@ -36,6 +36,13 @@ class Decoder:
             raise ValueError(wrong.decode(errors="replace"))
         return pixels
 
+    def decode_all(self, files: Iterable[bytes]) -> Iterator[Any]:
+        """Return the pixels of each file, in order, or the exception that `decode` raises for it.
+
+        Files are read as machines get free, so there may be any number of them.
+        """
+        return self.lib.map(self.decode, files, return_exceptions=True)
+
     def __enter__(self) -> Decoder:
         return self
 
@@ -50,14 +57,14 @@ class Decoder:
 
 def main(names: list[str]) -> None:
     """Decode files, some at a time; say what each is."""
-    with Decoder() as decoder, ThreadPoolExecutor(2) as threads:
-        jobs = [threads.submit(decoder.decode, Path(name).read_bytes()) for name in names]
-        for name, job in zip(names, jobs, strict=True):
-            try:
-                height, width, _ = job.result().shape
+    with Decoder() as decoder:
+        results = decoder.decode_all(Path(name).read_bytes() for name in names)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, Exception):
+                print(f"{name}: {result}")
+            else:
+                height, width, _ = result.shape
                 print(f"{name}: {width} x {height}")
-            except (ValueError, CallError) as error:
-                print(f"{name}: {error}")
 
 
 if __name__ == "__main__":
