@@ -166,6 +166,15 @@ def test_structures_are_pointed_to_and_written_where_they_are(lib: Sandbox) -> N
     assert record["x"][0] == 7
 
 
+def test_a_structure_that_is_pointed_to_may_be_a_mapping_and_numbers_a_list(lib: Sandbox) -> None:
+    point = {"x": 1, "y": 2.5}
+    lib.place_at(point, 9)
+    assert point == {"x": 9, "y": 2.5}
+    assert lib.get([1.5, 2.5, 3.5], 1) == 2.5
+    with pytest.raises(TypeError, match="give an array"):
+        lib.scale([1.5], 1, 2)
+
+
 def test_text_goes_as_utf_8_and_comes_as_bytes(lib: Sandbox) -> None:
     assert lib.greeting("wörld") == "hello wörld".encode()
     assert lib.greeting(b"bytes") == b"hello bytes"
@@ -350,6 +359,8 @@ def test_a_function_that_takes_too_long_is_stopped_in_time(lib: Sandbox) -> None
     with pytest.raises(CallTimeout, match="for_ever: it took longer") as raised:
         lib.for_ever(timeout=0.1)
     assert isinstance(raised.value, TimeoutError)
+    assert re.search(r"was stopped at for_ever\+0x\w+ at .*library\.c:\d+$", str(raised.value))
+    assert raised.value.fault is not None
     assert 0.1 <= time.monotonic() - start < 5
     with pytest.raises(CallTimeout):
         lib.for_ever.with_timeout(0.01)()

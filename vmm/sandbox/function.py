@@ -244,7 +244,7 @@ class Function:
         for name, length in self._lengths.items():
             value = values[keywords.index(name)] if name in keywords else None
             least = length.of(given)
-            if not isinstance(value, Reference) or value.temporary or least is None:
+            if not isinstance(value, Reference) or value.terminated or least is None:
                 continue
             item = max(value.type.size, 1)
             if value.size < least * item:
@@ -288,6 +288,7 @@ class Function:
             if not ticket.over:
                 crew.leave(ticket)
         caller.count(placed)
+        placed.finish()
         if value is _NO_TEXT:
             raise ConfigError(
                 f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "

@@ -81,6 +81,7 @@ class Worker:
         self._fresh = fresh
         self._tag = 0
         self._scratch: Buffer | None = None
+        self._seen_by: LinuxMachine | None = None  # that
         self._name = ""
         self._whole = False  # whether the machine is as a call that has returned leaves it
         self._prepared: LinuxMachine | None = None  # for which `initialize` has been called
@@ -166,7 +167,10 @@ class Worker:
         of the monitor's, or a signal's handler that has interrupted it.
         """
         self._monitor._check_idle()
+        before, began = self.machine, time.monotonic()
         machine = self.start()
+        if machine is not before:  # which is not the function's time
+            until += time.monotonic() - began
         shared = request.areas(seen)
         spill: Spill | None = None
         if request.fits(words, seen, copied):
@@ -256,7 +260,13 @@ class Worker:
         if machine.exit_code is not None:
             return CallExit(name, machine.exit_code)
         if not in_time:
-            return CallTimeout(name, "it took longer than it may, and was stopped")
+            with contextlib.suppress(ClosedError):
+                self._monitor.kill(machine, "it took longer than it may")
+            where = "" if machine.fault is None else str(machine.fault.place)
+            at = f" at {where}" if where else ""
+            return CallTimeout(
+                name, f"it took longer than it may, and was stopped{at}", machine.fault
+            )
         return CallCrash(name, "it waits for what nobody sends")
 
     # ---- What is copied ----
@@ -267,13 +277,17 @@ class Worker:
         scratch, size = self._room(request.spilled_size(words, seen, copied))
         extent = scratch.extent._replace(pages=size // PAGE_SIZE)
         parts, spill = request.spilled(words, seen, copied, shared, extent)
+        # What an earlier call has left there is nobody's but the machine's that had it.
+        clears, self._seen_by = self._fresh or self._seen_by is not self.machine, self.machine
         at = 0
         placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
         for data, start in placed:
-            scratch.write(bytes(start - at), at)  # nothing of another call's is left in between
+            if clears:
+                scratch.write(bytes(start - at), at)
             scratch.write(data, start)
             at = start + len(data)
-        scratch.write(bytes(size - at), at)
+        if clears:
+            scratch.write(bytes(size - at), at)
         return parts, spill
 
     def _room(self, least: int) -> tuple[Buffer, int]:
