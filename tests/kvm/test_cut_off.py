@@ -40,7 +40,9 @@ CAN_GO_ON = {State.READY, State.PARKED}
 def some(lines: int, count: int, first: int = 1) -> Iterator[int]:
     """Yield the lines at which to raise: evenly spread, others each time, or all of them."""
     step = 1 if EVERY else max(lines // count, 1)
-    yield from range(first + random.randrange(step), lines, step)
+    chosen = range(first + random.randrange(step), lines, step)
+    yield from chosen
+    print(f"raised at {len(chosen)} of {lines} lines")
 
 
 def pair(monitor: Monitor, test_guest: Elf, pages: int) -> tuple[Machine, Machine]:
