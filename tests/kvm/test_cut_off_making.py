@@ -75,7 +75,9 @@ def first_times(tracer: Tracer) -> list[int]:
 def some(lines: list[int], count: int) -> list[int]:
     """Return some of them, evenly spread, others each time; or all."""
     step = 1 if EVERY else max(len(lines) // count, 1)
-    return lines[random.randrange(step) :: step]
+    chosen = lines[random.randrange(step) :: step]
+    print(f"raised at {len(chosen)} of {len(lines)} lines")
+    return chosen
 
 
 class Baseline:

@@ -49,7 +49,9 @@ def lines_of(act: Callable[[], object]) -> int:
 
 def some(lines: int, count: int) -> Iterator[int]:
     step = 1 if EVERY else max(lines // count, 1)
-    yield from range(1 + random.randrange(step), lines + 1, step)
+    chosen = range(1 + random.randrange(step), lines + 1, step)
+    yield from chosen
+    print(f"raised at {len(chosen)} of {lines} lines")
 
 
 CALLS: dict[str, Callable[[Sandbox, Any, bytearray], object]] = {
