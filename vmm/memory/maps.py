@@ -51,15 +51,19 @@ def identity(fd: int) -> tuple[int, int]:
 
 def areas(start: int, end: int) -> list[Area]:
     """Return what is mapped in start..end, in order, clipped to it. Raises OSError."""
+    # No `try` within: before its first line Python 3.11 lets what is raised pass by the `with`.
     with opened(os.open, "/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC) as file:
-        fd = file.fileno()
-        try:
-            found = list(_asked(fd, start, end))
-        except OSError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
-                raise
-            found = list(read(fd, start, end))
+        found = _found(file.fileno(), start, end)
     return [_clip(area, start, end) for area in found]
+
+
+def _found(fd: int, start: int, end: int) -> list[Area]:
+    try:
+        return list(_asked(fd, start, end))
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise
+        return list(read(fd, start, end))
 
 
 def _asked(fd: int, start: int, end: int) -> Iterator[Area]:
