@@ -94,13 +94,17 @@ def _identity(path: str, status: os.stat_result) -> tuple[int, ...]:
 
 
 def _read(path: str, parse: Callable[[Source, str], _T]) -> tuple[_Key, _T]:
+    # No `try` within: before its first line Python 3.11 lets what is raised pass by the `with`.
     with opened(os.open, path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) as file:
-        fd = file.fileno()
-        identity = _identity(path, os.fstat(fd))
-        source = Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
-        try:
-            image = parse(source, path)
-        finally:
-            if _identity(path, os.fstat(fd)) != identity:
-                raise GuestImageError(f"{path}: was changed while it was read: try again")
+        return _parsed(file.fileno(), path, parse)
+
+
+def _parsed(fd: int, path: str, parse: Callable[[Source, str], _T]) -> tuple[_Key, _T]:
+    identity = _identity(path, os.fstat(fd))
+    source = Source(identity[2], lambda length, offset: os.pread(fd, length, offset))
+    try:
+        image = parse(source, path)
+    finally:
+        if _identity(path, os.fstat(fd)) != identity:
+            raise GuestImageError(f"{path}: was changed while it was read: try again")
     return (path, identity), image
