@@ -110,12 +110,40 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(
 
 
 @pytest.mark.not_in_lanes("there is no compiler")
+@pytest.mark.parametrize("optimized", ["-O0", "-O2"])
+def test_an_array_of_as_many_rows_and_columns_as_is_said_is_taken(
+    optimized: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.c"
+    source.write_text(
+        "double corner(int n, int m, const double v[n][m][2]) { return v[n - 1][m - 1][1]; }\n"
+        "void put(int n, double v[n][3]) { v[n - 1][2] = 7; }\n"
+    )
+    with Sandbox(source, cflags=[optimized], pool="64M") as lib:
+        given = np.arange(24.0).reshape(4, 3, 2)
+        given.flags.writeable = False  # as the source says
+        assert lib.corner(4, 3, given) == 23
+        with pytest.raises(ValueError, match="= 30 items there, of 8 bytes"):
+            lib.corner(5, 3, given)
+        with pytest.raises(TypeError, match="must have items of double"):
+            lib.corner(4, 3, given.astype(np.int64))
+        rows = lib.empty((4, 3))
+        lib.put(4, rows)
+        assert rows[3, 2] == rows.sum() == 7
+        with pytest.raises(ValueError, match="= 15 items there"):
+            lib.put(5, rows)
+        del rows
+
+
+@pytest.mark.not_in_lanes("there is no compiler")
 def test_an_array_that_is_too_short_for_what_is_said_of_it_is_refused(tmp_path: Path) -> None:
     source = Path(__file__).parent.parent / "sandboxed" / "library.c"
     with Sandbox(source, pool="64M") as lib:
         lib.shift(3, np.zeros(3), 1)
         for values in (np.zeros(3), lib.empty(3)):
-            with pytest.raises(ValueError, match=r"shift: values has 24 bytes, .* = 4 items of 8"):
+            with pytest.raises(
+                ValueError, match=r"shift: values has 24 bytes, .* = 4 items there, of 8 bytes"
+            ):
                 lib.shift(4, values, 1)
         assert lib.shift.lengths == {"values": "(count)"}
         lib.total.lengths = {"bytes": "count"}

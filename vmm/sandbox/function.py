@@ -19,7 +19,7 @@ from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
 from vmm.sandbox.crew import Crew, Ticket
-from vmm.sandbox.ctype import Pointer
+from vmm.sandbox.ctype import Pointer, innermost
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
@@ -106,7 +106,8 @@ class Function:
 
     argtypes, restype   as with ctypes, instead of what the debug information says; see Prototype
     lengths   how many items arrays must have at least, by the parameters' names: numbers, or text
-              such as "3 * width * height". What the source says (`double v[n]`) is there already
+              such as "3 * width * height". What the source says (`double v[n][3]`, that is n * 3)
+              is there already
 
     timeout= takes seconds, after which the function is stopped (unless it has a parameter of that
     name: `with_timeout` then).
@@ -246,11 +247,11 @@ class Function:
             least = length.of(given)
             if not isinstance(value, Reference) or value.terminated or least is None:
                 continue
-            item = max(value.type.size, 1)
+            item = max(innermost(value.type).size, 1)  # of `v[n][3]`, n * 3 numbers
             if value.size < least * item:
                 raise ConfigError(
                     f"{self.__name__}: {name} has {value.size} bytes, and the function is to find "
-                    f"{length.text} = {least} items of {item} there"
+                    f"{length.text} = {least} items there, of {item} bytes each"
                 )
 
     def _run(

@@ -13,7 +13,6 @@ from typing import Any
 
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.sandbox.ctype import (
-    Array,
     CType,
     Float,
     FunctionPointer,
@@ -23,6 +22,7 @@ from vmm.sandbox.ctype import (
     Struct,
     Void,
     declare,
+    innermost,
 )
 from vmm.sandbox.values import address, c_text, decode, encode, wrong_type
 
@@ -177,9 +177,7 @@ def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
     handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
     if not handle and ("O" in form or "P" in form or "&" in form):
         raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
-    target = kind.target
-    while isinstance(target, Array):
-        target = target.element
+    target = innermost(kind.target)
     if isinstance(target, Void | Opaque) or (size == 1 and (target.size == 1 or _is_raw(form))):
         return
     found = _ITEM.fullmatch(form)
