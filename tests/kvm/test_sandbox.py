@@ -170,6 +170,16 @@ def test_types_can_be_given_as_with_ctypes(lib: Sandbox) -> None:
     assert callback(None, 5) == 5
 
 
+def test_a_function_of_the_machines_can_be_another_ones_callback(lib: Sandbox) -> None:
+    assert lib["call_back"](lib.nap.address, 1) == 0
+    assert lib["call_back"](lib.nap.address, -1) == lib.nap(-1) == -1
+
+
+def test_what_ctypes_would_heed_and_a_function_here_does_not_cannot_be_set(lib: Sandbox) -> None:
+    with pytest.raises(AttributeError, match=r"nap.errcheck is nothing that can be set: argtypes"):
+        lib.nap.errcheck = print  # type: ignore[attr-defined]
+
+
 # ---- Structures and text ----
 
 

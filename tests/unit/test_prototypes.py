@@ -219,7 +219,8 @@ def test_a_function_is_described_where_it_is_defined_or_else_where_it_is_declare
     assert found["aliased"].address == found["given"].address != 0
     assert found["slow"].unknown
     assert refused(found["slow"]) == (
-        "slow: its types are not known, as it was compiled without -g: set argtypes and restype"
+        "slow: its types are not known, as it was compiled without -g: set argtypes and restype, "
+        "or give the sandbox the header that has them"
     )
 
 

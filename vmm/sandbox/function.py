@@ -146,6 +146,17 @@ class Function:
     def __repr__(self) -> str:
         return f"<sandboxed {self._typed.signature()}>"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):  # as ctypes' errcheck
+            known = "argtypes, restype and lengths"
+            raise AttributeError(f"{self.__name__}.{name} is nothing that can be set: {known} are")
+        super().__setattr__(name, value)
+
+    @property
+    def address(self) -> int:
+        """Where it is in every machine: for a parameter that is a pointer to a function."""
+        return self._base + self._prototype.address
+
     @property
     def argtypes(self) -> Sequence[Any] | None:
         """The arguments' types, if they have been set."""
@@ -264,7 +275,7 @@ class Function:
         caller, layout, name = self._caller, prototype.layout, prototype.name
         until = float("inf") if limit is None else time.monotonic() + limit
         hidden = bytearray(layout.hidden)
-        words, references = _words(layout, self._base + prototype.address, values)
+        words, references = _words(layout, self.address, values)
         placed = place(references, caller.window)
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False))

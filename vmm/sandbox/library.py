@@ -202,8 +202,8 @@ class Sandbox:
         except KeyError:
             near = difflib.get_close_matches(name, self._told_of, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            path = self._program.path.name
-            raise AttributeError(f"there is no global function {name!r} in {path}{hint}") from None
+            where = self._program.path.stem
+            raise AttributeError(f"there is no global function {name!r} in {where}{hint}") from None
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self._told_of]
@@ -340,7 +340,8 @@ class Sandbox:
         self.close()
 
     def __repr__(self) -> str:
-        what = "closed" if self._closed else f"of {len(self._crew.workers)} machines"
+        count = len(self._crew.workers)
+        what = "closed" if self._closed else f"of {count} machine{'s' * (count != 1)}"
         return f"<{type(self).__name__} {self._program.path.stem} {what}>"
 
     def __reduce__(self) -> NoReturn:
