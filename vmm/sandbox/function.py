@@ -304,7 +304,8 @@ class Function:
         if value is _NO_TEXT:
             raise ConfigError(
                 f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
-                "in the machine's own memory: set restype to ctypes.c_void_p for the address"
+                "in the machine's own memory: have it written into an array, or set restype to "
+                "ctypes.c_void_p for the address"
             )
         return value
 
