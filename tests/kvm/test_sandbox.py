@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import gc
 import math
+import pickle
 import re
 import threading
 import time
@@ -150,6 +152,8 @@ def test_an_array_that_is_too_short_for_what_is_said_of_it_is_refused(tmp_path: 
         with pytest.raises(ValueError, match="total: bytes has 2 bytes"):
             lib.total(b"12", 3)
         assert lib.total(b"123", 3) == 150
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            lib.total.lengths["bytes"] = "2"  # type: ignore[index]
         for wrong in ({"bytes": "size"}, {"nothing": 1}, {"bytes": "f()"}, ["count"]):
             with pytest.raises(ConfigError):
                 lib.total.lengths = wrong
@@ -168,6 +172,12 @@ def test_types_can_be_given_as_with_ctypes(lib: Sandbox) -> None:
     assert lib.where(None) is None
     callback = lib["call_back"]
     assert callback(None, 5) == 5
+
+
+def test_a_function_is_of_this_process_alone(lib: Sandbox) -> None:
+    for escape in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match="nap cannot be copied or pickled: make a sandbox in"):
+            escape(lib.nap)
 
 
 def test_a_function_of_the_machines_can_be_another_ones_callback(lib: Sandbox) -> None:

@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from vmm.endpoint import arguments
 from vmm.errors import CallError, ConfigError
@@ -143,6 +144,11 @@ class Function:
     def __signature__(self) -> inspect.Signature:
         return self._typed.inspected()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} cannot be copied or pickled: make a sandbox in each process"
+        )
+
     def __repr__(self) -> str:
         return f"<sandboxed {self._typed.signature()}>"
 
@@ -178,8 +184,8 @@ class Function:
 
     @property
     def lengths(self) -> Mapping[str, str]:
-        """How many items arrays must have at least."""
-        return {name: length.text for name, length in self._lengths.items()}
+        """How many items arrays must have at least: it can be set, not changed in place."""
+        return MappingProxyType({name: length.text for name, length in self._lengths.items()})
 
     @lengths.setter
     def lengths(self, lengths: Mapping[str, Any]) -> None:
