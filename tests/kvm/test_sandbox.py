@@ -174,6 +174,12 @@ def test_types_can_be_given_as_with_ctypes(lib: Sandbox) -> None:
     assert callback(None, 5) == 5
 
 
+def test_dir_lists_the_functions_that_are_there_to_be_called(lib: Sandbox) -> None:
+    listed = dir(lib)
+    assert {"nap", "call_back", "empty", "stats"} <= set(listed)
+    assert not [name for name in listed if name == "main" or name.startswith(("pf_", "_Z"))]
+
+
 def test_a_function_is_of_this_process_alone(lib: Sandbox) -> None:
     for escape in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match="nap cannot be copied or pickled: make a sandbox in"):

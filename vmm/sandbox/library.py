@@ -212,7 +212,9 @@ class Sandbox:
     def _told_of(self) -> list[str]:
         """The functions that there is debug information of: the C library's are a thousand more."""
         known = self._program.prototypes
-        return [name for name in known if not known[name].unknown and not name.startswith("pf_")]
+        inner = "_", "pf_"  # names of C++'s, the compiler's, and the frame's
+        told_of = (name for name in known if name != "main" and not name.startswith(inner))
+        return [name for name in told_of if not known[name].unknown]
 
     @property
     def stats(self) -> Stats:
