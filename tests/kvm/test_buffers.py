@@ -147,9 +147,7 @@ def test_without_numpy_only_arrays_are_missing(
 ) -> None:
     buffer = filled(host)
     monkeypatch.setitem(__import__("sys").modules, "numpy", None)
-    with pytest.raises(
-        ImportError, match=r"array\(\) needs NumPy: pip install 'pageferry\[numpy\]'"
-    ):
+    with pytest.raises(ImportError, match="arrays need NumPy: pip install numpy"):
         buffer.array()
     assert buffer.view()[1] == 1
     host.release(buffer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import gc
 import math
+import pickle
 import re
 import threading
 import time
@@ -110,18 +112,48 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(
 
 
 @pytest.mark.not_in_lanes("there is no compiler")
+@pytest.mark.parametrize("optimized", ["-O0", "-O2"])
+def test_an_array_of_as_many_rows_and_columns_as_is_said_is_taken(
+    optimized: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "rows.c"
+    source.write_text(
+        "double corner(int n, int m, const double v[n][m][2]) { return v[n - 1][m - 1][1]; }\n"
+        "void put(int n, double v[n][3]) { v[n - 1][2] = 7; }\n"
+    )
+    with Sandbox(source, cflags=[optimized], pool="64M") as lib:
+        given = np.arange(24.0).reshape(4, 3, 2)
+        given.flags.writeable = False  # as the source says
+        assert lib.corner(4, 3, given) == 23
+        with pytest.raises(ValueError, match="= 30 items there, of 8 bytes"):
+            lib.corner(5, 3, given)
+        with pytest.raises(TypeError, match="must have items of double"):
+            lib.corner(4, 3, given.astype(np.int64))
+        rows = lib.empty((4, 3))
+        lib.put(4, rows)
+        assert rows[3, 2] == rows.sum() == 7
+        with pytest.raises(ValueError, match="= 15 items there"):
+            lib.put(5, rows)
+        del rows
+
+
+@pytest.mark.not_in_lanes("there is no compiler")
 def test_an_array_that_is_too_short_for_what_is_said_of_it_is_refused(tmp_path: Path) -> None:
     source = Path(__file__).parent.parent / "sandboxed" / "library.c"
     with Sandbox(source, pool="64M") as lib:
         lib.shift(3, np.zeros(3), 1)
         for values in (np.zeros(3), lib.empty(3)):
-            with pytest.raises(ValueError, match=r"shift: values has 24 bytes, .* = 4 items of 8"):
+            with pytest.raises(
+                ValueError, match=r"shift: values has 24 bytes, .* = 4 items there, of 8 bytes"
+            ):
                 lib.shift(4, values, 1)
         assert lib.shift.lengths == {"values": "(count)"}
         lib.total.lengths = {"bytes": "count"}
         with pytest.raises(ValueError, match="total: bytes has 2 bytes"):
             lib.total(b"12", 3)
         assert lib.total(b"123", 3) == 150
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            lib.total.lengths["bytes"] = "2"  # type: ignore[index]
         for wrong in ({"bytes": "size"}, {"nothing": 1}, {"bytes": "f()"}, ["count"]):
             with pytest.raises(ConfigError):
                 lib.total.lengths = wrong
@@ -140,6 +172,28 @@ def test_types_can_be_given_as_with_ctypes(lib: Sandbox) -> None:
     assert lib.where(None) is None
     callback = lib["call_back"]
     assert callback(None, 5) == 5
+
+
+def test_dir_lists_the_functions_that_are_there_to_be_called(lib: Sandbox) -> None:
+    listed = dir(lib)
+    assert {"nap", "call_back", "empty", "stats"} <= set(listed)
+    assert not [name for name in listed if name == "main" or name.startswith(("pf_", "_Z"))]
+
+
+def test_a_function_is_of_this_process_alone(lib: Sandbox) -> None:
+    for escape in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match="nap cannot be copied or pickled: make a sandbox in"):
+            escape(lib.nap)
+
+
+def test_a_function_of_the_machines_can_be_another_ones_callback(lib: Sandbox) -> None:
+    assert lib["call_back"](lib.nap.address, 1) == 0
+    assert lib["call_back"](lib.nap.address, -1) == lib.nap(-1) == -1
+
+
+def test_what_ctypes_would_heed_and_a_function_here_does_not_cannot_be_set(lib: Sandbox) -> None:
+    with pytest.raises(AttributeError, match=r"nap.errcheck is nothing that can be set: argtypes"):
+        lib.nap.errcheck = print  # type: ignore[attr-defined]
 
 
 # ---- Structures and text ----

@@ -234,6 +234,11 @@ def test_what_has_the_buffer_protocol_is_pointed_to_if_its_items_fit(
         (POINT, np.zeros(4), "must have items of struct point, not of float64"),
         (BYTE, np.array([object()]), "holds addresses of this process, which are no machine's"),
         (
+            Pointer(BYTE),
+            (ctypes.c_char_p * 2)(b"one", b"two"),
+            "holds addresses of this process, which are no machine's",
+        ),
+        (
             Void(),
             ctypes.c_char_p,
             "must be a buffer, an address or None for void *, not PyCSimpleType",
@@ -329,12 +334,15 @@ def test_a_structure_is_pointed_to_by_its_fields_too() -> None:
         given(Pointer(POINT), {"z": 1})
 
 
-def test_callbacks_are_refused_and_none_is_not() -> None:
+def test_callbacks_are_refused_and_addresses_in_the_machine_are_not() -> None:
     kind = FunctionPointer(INT, ())
     assert given(kind, None) == bytes(8)
-    for value in (print, functools.partial(print), 64, ctypes.CFUNCTYPE(None)(print)):
+    for number in (64, ctypes.c_void_p(64)):
+        assert given(kind, number) == (64).to_bytes(8, "little")
+    for value in (print, functools.partial(print), b"", ctypes.CFUNCTYPE(None)(print)):
         assert refusal(kind, value) == (
-            "is a callback: functions of a machine cannot call Python; give None"
+            "is a callback: functions of a machine cannot call Python; give None, or the address "
+            "of one of the machine's (lib.f.address)"
         )
 
 

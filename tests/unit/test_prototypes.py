@@ -34,6 +34,9 @@ FUNCTIONS = {
     ),
     "double total(double a[static 16], int n)": "double total(double *a, int n)",
     "double corner(row *rows)": "double corner(double (*rows)[3])",
+    "double first(const double rows[][3])": "double first(const double (*rows)[3])",
+    "double trace(int n, const double m[n][n])": "double trace(int n, const double *m)",
+    "void paint(int w, pixel p[][w][3])": "void paint(int w, pixel (*p)[3])",
     "void each(void (*visit)(void *, int), void *context)": "",
     "int printed(const char *format, ...)": "",
     "int peek(volatile int *const place, pixel in)": "int peek(int *place, pixel in)",
@@ -216,7 +219,8 @@ def test_a_function_is_described_where_it_is_defined_or_else_where_it_is_declare
     assert found["aliased"].address == found["given"].address != 0
     assert found["slow"].unknown
     assert refused(found["slow"]) == (
-        "slow: its types are not known, as it was compiled without -g: set argtypes and restype"
+        "slow: its types are not known, as it was compiled without -g: set argtypes and restype, "
+        "or give the sandbox the header that has them"
     )
 
 

@@ -81,3 +81,8 @@ def test_the_command_builds_one_and_another_program_is_none(
     assert "add" in built(tmp_path / "add.elf", compiler).prototypes
     with pytest.raises(GuestImageError, match=r"plain.elf: it was not built for this: pageferry"):
         built(tmp_path / "plain.elf", compiler)
+    shared = (tmp_path / "plain.elf").rename(tmp_path / "libplain.so.1")
+    with pytest.raises(
+        GuestImageError, match=r"libplain.so.1 is a shared library: give its source"
+    ):
+        built(shared, compiler)

@@ -16,7 +16,7 @@ def numpy() -> Any:
     try:
         return importlib.import_module("numpy")
     except ModuleNotFoundError as error:
-        raise ImportError("array() needs NumPy: pip install 'pageferry[numpy]'") from error
+        raise ImportError("arrays need NumPy: pip install numpy") from error
 
 
 def layout(

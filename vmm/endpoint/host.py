@@ -137,7 +137,7 @@ class HostEndpoint:
         if pages > free:
             return (
                 f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
-                "release buffers, or give the monitor more (Monitor(pool=...))"
+                "release buffers, or make the pool larger (pool=...)"
             )
         if ledger.growth_left(self.peer.number) < 1:
             return (

@@ -162,6 +162,13 @@ def round_up(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
+def innermost(kind: CType) -> CType:
+    """Return what an array, also one of arrays, has as its elements; another type itself."""
+    while isinstance(kind, Array):
+        kind = kind.element
+    return kind
+
+
 def scalars(kind: CType, offset: int = 0) -> Iterator[tuple[int, CType]]:
     """Yield what a type consists of, with offsets: neither structures nor arrays."""
     if isinstance(kind, Struct):

@@ -26,7 +26,7 @@ from vmm.sandbox.ctype import (
     Void,
     layout,
 )
-from vmm.sandbox.dwarf import Entries, Entry
+from vmm.sandbox.dwarf import Entries, Entry, Reference
 from vmm.sandbox.forms import uleb
 from vmm.sandbox.prototype import Parameter
 
@@ -123,6 +123,10 @@ class Types:
         if target.tag == "subroutine_type":
             parameters, result, _ = self._function(target, True, depth)
             return FunctionPointer(result, tuple(parameter.type for parameter in parameters))
+        if target.tag == "array_type":
+            return Pointer(
+                self._array(target, name, depth, True), const or self._holds_const(target)
+            )
         if within and target.tag in _RECORDS:
             return Pointer(Opaque(_spelled(target, name)), const)
         return Pointer(self._type(entry, within or target.tag in _POINTERS, depth + 1), const)
@@ -138,7 +142,17 @@ class Types:
         signed = encoding in (_SIGNED, _SIGNED_CHAR)
         return Int(_spelled(entry, name), size, signed, "enum")
 
-    def _array(self, entry: Entry, name: str, depth: int) -> CType:
+    def _holds_const(self, array: Entry) -> bool:
+        """Whether an array's elements are const: those of arrays of arrays may be."""
+        for _ in range(_MOST_DEPTH):
+            element, _, const = self._stripped(array)
+            if const or element is None or element.tag != "array_type":
+                return const
+            array = element
+        raise Malformed
+
+    def _array(self, entry: Entry, name: str, depth: int, pointed_to: bool = False) -> CType:
+        """pointed_to: its first element will do, where C reckons how long it is when it runs."""
         kind = self._type(entry, True, depth + 1)
         counts = []
         for child in self._entries.children(entry, frozenset(("subrange_type",))):
@@ -146,6 +160,8 @@ class Types:
         if entry.attributes.get("GNU_vector"):
             return Opaque(name or "vector", "is a vector")
         for count in reversed(counts):
+            if pointed_to and not count:
+                break
             if count is None or count * max(kind.size, 1) >= 1 << 47:
                 return Opaque(name or "array", "has no size that is known")
             kind = Array(kind, count if kind.size else 0)
@@ -214,10 +230,12 @@ def _align(entry: Entry) -> int:
 def _count(entry: Entry) -> int | None:
     """Return the length of a dimension: 0 for one that is left open, None for one that varies."""
     count = entry.attributes.get("count")
-    if count is None:
-        last = entry.attributes.get("upper_bound", -1)
-        count = (last + 1) % (1 << 64) if isinstance(last, int) else None
-    return count if isinstance(count, int) and count >= 0 else None
+    last = entry.attributes.get("upper_bound", -1)
+    if count is None and isinstance(last, int) and not isinstance(last, Reference):
+        count = (last + 1) % (1 << 64)
+    if isinstance(count, Reference) or not isinstance(count, int) or count < 0:
+        return None  # an expression, or a variable that has it
+    return count
 
 
 def _bounded(kind: CType, name: str) -> CType:

@@ -43,6 +43,10 @@ class Unit:
     addresses: int = 8
 
 
+class Reference(int):
+    """The offset of another entry: where a number might stand, the two are told apart by it."""
+
+
 class Entry(NamedTuple):
     """One entry. Attributes are numbers, bytes, or printable text; references are offsets."""
 
@@ -219,7 +223,9 @@ class Entries:
     def _meant(self, unit: Unit, form: int, value: int) -> Any:
         """Return what a number is: itself, or the text or the address that it tells where is."""
         if form in forms.LOCAL:
-            return unit.start + value
+            return Reference(unit.start + value)
+        if form == forms.REF_ADDR:
+            return Reference(value)
         if form in (forms.STRP, forms.LINE_STRP):
             table = self._str if form == forms.STRP else self._line_str
             return decoded(self._string(table, value)[0], _MOST_NAME)

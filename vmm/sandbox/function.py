@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from vmm.endpoint import arguments
 from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
 from vmm.sandbox.crew import Crew, Ticket
-from vmm.sandbox.ctype import Pointer
+from vmm.sandbox.ctype import Pointer, innermost
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
@@ -106,7 +107,8 @@ class Function:
 
     argtypes, restype   as with ctypes, instead of what the debug information says; see Prototype
     lengths   how many items arrays must have at least, by the parameters' names: numbers, or text
-              such as "3 * width * height". What the source says (`double v[n]`) is there already
+              such as "3 * width * height". What the source says (`double v[n][3]`, that is n * 3)
+              is there already
 
     timeout= takes seconds, after which the function is stopped (unless it has a parameter of that
     name: `with_timeout` then).
@@ -142,8 +144,24 @@ class Function:
     def __signature__(self) -> inspect.Signature:
         return self._typed.inspected()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self.__name__} cannot be copied or pickled: make a sandbox in each process"
+        )
+
     def __repr__(self) -> str:
         return f"<sandboxed {self._typed.signature()}>"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):  # as ctypes' errcheck
+            known = "argtypes, restype and lengths"
+            raise AttributeError(f"{self.__name__}.{name} is nothing that can be set: {known} are")
+        super().__setattr__(name, value)
+
+    @property
+    def address(self) -> int:
+        """Where it is in every machine: for a parameter that is a pointer to a function."""
+        return self._base + self._prototype.address
 
     @property
     def argtypes(self) -> Sequence[Any] | None:
@@ -166,8 +184,8 @@ class Function:
 
     @property
     def lengths(self) -> Mapping[str, str]:
-        """How many items arrays must have at least."""
-        return {name: length.text for name, length in self._lengths.items()}
+        """How many items arrays must have at least: it can be set, not changed in place."""
+        return MappingProxyType({name: length.text for name, length in self._lengths.items()})
 
     @lengths.setter
     def lengths(self, lengths: Mapping[str, Any]) -> None:
@@ -246,11 +264,11 @@ class Function:
             least = length.of(given)
             if not isinstance(value, Reference) or value.terminated or least is None:
                 continue
-            item = max(value.type.size, 1)
+            item = max(innermost(value.type).size, 1)  # of `v[n][3]`, n * 3 numbers
             if value.size < least * item:
                 raise ConfigError(
                     f"{self.__name__}: {name} has {value.size} bytes, and the function is to find "
-                    f"{length.text} = {least} items of {item} there"
+                    f"{length.text} = {least} items there, of {item} bytes each"
                 )
 
     def _run(
@@ -263,7 +281,7 @@ class Function:
         caller, layout, name = self._caller, prototype.layout, prototype.name
         until = float("inf") if limit is None else time.monotonic() + limit
         hidden = bytearray(layout.hidden)
-        words, references = _words(layout, self._base + prototype.address, values)
+        words, references = _words(layout, self.address, values)
         placed = place(references, caller.window)
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False))
@@ -292,7 +310,8 @@ class Function:
         if value is _NO_TEXT:
             raise ConfigError(
                 f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
-                "in the machine's own memory: set restype to ctypes.c_void_p for the address"
+                "in the machine's own memory: have it written into an array, or set restype to "
+                "ctypes.c_void_p for the address"
             )
         return value
 

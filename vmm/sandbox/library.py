@@ -202,8 +202,8 @@ class Sandbox:
         except KeyError:
             near = difflib.get_close_matches(name, self._told_of, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            path = self._program.path.name
-            raise AttributeError(f"there is no global function {name!r} in {path}{hint}") from None
+            where = self._program.path.stem
+            raise AttributeError(f"there is no global function {name!r} in {where}{hint}") from None
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self._told_of]
@@ -212,7 +212,9 @@ class Sandbox:
     def _told_of(self) -> list[str]:
         """The functions that there is debug information of: the C library's are a thousand more."""
         known = self._program.prototypes
-        return [name for name in known if not known[name].unknown and not name.startswith("pf_")]
+        inner = "_", "pf_"  # names of C++'s, the compiler's, and the frame's
+        told_of = (name for name in known if name != "main" and not name.startswith(inner))
+        return [name for name in told_of if not known[name].unknown]
 
     @property
     def stats(self) -> Stats:
@@ -340,7 +342,8 @@ class Sandbox:
         self.close()
 
     def __repr__(self) -> str:
-        what = "closed" if self._closed else f"of {len(self._crew.workers)} machines"
+        count = len(self._crew.workers)
+        what = "closed" if self._closed else f"of {count} machine{'s' * (count != 1)}"
         return f"<{type(self).__name__} {self._program.path.stem} {what}>"
 
     def __reduce__(self) -> NoReturn:

@@ -115,6 +115,11 @@ def program(
             raise ConfigError(f"{paths[0]} is a program already: give it alone")
         made = Program(paths[0], None)
         if _RUNTIME not in made.prototypes:
+            if ".so" in paths[0].suffixes:
+                raise GuestImageError(
+                    f"{paths[0]} is a shared library: give its source, or its static one "
+                    "(lib*.a) with the header that declares its functions"
+                )
             raise GuestImageError(
                 f"{paths[0]}: it was not built for this: pageferry build --sandbox, "
                 "and do not strip it"

@@ -67,7 +67,7 @@ class Prototype:
         if self.unknown:
             raise ConfigError(
                 f"{self.name}: its types are not known, as it was compiled without -g: "
-                "set argtypes and restype"
+                "set argtypes and restype, or give the sandbox the header that has them"
             )
         if self.variadic:
             raise ConfigError(f"{self.name} takes arguments of any number: set argtypes first")

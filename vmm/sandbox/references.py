@@ -13,7 +13,6 @@ from typing import Any
 
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.sandbox.ctype import (
-    Array,
     CType,
     Float,
     FunctionPointer,
@@ -23,6 +22,7 @@ from vmm.sandbox.ctype import (
     Struct,
     Void,
     declare,
+    innermost,
 )
 from vmm.sandbox.values import address, c_text, decode, encode, wrong_type
 
@@ -72,13 +72,15 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     """
     if value is None:
         return bytes(8)
-    if isinstance(kind, FunctionPointer):
-        raise ArgumentTypeError(
-            f"{what} is a callback: functions of a machine cannot call Python; give None"
-        )
-    value = _unwrapped(value, what)
+    if not isinstance(kind, FunctionPointer) or isinstance(value, ctypes.c_void_p):
+        value = _unwrapped(value, what)
     if value is None or _is_number(value):
         return address(value, what)
+    if isinstance(kind, FunctionPointer):
+        raise ArgumentTypeError(
+            f"{what} is a callback: functions of a machine cannot call Python; give None, or the "
+            "address of one of the machine's (lib.f.address)"
+        )
     if isinstance(value, str):
         if not kind.is_text:
             raise wrong_type(what, f"bytes or a buffer for {declare(kind)}", value)
@@ -175,11 +177,9 @@ def _check_size(target: CType, size: int, what: str) -> None:
 def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
     """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
     handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
-    if not handle and ("O" in form or "P" in form or "&" in form):
+    if not handle and ("O" in form or "P" in form or "&" in form or form[-1:] in ("z", "Z")):
         raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
-    target = kind.target
-    while isinstance(target, Array):
-        target = target.element
+    target = innermost(kind.target)
     if isinstance(target, Void | Opaque) or (size == 1 and (target.size == 1 or _is_raw(form))):
         return
     found = _ITEM.fullmatch(form)

@@ -22,6 +22,7 @@ from vmm.sandbox.ctype import (
     CType,
     Field,
     Float,
+    FunctionPointer,
     Int,
     Pointer,
     Struct,
@@ -46,7 +47,7 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
 
     Int       a whole number: whatever has `__index__`; `char`: bytes of length 1, too
     Float     a number: whatever has `__float__`, but no text
-    Pointer   an address in the machine, as an int, or None for NULL
+    Pointer   an address in the machine, as an int, or None for NULL; so are those to functions
     Struct    a mapping of its fields, those left out being zero; all fields in order; or the bytes
               of one (a ctypes.Structure that is laid out alike, a NumPy record)
     Array     all elements in order, or their bytes; of `char`, bytes or text that may be shorter
@@ -57,14 +58,12 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
         return _int(kind, value, what).to_bytes(kind.size, "little", signed=kind.signed)
     if isinstance(kind, Float) and kind.size in _FLOATS:
         return _float(kind, value, what)
-    if isinstance(kind, Pointer):
+    if isinstance(kind, Pointer | FunctionPointer):
         return address(value, what)
     if isinstance(kind, Struct):
         return _struct(kind, value, what)
     if isinstance(kind, Array):
         return _array(kind, value, what)
-    if value is None and kind.size == 8:  # a callback
-        return bytes(8)
     raise ConfigError(f"{what} is a {declare(kind)}: it cannot be made from Python")
 
 
