@@ -136,8 +136,10 @@ class Crew:
         line = self._line
         if line and line[0] is not ticket:
             return None
-        worker = next((one for one in reversed(self._idle) if one not in self._owners), None)
-        if worker is None:
+        for worker in reversed(self._idle):
+            if worker not in self._owners:
+                break
+        else:
             return None
         ticket.worker = worker  # known before: a signal may come in between
         self._owners[worker] = ticket

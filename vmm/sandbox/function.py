@@ -76,7 +76,7 @@ class Caller:
 
     def count(self, placed: Placed) -> None:
         """Count a call that has returned."""
-        self._count(1, copied_bytes(placed.copied), sum(one.size for one in placed.seen), 0)
+        self._count(1, copied_bytes(placed.copied), sum([one.size for one in placed.seen]), 0)
 
     def count_failure(self) -> None:
         """Count one that has raised CallError."""
