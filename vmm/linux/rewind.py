@@ -56,7 +56,9 @@ class Rewind:
         """
         self._backing = backing
         self._written = Written()
-        self._ranges = [(backing.host(start, end - start), end - start, start) for start, end in backing.ranges]
+        self._ranges = [
+            (backing.host(start, end - start), end - start, start) for start, end in backing.ranges
+        ]
         self._found: list[list[int]] = []
         self._copies: list[Copy] = []
         self._zeros: list[Range] = []  # host address and bytes
