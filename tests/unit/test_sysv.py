@@ -68,7 +68,7 @@ def called(
     place = -(-ctypes.addressof(memory) // layout.align) * layout.align
     packed = layout.pack(values, place)
     frame = Frame(address, tuple(packed.general), tuple(packed.sse))
-    frame.stack_words, frame.vectors = len(packed.stack) // 8, packed.vectors
+    frame.stack_words, frame.vectors = len(packed.stack) // 8, len(packed.sse)
     frame.stack[: len(packed.stack)] = packed.stack
     caller(ctypes.byref(frame))
     if layout.hidden:

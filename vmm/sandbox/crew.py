@@ -96,9 +96,10 @@ class Crew:
                 if worker is not None and self._owners.get(worker) is ticket:
                     self._idle[worker] = None
                     del self._owners[worker]
-                if ticket in self._line:
-                    self._line.remove(ticket)
-                self._call_next()
+                if self._line:
+                    if ticket in self._line:
+                        self._line.remove(ticket)
+                    self._call_next()
                 bound: Worker | None = getattr(self._local, "worker", None)
                 if bound is not None and ticket.cancelled:  # only a part of another call was
                     owner = self._owners.get(bound)

@@ -207,7 +207,7 @@ def _seen_places(
 
 def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:
     values = (*words.general, *words.vector, *words.stack)
-    body = struct.pack(f"<{len(values)}Q", *values)
+    body = struct.pack(f"<{len(values)}Q", *values) if values else b""
     for word, extent, offset in places:
         body += _PLACE.pack(word, extent, 0, 0, offset)
     return body

@@ -49,15 +49,13 @@ class Passed(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A call's arguments, as registers (the low 8 bytes of SSE's) and stack have them.
-
-    vectors    how many SSE registers are used, which a variadic function wants in al
+    """A call's arguments, as the registers that it uses (the low 8 bytes of SSE's) and stack have
+    them. How many of SSE's these are a variadic function wants in al.
     """
 
     general: list[int]
     sse: list[int]
     stack: bytes
-    vectors: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class Layout:
 
         values    each argument's bytes, or an address; result the address of the hidden memory
         """
-        general, sse = [0] * _REGISTERS[GENERAL], [0] * _REGISTERS[SSE]
+        general, sse = [0] * self.general, [0] * self.vectors
         if self.hidden:
             general[0] = result
         stack = bytearray(self.stack)
@@ -135,7 +133,7 @@ class Layout:
             for register, number, offset, size, signed in passed.parts:
                 part = int.from_bytes(data[offset : offset + size], "little", signed=signed)
                 (general if register == GENERAL else sse)[number] = part & 0xFFFF_FFFF_FFFF_FFFF
-        return Packed(general, sse, bytes(stack), self.vectors)
+        return Packed(general, sse, bytes(stack))
 
     def unpack(self, rax: int, rdx: int, xmm0: int, xmm1: int, memory: bytes = b"") -> bytes:
         """Return the result's bytes, from registers or from the hidden memory."""
