@@ -93,11 +93,12 @@ class Rewind:
         with some of it done.
         """
         backing = self._backing
-        for start, end in backing.replaced:
-            mapping.renew(backing.host(start, end - start), end - start)
-            for low, high in clipped(self.given, start, end):
-                self._map(low, high)
-        backing.begin(self.given)
+        if backing.replaced:
+            for start, end in backing.replaced:
+                mapping.renew(backing.host(start, end - start), end - start)
+                for low, high in clipped(self.given, start, end):
+                    self._map(low, high)
+            backing.begin(self.given)
         found = self._find()
         if found != self._found:  # as a rule it is the same pages each time
             self._plan(found)

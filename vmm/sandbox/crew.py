@@ -100,10 +100,11 @@ class Crew:
                     if ticket in self._line:
                         self._line.remove(ticket)
                     self._call_next()
-                bound: Worker | None = getattr(self._local, "worker", None)
-                if bound is not None and ticket.cancelled:  # only a part of another call was
-                    owner = self._owners.get(bound)
-                    bound.cancelled = owner is not None and owner.cancelled
+                if ticket.cancelled:
+                    bound: Worker | None = getattr(self._local, "worker", None)
+                    if bound is not None:  # only a part of another call was
+                        owner = self._owners.get(bound)
+                        bound.cancelled = owner is not None and owner.cancelled
             ticket.over = True
         finally:  # a debugger may raise as the block ends, which leaves the lock held then
             while self._lock._is_owned():
@@ -113,7 +114,8 @@ class Crew:
         ticket.thread = threading.get_ident()
         while True:
             with self._lock:
-                self.check()
+                if self._gone is not None:
+                    self.check()
                 if ticket.cancelled:
                     raise CallCancelled(function, "the call was cancelled before it began")
                 worker = self._claim(ticket)
