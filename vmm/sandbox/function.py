@@ -312,7 +312,7 @@ def _words(
     layout: Layout, function: int, values: Sequence[bytes | Reference]
 ) -> tuple[Words, list[tuple[int, Reference]]]:
     """Return a call's words, and which of them are to point to something."""
-    general, vectors, packed = layout.pack(
+    general, vectors, on_stack = layout.pack(
         [0 if isinstance(value, Reference) else value for value in values]
     )
     references = []
@@ -323,7 +323,7 @@ def _words(
             else:
                 word = layout.general + layout.vectors + passed.stack // 8
             references.append((word, value))
-    stack = struct.unpack(f"<{len(packed) // 8}Q", packed) if packed else ()
+    stack = struct.unpack(f"<{len(on_stack) // 8}Q", on_stack) if on_stack else ()
     return Words(function, general, vectors, stack), references
 
 

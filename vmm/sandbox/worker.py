@@ -169,9 +169,8 @@ class Worker:
         machine = self.start()
         shared = request.areas(seen)
         spill: Spill | None = None
-        if request.fits(words, seen, copied):
-            parts = request.inline(words, seen, copied, shared)
-        else:
+        parts = request.inline(words, seen, copied, shared)
+        if parts is None:
             parts, spill = self._spill(words, seen, copied, shared)
         if len(seen) >= EXTENTS_MAX and max([len(part.extents) for part in parts]) > EXTENTS_MAX:
             raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
