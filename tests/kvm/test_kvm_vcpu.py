@@ -34,6 +34,8 @@ from vmm.kvm import (
     MmioWrite,
     MsrAccess,
     Shutdown,
+    kvm_regs,
+    kvm_sync_regs,
     uapi,
 )
 
@@ -268,7 +270,7 @@ def test_all_registers_are_set_as_the_next_run_begins(made: Machine) -> None:
     vcpu.complete_pending_io()
     sregs.es.base = CODE
     words[0], words[16] = 0x33, CODE
-    vcpu.enter_as(words, sregs, events)
+    vcpu.enter_as(kvm_sync_regs(kvm_regs(*words), sregs, events))
     assert vcpu.next_words() == words
     assert vcpu.run() == IoOut(0x41, 1, 1, b"\x33")
     assert vcpu.get_sregs().es.base == CODE

@@ -66,10 +66,10 @@ def called(
     layout = prototype.layout
     memory = ctypes.create_string_buffer(layout.hidden + 2 * layout.align)
     place = -(-ctypes.addressof(memory) // layout.align) * layout.align
-    packed = layout.pack(values, place)
-    frame = Frame(address, tuple(packed.general), tuple(packed.sse))
-    frame.stack_words, frame.vectors = len(packed.stack) // 8, packed.vectors
-    frame.stack[: len(packed.stack)] = packed.stack
+    general, sse, stack = layout.pack(values, place)
+    frame = Frame(address, tuple(general), tuple(sse))
+    frame.stack_words, frame.vectors = len(stack) // 8, len(sse)
+    frame.stack[: len(stack)] = stack
     caller(ctypes.byref(frame))
     if layout.hidden:
         assert frame.result_general[0] == place
@@ -248,7 +248,7 @@ def test_a_result_in_memory_takes_the_first_register() -> None:
     )
     layout = prototype(large, INT).layout
     assert layout.hidden == 24
-    assert layout.pack([bytes([5, 0, 0, 0])], 0x1000).general[:2] == [0x1000, 5]
+    assert layout.pack([bytes([5, 0, 0, 0])], 0x1000)[0][:2] == [0x1000, 5]
     assert layout.unpack(0x1000, 0, 0, 0, bytes(range(24))) == bytes(range(24))
 
 

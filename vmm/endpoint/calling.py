@@ -89,6 +89,10 @@ class Desk:
 
     def _serve(self, request: Request) -> Status:
         exchange, answer = self._host._exchange, None
+        if request.operation is Operation.SEND and exchange.post(
+            self._host.peer, request.receiver, request.tag, request.payload
+        ):
+            return Status.OK
         while answer is None:  # in slices that are short, since it has been prepared
             answer = exchange.serve(self._host.peer, lambda: request)
         return answer.status
@@ -121,7 +125,7 @@ class Desk:
         with turns.lock:
             if not machine.peer.alive:
                 return 0
-            account = ledger.account(machine.number)
+            account = ledger.account(machine.peer.number)
             return account.loaned if borrowed else account.charged
 
     def _collect(self, by: Machine) -> Sequence[Message]:
@@ -138,7 +142,7 @@ class Desk:
                     if message is not None:  # else it has gone back
                         self._sort(message)
                 more = bool(host.peer.queue)
-                found = () if more else self._answers.pop(by.number, ())
+                found = () if more else self._answers.pop(by.peer.number, ())
         host._clean()
         return found
 

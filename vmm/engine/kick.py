@@ -15,6 +15,7 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from vmm.errors import ResourceError
 
@@ -29,10 +30,11 @@ _SIG_IGN = 1
 
 # Masks by libc, because Python makes each a set of enums: 10 us for what is done at every call of a
 # sandbox's function. PyDLL, since nothing here is worth letting another thread run.
+# With no types declared, a call costs half.
 _Mask = ctypes.c_uint64 * 16  # sigset_t
-_mask = ctypes.PyDLL(None).pthread_sigmask
-_mask.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_mask: Any = ctypes.PyDLL(None).pthread_sigmask
 _ONLY_KICK = _Mask(1 << KICK - 1)
+_UNKNOWN = (1 << 64) - 1  # no thread's mask: SIGKILL cannot be blocked
 _BLOCK, _SET = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
 
 
@@ -63,17 +65,19 @@ class Kickable:
     def __init__(self) -> None:
         _disarm()
         self.over = False
-        self._before = _Mask()
-        _mask(_BLOCK, None, self._before)  # known before anything has changed
+        self._before = _Mask(_UNKNOWN)
 
     def begin(self) -> None:
         """Block the signal."""
-        _mask(_BLOCK, _ONLY_KICK, None)
+        _mask(_BLOCK, _ONLY_KICK, self._before)  # one step: it is known as soon as it has changed
 
     def end(self) -> None:
-        """Take off what has come, and restore the thread's mask."""
-        drain()
-        _mask(_SET, self._before, None)
+        """Restore the thread's mask. What has come is ignored then, or taken off."""
+        before = self._before[0]
+        if before & _ONLY_KICK[0]:
+            drain()
+        if before != _UNKNOWN:
+            _mask(_SET, self._before, None)
         self.over = True
 
 

@@ -72,13 +72,15 @@ class Machine:
 
     def saved(self) -> tuple[Any, ...]:
         return (
-            *(self.state, self.exit_code, self.fault, self.deadline),
-            *(self.wait, self.ending, self.exit, self.verdict, self.refused),
+            (self.state, self.exit_code, self.fault, self.deadline),
+            (self.wait, self.ending, self.exit, self.verdict, self.refused),
         )
 
     def restore(self, saved: tuple[Any, ...]) -> None:
-        self.state, self.exit_code, self.fault, self.deadline = saved[:4]
-        self.wait, self.ending, self.exit, self.verdict, self.refused = saved[4:]
+        (
+            (self.state, self.exit_code, self.fault, self.deadline),
+            (self.wait, self.ending, self.exit, self.verdict, self.refused),
+        ) = saved
 
     def done(self) -> None:
         """Its exit has been acted on."""

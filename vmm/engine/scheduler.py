@@ -79,7 +79,7 @@ class Scheduler:
         self._lock = turns.lock
         self._changed = threading.Condition(turns.lock)
         self._machines = machines
-        self._idle = 0  # workers that wait for it
+        self._idle = 0  # threads that wait for it
         self._workers = workers
         self._line = Line()
         self._acting = False  # on an exit: who is woken meanwhile may run in the same slice
@@ -320,7 +320,8 @@ class Scheduler:
             self._until.pop(thread, None)
             if not self._until and not self._runner:
                 self._ended = True
-            self._changed.notify_all()  # who waits in `close`
+            if self._idle:
+                self._changed.notify_all()  # who waits in `close`
 
     @property
     def working(self) -> bool:
@@ -340,7 +341,7 @@ class Scheduler:
         with self._lock:
             self._end_now()
             while wait and (self._runner or self._until):
-                self._changed.wait()
+                self._wait(None)
 
     def _end_now(self) -> None:
         self._ended = True
@@ -457,7 +458,9 @@ class Scheduler:
                             driver.prepare(machine)
                             journal.commit()
                             told = outbox.seal()
-                            if not told and (waited or not self._has_hogged(now)):
+                            # Who has had the lock for long lets others who work come first.
+                            alone = waited or len(self._running) == 1
+                            if not told and (alone or time.monotonic() - now <= _LONG):
                                 inside.add(machine)
                     self._turns.busy = False
                 except BaseException:
@@ -490,10 +493,6 @@ class Scheduler:
                 waited = True  # or where every hold is long, nobody would ever be entered
             elif late or (machine is not None and machine.exit is not None):
                 time.sleep(_MOMENT)  # and other threads of the program's
-
-    def _has_hogged(self, since: float) -> bool:
-        """Whether this thread has had the lock for so long that others who work come first."""
-        return len(self._running) > 1 and time.monotonic() - since > _LONG
 
     def _take_woken(
         self, machine: Machine | None, at_once: bool, woken: list[Machine]

@@ -65,7 +65,9 @@ class Delivery:
         message = self._roster.get_message(peer)
         if message.targets and not message.brought:
             return message if self._bring(peer, message) else None
-        self._taken(peer, message)
+        peer.received += 1  # as `_taken`, without its call: most messages come here
+        if self._trace.on:
+            self._tell("deliver", message)
         return message
 
     def _bring(self, peer: Peer, message: Message) -> bool:

@@ -184,13 +184,20 @@ class Exchange:
         letter = control.copy_letter(index)
         if letter is None:
             return False
-        receiver_number, tag, payload = letter
-        receiver = sender.receiver(receiver_number)
-        if receiver is None or not receiver.alive or not receiver.queue.room:
+        number = self.operations.post(sender, *letter)
+        if number is None:
             return False
-        number = self.operations.post(sender, receiver, tag, payload)
         control.stamp(index, sender.number, number)
         return True
+
+    def post(self, sender: Peer, to: int, tag: int, payload: bytes) -> bool:
+        """The same for the host: `payload` has been checked. False, with nothing done, too, if
+        somebody wants to know of each operation.
+        """
+        if self._trace.on or self._audit:
+            return False
+        self.journal.keep(sender)
+        return self.operations.post(sender, to, tag, payload) is not None
 
     def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> int:
         """Process several descriptors, in order. What adjacent ones send to one peer is one run to
@@ -316,7 +323,8 @@ class Exchange:
 
     def take(self, peer: Peer) -> Message | None:
         """Dequeue one message, its pages mapped; see Delivery.take."""
-        return next(iter(self._take(peer, 1)), None)
+        taken = self._take(peer, 1)
+        return taken[0] if taken else None
 
     def _take(self, peer: Peer, count: int) -> Sequence[Message]:
         if self._trace.on:

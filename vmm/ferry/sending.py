@@ -111,8 +111,13 @@ class Sending:
             together.append(Parted(receiver, (message,), plan.runs))
         return Answer(Status.OK, message.number, brought=brought)
 
-    def post(self, sender: Peer, receiver: Peer, tag: int, payload: bytes) -> int:
-        """SEND a payload and nothing else, which its caller has checked; return its number."""
+    def post(self, sender: Peer, to: int, tag: int, payload: bytes) -> int | None:
+        """SEND a payload and nothing else, of a length that its caller has checked; return its
+        number. None, with nothing done, if `transfer` is to look at it: it refuses, as a rule.
+        """
+        receiver = sender.receiver(to)
+        if receiver is None or not receiver.alive or not receiver.queue.room:
+            return None
         number = next(self._numbers)
         sender.sent += 1
         message = Message(

@@ -119,8 +119,9 @@ class _Telling:
             )
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._turns.outbox.flush()
+        outbox = self._turns.outbox
+        if kind is None and outbox.waiting:
+            outbox.flush()
 
 
 class _Change:

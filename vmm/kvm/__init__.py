@@ -35,7 +35,15 @@ from .exits import (
     SystemEvent,
     Unknown,
 )
-from .structs import kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events
+from .structs import (
+    kvm_dtable,
+    kvm_fpu,
+    kvm_regs,
+    kvm_segment,
+    kvm_sregs,
+    kvm_sync_regs,
+    kvm_vcpu_events,
+)
 from .system import Kvm
 from .uapi import KVM_MEM_LOG_DIRTY_PAGES as MEM_LOG_DIRTY_PAGES
 from .uapi import KVM_MEM_READONLY as MEM_READONLY
@@ -77,6 +85,7 @@ __all__ = [
     "kvm_regs",
     "kvm_segment",
     "kvm_sregs",
+    "kvm_sync_regs",
     "kvm_vcpu_events",
     "structs",
     "uapi",

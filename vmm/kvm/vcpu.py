@@ -3,14 +3,13 @@
 import ctypes
 import errno
 import functools
-from array import array
 from collections.abc import Iterable
 from typing import Any, Self
 
 from . import uapi
 from .exits import Exit
 from .run_page import DIRTY_REGS, EXIT_REASON, INTR, MMIO, RunPage
-from .structs import flexible, kvm_regs, kvm_signal_mask, kvm_sregs, kvm_vcpu_events
+from .structs import flexible, kvm_regs, kvm_signal_mask, kvm_sync_regs
 from .uapi import KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, VcpuIoctl
 from .vcpu_state import VcpuState
 
@@ -217,16 +216,14 @@ class Vcpu(VcpuState):
         """
         return (self._page or self._shared()).registers.tolist()
 
-    def enter_as(self, words: list[int], sregs: kvm_sregs, events: kvm_vcpu_events) -> None:
+    def enter_as(self, registers: kvm_sync_regs) -> None:
         """Set general and system registers, and pending events, as the next run begins: no system
-        call. `words` are in the order of kvm_regs' fields. Until then ``get_regs`` and its like
-        tell what was.
+        call. Until then ``get_regs`` and its like tell what was.
 
         Otherwise as ``enter_with``: not while anything but an MmioWrite is pending.
         """
         page = self._page or self._shared()
-        page.registers[:] = array("Q", words)
-        page.sync.sregs, page.sync.events = sregs, events
+        page.run.s.regs = registers
         page.words[DIRTY_REGS] = _EVERYTHING
         self._forgotten = True
 

@@ -9,6 +9,7 @@ the ledger's.
 
 from __future__ import annotations
 
+from vmm.kvm import kvm_regs, kvm_sync_regs
 from vmm.linux.files.since import Since
 from vmm.linux.process import Process
 
@@ -29,8 +30,9 @@ class Kept:
         """
         self._process = process
         vcpu = process.gate.vcpu
-        self._words = vcpu.next_words()
-        self._sregs, self._events = vcpu.get_sregs(), vcpu.get_events()
+        self._registers = kvm_sync_regs(
+            kvm_regs(*vcpu.next_words()), vcpu.get_sregs(), vcpu.get_events()
+        )
         self._xsave = vcpu.get_xsave()
         self._notes = process.notes()
         self.since = Since(process)
@@ -49,4 +51,4 @@ class Kept:
         process.memory.put_back(self._map, self.rewind)
         vcpu = process.gate.vcpu
         vcpu.set_xsave(self._xsave)
-        vcpu.enter_as(self._words, self._sregs, self._events)
+        vcpu.enter_as(self._registers)

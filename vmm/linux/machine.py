@@ -84,10 +84,11 @@ class LinuxMachine(Machine):
                 turns.journal.keep(self.peer)
                 self._park_again(self._parked)
                 turns.journal.later(self._restore)
-            with turns.change:
-                self.exchange.roster.wake(self.peer)  # it may have messages, or end
-                if self.ending is not None:
-                    raise ResourceError(f"{self.name}: {self.ending.reason}")
+            if self.peer.queue or self.ending is not None:
+                with turns.change:
+                    self.exchange.roster.wake(self.peer)
+            if self.ending is not None:
+                raise ResourceError(f"{self.name}: {self.ending.reason}")
 
     def _check_still(self) -> None:
         if self.closed or not self.peer.alive:

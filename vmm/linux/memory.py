@@ -143,7 +143,7 @@ class Memory(Pointers):
     def put_back(self, kept: Map, contents: Rewind) -> None:
         """Let it be what it was. Again is fine, and must be if it was cut off. Raises OSError."""
         self.finish()  # what a call was cut off in
-        if self.areas.map is not kept and self.areas.map != kept:
+        if self.areas.map != kept:
             self._pending = _Pending([self.areas.back_to(kept)], ())
             self.finish()
         contents.put_back()

@@ -224,7 +224,9 @@ class Process:
     def go_back(self, notes: Notes) -> None:
         """Be what it was. The present call, if there is one, has not been. Again is fine."""
         self._called, self._answer, self._ending, self._until = False, None, None, None
-        self.files.changes.undo()
+        changes = self.files.changes
+        if changes.log:
+            changes.undo()
         self.gate.registers = []
         self.serial, self._cpu_ns = notes.serial, notes.cpu_ns
         self.last.clear()

@@ -56,6 +56,9 @@ class Rewind:
         """
         self._backing = backing
         self._written = Written()
+        self._ranges = [
+            (backing.host(start, end - start), end - start, start) for start, end in backing.ranges
+        ]
         self._found: list[list[int]] = []
         self._copies: list[Copy] = []
         self._zeros: list[Range] = []  # host address and bytes
@@ -90,11 +93,12 @@ class Rewind:
         with some of it done.
         """
         backing = self._backing
-        for start, end in backing.replaced:
-            mapping.renew(backing.host(start, end - start), end - start)
-            for low, high in clipped(self.given, start, end):
-                self._map(low, high)
-        backing.begin(self.given)
+        if backing.replaced:
+            for start, end in backing.replaced:
+                mapping.renew(backing.host(start, end - start), end - start)
+                for low, high in clipped(self.given, start, end):
+                    self._map(low, high)
+            backing.begin(self.given)
         found = self._find()
         if found != self._found:  # as a rule it is the same pages each time
             self._plan(found)
@@ -110,14 +114,14 @@ class Rewind:
 
     def _find(self) -> list[list[int]]:
         """Return the host addresses of what may have been written, for both ranges."""
-        find, host = self._written.find, self._backing.host
-        return [find(host(start, end - start), end - start) for start, end in self._backing.ranges]
+        find = self._written.find
+        return [find(address, size) for address, size, _ in self._ranges]
 
     def _plan(self, found: list[list[int]]) -> None:
         """Work out what is to be copied, and what to be cleared."""
         source, copies, zeros = self._source.address, list[Copy](), list[Range]()
-        for (first, end), own in zip(self._backing.ranges, found, strict=True):
-            shift = self._backing.host(first, end - first) - first
+        for (address, _, first), own in zip(self._ranges, found, strict=True):
+            shift = address - first
             for low, high in pairs(own):
                 at = low - shift
                 for start, stop in self._given_in(at, high - shift):

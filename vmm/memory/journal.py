@@ -77,7 +77,9 @@ class Journal:
             self.roll_back()
         if self._later:
             self.finish()
-        self._forget()
+        self._kept.clear()
+        if self.touched or self.moves or self.settled:
+            self._forget()
         self.turn += 1
         self.active = True
 

@@ -96,13 +96,15 @@ class Crew:
                 if worker is not None and self._owners.get(worker) is ticket:
                     self._idle[worker] = None
                     del self._owners[worker]
-                if ticket in self._line:
-                    self._line.remove(ticket)
-                self._call_next()
-                bound: Worker | None = getattr(self._local, "worker", None)
-                if bound is not None and ticket.cancelled:  # only a part of another call was
-                    owner = self._owners.get(bound)
-                    bound.cancelled = owner is not None and owner.cancelled
+                if self._line:
+                    if ticket in self._line:
+                        self._line.remove(ticket)
+                    self._call_next()
+                if ticket.cancelled:
+                    bound: Worker | None = getattr(self._local, "worker", None)
+                    if bound is not None:  # only a part of another call was
+                        owner = self._owners.get(bound)
+                        bound.cancelled = owner is not None and owner.cancelled
             ticket.over = True
         finally:  # a debugger may raise as the block ends, which leaves the lock held then
             while self._lock._is_owned():
@@ -112,7 +114,8 @@ class Crew:
         ticket.thread = threading.get_ident()
         while True:
             with self._lock:
-                self.check()
+                if self._gone is not None:
+                    self.check()
                 if ticket.cancelled:
                     raise CallCancelled(function, "the call was cancelled before it began")
                 worker = self._claim(ticket)
@@ -136,8 +139,10 @@ class Crew:
         line = self._line
         if line and line[0] is not ticket:
             return None
-        worker = next((one for one in reversed(self._idle) if one not in self._owners), None)
-        if worker is None:
+        for worker in reversed(self._idle):
+            if worker not in self._owners:
+                break
+        else:
             return None
         ticket.worker = worker  # known before: a signal may come in between
         self._owners[worker] = ticket

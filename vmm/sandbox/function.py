@@ -77,7 +77,8 @@ class Caller:
 
     def count(self, placed: Placed) -> None:
         """Count a call that has returned."""
-        self._count(1, copied_bytes(placed.copied), sum(one.size for one in placed.seen), 0)
+        copied = copied_bytes(placed.copied) if placed.copied else 0
+        self._count(1, copied, sum([one.size for one in placed.seen]), 0)
 
     def count_failure(self) -> None:
         """Count one that has raised CallError."""
@@ -331,19 +332,19 @@ def _words(
     layout: Layout, function: int, values: Sequence[bytes | Reference]
 ) -> tuple[Words, list[tuple[int, Reference]]]:
     """Return a call's words, and which of them are to point to something."""
-    packed = layout.pack([0 if isinstance(value, Reference) else value for value in values])
-    general = layout.general
+    general, vectors, on_stack = layout.pack(
+        [0 if isinstance(value, Reference) else value for value in values]
+    )
     references = []
     for passed, value in zip(layout.arguments, values, strict=True):
         if isinstance(value, Reference):
             if passed.stack is None:
                 word = passed.parts[0].number
             else:
-                word = general + packed.vectors + passed.stack // 8
+                word = layout.general + layout.vectors + passed.stack // 8
             references.append((word, value))
-    stack = struct.unpack(f"<{len(packed.stack) // 8}Q", packed.stack)
-    words = Words(function, packed.general[:general], packed.sse[: packed.vectors], stack)
-    return words, references
+    stack = struct.unpack(f"<{len(on_stack) // 8}Q", on_stack) if on_stack else ()
+    return Words(function, general, vectors, stack), references
 
 
 def _text(worker: Worker, data: bytes) -> Any:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from vmm.endpoint.calling import Part
 from vmm.guest.abi import (
     CALL_DATA,
-    EXTENTS_MAX,
     PAGE_SIZE,
     PAYLOAD_MAX,
     CallFlags,
@@ -119,21 +118,19 @@ class Spill(NamedTuple):
     size: int
 
 
-def fits(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> bool:
-    """Whether the arguments fit a message's payload, and what is copied the answer's."""
-    count = len(words.general) + len(words.vector) + len(words.stack)
-    data = _placed(copied, 0)[1] if copied else 0
-    size = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + data
-    return size <= PAYLOAD_MAX and data <= _DATA_MAX
-
-
 def inline(
     words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
-) -> list[Part]:
-    """Return the messages of a call that `fits`."""
+) -> list[Part] | None:
+    """Return the messages of a call whose arguments fit a payload, and what is copied the answer's;
+    None if they do not.
+    """
+    copies, size = _placed(copied, 0) if copied else ([], 0)
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    whole = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + size
+    if whole > PAYLOAD_MAX or size > _DATA_MAX:
+        return None
     if not (seen or copied):
         return _parts(words, 0, (), _body(words, ()), b"", shared)
-    copies, size = _placed(copied, 0)
     data = bytearray(size)
     for one, at in copies:
         data[at : at + len(one.data)] = one.data
@@ -179,11 +176,6 @@ def data_places(copied: Sequence[Copied]) -> list[tuple[Copied, int]]:
     return _placed(copied, 0)[0]
 
 
-def most_extents(shared: Areas, *, spills: bool) -> bool:
-    """Whether the messages take as many extents as there are."""
-    return len(shared.const) <= EXTENTS_MAX and len(shared.writable) + spills <= EXTENTS_MAX
-
-
 def _placed(copied: Iterable[Copied], start: int) -> tuple[list[tuple[Copied, int]], int]:
     """Return where each is, and where they end."""
     found = []
@@ -207,7 +199,7 @@ def _seen_places(
 
 def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:
     values = (*words.general, *words.vector, *words.stack)
-    body = struct.pack(f"<{len(values)}Q", *values)
+    body = struct.pack(f"<{len(values)}Q", *values) if values else b""
     for word, extent, offset in places:
         body += _PLACE.pack(word, extent, 0, 0, offset)
     return body

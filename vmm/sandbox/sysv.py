@@ -48,18 +48,6 @@ class Passed(NamedTuple):
     size: int
 
 
-class Packed(NamedTuple):
-    """A call's arguments, as registers (the low 8 bytes of SSE's) and stack have them.
-
-    vectors    how many SSE registers are used, which a variadic function wants in al
-    """
-
-    general: list[int]
-    sse: list[int]
-    stack: bytes
-    vectors: int
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
     """Where a function's arguments and its result are.
@@ -119,12 +107,15 @@ class Layout:
             used[SSE],
         )
 
-    def pack(self, values: Sequence[bytes | int], result: int = 0) -> Packed:
-        """Return registers and stack for a call.
+    def pack(
+        self, values: Sequence[bytes | int], result: int = 0
+    ) -> tuple[list[int], list[int], bytes]:
+        """Return what is in the general registers that a call uses, in SSE's (the low 8 bytes; how
+        many these are a variadic function wants in al), and on the stack.
 
         values    each argument's bytes, or an address; result the address of the hidden memory
         """
-        general, sse = [0] * _REGISTERS[GENERAL], [0] * _REGISTERS[SSE]
+        general, sse = [0] * self.general, [0] * self.vectors
         if self.hidden:
             general[0] = result
         stack = bytearray(self.stack)
@@ -135,7 +126,7 @@ class Layout:
             for register, number, offset, size, signed in passed.parts:
                 part = int.from_bytes(data[offset : offset + size], "little", signed=signed)
                 (general if register == GENERAL else sse)[number] = part & 0xFFFF_FFFF_FFFF_FFFF
-        return Packed(general, sse, bytes(stack), self.vectors)
+        return general, sse, bytes(stack)
 
     def unpack(self, rax: int, rdx: int, xmm0: int, xmm1: int, memory: bytes = b"") -> bytes:
         """Return the result's bytes, from registers or from the hidden memory."""

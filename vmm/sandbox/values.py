@@ -84,6 +84,8 @@ def decode(kind: CType, data: bytes) -> Any:
     named tuple; an array: a tuple, or bytes if its elements are `char` (up to the first NUL) or
     unsigned bytes.
     """
+    if isinstance(kind, Void):
+        return None
     if isinstance(kind, Int):
         if kind.kind == "char":
             return data[:1]
@@ -96,8 +98,6 @@ def decode(kind: CType, data: bytes) -> Any:
         return _tuple(kind.name, tuple(field.name for field in kind.fields))(*parts)
     if isinstance(kind, Array):
         return _elements(kind, data)
-    if isinstance(kind, Void):
-        return None
     return int.from_bytes(data[:8], "little") or None
 
 

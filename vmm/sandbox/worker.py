@@ -173,22 +173,21 @@ class Worker:
             until += time.monotonic() - began
         shared = request.areas(seen)
         spill: Spill | None = None
-        if request.fits(words, seen, copied):
-            parts = request.inline(words, seen, copied, shared)
-        else:
+        parts = request.inline(words, seen, copied, shared)
+        if parts is None:
             parts, spill = self._spill(words, seen, copied, shared)
-        if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
+        if len(seen) >= EXTENTS_MAX and max([len(part.extents) for part in parts]) > EXTENTS_MAX:
             raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
         self._whole = False
         try:
             payload = self._exchange(machine, name, parts, until)
             result, data = request.result(payload)
-            if spill is None:
+            if spill is not None:
+                self._copy_back(spill)
+            elif copied:
                 for one, at in request.data_places(copied):
                     if not one.const:
                         one.data[:] = data[at : at + len(one.data)]
-            else:
-                self._copy_back(spill)
             value = finish(result)
             if self._fresh and not self._preparing:
                 self._put_back(machine)
