@@ -30,6 +30,7 @@ from vmm.sandbox.ctype import (
     scalars,
 )
 from vmm.sandbox.foreign import of_ctypes
+from vmm.sizes import shown
 
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
 _WHOLE = {"bool": "True or False", "char": "one byte, or a whole number"}
@@ -51,8 +52,7 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
               of one (a ctypes.Structure that is laid out alike, a NumPy record)
     Array     all elements in order, or their bytes; of `char`, bytes or text that may be shorter
     """
-    if type(value) is not int and isinstance(value, ctypes._SimpleCData):
-        value = value.value
+    value = plain(value)
     if isinstance(kind, Int):
         return _int(kind, value, what).to_bytes(kind.size, "little", signed=kind.signed)
     if isinstance(kind, Float) and kind.size in _FLOATS:
@@ -68,13 +68,20 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
     raise ConfigError(f"{what} is a {declare(kind)}: it cannot be made from Python")
 
 
+def plain(value: Any) -> Any:
+    """Return what a scalar of ctypes' stands for; all else as it is."""
+    if type(value) is not int and isinstance(value, ctypes._SimpleCData):
+        return value.value
+    return value
+
+
 def address(value: Any, what: str) -> bytes:
     """Return an address in the machine, or NULL for None."""
     if value is None:
         return bytes(8)
     number = _index(value, what, "an address in the machine, or None")
     if not 0 <= number < 1 << 64:
-        raise ArgumentRangeError(f"{what}: {number} is no address")
+        raise ArgumentRangeError(f"{what}: {shown(number)} is no address")
     return number.to_bytes(8, "little")
 
 
@@ -149,7 +156,8 @@ def _int(kind: Int, value: Any, what: str) -> int:
     number = _index(value, what, _WHOLE.get(kind.kind, "a whole number"))
     if not kind.lowest <= number <= kind.highest:
         raise ArgumentRangeError(
-            f"{what} must be from {kind.lowest} to {kind.highest} ({kind.name}), not {number}"
+            f"{what} must be from {kind.lowest} to {kind.highest} ({kind.name}), "
+            f"not {shown(number)}"
         )
     return number
 
