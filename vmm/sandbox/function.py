@@ -23,10 +23,11 @@ from vmm.sandbox.ctype import Pointer
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
-from vmm.sandbox.request import Copied, Result, Words
+from vmm.sandbox.request import ALIGNED, Copied, Result, Words
 from vmm.sandbox.sysv import Layout
-from vmm.sandbox.values import decode
+from vmm.sandbox.values import decode, plain
 from vmm.sandbox.worker import Worker
+from vmm.sizes import shown
 
 _TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
 _NO_TEXT = object()
@@ -188,17 +189,17 @@ class Function:
         other._limit = arguments.seconds(seconds, "timeout")
         return other
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs)()
 
-    def submit(self, *args: Any, **kwargs: Any) -> Any:
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it in another thread: return a concurrent.futures.Future.
 
         Arguments are checked now. As ever, a future that has begun cannot be cancelled.
         """
         return self._caller.submit(self._start(args, kwargs))
 
-    async def async_(self, *args: Any, **kwargs: Any) -> Any:
+    async def async_(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it, and let the event loop go on meanwhile. If the task is cancelled, the function
         is stopped, with its machine, or not begun: what it was given is the caller's again then.
         """
@@ -243,14 +244,14 @@ class Function:
         keywords = self._typed.keywords
         for name, length in self._lengths.items():
             value = values[keywords.index(name)] if name in keywords else None
-            least = length.of(given)
+            least = length.of({name: plain(value) for name, value in given.items()})
             if not isinstance(value, Reference) or value.temporary or least is None:
                 continue
             item = max(value.type.size, 1)
             if value.size < least * item:
                 raise ConfigError(
                     f"{self.__name__}: {name} has {value.size} bytes, and the function is to find "
-                    f"{length.text} = {least} items of {item} there"
+                    f"{length.text} = {shown(least)} items of {item} there"
                 )
 
     def _run(
@@ -266,7 +267,7 @@ class Function:
         words, references = _words(layout, self._base + prototype.address, values)
         placed = place(references, caller.window)
         if layout.hidden:
-            placed.copied.append(Copied(0, memoryview(hidden), False))
+            placed.copied.append(Copied(0, memoryview(hidden), False, max(layout.align, ALIGNED)))
         kind, crew = prototype.result, caller.crew
 
         def finish(result: Result) -> Any:
@@ -287,6 +288,7 @@ class Function:
         finally:  # once more, should a signal's handler raise just there
             if not ticket.over:
                 crew.leave(ticket)
+            placed.let_go()
         caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(

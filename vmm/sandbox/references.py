@@ -1,6 +1,7 @@
 """Arguments for pointers: what is to be in the machine's memory for the time of a call.
 
-Nothing is moved here, and no view is kept. Errors are those of `values`, and BufferError.
+Nothing is moved here. What has the bytes is held from now on, by a view: who resizes it before the
+call is over gets Python's own BufferError. Errors here are those of `values`, and BufferError.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ _KINDS = {
 _BYREF: Any = type(ctypes.byref(ctypes.c_int()))
 _ADDRESSES: Any = (ctypes._Pointer, vars(ctypes)["_CFuncPtr"])
 _ITEM = re.compile(r"([@=<>!^]?)(Z?[a-zA-Z?])")
+_NAME = re.compile(r":[^:]*:")  # of a structure's field
+# Objects, pointers and functions, also as ctypes has C strings; "Zd" is a complex number.
+_ADDRESS = re.compile(r"[OPXz&]|Z(?![efdg])")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Reference:
     """An argument that a pointer is to point to.
 
     index        the parameter's
-    object       what has the bytes: it has the buffer protocol, and is C-contiguous
+    data         a view of the bytes, which are C-contiguous; or bytes, if it is `temporary`
     size         how many bytes those are
     item_size    of one item, as the object has them
     type         what the parameter points to
@@ -56,7 +60,7 @@ class Reference:
     """
 
     index: int
-    object: Any
+    data: Any
     size: int
     item_size: int
     type: CType
@@ -153,17 +157,16 @@ def _buffer(index: int, kind: Pointer, value: Any, what: str) -> Reference:
         raise wrong_type(what, f"a buffer, an address or None for {declare(kind)}", value) from None
     except (BufferError, ValueError) as error:
         raise BufferError(f"{what} cannot be read: {error}") from error
-    with view:
-        if not view.c_contiguous:
-            raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
-        if view.readonly and not kind.const:
-            raise ArgumentTypeError(
-                f"{what} can only be read, and the function may write to it: give a copy "
-                "(bytearray, numpy.array)"
-            )
-        _check_items(kind, view.format, view.itemsize, what)
-        _check_size(kind.target, view.nbytes, what)
-        return Reference(index, value, view.nbytes, view.itemsize, kind.target, kind.const)
+    if not view.c_contiguous:
+        raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
+    if view.readonly and not kind.const:
+        raise ArgumentTypeError(
+            f"{what} can only be read, and the function may write to it: give a copy "
+            "(bytearray, numpy.array)"
+        )
+    _check_items(kind, view.format, view.itemsize, what)
+    _check_size(kind.target, view.nbytes, what)
+    return Reference(index, view, view.nbytes, view.itemsize, kind.target, kind.const)
 
 
 def _check_size(target: CType, size: int, what: str) -> None:
@@ -175,7 +178,7 @@ def _check_size(target: CType, size: int, what: str) -> None:
 def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
     """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
     handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
-    if not handle and ("O" in form or "P" in form or "&" in form):
+    if not handle and _ADDRESS.search(_NAME.sub("", form)):
         raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
     target = kind.target
     while isinstance(target, Array):

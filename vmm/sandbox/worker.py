@@ -24,7 +24,7 @@ from vmm.errors import (
     GuestError,
     ResourceError,
 )
-from vmm.guest.abi import CALL_READY, CALL_VERSION, EXTENTS_MAX, PAGE_SIZE
+from vmm.guest.abi import CALL_READY, CALL_VERSION, PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
@@ -166,6 +166,9 @@ class Worker:
         of the monitor's, or a signal's handler that has interrupted it.
         """
         self._monitor._check_idle()
+        if len(seen) + len(copied) > request.PLACES_MAX:
+            most = request.PLACES_MAX
+            raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
         machine = self.start()
         shared = request.areas(seen)
         spill: Spill | None = None
@@ -173,11 +176,11 @@ class Worker:
             parts = request.inline(words, seen, copied, shared)
         else:
             parts, spill = self._spill(words, seen, copied, shared)
-        if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
-            raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
+        request.check(name, parts)
+        least = request.RESULT_BYTES if spill else request.answer_size(copied)
         self._whole = False
         try:
-            payload = self._exchange(machine, name, parts, until)
+            payload = self._exchange(machine, name, parts, until, least)
             result, data = request.result(payload)
             if spill is None:
                 for one, at in request.data_places(copied):
@@ -216,7 +219,9 @@ class Worker:
         except SysError:
             return None
 
-    def _exchange(self, machine: Machine, name: str, parts: Sequence[Part], until: float) -> bytes:
+    def _exchange(
+        self, machine: Machine, name: str, parts: Sequence[Part], until: float, least: int
+    ) -> bytes:
         self._tag += 1
         desk = self._desk
         try:
@@ -227,7 +232,7 @@ class Worker:
             self._whole = True  # it knows of nothing
             raise
         in_time = self._drive(machine, until)
-        payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
+        payload = desk.answer(machine, self._tag, least)
         borrows = desk.pages(machine, borrowed=True)
         if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
@@ -270,9 +275,10 @@ class Worker:
         at = 0
         placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
         for data, start in placed:
-            scratch.write(bytes(start - at), at)  # nothing of another call's is left in between
+            if start > at:
+                scratch.write(bytes(start - at), at)  # nothing of another call's is left there
             scratch.write(data, start)
-            at = start + len(data)
+            at = max(at, start + len(data))
         scratch.write(bytes(size - at), at)
         return parts, spill
 
