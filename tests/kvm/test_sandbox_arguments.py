@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmm import CallCrash, Sandbox
+from vmm import CallCrash, ConfigError, ResourceError, Sandbox
 
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 
@@ -84,6 +84,25 @@ def test_what_is_aligned_to_more_lies_so(lib: Sandbox) -> None:
 
 def test_a_structure_is_passed_by_value_up_to_what_the_stack_of_a_call_takes(lib: Sandbox) -> None:
     assert lib.last_of((b"a" * 40_000,)) == ord("a")
+
+
+def test_copies_have_the_memory_of_arrays_that_are_no_more(lib: Sandbox) -> None:
+    arrays = [lib.empty(4 << 20, np.uint8) for _ in range(16)]  # all that there is
+    with pytest.raises(ResourceError):
+        lib.total(bytes(5000), 5000)
+    del arrays
+    assert lib.total(b"x" * 5000, 5000) == 5000 * ord("x")
+
+
+@pytest.mark.not_in_lanes("there is no compiler")
+def test_more_arguments_than_a_call_has_room_for_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "many.c"
+    taken = ", ".join(f"const char *a{i}" for i in range(256))
+    source.write_text(f"int last({taken}) {{ return *a255; }}\n")
+    with Sandbox(source, pool="16M", cflags=["-w"]) as lib:
+        with pytest.raises(ConfigError, match="at most 255 arguments can be pointers"):
+            lib.last(*["text"] * 256)
+        assert lib.last(*["text"] * 200, *[None] * 55, "text") == ord("t")
 
 
 # ---- Nothing besides ----

@@ -18,7 +18,7 @@ from vmm.endpoint import arguments
 from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
-from vmm.sandbox.crew import Crew, Ticket
+from vmm.sandbox.crew import Crew, Ticket, in_thread
 from vmm.sandbox.ctype import Pointer
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
@@ -71,9 +71,9 @@ class Caller:
         self._counting: Any = threading.RLock()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Make a call in another thread. Raises ClosedError."""
+        """Make a call in another thread. Raises ClosedError, ResourceError."""
         self.crew.check()
-        return self.threads.submit(call)
+        return in_thread(self.threads, call)
 
     def count(self, placed: Placed) -> None:
         """Count a call that has returned."""

@@ -187,7 +187,10 @@ def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -
 def check(name: str, parts: Sequence[Part]) -> None:
     """Raise ConfigError for more extents than the messages of a call can have."""
     if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
-        raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
+        raise ConfigError(
+            f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared, and what is copied is "
+            "as one of those that may be written"
+        )
 
 
 def result(payload: bytes) -> tuple[Result, bytes]:

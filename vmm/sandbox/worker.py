@@ -55,6 +55,7 @@ class Worker:
 
     spawn       makes a machine of that name, which begins with the next call
     names       for machines: those of all workers
+    alloc       returns memory for copies
     patience    seconds that it may take to be ready
     fresh       whether each call finds the machine as it was when it was ready first
     initialize  called once for each machine, before any other function: it may call some of this
@@ -69,6 +70,7 @@ class Worker:
         desk: Desk,
         spawn: Callable[[str], Machine],
         names: Iterator[str],
+        alloc: Callable[[int], Buffer],
         *,
         patience: float,
         fresh: bool,
@@ -77,6 +79,7 @@ class Worker:
         self._desk = desk
         self._spawn = spawn
         self._names = names
+        self._alloc = alloc
         self._patience = patience
         self._fresh = fresh
         self._tag = 0
@@ -288,10 +291,10 @@ class Worker:
         if self._scratch is None or self._scratch.size < whole:
             self._drop_scratch()
             try:
-                self._scratch = self._monitor.host.alloc(whole)
+                self._scratch = self._alloc(whole)
             except ResourceError:
                 whole = round_up(least, PAGE_SIZE)
-                self._scratch = self._monitor.host.alloc(whole)
+                self._scratch = self._alloc(whole)
         return self._scratch, whole
 
     def _copy_back(self, spill: Spill) -> None:
