@@ -88,7 +88,9 @@ class Library:
 
     def _function(self, name: str) -> Made:
         choose = self.random
-        taken = [self._parameter() for _ in range(choose.choice([0, 1, 2, 3, 5, 8, 12, 20]))]
+        several = choose.choice([NUMBERS, NUMBERS, {"double": ctypes.c_double}])  # of one class
+        count = choose.choice([0, 1, 2, 3, 5, 8, 12, 20])
+        taken = [self._parameter(several) for _ in range(count)]
         body = ["uint64_t sum = 1;"]
         for index, one in enumerate(taken):
             if one.count:
@@ -116,13 +118,13 @@ class Library:
         self._calls.append(f"void by_{name}(void **a, void *r) {{ {into}{name}({given}); }}")
         return Made(name, taken, result)
 
-    def _parameter(self) -> Taken:
+    def _parameter(self, several: dict[str, Kind]) -> Taken:
         choose = self.random
         if choose.random() < 0.2:
             name, kind = choose.choice([item for item in NUMBERS.items() if item[0] != "_Bool"])
             count = choose.randint(1, choose.choice([3, 40, 900]))
             return Taken(name, kind, count, choose.random() < 0.5)
-        known = self._kinds if choose.random() < 0.4 else NUMBERS
+        known = self._kinds if choose.random() < 0.4 else several
         return Taken(*choose.choice([*known.items()]))
 
     def value(self, kind: Kind) -> Any:
