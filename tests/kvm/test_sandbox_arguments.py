@@ -112,10 +112,16 @@ class Named(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p),)
 
 
+class PackedName(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("name", ctypes.c_char_p),)
+
+
 @pytest.mark.parametrize(
     "given",
     [
         Named(b"text"),
+        PackedName(b"text"),
         (ctypes.c_char_p * 2)(b"a", b"b"),
         ctypes.c_wchar_p("text"),
         (ctypes.CFUNCTYPE(None) * 1)(),
@@ -136,6 +142,42 @@ def test_fields_may_be_called_anything(lib: Sandbox) -> None:
     assert lib.method(self=1, timeout=2) == 3
     assert lib.method.with_timeout(20)(self=1, timeout=2) == 3
     assert lib.method.submit(self=1, timeout=2).result() == 3
+
+
+class Either(ctypes.Union):
+    _fields_ = (("number", ctypes.c_double), ("halves", ctypes.c_int32 * 2))
+
+
+class Packed(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("letter", ctypes.c_char), ("either", Either))
+
+
+def test_structures_of_any_kind_are_pointed_to(lib: Sandbox) -> None:
+    record = np.dtype([("letter", "S1"), ("pad", "V4"), ("number", "i4")])
+    either, packed, mapping = Either(), Packed(b"a"), {"letter": b"a", "either": {"number": 2.0}}
+    for given in (either, ctypes.byref(either), (Either * 2)()):
+        lib.halve(given)
+    assert either.halves[:] == [2, 2]
+    for each in (packed, (Packed * 2)(), mapping, np.zeros(1, record)):
+        lib.next_packed(each)
+    assert packed.letter == mapping["letter"] == b"b"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.zeros(1, [("letter", "S1"), ("number", "f4"), ("more", "f4")]),
+        np.zeros(1, [("letter", "S1"), ("pad", "V4"), ("number", ">i4")]),
+        np.zeros(1, [("letter", "S1"), ("pad", "V2"), ("number", "i4"), ("more", "V2")]),
+        np.zeros(1, [("letter", "S1"), ("pad", "V4"), ("number", "i4"), ("more", "S9")]),
+        (Either * 9)(),
+    ],
+    ids=lambda given: str(getattr(given, "dtype", "")),
+)
+def test_structures_that_are_laid_out_differently_are_refused(lib: Sandbox, given: Any) -> None:
+    with pytest.raises(TypeError, match="is laid out differently than struct packed"):
+        lib.next_packed(given)
 
 
 @pytest.mark.parametrize("number", [1 << 64, -(10**5000)], ids=["large", "very large"])

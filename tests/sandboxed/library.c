@@ -294,3 +294,24 @@ int last_of(struct huge huge)
 {
     return huge.bytes[sizeof huge.bytes - 1];
 }
+
+union either {
+    double number;
+    int32_t halves[2];
+};
+
+void halve(union either *either)
+{
+    either->halves[0]++;
+    either->halves[1] = either->halves[0];
+}
+
+struct __attribute__((packed)) packed {
+    char letter;
+    union either either;
+};
+
+void next_packed(struct packed *packed)
+{
+    packed->letter++;
+}

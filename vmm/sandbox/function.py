@@ -289,6 +289,7 @@ class Function:
             if not ticket.over:
                 crew.leave(ticket)
             placed.let_go()
+        placed.finish()
         caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(

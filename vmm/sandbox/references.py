@@ -24,8 +24,10 @@ from vmm.sandbox.ctype import (
     Struct,
     Void,
     declare,
+    scalars,
 )
-from vmm.sandbox.values import address, c_text, decode, encode, wrong_type
+from vmm.sandbox.foreign import items_of, of_items
+from vmm.sandbox.values import address, c_text, check_alike, decode, encode, wrong_type
 
 # Kinds of items, by the letters that the buffer protocol has for them.
 _KINDS = {
@@ -164,7 +166,12 @@ def _buffer(index: int, kind: Pointer, value: Any, what: str) -> Reference:
             f"{what} can only be read, and the function may write to it: give a copy "
             "(bytearray, numpy.array)"
         )
-    _check_items(kind, view.format, view.itemsize, what)
+    items = _served(items_of(value))
+    _check_addresses(kind, items, view.format, what)
+    if items is None:
+        _check_items(kind, view.format, view.itemsize, what)
+    else:
+        _check_structures(kind, items, what)
     _check_size(kind.target, view.nbytes, what)
     return Reference(index, view, view.nbytes, view.itemsize, kind.target, kind.const)
 
@@ -175,14 +182,48 @@ def _check_size(target: CType, size: int, what: str) -> None:
         raise ConfigError(f"{what} has {size} bytes: each {declare(target)} has {target.size}")
 
 
-def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
-    """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
+def _served(items: Any) -> Any:
+    """Return structures' type; None if it is none that C has as well, such as one with bit-fields:
+    then their format has to do.
+    """
+    try:
+        return items if items is None or of_items(items) else None
+    except ConfigError:
+        return None
+
+
+def _check_addresses(kind: Pointer, items: Any, form: str, what: str) -> None:
+    """Raise ArgumentTypeError if a buffer has addresses of this process in it."""
     handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
-    if not handle and _ADDRESS.search(_NAME.sub("", form)):
+    found = _ADDRESS.search(_NAME.sub("", form)) and not handle
+    if isinstance(items, type):  # the format says nothing of unions, and packed structures
+        found = found or any(
+            isinstance(part, Pointer | FunctionPointer) for _, part in scalars(of_items(items))
+        )
+    if found:
         raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
+
+
+def _pointed_to(kind: Pointer) -> CType:
     target = kind.target
     while isinstance(target, Array):
         target = target.element
+    return target
+
+
+def _check_structures(kind: Pointer, items: Any, what: str) -> None:
+    """Raise ArgumentTypeError if structures are not what a pointer points to."""
+    target = _pointed_to(kind)
+    if isinstance(target, Struct):
+        check_alike(target, items, what)
+    elif not isinstance(target, Void | Opaque):
+        said = declare(of_items(items))
+        raise ArgumentTypeError(f"{what} must have items of {declare(target)}, not of {said}")
+
+
+def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
+    """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
+    target = _pointed_to(kind)
     if isinstance(target, Void | Opaque) or (size == 1 and (target.size == 1 or _is_raw(form))):
         return
     found = _ITEM.fullmatch(form)

@@ -29,7 +29,7 @@ from vmm.sandbox.ctype import (
     declare,
     scalars,
 )
-from vmm.sandbox.foreign import of_ctypes
+from vmm.sandbox.foreign import of_items
 from vmm.sizes import shown
 
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
@@ -179,7 +179,7 @@ def _struct(kind: Struct, value: Any, what: str) -> bytes:
     raw = _raw(value)
     if raw is not None:
         if isinstance(value, ctypes.Structure | ctypes.Union):
-            _check_alike(kind, type(value), what)
+            check_alike(kind, type(value), what)
         if len(raw) != kind.size:
             raise ConfigError(f"{what}: {kind.name} has {kind.size} bytes, not {len(raw)}")
         return raw
@@ -260,14 +260,22 @@ def _raw(value: Any) -> bytes | None:
         return view.tobytes()
 
 
+def check_alike(kind: Struct, items: Any, what: str) -> None:
+    """Raise ArgumentTypeError if a structure of ctypes' or NumPy's is laid out differently."""
+    if not _alike(kind, items):
+        name = items.__name__ if isinstance(items, type) else items
+        raise ArgumentTypeError(f"{what}: {name} is laid out differently than {kind.name}")
+
+
 @functools.lru_cache(maxsize=256)
-def _check_alike(kind: Struct, theirs: type, what: str) -> None:
-    """Raise ArgumentTypeError if a structure of ctypes' is laid out differently."""
-    ours, other = (
-        [(offset, type(part), part.size) for offset, part in scalars(each)]
-        for each in (kind, of_ctypes(theirs))
-    )
-    if ours != other or ctypes.sizeof(theirs) != kind.size:
-        raise ArgumentTypeError(
-            f"{what}: {theirs.__name__} is laid out differently than {kind.name}"
-        )
+def _alike(kind: Struct, items: Any) -> bool:
+    theirs = of_items(items)
+    # NumPy has no unions: one member is enough, and what it does not name is padding to it.
+    return theirs.size == kind.size and _outline(theirs) <= _outline(kind)
+
+
+def _outline(kind: CType) -> set[tuple[int, bool, int]]:
+    """Return where its numbers are, whether they have fractions, and their sizes (addresses are
+    numbers; what has no size is nothing that C has).
+    """
+    return {(offset, isinstance(part, Float), part.size) for offset, part in scalars(kind)}
