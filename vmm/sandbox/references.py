@@ -40,6 +40,7 @@ _KINDS = {
 }
 _BYREF: Any = type(ctypes.byref(ctypes.c_int()))
 _ADDRESSES: Any = (ctypes._Pointer, vars(ctypes)["_CFuncPtr"])
+_COMPOUND = (ctypes.Structure, ctypes.Union, ctypes.Array)
 _ITEM = re.compile(r"([@=<>!^]?)(Z?[a-zA-Z?])")
 _NAME = re.compile(r":[^:]*:")  # of a structure's field
 # Objects, pointers and functions, also as ctypes has C strings; "Zd" is a complex number.
@@ -166,8 +167,10 @@ def _buffer(index: int, kind: Pointer, value: Any, what: str) -> Reference:
             f"{what} can only be read, and the function may write to it: give a copy "
             "(bytearray, numpy.array)"
         )
-    items = _served(items_of(value))
-    _check_addresses(kind, items, view.format, what)
+    items = None  # numbers, as a rule: the rest takes longer to look at
+    if view.format not in "BbHhIiLlQqfd" or view.itemsize > 8 or isinstance(value, _COMPOUND):
+        items = _served(items_of(value))
+        _check_addresses(kind, items, view.format, what)
     if items is None:
         _check_items(kind, view.format, view.itemsize, what)
     else:

@@ -131,11 +131,13 @@ class Spill(NamedTuple):
 
 def fits(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> bool:
     """Whether the arguments fit a message's payload, and what is copied the answer's."""
-    if any(one.align > ALIGNED for one in copied):  # as payloads are not
-        return False
     count = len(words.general) + len(words.vector) + len(words.stack)
-    count += count % 2  # see `_evened`
-    data = _placed(copied, 0)[1] if copied else 0
+    data = 0
+    if copied:
+        if max([one.align for one in copied]) > ALIGNED:  # as payloads are not
+            return False
+        count += count % 2  # see `_evened`
+        data = _placed(copied, 0)[1]
     size = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + data
     return size <= PAYLOAD_MAX and data <= _DATA_MAX
 

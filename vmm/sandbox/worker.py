@@ -179,7 +179,8 @@ class Worker:
             parts = request.inline(words, seen, copied, shared)
         else:
             parts, spill = self._spill(words, seen, copied, shared)
-        request.check(name, parts)
+        if seen:
+            request.check(name, parts)
         least = request.RESULT_BYTES if spill else request.answer_size(copied)
         self._whole = False
         try:
