@@ -204,7 +204,7 @@ struct pf_answer {
  *
  * What follows struct pf_call are 64-bit words: `general` for RDI, RSI, RDX, RCX, R8 and R9, `vector` for the low halves of XMM0 to
  * XMM7, `stack` for the stack, in order; `places` that say which of these words are pointers; then `data` bytes, which are
- * arguments as well. With PF_CALL_SPILLED all this is at the beginning of the message's first extent instead. Data bytes that
+ * arguments as well. The host keeps the data aligned to 16 bytes, from the payload's beginning on. With PF_CALL_SPILLED all this is at the beginning of the message's first extent instead. Data bytes that
  * were in the payload follow struct pf_result in the answer; elsewhere the host sees them where they are.
  *
  * With PF_CALL_MORE a message only brings pages for the call that the next message asks for, as what may only be read comes by a

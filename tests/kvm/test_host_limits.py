@@ -171,3 +171,32 @@ with Monitor(pool="16M") as m:
         out, err = process.communicate(timeout=60)
     assert out.startswith("handled"), err
     assert float(out.split()[1]) < 2
+
+
+@pytest.mark.not_in_ept("tasks are the kernel's, whatever the hardware")
+@pytest.mark.parametrize("kind", ["Sandbox", "Pool"])
+def test_a_call_for_which_there_is_no_thread_is_refused_and_never_made(
+    sandboxed: Elf, kind: str
+) -> None:
+    as_root()
+    code = f"""{NO_MORE_TASKS}
+from vmm import {kind}, ResourceError
+lib = {kind}({str(sandboxed("library"))!r}, pool="16M", machines=2)
+lib.counter()
+limit = resource.getrlimit(resource.RLIMIT_NPROC)
+os.setresuid(65534, 65534, 0)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, limit[1]))
+submit = lib.counter.submit if {kind!r} == "Sandbox" else lambda: lib.submit("counter")
+for _ in range(3):
+    try:
+        submit()
+    except ResourceError as error:
+        said = str(error)
+os.setresuid(0, 0, 0)
+resource.setrlimit(resource.RLIMIT_NPROC, limit)
+print(submit().result(), lib.stats.calls, said)
+lib.close()
+"""
+    ended = pageferry(code=code)
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("2 2 a call in another thread: no thread can be started")

@@ -148,6 +148,9 @@ def test_an_array_that_is_too_short_for_what_is_said_of_it_is_refused(tmp_path: 
             ):
                 lib.shift(4, values, 1)
         assert lib.shift.lengths == {"values": "(count)"}
+        for count in (ctypes.c_int(4), np.array(4), np.int8(4)):
+            with pytest.raises(ValueError, match=r"= 4 items there, of 8 bytes"):
+                lib.shift(count, np.zeros(3), 1)
         lib.total.lengths = {"bytes": "count"}
         with pytest.raises(ValueError, match="total: bytes has 2 bytes"):
             lib.total(b"12", 3)

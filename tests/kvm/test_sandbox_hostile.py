@@ -60,6 +60,13 @@ def test_an_answer_to_another_call_or_that_is_too_short_is_none(lib: Sandbox) ->
         lib.answers_wrongly(tag(lib))
 
 
+def test_an_answer_without_what_is_copied_back_is_none(lib: Sandbox) -> None:
+    mine = bytearray(b"12345678")
+    with pytest.raises(CallCrash, match="waits for what nobody sends"):
+        lib.answers_without_its_data(mine, tag(lib))
+    assert mine == b"12345678"
+
+
 @pytest.mark.parametrize("cheat", ["answers_and_runs_on", "answers_and_sleeps"])
 def test_a_function_that_goes_on_after_its_answer_has_not_returned(
     lib: Sandbox, cheat: str

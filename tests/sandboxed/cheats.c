@@ -153,3 +153,12 @@ void spoils_the_control_structure(int value)
     for (size_t i = 0; i < sizeof(struct pf_control); i++)
         ((volatile uint8_t *)bytes)[i] = (uint8_t)value;
 }
+
+void answers_without_its_data(uint8_t *bytes, uint64_t tag)
+{
+    pf_message m;
+
+    bytes[0] = 9;
+    answer(tag, 666); /* and nothing of what was copied */
+    pf_receive(&m, PF_FOREVER);
+}

@@ -230,3 +230,88 @@ int variadic(int count, ...)
     __builtin_va_end(list);
     return sum;
 }
+
+/* ---- arguments that are the same bytes, or lie where they have to ---- */
+
+void write_both(uint8_t *first, uint8_t *second)
+{
+    first[0] = 1;
+    second[1] = 2;
+}
+
+int read_what_was_written(uint8_t *to, const uint8_t *from)
+{
+    to[0] = 77;
+    return from[0];
+}
+
+uint64_t where_after_one(int a, const void *bytes)
+{
+    (void)a;
+    return (uint64_t)bytes;
+}
+
+struct line {
+    _Alignas(64) double values[8];
+};
+
+/* Whether what the caller has for the result lies as its type says: as AVX's instructions want it. */
+struct line aligned_result(double value)
+{
+    struct line line;
+    uint64_t frame = (uint64_t)&line;
+
+    for (int i = 0; i < 8; i++)
+        line.values[i] = frame % 64 ? -1 : value;
+    return line;
+}
+
+uint64_t where_is_line(const struct line *line)
+{
+    return (uint64_t)line;
+}
+
+struct record {
+    int Offset;
+    int P;
+};
+
+int sum_of_record(const struct record *record)
+{
+    return record->Offset + record->P;
+}
+
+int method(int self, int timeout)
+{
+    return self + timeout;
+}
+
+struct huge {
+    char bytes[40000];
+};
+
+int last_of(struct huge huge)
+{
+    return huge.bytes[sizeof huge.bytes - 1];
+}
+
+union either {
+    double number;
+    int32_t halves[2];
+};
+
+void halve(union either *either)
+{
+    either->halves[0]++;
+    either->halves[1] = either->halves[0];
+}
+
+struct __attribute__((packed)) packed {
+    char letter;
+    union either either;
+};
+
+void next_packed(struct packed *packed)
+{
+    packed->letter++;
+}

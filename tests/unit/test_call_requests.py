@@ -17,7 +17,21 @@ from vmm.sandbox import request
 from vmm.sandbox.request import Copied, Seen, Words
 
 PAGES = 40
+ARENA = memoryview(bytearray(range(256)) * 40)
+ARENA_AT = 0x7F00_0000_0010  # its address, it might be
 word = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def copies(draw: st.DrawFn, index: int, const: bool) -> Copied:
+    """Draw bytes of their own, or some that others may have as well."""
+    if draw(st.booleans()):
+        data = draw(st.binary(max_size=draw(st.sampled_from([8, 60, 9000]))))
+        align = draw(st.sampled_from([16, 16, 64, PAGE_SIZE]))
+        return Copied(index, memoryview(bytearray(data)), const, align)
+    start = draw(st.integers(0, len(ARENA)))
+    size = draw(st.integers(0, min(draw(st.sampled_from([8, 40, 9000])), len(ARENA) - start)))
+    return Copied(index, ARENA[start : start + size], const, address=ARENA_AT + start)
 
 
 @st.composite
@@ -39,8 +53,7 @@ def calls(draw: st.DrawFn) -> tuple[Words, list[Seen], list[Copied]]:
             size = draw(st.integers(1, min(3 * PAGE_SIZE, PAGES * PAGE_SIZE - start)))
             seen.append(Seen(index, start, size, const))
         else:
-            data = draw(st.binary(max_size=draw(st.sampled_from([8, 60, 9000]))))
-            copied.append(Copied(index, memoryview(bytearray(data)), const))
+            copied.append(draw(copies(index, const)))
     return Words(draw(word), general, vector, stack), seen, copied
 
 
@@ -69,6 +82,8 @@ class Reader:
         self.words: list[Any] = [
             int.from_bytes(body[8 * i : 8 * i + 8], "little") for i in range(count)
         ]
+        # The payload is aligned to 16 bytes, and data in it is to be.
+        assert head.flags & CallFlags.SPILLED or not head.data or count % 2 == 0
         body = body[8 * count :]
         for at in range(0, head.places * ctypes.sizeof(abi.Place), ctypes.sizeof(abi.Place)):
             place = abi.Place.from_buffer_copy(body, at)
@@ -93,12 +108,15 @@ def test_each_word_arrives_and_each_pointer_points_to_its_bytes(
         filled[: len(spill.head)] = spill.head
         for one, at in spill.copies:
             assert at >= len(spill.head)
+            assert one.address or at % one.align == 0
             filled[at : at + len(one.data)] = one.data
         assert spill.size <= len(filled)
         memory = bytes(filled)
     reader = Reader(parts, memory)
     assert reader.function == words.function
-    assert reader.counts == (len(words.general), len(words.vector), len(words.stack))
+    general, vector, stack = reader.counts
+    assert (general, vector) == (len(words.general), len(words.vector))
+    assert stack in (len(words.stack), len(words.stack) + 1)
     pointed = {one.word for one in (*seen, *copied)}
     plain = [*words.general, *words.vector, *words.stack]
     for index, value in enumerate(plain):
@@ -114,6 +132,17 @@ def test_each_word_arrives_and_each_pointer_points_to_its_bytes(
         where = reader.data if number == abi.CALL_DATA else memory
         assert number == abi.CALL_DATA or number == reader.scratch
         assert where[offset : offset + len(copy.data)] == bytes(copy.data)
+    for one, other in itertools.combinations(copied, 2):
+        at, there = reader.words[one.word][1], reader.words[other.word][1]
+        if one.address and other.address and meet(one, one.address, other, other.address):
+            assert there - at == other.address - one.address
+        else:
+            assert not meet(one, at, other, there)
+
+
+def meet(one: Copied, at: int, other: Copied, there: int) -> bool:
+    """Whether bytes of one are bytes of the other's, too, by where these are."""
+    return max(at, there) < min(at + len(one.data), there + len(other.data))
 
 
 @given(calls())

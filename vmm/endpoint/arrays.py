@@ -22,8 +22,8 @@ def numpy() -> Any:
 def layout(
     dtype: Any, shape: SupportsIndex | Sequence[SupportsIndex] | None, size: int
 ) -> tuple[Any, tuple[int, ...]]:
-    """Return a NumPy type, and the lengths of an array of it; without a shape those of one row in
-    `size` bytes. Raises ConfigError.
+    """Return a NumPy type, which is of no subarray, and the lengths of an array of it; without a
+    shape those of one row in `size` bytes. Raises ConfigError.
     """
     np = numpy()
     if not isinstance(dtype, str | type | list | tuple | np.dtype):
@@ -35,6 +35,6 @@ def layout(
     if kind.hasobject or not kind.itemsize:
         raise ConfigError(f"dtype {kind} is nothing that bytes can be")
     if shape is None:
-        return kind, (size // kind.itemsize,)
+        shape = size // kind.itemsize
     lengths = shape if isinstance(shape, list | tuple) else (shape,)
-    return kind, tuple(integer(length, "shape", 0) for length in lengths)
+    return kind.base, (*(integer(length, "shape", 0) for length in lengths), *kind.shape)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.capi import capi
 from vmm.memory.region import Region
 from vmm.sandbox.references import Reference, written_back
-from vmm.sandbox.request import Copied, Seen
+from vmm.sandbox.request import ALIGNED, Copied, Seen
 
 
 class _PyBuffer(ctypes.Structure):
@@ -47,20 +48,26 @@ def address_of(view: memoryview) -> int:
 
 
 class Placed(NamedTuple):
-    """The arguments of a call that are pointers. `kept` is to live as long as the call.
+    """The arguments of a call that are pointers.
 
+    kept         views of what they point to: to live as long as the call
     structures   those that are to be known when it is over, and their bytes
     """
 
     seen: list[Seen]
     copied: list[Copied]
-    kept: list[Any]
+    kept: list[memoryview]
     structures: list[tuple[Reference, bytearray]]
 
     def finish(self) -> None:
         """Give structures back that were given as mappings: the function has returned."""
         for reference, data in self.structures:
             written_back(reference, bytes(data))
+
+    def let_go(self) -> None:
+        """Let what they point to be resized again. Nothing here is to be used any more."""
+        for view in self.kept:
+            view.release()
 
 
 def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed:
@@ -71,22 +78,27 @@ def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed
     placed = Placed([], [], [], [])
     for word, reference in references:
         if reference.mapping is not None:
-            structure = bytearray(reference.object)
+            structure = bytearray(reference.data)
             placed.structures.append((reference, structure))
-            placed.copied.append(Copied(word, memoryview(structure), False))
+            placed.copied.append(Copied(word, memoryview(structure), False, _align(reference)))
             continue
         if reference.temporary:
-            data = reference.object + b"\0" * reference.terminated
-            placed.copied.append(Copied(word, memoryview(data), True))
+            data = reference.data + b"\0" * reference.terminated
+            placed.copied.append(Copied(word, memoryview(data), True, _align(reference)))
             continue
-        view = memoryview(reference.object)
-        placed.kept.append(view)
-        address, size = address_of(view), reference.size
+        placed.kept.append(reference.data)
+        address, size = address_of(reference.data), reference.size
         if window.base <= address and address + size <= window.end and size:
             placed.seen.append(Seen(word, address - window.base, size, reference.const))
         else:
-            placed.copied.append(Copied(word, _bytes_at(address, size), reference.const))
+            data = _bytes_at(address, size)
+            one = Copied(word, data, reference.const, _align(reference), address)
+            placed.copied.append(one)
     return placed
+
+
+def _align(reference: Reference) -> int:
+    return min(max(reference.type.align, ALIGNED), PAGE_SIZE)
 
 
 def copied_bytes(copied: Iterable[Copied]) -> int:

@@ -11,11 +11,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from vmm.errors import BusyError, CallCancelled, CallTimeout, ClosedError
+from vmm.host import limits
 from vmm.sandbox.worker import Worker
+
+T = TypeVar("T")
 
 _FOREVER = threading.TIMEOUT_MAX
 
@@ -56,6 +60,25 @@ class Ticket:
         """The call is over: whoever cancels it from now on does not stop the next one."""
         with self._lock:
             self._at = None
+
+
+def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> Future[T]:
+    """Have something called in another thread. Raises LimitError if there can be none: unlike the
+    executor's own `submit` it is not called then, later, by a thread that another one brings.
+    """
+    begun = [call]
+    try:
+        with limits.reported("a call in another thread"):
+            return threads.submit(_called, begun)
+    except BaseException:
+        begun.clear()
+        raise
+
+
+def _called(begun: list[Callable[[], T]]) -> T:
+    if not begun:
+        raise CancelledError  # which nobody has asked for
+    return begun.pop()()
 
 
 class Crew:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
 from typing import Any
 
 from vmm.errors import ArgumentTypeError, ConfigError
@@ -123,6 +125,44 @@ def _opened(member: Field, base: Any) -> list[Field]:
 
 def _swapped(kind: Any) -> bool:
     return getattr(kind, "__ctype_le__", kind) is not kind
+
+
+def items_of(value: Any) -> Any:
+    """Return the type, ctypes' or NumPy's, of the structures that an object consists of; None if it
+    consists of anything else.
+    """
+    kind: Any = type(value)
+    while issubclass(kind, ctypes.Array):
+        kind = kind._type_
+    if issubclass(kind, ctypes.Structure | ctypes.Union):
+        return kind
+    dtype = getattr(value, "dtype", None)
+    return None if getattr(dtype, "names", None) is None else dtype
+
+
+@functools.lru_cache(maxsize=256)
+def of_items(items: Any) -> CType:
+    """Return their C type. Raises ConfigError as `of_ctypes` does."""
+    return of_ctypes(items) if isinstance(items, type) else _record(items)
+
+
+def _record(dtype: Any) -> CType:
+    """Return NumPy's type as one of C's: Opaque, if there is none."""
+    if dtype.subdtype is not None:
+        element, shape = dtype.subdtype
+        return Array(_record(element), math.prod(shape))
+    if dtype.names is not None:
+        parts = ((name, *dtype.fields[name][:2]) for name in dtype.names)
+        fields = [Field(name, offset, _record(of)) for name, of, offset in parts if not _pads(of)]
+        return Struct(str(dtype), dtype.itemsize, 1, tuple(fields))
+    if dtype.kind == "S":
+        return Array(CHAR, dtype.itemsize)
+    known = _NUMPY.get((dtype.kind, dtype.itemsize))
+    return known if known is not None and dtype.isnative else Opaque(str(dtype))
+
+
+def _pads(dtype: Any) -> bool:
+    return dtype.kind == "V" and dtype.names is None and dtype.subdtype is None
 
 
 def _ndpointer(kind: Any) -> Pointer:

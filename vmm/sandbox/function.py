@@ -19,15 +19,16 @@ from vmm.endpoint import arguments
 from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
-from vmm.sandbox.crew import Crew, Ticket
+from vmm.sandbox.crew import Crew, Ticket, in_thread
 from vmm.sandbox.ctype import Pointer, innermost
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
-from vmm.sandbox.request import Copied, Result, Words
+from vmm.sandbox.request import ALIGNED, Copied, Result, Words
 from vmm.sandbox.sysv import Layout
-from vmm.sandbox.values import decode
+from vmm.sandbox.values import decode, plain
 from vmm.sandbox.worker import Worker
+from vmm.sizes import shown
 
 _TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
 _NO_TEXT = object()
@@ -71,9 +72,9 @@ class Caller:
         self._counting: Any = threading.RLock()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Make a call in another thread. Raises ClosedError."""
+        """Make a call in another thread. Raises ClosedError, ResourceError."""
         self.crew.check()
-        return self.threads.submit(call)
+        return in_thread(self.threads, call)
 
     def count(self, placed: Placed) -> None:
         """Count a call that has returned."""
@@ -207,17 +208,17 @@ class Function:
         other._limit = arguments.seconds(seconds, "timeout")
         return other
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._start(args, kwargs)()
 
-    def submit(self, *args: Any, **kwargs: Any) -> Any:
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it in another thread: return a concurrent.futures.Future.
 
         Arguments are checked now. As ever, a future that has begun cannot be cancelled.
         """
         return self._caller.submit(self._start(args, kwargs))
 
-    async def async_(self, *args: Any, **kwargs: Any) -> Any:
+    async def async_(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it, and let the event loop go on meanwhile. If the task is cancelled, the function
         is stopped, with its machine, or not begun: what it was given is the caller's again then.
         """
@@ -262,14 +263,14 @@ class Function:
         keywords = self._typed.keywords
         for name, length in self._lengths.items():
             value = values[keywords.index(name)] if name in keywords else None
-            least = length.of(given)
+            least = length.of({name: plain(value) for name, value in given.items()})
             if not isinstance(value, Reference) or value.terminated or least is None:
                 continue
             item = max(innermost(value.type).size, 1)  # of `v[n][3]`, n * 3 numbers
             if value.size < least * item:
                 raise ConfigError(
                     f"{self.__name__}: {name} has {value.size} bytes, and the function is to find "
-                    f"{length.text} = {least} items there, of {item} bytes each"
+                    f"{length.text} = {shown(least)} items there, of {item} bytes each"
                 )
 
     def _run(
@@ -285,7 +286,7 @@ class Function:
         words, references = _words(layout, self.address, values)
         placed = place(references, caller.window)
         if layout.hidden:
-            placed.copied.append(Copied(0, memoryview(hidden), False))
+            placed.copied.append(Copied(0, memoryview(hidden), False, max(layout.align, ALIGNED)))
         kind, crew = prototype.result, caller.crew
 
         def finish(result: Result) -> Any:
@@ -306,8 +307,9 @@ class Function:
         finally:  # once more, should a signal's handler raise just there
             if not ticket.over:
                 crew.leave(ticket)
-        caller.count(placed)
+            placed.let_go()
         placed.finish()
+        caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(
                 f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "

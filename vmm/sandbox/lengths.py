@@ -18,7 +18,6 @@ from vmm.errors import ConfigError
 _TEXT_MAX = 4 << 20  # characters of a source
 _LIST_MAX = 1 << 12  # of a list of parameters
 _MOST = 256  # places where a function's name is looked at
-_NUMBER_MAX = 1 << 63
 _QUIET = re.compile(
     r"""/\*.*?\*/ | //[^\n]* | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
     | ^[ \t]*\#(?:\\\n|[^\n])*""",
@@ -54,7 +53,7 @@ class Length:
         """Return the number, with what the parameters are; None if one of them is no number."""
         try:
             return _value(self._tree, values)
-        except (LookupError, ArithmeticError):
+        except (LookupError, ZeroDivisionError):
             return None
 
     def __repr__(self) -> str:
@@ -76,19 +75,14 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> int:
         left, right = _value(node.left, values), _value(node.right, values)
         number = _OPERATORS[type(node.op)](left, right)
     elif isinstance(node, ast.Name):
-        if not _is_number(values[node.id]):
-            raise LookupError(node.id)
-        number = operator.index(values[node.id])
+        try:
+            number = operator.index(values[node.id])
+        except TypeError:
+            raise LookupError(node.id) from None
     else:
         assert isinstance(node, ast.Constant)
         number = int(node.value)  # type: ignore[arg-type]
-    if abs(number) > _NUMBER_MAX:
-        raise ArithmeticError(number)
     return number
-
-
-def _is_number(value: Any) -> bool:
-    return hasattr(type(value), "__index__") and not hasattr(value, "__len__")
 
 
 def declared(text: str, function: str) -> dict[str, Length]:

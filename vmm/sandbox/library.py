@@ -22,6 +22,7 @@ from vmm import host
 from vmm.endpoint import Buffer, arguments
 from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
+from vmm.endpoint.host import HostEndpoint
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
 from vmm.errors import ClosedError, GuestError, LiveViewError
@@ -166,9 +167,10 @@ class Sandbox:
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
+            alloc = partial(self._unused.alloc, self.monitor.host)
             self._crew = Crew(
                 [
-                    Worker(self.monitor, desk, spawn, names, patience=_PATIENCE, fresh=fresh)
+                    Worker(self.monitor, desk, spawn, names, alloc, patience=_PATIENCE, fresh=fresh)
                     for _ in range(count)
                 ]
             )
@@ -245,8 +247,7 @@ class Sandbox:
         """Return zeroed memory that calls share with a machine and do not copy: a Buffer, which has
         the buffer protocol. Give it back with `monitor.host.release`. Raises ResourceError.
         """
-        self._tidy()
-        return self.monitor.host.alloc(size)
+        return self._unused.alloc(self.monitor.host, size)
 
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
         """Return a zeroed NumPy array in such memory.
@@ -272,13 +273,7 @@ class Sandbox:
 
     def _tidy(self) -> None:
         """Free the memory of arrays that are no more."""
-        for buffer in self._unused.taken():
-            try:
-                self.monitor.host.release(buffer)
-            except ClosedError:  # it has been
-                pass
-            except (LiveViewError, GuestError):  # a slice is left, or a call has it
-                self._unused.note(buffer)
+        self._unused.release(self.monitor.host)
 
     # ---- The end ----
 
@@ -366,8 +361,22 @@ class _Unused:
         if self._buffers is not None:
             self._buffers.append(buffer)
 
-    def taken(self) -> list[Buffer]:
-        """Return them, and have them no more."""
+    def alloc(self, host: HostEndpoint, size: Size) -> Buffer:
+        """Return memory, some of this perhaps. Raises as `host.alloc` does."""
+        self.release(host)
+        return host.alloc(size)
+
+    def release(self, host: HostEndpoint) -> None:
+        """Give back what nobody has a slice of."""
+        for buffer in self._taken():
+            try:
+                host.release(buffer)
+            except ClosedError:  # it has been
+                pass
+            except (LiveViewError, GuestError):  # a slice is left, or a call has it
+                self.note(buffer)
+
+    def _taken(self) -> list[Buffer]:
         buffers, found = self._buffers, list[Buffer]()
         while buffers:
             found.append(buffers.popleft())

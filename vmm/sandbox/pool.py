@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, SupportsIndex, TypeVar
 
 from vmm.endpoint import arguments
 from vmm.errors import ClosedError
-from vmm.sandbox.crew import Crew, Ticket
+from vmm.sandbox.crew import Crew, Ticket, in_thread
 from vmm.sandbox.library import Sandbox
 from vmm.sandbox.worker import Worker
 from vmm.sizes import integer
@@ -94,7 +94,7 @@ class Pool(Sandbox, Executor):
         return self._start(partial(call, *args, **kwargs))
 
     def _start(self, call: Callable[[], T]) -> Future[T]:
-        return self._threads.submit(partial(_task, self._crew, call))
+        return in_thread(self._threads, partial(_task, self._crew, call))
 
     def map(
         self,

@@ -1,6 +1,7 @@
 """Arguments for pointers: what is to be in the machine's memory for the time of a call.
 
-Nothing is moved here, and no view is kept. Errors are those of `values`, and BufferError.
+Nothing is moved here. What has the bytes is held from now on, by a view: who resizes it before the
+call is over gets Python's own BufferError. Errors here are those of `values`, and BufferError.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from vmm.sandbox.ctype import (
     Void,
     declare,
     innermost,
+    scalars,
 )
-from vmm.sandbox.values import address, c_text, decode, encode, wrong_type
+from vmm.sandbox.foreign import items_of, of_items
+from vmm.sandbox.values import address, c_text, check_alike, decode, encode, wrong_type
 
 # Kinds of items, by the letters that the buffer protocol has for them.
 _KINDS = {
@@ -37,7 +40,11 @@ _KINDS = {
 }
 _BYREF: Any = type(ctypes.byref(ctypes.c_int()))
 _ADDRESSES: Any = (ctypes._Pointer, vars(ctypes)["_CFuncPtr"])
+_COMPOUND = (ctypes.Structure, ctypes.Union, ctypes.Array)
 _ITEM = re.compile(r"([@=<>!^]?)(Z?[a-zA-Z?])")
+_NAME = re.compile(r":[^:]*:")  # of a structure's field
+# Objects, pointers and functions, also as ctypes has C strings; "Zd" is a complex number.
+_ADDRESS = re.compile(r"[OPXz&]|Z(?![efdg])")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Reference:
     """An argument that a pointer is to point to.
 
     index        the parameter's
-    object       what has the bytes: it has the buffer protocol, and is C-contiguous
+    data         a view of the bytes, which are C-contiguous; or bytes, if it is `temporary`
     size         how many bytes those are
     item_size    of one item, as the object has them
     type         what the parameter points to
@@ -56,7 +63,7 @@ class Reference:
     """
 
     index: int
-    object: Any
+    data: Any
     size: int
     item_size: int
     type: CType
@@ -155,17 +162,23 @@ def _buffer(index: int, kind: Pointer, value: Any, what: str) -> Reference:
         raise wrong_type(what, f"a buffer, an address or None for {declare(kind)}", value) from None
     except (BufferError, ValueError) as error:
         raise BufferError(f"{what} cannot be read: {error}") from error
-    with view:
-        if not view.c_contiguous:
-            raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
-        if view.readonly and not kind.const:
-            raise ArgumentTypeError(
-                f"{what} can only be read, and the function may write to it: give a copy "
-                "(bytearray, numpy.array)"
-            )
+    if not view.c_contiguous:
+        raise BufferError(f"{what} is not contiguous: copy it first (numpy.ascontiguousarray)")
+    if view.readonly and not kind.const:
+        raise ArgumentTypeError(
+            f"{what} can only be read, and the function may write to it: give a copy "
+            "(bytearray, numpy.array)"
+        )
+    items = None  # numbers, as a rule: the rest takes longer to look at
+    if view.format not in "BbHhIiLlQqfd" or view.itemsize > 8 or isinstance(value, _COMPOUND):
+        items = _served(items_of(value))
+        _check_addresses(kind, items, view.format, what)
+    if items is None:
         _check_items(kind, view.format, view.itemsize, what)
-        _check_size(kind.target, view.nbytes, what)
-        return Reference(index, value, view.nbytes, view.itemsize, kind.target, kind.const)
+    else:
+        _check_structures(kind, items, what)
+    _check_size(kind.target, view.nbytes, what)
+    return Reference(index, view, view.nbytes, view.itemsize, kind.target, kind.const)
 
 
 def _check_size(target: CType, size: int, what: str) -> None:
@@ -174,11 +187,40 @@ def _check_size(target: CType, size: int, what: str) -> None:
         raise ConfigError(f"{what} has {size} bytes: each {declare(target)} has {target.size}")
 
 
+def _served(items: Any) -> Any:
+    """Return structures' type; None if it is none that C has as well, such as one with bit-fields:
+    then their format has to do.
+    """
+    try:
+        return items if items is None or of_items(items) else None
+    except ConfigError:
+        return None
+
+
+def _check_addresses(kind: Pointer, items: Any, form: str, what: str) -> None:
+    """Raise ArgumentTypeError if a buffer has addresses of this process in it."""
+    handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
+    found = _ADDRESS.search(_NAME.sub("", form)) and not handle
+    if isinstance(items, type):  # the format says nothing of unions, and packed structures
+        found = found or any(
+            isinstance(part, Pointer | FunctionPointer) for _, part in scalars(of_items(items))
+        )
+    if found:
+        raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
+
+
+def _check_structures(kind: Pointer, items: Any, what: str) -> None:
+    """Raise ArgumentTypeError if structures are not what a pointer points to."""
+    target = innermost(kind.target)
+    if isinstance(target, Struct):
+        check_alike(target, items, what)
+    elif not isinstance(target, Void | Opaque):
+        said = declare(of_items(items))
+        raise ArgumentTypeError(f"{what} must have items of {declare(target)}, not of {said}")
+
+
 def _check_items(kind: Pointer, form: str, size: int, what: str) -> None:
     """Raise ArgumentTypeError if items of a format are not what a pointer points to."""
-    handle = isinstance(kind.target, Pointer) and form.lstrip("@=<") == "P"  # ctypes.c_void_p
-    if not handle and ("O" in form or "P" in form or "&" in form or form[-1:] in ("z", "Z")):
-        raise ArgumentTypeError(f"{what} holds addresses of this process, which are no machine's")
     target = innermost(kind.target)
     if isinstance(target, Void | Opaque) or (size == 1 and (target.size == 1 or _is_raw(form))):
         return

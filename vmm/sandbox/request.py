@@ -7,19 +7,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.calling import Part
+from vmm.errors import ConfigError
 from vmm.guest.abi import (
     CALL_DATA,
+    EXTENTS_MAX,
     PAGE_SIZE,
     PAYLOAD_MAX,
     CallFlags,
 )
 from vmm.memory.runs import Extent
+from vmm.sandbox.ctype import round_up
 
 _HEAD = struct.Struct("<QBBBBHH")
 _PLACE = struct.Struct("<HBBIQ")
 _RESULT = struct.Struct("<4Q")
 RESULT_BYTES = _RESULT.size
-_ALIGNED = 16  # bytes, for what is copied
+ALIGNED = 16  # bytes, for what is copied: as malloc(3) does
+PLACES_MAX = 255  # what struct pf_call has room for
 _SPILLED, _MORE = int(CallFlags.SPILLED), int(CallFlags.MORE)
 _DATA_MAX = PAYLOAD_MAX - RESULT_BYTES  # as it comes back by the answer
 
@@ -46,11 +50,18 @@ class Seen(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """An argument word that points to bytes that are copied; and back, unless they are `const`."""
+    """An argument word that points to bytes that are copied; and back, unless they are `const`.
+
+    align      of the copy
+    address    of the bytes here; 0 if no other's can be the same ones. What overlaps here does so
+               in the machine
+    """
 
     word: int
     data: memoryview
     const: bool
+    align: int = ALIGNED
+    address: int = 0
 
 
 class Result(NamedTuple):
@@ -124,7 +135,13 @@ def inline(
     """Return the messages of a call whose arguments fit a payload, and what is copied the answer's;
     None if they do not.
     """
-    copies, size = _placed(copied, 0) if copied else ([], 0)
+    copies: list[tuple[Copied, int]] = []
+    size = 0
+    if copied:
+        if max([one.align for one in copied]) > ALIGNED:  # as payloads are not
+            return None
+        words = _evened(words)
+        copies, size = _placed(copied, 0)
     count = len(words.general) + len(words.vector) + len(words.stack)
     whole = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + size
     if whole > PAYLOAD_MAX or size > _DATA_MAX:
@@ -166,9 +183,23 @@ def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -
     return _placed(copied, 8 * count + _PLACE.size * (len(seen) + len(copied)))[1]
 
 
+def check(name: str, parts: Sequence[Part]) -> None:
+    """Raise ConfigError for more extents than the messages of a call can have."""
+    if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
+        raise ConfigError(
+            f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared, and what is copied is "
+            "as one of those that may be written"
+        )
+
+
 def result(payload: bytes) -> tuple[Result, bytes]:
     """Return what an answer says, and the data that was in the call's payload."""
     return Result(*_RESULT.unpack_from(payload)), payload[_RESULT.size :]
+
+
+def answer_size(copied: Sequence[Copied]) -> int:
+    """Return the least bytes of an answer to a call that is `inline`."""
+    return RESULT_BYTES + (_placed(copied, 0)[1] if copied else 0)
 
 
 def data_places(copied: Sequence[Copied]) -> list[tuple[Copied, int]]:
@@ -176,14 +207,26 @@ def data_places(copied: Sequence[Copied]) -> list[tuple[Copied, int]]:
     return _placed(copied, 0)[0]
 
 
-def _placed(copied: Iterable[Copied], start: int) -> tuple[list[tuple[Copied, int]], int]:
-    """Return where each is, and where they end."""
-    found = []
+def _placed(copied: Sequence[Copied], start: int) -> tuple[list[tuple[Copied, int]], int]:
+    """Return where each is, in the order of these places, and where they end."""
+    found: list[tuple[Copied, int]] = []
+    shift = over = 0  # what lies before `over` here is that far away there
+    if len(copied) > 1:
+        copied = sorted(copied, key=_address)
     for one in copied:
-        start = -(-start // _ALIGNED) * _ALIGNED
-        found.append((one, start))
-        start += len(one.data)
+        if one.address < over:
+            at = one.address + shift
+        else:
+            at = round_up(start, one.align)
+            shift = at - one.address
+        found.append((one, at))
+        start = max(start, at + len(one.data))
+        over = start - shift if one.address else 0
     return found, start
+
+
+def _address(one: Copied) -> int:
+    return one.address
 
 
 def _numbers(extents: Iterable[Extent]) -> dict[Extent, int]:
@@ -195,6 +238,15 @@ def _seen_places(
 ) -> Iterator[tuple[int, int, int]]:
     for one, (extent, offset) in zip(seen, shared.where, strict=True):
         yield one.word, numbers[extent], offset
+
+
+def _evened(words: Words) -> Words:
+    """Return the words with one more on the stack, where nobody looks, if they are odd in number:
+    so the data that follows them is aligned.
+    """
+    if (len(words.general) + len(words.vector) + len(words.stack)) % 2:
+        return words._replace(stack=(*words.stack, 0))
+    return words
 
 
 def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:

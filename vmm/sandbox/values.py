@@ -30,7 +30,8 @@ from vmm.sandbox.ctype import (
     declare,
     scalars,
 )
-from vmm.sandbox.foreign import of_ctypes
+from vmm.sandbox.foreign import of_items
+from vmm.sizes import shown
 
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
 _WHOLE = {"bool": "True or False", "char": "one byte, or a whole number"}
@@ -52,8 +53,7 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
               of one (a ctypes.Structure that is laid out alike, a NumPy record)
     Array     all elements in order, or their bytes; of `char`, bytes or text that may be shorter
     """
-    if type(value) is not int and isinstance(value, ctypes._SimpleCData):
-        value = value.value
+    value = plain(value)
     if isinstance(kind, Int):
         return _int(kind, value, what).to_bytes(kind.size, "little", signed=kind.signed)
     if isinstance(kind, Float) and kind.size in _FLOATS:
@@ -67,13 +67,20 @@ def encode(kind: CType, value: Any, what: str) -> bytes:
     raise ConfigError(f"{what} is a {declare(kind)}: it cannot be made from Python")
 
 
+def plain(value: Any) -> Any:
+    """Return what a scalar of ctypes' stands for; all else as it is."""
+    if type(value) is not int and isinstance(value, ctypes._SimpleCData):
+        return value.value
+    return value
+
+
 def address(value: Any, what: str) -> bytes:
     """Return an address in the machine, or NULL for None."""
     if value is None:
         return bytes(8)
     number = _index(value, what, "an address in the machine, or None")
     if not 0 <= number < 1 << 64:
-        raise ArgumentRangeError(f"{what}: {number} is no address")
+        raise ArgumentRangeError(f"{what}: {shown(number)} is no address")
     return number.to_bytes(8, "little")
 
 
@@ -148,7 +155,8 @@ def _int(kind: Int, value: Any, what: str) -> int:
     number = _index(value, what, _WHOLE.get(kind.kind, "a whole number"))
     if not kind.lowest <= number <= kind.highest:
         raise ArgumentRangeError(
-            f"{what} must be from {kind.lowest} to {kind.highest} ({kind.name}), not {number}"
+            f"{what} must be from {kind.lowest} to {kind.highest} ({kind.name}), "
+            f"not {shown(number)}"
         )
     return number
 
@@ -170,7 +178,7 @@ def _struct(kind: Struct, value: Any, what: str) -> bytes:
     raw = _raw(value)
     if raw is not None:
         if isinstance(value, ctypes.Structure | ctypes.Union):
-            _check_alike(kind, type(value), what)
+            check_alike(kind, type(value), what)
         if len(raw) != kind.size:
             raise ConfigError(f"{what}: {kind.name} has {kind.size} bytes, not {len(raw)}")
         return raw
@@ -251,14 +259,22 @@ def _raw(value: Any) -> bytes | None:
         return view.tobytes()
 
 
+def check_alike(kind: Struct, items: Any, what: str) -> None:
+    """Raise ArgumentTypeError if a structure of ctypes' or NumPy's is laid out differently."""
+    if not _alike(kind, items):
+        name = items.__name__ if isinstance(items, type) else items
+        raise ArgumentTypeError(f"{what}: {name} is laid out differently than {kind.name}")
+
+
 @functools.lru_cache(maxsize=256)
-def _check_alike(kind: Struct, theirs: type, what: str) -> None:
-    """Raise ArgumentTypeError if a structure of ctypes' is laid out differently."""
-    ours, other = (
-        [(offset, type(part), part.size) for offset, part in scalars(each)]
-        for each in (kind, of_ctypes(theirs))
-    )
-    if ours != other or ctypes.sizeof(theirs) != kind.size:
-        raise ArgumentTypeError(
-            f"{what}: {theirs.__name__} is laid out differently than {kind.name}"
-        )
+def _alike(kind: Struct, items: Any) -> bool:
+    theirs = of_items(items)
+    # NumPy has no unions: one member is enough, and what it does not name is padding to it.
+    return theirs.size == kind.size and _outline(theirs) <= _outline(kind)
+
+
+def _outline(kind: CType) -> set[tuple[int, bool, int]]:
+    """Return where its numbers are, whether they have fractions, and their sizes (addresses are
+    numbers; what has no size is nothing that C has).
+    """
+    return {(offset, isinstance(part, Float), part.size) for offset, part in scalars(kind)}

@@ -24,7 +24,7 @@ from vmm.errors import (
     GuestError,
     ResourceError,
 )
-from vmm.guest.abi import CALL_READY, CALL_VERSION, EXTENTS_MAX, PAGE_SIZE
+from vmm.guest.abi import CALL_READY, CALL_VERSION, PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
@@ -55,6 +55,7 @@ class Worker:
 
     spawn       makes a machine of that name, which begins with the next call
     names       for machines: those of all workers
+    alloc       returns memory for copies
     patience    seconds that it may take to be ready
     fresh       whether each call finds the machine as it was when it was ready first
     initialize  called once for each machine, before any other function: it may call some of this
@@ -69,6 +70,7 @@ class Worker:
         desk: Desk,
         spawn: Callable[[str], Machine],
         names: Iterator[str],
+        alloc: Callable[[int], Buffer],
         *,
         patience: float,
         fresh: bool,
@@ -77,6 +79,7 @@ class Worker:
         self._desk = desk
         self._spawn = spawn
         self._names = names
+        self._alloc = alloc
         self._patience = patience
         self._fresh = fresh
         self._tag = 0
@@ -167,6 +170,9 @@ class Worker:
         of the monitor's, or a signal's handler that has interrupted it.
         """
         self._monitor._check_idle()
+        if len(seen) + len(copied) > request.PLACES_MAX:
+            most = request.PLACES_MAX
+            raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
         before, began = self.machine, time.monotonic()
         machine = self.start()
         if machine is not before:  # which is not the function's time
@@ -176,11 +182,12 @@ class Worker:
         parts = request.inline(words, seen, copied, shared)
         if parts is None:
             parts, spill = self._spill(words, seen, copied, shared)
-        if len(seen) >= EXTENTS_MAX and max([len(part.extents) for part in parts]) > EXTENTS_MAX:
-            raise ConfigError(f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared")
+        if seen:
+            request.check(name, parts)
+        least = request.RESULT_BYTES if spill else request.answer_size(copied)
         self._whole = False
         try:
-            payload = self._exchange(machine, name, parts, until)
+            payload = self._exchange(machine, name, parts, until, least)
             result, data = request.result(payload)
             if spill is not None:
                 self._copy_back(spill)
@@ -219,7 +226,9 @@ class Worker:
         except SysError:
             return None
 
-    def _exchange(self, machine: Machine, name: str, parts: Sequence[Part], until: float) -> bytes:
+    def _exchange(
+        self, machine: Machine, name: str, parts: Sequence[Part], until: float, least: int
+    ) -> bytes:
         self._tag += 1
         desk = self._desk
         try:
@@ -230,7 +239,7 @@ class Worker:
             self._whole = True  # it knows of nothing
             raise
         in_time = self._drive(machine, until)
-        payload = desk.answer(machine, self._tag, request.RESULT_BYTES)
+        payload = desk.answer(machine, self._tag, least)
         borrows = desk.pages(machine, borrowed=True)
         if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
@@ -281,10 +290,10 @@ class Worker:
         at = 0
         placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
         for data, start in placed:
-            if clears:
+            if clears and start > at:
                 scratch.write(bytes(start - at), at)
             scratch.write(data, start)
-            at = start + len(data)
+            at = max(at, start + len(data))
         if clears:
             scratch.write(bytes(size - at), at)
         return parts, spill
@@ -295,10 +304,10 @@ class Worker:
         if self._scratch is None or self._scratch.size < whole:
             self._drop_scratch()
             try:
-                self._scratch = self._monitor.host.alloc(whole)
+                self._scratch = self._alloc(whole)
             except ResourceError:
                 whole = round_up(least, PAGE_SIZE)
-                self._scratch = self._monitor.host.alloc(whole)
+                self._scratch = self._alloc(whole)
         return self._scratch, whole
 
     def _copy_back(self, spill: Spill) -> None:

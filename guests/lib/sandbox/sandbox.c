@@ -22,7 +22,7 @@ _Static_assert(offsetof(struct frame, words) == 136 && offsetof(struct frame, re
 void pf_enter_function(struct frame *frame);
 
 #define EXTENTS (2 * PF_EXTENTS_MAX)
-#define STACK_WORDS 4096
+#define STACK_WORDS 8193 /* 64 KiB, and one that makes their number even */
 
 /* What a call has brought. */
 struct call {
@@ -31,7 +31,7 @@ struct call {
     struct pf_extent extents[EXTENTS];
 };
 
-static struct call call;
+static _Alignas(16) struct call call; /* as the data in its payload is to be */
 static pf_message answer;
 
 static void add_extents(const pf_message *message)
