@@ -6,6 +6,7 @@ PAGEFERRY_SWEEP=all raises at every line, ten times in one that is in a loop, in
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -93,6 +94,7 @@ class Baseline:
     def check(self, where: object) -> None:
         now, until = held(), time.monotonic() + 5
         while now != self._held and time.monotonic() < until:
+            gc.collect()  # what is raised holds frames, and these files, which are closed with them
             time.sleep(0.001)
             now = held()
         assert now == self._held, (where, now - self._held, self._held - now)

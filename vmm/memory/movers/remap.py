@@ -384,7 +384,8 @@ class RemapWindow(MappedWindow):
                 self.hide(0, self.region.pages)
         for run in self._shown:  # lost with the mapping
             self._park.lodgings.forget(run.frame, run.pages)
-        self._shown.clear()
+        # Not cleared: this may be cut off, and is done again then.
+        self._shown = IntervalMap(self.region.pages)
         super().close()
 
 
