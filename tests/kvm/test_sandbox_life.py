@@ -314,7 +314,11 @@ def test_the_interpreter_comes_to_its_end(sandboxed: Elf, what: str) -> None:
         print("done")
     """
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60
+        # Python 3.12 and newer warn of a fork beside other threads.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode == 0, ended.stderr
     assert "done" in ended.stdout
