@@ -302,5 +302,5 @@ def test_nonsense_is_read_and_written_nowhere_and_nobody_else_notices(
     print(f"{len(scene.not_served)} not served; the innocent: {scene.through} messages meanwhile")
     assert ground.seen() == before
     assert scene.looks.looks == 2 * batches + 1  # the first, which did not run, too
-    assert len(scene.not_served) > 100
+    assert len(scene.not_served) > sized(100, 50)
     assert scene.through > 0
