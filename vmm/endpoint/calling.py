@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.host import HostEndpoint
 from vmm.endpoint.refusals import refused
+from vmm.endpoint.wholes import Undone, prepare, served
 from vmm.engine.machine import Machine
-from vmm.errors import GuestError
 from vmm.ferry import carry
 from vmm.ferry.message import Message, Request
-from vmm.ferry.slices import MOMENT
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.runs import Extent
 
@@ -30,14 +28,6 @@ class Part(NamedTuple):
     payload: bytes
     extents: Sequence[Extent] = ()
     writable: bool = True
-
-
-class _Undone(Exception):
-    """Raised in a turn that is to be undone as a whole."""
-
-    def __init__(self, error: GuestError) -> None:
-        super().__init__(error)
-        self.error = error
 
 
 class Desk:
@@ -60,16 +50,16 @@ class Desk:
         turns = self._turns
         requests = [self._request(to, tag, part) for part in parts]
         for request in requests:
-            while request.spans and self._prepared(request):
-                time.sleep(MOMENT)
+            if request.spans:
+                prepare(self._host, request)
         try:
             with turns.telling, turns.lock, turns.change:
                 for request in requests:
                     status = self._serve(request)
                     if status is not Status.OK:
-                        raise _Undone(refused(f"call {to.name}", status))
-        except _Undone as undone:
-            raise undone.error from None
+                        raise Undone(refused(f"call {to.name}", status))
+        except Undone as undone:
+            raise undone.why from None
 
     def _request(self, to: Machine, tag: int, part: Part) -> Request:
         if not part.extents:
@@ -79,23 +69,13 @@ class Desk:
         share = Operation.SHARE
         return Request(to.number, tag, length, spans, part.payload, share, part.writable)
 
-    def _prepared(self, request: Request) -> bool:
-        """Do a slice of what takes long, which nobody sees. False if nothing is to be done."""
-        turns, exchange = self._turns, self._host._exchange
-        with turns.telling, turns.lock, turns.change:
-            return exchange.slices.needs(request) and exchange.slices.prepare(
-                self._host.peer, request
-            )
-
     def _serve(self, request: Request) -> Status:
-        exchange, answer = self._host._exchange, None
-        if request.operation is Operation.SEND and exchange.post(
-            self._host.peer, request.receiver, request.tag, request.payload
+        host = self._host
+        if request.operation is Operation.SEND and host._exchange.post(
+            host.peer, request.receiver, request.tag, request.payload
         ):
             return Status.OK
-        while answer is None:  # in slices that are short, since it has been prepared
-            answer = exchange.serve(self._host.peer, lambda: request)
-        return answer.status
+        return served(host, lambda: request).status
 
     def answered(self, by: Machine) -> bool:
         """Whether a machine has sent anything. Called in a turn, or under the lock."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,26 +11,15 @@ from vmm.endpoint.arguments import wrong_type
 from vmm.endpoint.buffer import Buffer, check_unviewed
 from vmm.endpoint.host import HostEndpoint
 from vmm.endpoint.refusals import refused
-from vmm.errors import ConfigError, GuestError, LiveViewError, PageferryError
+from vmm.endpoint.wholes import Undone, prepare, served
+from vmm.errors import ConfigError, GuestError, LiveViewError
 from vmm.ferry import carry
 from vmm.ferry.message import Request
 from vmm.ferry.rules import RULES
-from vmm.ferry.slices import MOMENT
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Operation, Status
 from vmm.linux.files.lent import Loan
 from vmm.linux.files.offering import Offered
 from vmm.linux.machine import LinuxMachine
-
-
-class _Undone(Exception):
-    """Raised in a turn that is to be undone as a whole. None of ours, which would end it as it is.
-
-    why   what the caller is told
-    """
-
-    def __init__(self, why: PageferryError) -> None:
-        super().__init__(why)
-        self.why = why
 
 
 class _File(NamedTuple):
@@ -99,8 +87,7 @@ class FileLoans:
         host, turns = self._host, self._host._turns
         parts = [*self._parts()]
         for part in parts:
-            while self._prepared(self._request(to, part)):
-                time.sleep(MOMENT)
+            prepare(host, self._request(to, part))
         try:
             with turns.telling, turns.lock, turns.change:
                 turns.journal.keep(to.peer)
@@ -108,7 +95,7 @@ class FileLoans:
                     self._lend(to, part)
                     host._follow(Operation.LEND, [file.buffer for file in part])
                 follow()
-        except _Undone as undone:
+        except Undone as undone:
             raise undone.why from None
 
     def take_back(self) -> None:
@@ -134,25 +121,16 @@ class FileLoans:
             writable=part[0].loan.writable,
         )
 
-    def _prepared(self, request: Request) -> bool:
-        """Do a slice of what takes long, which nobody sees. False if nothing is to be done."""
-        host = self._host
-        with host._turns.telling, host._turns.lock, host._turns.change:
-            return host._exchange.slices.prepare(host.peer, request)
-
     def _lend(self, to: LinuxMachine, part: Sequence[_File]) -> None:
-        exchange, answer = self._host._exchange, None
         try:
             check_unviewed([file.buffer for file in part], self._host._journal)
         except LiveViewError as error:
-            raise _Undone(error) from None
-        while answer is None:  # in slices that are short, since it has been prepared
-            answer = exchange.serve(self._host.peer, partial(self._request, to, part))
-        status = answer.status
-        message = exchange.take(to.peer) if status is Status.OK else None
+            raise Undone(error) from None
+        status = served(self._host, partial(self._request, to, part)).status
+        message = self._host._exchange.take(to.peer) if status is Status.OK else None
         if message is None:
             status = Status.E_NO_MEMORY if status is Status.OK else status
-            raise _Undone(refused(f"lend files to {to.name}", status))
+            raise Undone(refused(f"lend files to {to.name}", status))
         to.peer.received -= 1  # it has files, and finds no message
         window = to.guest.process.memory.window
         assert window is not None
