@@ -100,8 +100,10 @@ def test_each_word_arrives_and_each_pointer_points_to_its_bytes(
 ) -> None:
     words, seen, copied = call
     shared = request.areas(seen)
-    parts, memory = request.inline(words, seen, copied, shared), b""
-    if parts is None:
+    inline, memory = request.inline(words, seen, copied, shared), b""
+    if inline is not None:
+        parts = inline.parts
+    else:
         scratch = Extent(1000, -(-request.spilled_size(words, seen, copied) // PAGE_SIZE))
         parts, spill = request.spilled(words, seen, copied, shared, scratch)
         filled = bytearray(scratch.pages * PAGE_SIZE)

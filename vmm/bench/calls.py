@@ -126,9 +126,9 @@ class Calls:
             function = lib._program.prototypes["contrast" if seen else "empty"]
             general = [0, case.bytes] if seen else []
             words = Words(lib._base + function.address, general, [], [])
-            parts = request.inline(words, seen, [], request.areas(seen))
-            assert parts is not None
-            (part,) = parts
+            inline = request.inline(words, seen, [], request.areas(seen))
+            assert inline is not None
+            (part,) = inline.parts
             data = waiting_scene(_machine(lib))
         with on_one_processor():
             floor = stack.enter_context(closing(Floor(data, "floor_calls")))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from vmm.endpoint.arguments import wrong_type
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.sandbox.ctype import (
     CType,
@@ -27,7 +28,7 @@ from vmm.sandbox.ctype import (
     scalars,
 )
 from vmm.sandbox.foreign import items_of, of_items
-from vmm.sandbox.values import address, c_text, check_alike, decode, encode, wrong_type
+from vmm.sandbox.values import address, c_text, check_alike, decode, encode
 
 # Kinds of items, by the letters that the buffer protocol has for them.
 _KINDS = {

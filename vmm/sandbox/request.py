@@ -119,7 +119,7 @@ def areas(seen: Sequence[Seen]) -> Areas:
 class Spill(NamedTuple):
     """What is put into memory of the host's that is shared for the call.
 
-    head, at    bytes, and where: the words, the places
+    head        at its beginning: the words, the places
     copies      each Copied and where it is
     size        of all of it
     """
@@ -129,9 +129,21 @@ class Spill(NamedTuple):
     size: int
 
 
+class Inline(NamedTuple):
+    """A call that fits its messages.
+
+    copies    each Copied and where it is in the data, there and in the answer
+    size      of the data
+    """
+
+    parts: list[Part]
+    copies: Sequence[tuple[Copied, int]]
+    size: int
+
+
 def inline(
     words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
-) -> list[Part] | None:
+) -> Inline | None:
     """Return the messages of a call whose arguments fit a payload, and what is copied the answer's;
     None if they do not.
     """
@@ -147,7 +159,7 @@ def inline(
     if whole > PAYLOAD_MAX or size > _DATA_MAX:
         return None
     if not (seen or copied):
-        return _parts(words, 0, (), _body(words, ()), b"", shared)
+        return Inline(_parts(words, 0, (), _body(words, ()), b"", shared), (), 0)
     data = bytearray(size)
     for one, at in copies:
         data[at : at + len(one.data)] = one.data
@@ -156,7 +168,8 @@ def inline(
         *_seen_places(seen, shared, numbers),
         *((one.word, CALL_DATA, at) for one, at in copies),
     ]
-    return _parts(words, 0, places, _body(words, places), bytes(data), shared)
+    parts = _parts(words, 0, places, _body(words, places), bytes(data), shared)
+    return Inline(parts, copies, size)
 
 
 def spilled(
@@ -195,16 +208,6 @@ def check(name: str, parts: Sequence[Part]) -> None:
 def result(payload: bytes) -> tuple[Result, bytes]:
     """Return what an answer says, and the data that was in the call's payload."""
     return Result(*_RESULT.unpack_from(payload)), payload[_RESULT.size :]
-
-
-def answer_size(copied: Sequence[Copied]) -> int:
-    """Return the least bytes of an answer to a call that is `inline`."""
-    return RESULT_BYTES + (_placed(copied, 0)[1] if copied else 0)
-
-
-def data_places(copied: Sequence[Copied]) -> list[tuple[Copied, int]]:
-    """Return where in the answer's data each is."""
-    return _placed(copied, 0)[0]
 
 
 def _placed(copied: Sequence[Copied], start: int) -> tuple[list[tuple[Copied, int]], int]:

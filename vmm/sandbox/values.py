@@ -16,6 +16,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from vmm.endpoint.arguments import wrong_type
 from vmm.errors import ArgumentRangeError, ArgumentTypeError, ConfigError
 from vmm.sandbox.ctype import (
     Array,
@@ -36,11 +37,6 @@ from vmm.sizes import shown
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
 _WHOLE = {"bool": "True or False", "char": "one byte, or a whole number"}
 _FLOATS = {4: struct.Struct("<f"), 8: struct.Struct("<d")}
-
-
-def wrong_type(what: str, wanted: str, value: object) -> ArgumentTypeError:
-    """Return the error that says what a value must be, and is not."""
-    return ArgumentTypeError(f"{what} must be {wanted}, not {type(value).__name__}")
 
 
 def encode(kind: CType, value: Any, what: str) -> bytes:

@@ -178,23 +178,24 @@ class Worker:
         if machine is not before:  # which is not the function's time
             until += time.monotonic() - began
         shared = request.areas(seen)
+        inline = request.inline(words, seen, copied, shared)
         spill: Spill | None = None
-        parts = request.inline(words, seen, copied, shared)
-        if parts is None:
+        if inline is not None:
+            parts, copies, size = inline
+        else:
             parts, spill = self._spill(words, seen, copied, shared)
+            copies, size = (), 0
         if seen:
             request.check(name, parts)
-        least = request.RESULT_BYTES if spill else request.answer_size(copied)
         self._whole = False
         try:
-            payload = self._exchange(machine, name, parts, until, least)
+            payload = self._exchange(machine, name, parts, until, request.RESULT_BYTES + size)
             result, data = request.result(payload)
             if spill is not None:
                 self._copy_back(spill)
-            elif copied:
-                for one, at in request.data_places(copied):
-                    if not one.const:
-                        one.data[:] = data[at : at + len(one.data)]
+            for one, at in copies:
+                if not one.const:
+                    one.data[:] = data[at : at + len(one.data)]
             value = finish(result)
             if self._fresh and not self._preparing:
                 self._put_back(machine)
