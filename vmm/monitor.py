@@ -286,9 +286,9 @@ class Monitor:
         queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
-        populate  whether it reads what it gets: pages of extents of less than 2 MiB are mapped as
-                  they arrive, rather than as each is touched, where that spares it faults. Who only
-                  passes them on waits longer for them
+        populate  whether it reads what it gets: small pages are mapped as they arrive, 8 MiB at a
+                  time at most, rather than as each is touched, where that spares it faults. Who
+                  only passes them on waits longer for them
 
         For a program, which is a LinuxMachine (docs/linux.md):
 

@@ -7,8 +7,6 @@ monitor that does the work, under its lock: so there is a limit to it in each tu
 
 from __future__ import annotations
 
-from vmm.memory.frames import LARGE
-
 AT_ONCE = 2048  # pages in a turn: a millisecond's work, or two where they have to be zeroed
 
 
@@ -20,13 +18,10 @@ class Populating:
         self._left = AT_ONCE
 
     def wants(self, count: int, turn: int) -> bool:
-        """Whether so many pages are to be mapped at once, in this turn; if so, they are counted.
-
-        Not as many as a huge page has: those who are to be quick with these have huge pages.
-        """
+        """Whether so many pages are to be mapped at once, in this turn; if so, they are counted."""
         if turn != self._turn:
             self._turn, self._left = turn, AT_ONCE
-        if count >= LARGE or count > self._left:
+        if count > self._left:
             return False
         self._left -= count
         return True

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 from vmm.memory import mapping, maps
+from vmm.memory.frames import LARGE
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.movers.populating import Populating
@@ -53,8 +54,8 @@ class Window(ABC):
 
     region      where it lies: guest-physical addresses for a machine, host addresses for the host
                 process
-    populate    whether small pages are to be mapped as they are shown, rather than as each is
-                touched: for who reads what it gets. Nothing more is to be seen for it
+    populate    whether pages are to be mapped as they are shown, rather than as each is touched:
+                for who reads what it gets. Nothing more is to be seen for it
     on_spoiled  called when it is `spoiled`, in the middle of whatever it is
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
@@ -200,7 +201,7 @@ class MappedWindow(Window):
             self._slots.cover(page, count)
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
-        at_once = self.populate and self._populating.wants(count, self._pool.journal.turn)
+        at_once = self.populate and self._populates(count)
         mapping.show(
             address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable, populate=at_once
         )
@@ -208,6 +209,11 @@ class MappedWindow(Window):
             mapping.advise_huge(address, size)
         if self.views is not None:
             self.changed(page, count)
+
+    def _populates(self, count: int) -> bool:
+        """Whether so many pages are mapped as they are shown; not before they may be huge."""
+        large = self._pool.advised and count >= LARGE
+        return not large and self._populating.wants(count, self._pool.journal.turn)
 
     def hide(self, page: int, count: int) -> None:
         self._pool.journal.touched.append((self, page, count))
