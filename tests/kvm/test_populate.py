@@ -5,7 +5,9 @@ messages in huge pages of their own.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from kvm import mappings
@@ -22,6 +24,7 @@ from vmm.memory.movers import MappedWindow, RemapMover
 from vmm.memory.movers.populating import AT_ONCE
 from vmm.memory.pagemap import populated
 
+Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]
 
 PAGES = 64
@@ -250,6 +253,19 @@ def test_a_message_in_a_huge_page_goes_with_all_of_it_and_says_how_long_it_is(st
     assert (back.size, back.extent.pages, back.read()) == (5, LARGE, b"\7" * 5)
     monitor.host.release(back)
     assert monitor.audit(mappings=True)["free"] == free
+
+
+def test_a_guest_sends_a_message_in_huge_pages(open_monitor: Open, test_guest: Elf) -> None:
+    monitor = open_monitor(pool="16M")
+    machine = monitor.spawn(test_guest("sends_huge"), window="16M")
+    monitor.run(20)
+    assert (machine.exit_code, machine.fault) == (0, None)
+    message = monitor.host.receive()
+    assert message is not None
+    (buffer,) = message.buffers
+    assert (buffer.size, buffer.extent.pages) == (300 << 10, LARGE)
+    assert buffer.read() == b"x" * (300 << 10)
+    assert struct.unpack("<5Q", message.payload) == (0, LARGE, LARGE, 2 * LARGE, 1 << 52)
 
 
 @pytest.mark.skipif(not huge_pages().anonymous, reason="anonymous memory gets no huge pages")
