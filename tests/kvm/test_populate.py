@@ -21,8 +21,8 @@ from vmm.host.hugepages import huge_pages
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.movers import MappedWindow, RemapMover
-from vmm.memory.movers.populating import AT_ONCE
 from vmm.memory.pagemap import populated
+from vmm.memory.populating import AT_ONCE
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.memory.movers.populating import AT_ONCE, Populating
+from vmm.memory.populating import AT_ONCE, Populating
 
 
 def test_in_a_turn_no_more_is_than_there_may_be_and_in_the_next_one_as_much_again() -> None:

@@ -18,7 +18,6 @@ from vmm.memory import mapping, maps
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
-from vmm.memory.movers.populating import Populating
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
 from vmm.memory.runs import Extent
@@ -179,7 +178,6 @@ class MappedWindow(Window):
         self._pool = pool
         self._pieces: list[Piece] | None = None  # that are kept, when it is being closed
         self._kept: list[Kept] | None = None  # the same, in memory
-        self._populating = Populating()
         if viewed:
             self.mapping = Mapping.viewable(size)
             self.views = Views(self.left_out)
@@ -213,7 +211,7 @@ class MappedWindow(Window):
     def _populates(self, count: int) -> bool:
         """Whether so many pages are mapped as they are shown; not before they may be huge."""
         large = self._pool.advised and count >= LARGE
-        return not large and self._populating.wants(count, self._pool.journal.turn)
+        return not large and self._pool.populating.wants(count, self._pool.journal.turn)
 
     def hide(self, page: int, count: int) -> None:
         self._pool.journal.touched.append((self, page, count))

@@ -11,7 +11,7 @@ AT_ONCE = 2048  # pages in a turn: a millisecond's work, or two where they have 
 
 
 class Populating:
-    """What one window has had mapped at once in the present turn. Not thread-safe."""
+    """What all windows have had mapped at once in the present turn. Not thread-safe."""
 
     def __init__(self) -> None:
         self._turn = -1
