@@ -36,6 +36,7 @@ _PEER_ENTRY = struct.Struct(f"<IIII{abi.NAME_MAX}s")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
 _TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
+_PAYLOAD_MAX = abi.PAYLOAD_MAX
 _PEER = ctypes.sizeof(abi.Peer)
 
 
@@ -193,11 +194,11 @@ class ControlStructure:
         None for any other; what has been read of it is forgotten then. Each byte is read once.
         """
         entry = _TX + index % _TX_ENTRIES * _ENTRY
-        kind, _, receiver, tag, length, _, counts, *reserved = _LETTER.unpack_from(
+        kind, _, receiver, tag, length, _, counts, r0, r1, r2 = _LETTER.unpack_from(
             self._memory, entry
         )
         size = counts >> 16
-        if kind != _SEND or length or counts & 0xFFFF or size > abi.PAYLOAD_MAX or any(reserved):
+        if kind != _SEND or length or counts & 0xFFFF or size > _PAYLOAD_MAX or r0 or r1 or r2:
             return None
         entry += _PAYLOAD
         return receiver, tag, bytes(self._memory[entry : entry + size])
