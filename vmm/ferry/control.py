@@ -113,6 +113,7 @@ class ControlStructure:
         self._rx_head = 0
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
+        self._news = (0, 0, *self._noticed.values())  # as they are in the structure
         self._peers = 0
         _START.pack_into(
             memory,
@@ -297,6 +298,8 @@ class ControlStructure:
         """Count a notice, and set bits whose meaning is between the host and the guest."""
         self._bits |= bits & _MASK
         self._noticed[kind] += 1
+        counts = [count & _MASK for count in self._noticed.values()]
+        self._news = (self._bits, self.notice_count, *counts)
         _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._bits)
         _U32.pack_into(self._memory, _offset(abi.Control, kind.value), self._noticed[kind] & _MASK)
         _U32.pack_into(self._memory, _offset(abi.Control, "notice_count"), self.notice_count)
@@ -304,8 +307,7 @@ class ControlStructure:
     def write_again(self) -> None:
         """Write all notices, and how many peers there are: what is there may be older."""
         _U32.pack_into(self._memory, _PEER_COUNT, self._peers)
-        counts = [count & _MASK for count in self._noticed.values()]
-        _NEWS.pack_into(self._memory, _NOTICES, self._bits, self.notice_count, *counts)
+        _NEWS.pack_into(self._memory, _NOTICES, *self._news)
 
     @property
     def notice_count(self) -> int:

@@ -147,8 +147,7 @@ class Memory(Pointers):
     def put_back(self, kept: Map, contents: Rewind) -> None:
         """Let it be what it was. Again is fine, and must be if it was cut off. Raises OSError."""
         self.finish()  # what a call was cut off in
-        if self.areas.map != kept:
-            self.strayed = True  # it has been, and is to be if this is cut off behind the next line
+        if self.strayed and self.areas.map != kept:  # it changes in no other way
             self._pending = _Pending([self.areas.back_to(kept)], ())
             self.finish()
         contents.put_back(everywhere=self.strayed)

@@ -68,7 +68,10 @@ class _Way:
 
     def search(self) -> list[list[int]]:
         """Return the host addresses of what may have been written, for each range."""
-        return [search() for search in self._searches]
+        found = []
+        for search in self._searches:
+            found.append(search())
+        return found
 
 
 class Rewind:
