@@ -95,6 +95,7 @@ class Drive(Work):
             if mine.state is not State.PARKED or mine.deadline is None:
                 break
             standing.running.pop(thread, None)
+            standing.turns.busy = False
             standing.wait(max(min(mine.deadline, self._until) - now, 0.0))
             standing.turns.busy = True  # again: others have had the lock
             standing.wake_expired()
