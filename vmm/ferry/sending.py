@@ -120,9 +120,7 @@ class Sending:
             return None
         number = next(self._numbers)
         sender.sent += 1
-        message = Message(
-            number, Operation.SEND, Status.OK, sender.number, receiver.number, tag, 0, payload
-        )
+        message = Message.letter(number, sender.number, receiver.number, tag, payload)
         self._roster.put(sender, receiver, message)
         return number
 
