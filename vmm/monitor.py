@@ -49,6 +49,8 @@ _MAX_WORKERS = 1024
 Seconds = SupportsFloat | SupportsIndex
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
 _PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
+_QUEUE = 1024  # messages that may wait for the host
+_ANSWER = 2  # messages that a machine may answer a call with, whoever else floods the host's queue
 _FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
 
 
@@ -202,7 +204,8 @@ class Monitor:
         self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
         window = self._mover.host_window(frames * PAGE_SIZE)
         closers.append(window.close)
-        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        peer = Peer(abi.PEER_HOST, "host", window, _QUEUE, own=_ANSWER)
+        self.host = HostEndpoint(peer, self._exchange, turns)
         self._exchange.join(self.host.peer, frames, UNLIMITED)
         self._registry = Registry(
             self.machines,
