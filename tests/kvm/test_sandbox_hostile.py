@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvm.sandbox_books import books
 
 from vmm import CallCrash, CallError, CallTimeout, Sandbox
 
@@ -28,11 +29,6 @@ def lib(sandboxed: Elf) -> Iterator[Sandbox]:
         assert [lib.honest(n) for n in range(4)] == [0, 1, 2, 3]
         assert not lib.monitor.host.peer.queue
         assert books(lib) == before
-
-
-def books(lib: Sandbox) -> dict[str, int]:
-    lib._tidy()
-    return lib.monitor.audit(mappings=True)
 
 
 def tag(lib: Sandbox) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvm.sandbox_books import books
 from tests_support import RESERVED, held, sized
 
 from vmm import CallCancelled, CallCrash, CallError, CallExit, CallTimeout, Pool, Sandbox
@@ -162,12 +162,6 @@ def begin(lib: Pool) -> None:
 
     for task in [lib.submit(call) for _ in range(2)]:
         task.result()
-
-
-def books(lib: Sandbox) -> dict[str, int]:
-    gc.collect()
-    lib._tidy()
-    return lib.monitor.audit(mappings=True)
 
 
 def totals(found: Counter[str]) -> Counter[str]:
