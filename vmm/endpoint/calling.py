@@ -105,15 +105,19 @@ class Desk:
         have come are let go of: nobody has asked for any.
         """
         host, turns = self._host, self._turns
+        queue = host.peer.queue
+        # Of a machine that waits, or has stopped, all is there: not to wait for others that flood.
+        left = len(queue)
         more = True
         while more:
             with turns.telling, turns.lock, turns.change:
                 turns.journal.keep(self)
-                for _ in range(min(_AT_ONCE, len(host.peer.queue))):
+                for _ in range(min(_AT_ONCE, len(queue))):
                     message = host._exchange.take(host.peer)
                     if message is not None:  # else it has gone back
                         self._sort(message)
-                more = bool(host.peer.queue)
+                left -= _AT_ONCE
+                more = left > 0 and bool(queue)
                 found = () if more else self._answers.pop(by.peer.number, ())
         host._clean()
         return found

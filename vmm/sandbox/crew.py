@@ -87,7 +87,10 @@ def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> Future[T]:
     begun = [call]
     try:
         with limits.reported("a call in another thread"):
-            return threads.submit(_called, begun)
+            future = threads.submit(_called, begun)
+        # What is cancelled first is let go of then, not when a thread comes by it.
+        future.add_done_callback(lambda _: begun.clear())
+        return future
     except BaseException:
         begun.clear()
         raise

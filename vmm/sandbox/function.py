@@ -261,9 +261,12 @@ class Function:
         finally:
             if not future.done() and not future.cancel():  # the loop has been closed
                 ticket.cancel()
-        if cancelled is not None:
-            raise cancelled
-        return future.result()
+        try:
+            if cancelled is not None:
+                raise cancelled
+            return future.result()
+        finally:  # or what is raised would be in a circle with this frame, which has the arguments
+            del call, future, cancelled
 
     def _start(
         self, args: Sequence[Any], kwargs: dict[str, Any], ticket: Place | None = None
