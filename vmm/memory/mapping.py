@@ -62,6 +62,7 @@ _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
 _MADV_DOFORK = 11
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -235,6 +236,13 @@ def advise_huge(address: int, size: int) -> None:
     _madvise(address, size, _MADV_HUGEPAGE)
 
 
+def own(address: int, size: int) -> None:
+    """Copy at once what is mapped copy-on-write, not page by page as it is written. Before Linux
+    5.14, and where there is no memory for it, this does nothing.
+    """
+    _madvise(address, size, _MADV_POPULATE_WRITE)
+
+
 def keep_from_children(address: int, size: int) -> None:
     """Leave a range out of the processes that this one forks."""
     if _madvise(address, size, _MADV_DONTFORK) != 0:
@@ -297,6 +305,12 @@ class Mapping:
         into   holds it
         """
         return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory", into)
+
+    @classmethod
+    def copied(cls, size: int, fd: int) -> Mapping:
+        """Map a file's first `size` bytes, copy-on-write."""
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return cls._make(size, _READ_WRITE, flags, fd, "private memory")
 
     @classmethod
     def shared(cls, size: int, fd: int, into: GivenMapping | None = None) -> Mapping:
