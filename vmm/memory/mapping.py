@@ -63,6 +63,7 @@ _MADV_DONTFORK = 10
 _MADV_DOFORK = 11
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
+_MADV_GUARD_INSTALL, _MADV_GUARD_REMOVE = 102, 103
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -159,6 +160,23 @@ def loosen(address: int, size: int) -> None:
     again faults once more. Never for private memory, which would be lost.
     """
     _madvise(address, size, _MADV_DONTNEED)
+
+
+def guard(address: int, size: int) -> bool:
+    """Make pages of a shared mapping inaccessible, and nothing else: what is behind them stays, and
+    so does the mapping. False if the kernel cannot, or refuses: then they are as they were.
+
+    As for `hide`, a guest that runs on them has lost them when this returns.
+    """
+    if _madvise(address, size, _MADV_GUARD_INSTALL) == 0:
+        return True
+    _madvise(address, size, _MADV_GUARD_REMOVE)  # as far as it came
+    return False
+
+
+def unguard(address: int, size: int) -> bool:
+    """Undo `guard`. False if the kernel refuses."""
+    return bool(_madvise(address, size, _MADV_GUARD_REMOVE) == 0)
 
 
 def renew(address: int, size: int) -> None:
