@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from vmm.kvm import Vm
+from vmm.memory.guards import MOST
 from vmm.memory.movers.windows import MappedWindow, Window
 from vmm.memory.pool import PagePool
 
@@ -13,7 +14,7 @@ class Mover(ABC):
     """A strategy; it owns the page pool. Close its windows first."""
 
     name: str
-    seams = 0  # mappings that its windows may need beyond two for each run
+    seams = 2 * MOST  # mappings that its windows may need beyond two for each run
 
     def __init__(self, frames: int) -> None:
         self.pool = self._make_pool(frames)
