@@ -22,6 +22,7 @@ from vmm.sandbox.ctype import (
     round_up,
     scalars,
 )
+from vmm.sandbox.halves import is_halved
 
 GENERAL, SSE = "general", "sse"  # classes of an eightbyte; a value of neither is in memory
 _REGISTERS = {GENERAL: 6, SSE: 8}
@@ -184,7 +185,16 @@ def _classes(kind: CType, what: str) -> list[str | None] | None:
             classes[index] = classes[index] or SSE
         else:
             classes[index] = GENERAL
-    return None if in_memory else classes
+    if in_memory:
+        return None
+    if isinstance(kind, Struct) and any(
+        name == SSE and is_halved(kind, 8 * index) for index, name in enumerate(classes)
+    ):
+        raise ConfigError(
+            f"{what}: {declare(kind)} has a float where another member of a union has more:"
+            " compilers differ on what is passed: pass a pointer"
+        )
+    return classes
 
 
 def _distinct(kind: CType) -> Iterable[tuple[int, CType]]:
