@@ -12,9 +12,10 @@ from kvm.mappings import content, mappings, views
 from unit.refusing_host import RefusingHost, fragile_window, make_fragile
 
 from vmm.ferry.books import Bond
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
 from vmm.ferry.events import Event, Trace
 from vmm.ferry.exchange import Exchange
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer

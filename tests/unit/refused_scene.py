@@ -12,7 +12,8 @@ from kvm.mappings import content, is_anonymous, mappings, views
 from unit.exchange_scene import Scene
 from unit.test_pass_on_slots import SlotTable
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE
 from vmm.ferry.sight import check_mappings

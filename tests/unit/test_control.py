@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity, Notice, Wait
+from vmm.ferry.control import ControlStructure, Identity, Notice, Wait
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Answer, Span
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
@@ -195,7 +196,7 @@ def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sid
 
 
 def test_receive_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
-    sides.monitor._rx_head = TOP - 1  # as after four thousand million messages
+    sides.monitor.rx_head = TOP - 1  # as after four thousand million messages
     sides.guest.rx_tail = TOP - 2
     assert sides.monitor.pending() == 1
     sides.monitor.deliver(bytes(abi.Descriptor(tag=1)))

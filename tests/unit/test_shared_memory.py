@@ -15,7 +15,8 @@ import pytest
 from unit.exchange_scene import FRAMES, PAGES, Scene
 
 from vmm.ferry import control
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi

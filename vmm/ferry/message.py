@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import struct
 from typing import NamedTuple
 
+from vmm.ferry.layout import EXTENT, HEAD, NO_EXTENTS, NO_PAYLOAD, PAYLOAD, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -36,18 +35,9 @@ _NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answer
 _REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
 _READONLY = int(abi.Flags.READONLY)
 
-# A descriptor's fields before its extents, in one go: one by one they cost ctypes as much as all
-# the rest that is done for a message.
-_HEAD = struct.Struct("<HHiIIQQQHHIQQ")
-_EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
-_DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
-_PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
 _NONE_RESERVED = [0, 0, 0]
 _EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
-_EXTENT = ctypes.sizeof(abi.Extent)
-_NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
-_NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
-_NO_MORE_EXTENTS = _NO_EXTENTS[_EXTENT:]
+_NO_MORE_EXTENTS = NO_EXTENTS[EXTENT:]
 
 
 class Request(NamedTuple):
@@ -76,7 +66,7 @@ class Request(NamedTuple):
         The sender's identity is not read: it is the monitor's to say. Raises Refusal.
         """
         number, flags, _, _, receiver, tag, length, _, count, payload_length, *reserved = (
-            _HEAD.unpack_from(descriptor)
+            HEAD.unpack_from(descriptor)
         )
         operation = _REQUESTS.get(number) or _operation(number)
         if count > _EXTENTS_MAX or payload_length > _PAYLOAD_MAX:
@@ -84,15 +74,15 @@ class Request(NamedTuple):
         spans: tuple[Span, ...] = ()
         payload, wrong = b"", reserved != _NONE_RESERVED
         if count == 1:  # as most have
-            gpa, pages, attributes = _EXTENTS[1].unpack_from(descriptor, _HEAD.size)
+            gpa, pages, attributes = SPANS[1].unpack_from(descriptor, HEAD.size)
             spans = (Span(gpa, pages),)
             wrong = wrong or attributes
         elif count:
-            raw = _EXTENTS[count].unpack_from(descriptor, _HEAD.size)
+            raw = SPANS[count].unpack_from(descriptor, HEAD.size)
             spans = tuple(map(Span, raw[::3], raw[1::3]))
             wrong = wrong or any(raw[2::3])
         if payload_length:
-            payload = bytes(descriptor)[_PAYLOAD : _PAYLOAD + payload_length]
+            payload = bytes(descriptor)[PAYLOAD : PAYLOAD + payload_length]
         if wrong or (flags and flags & ~_FLAGS.get(operation, 0)):
             raise Refusal(Status.E_RESERVED)
         return cls(receiver, tag, length, spans, payload, operation, not flags & _READONLY)
@@ -217,7 +207,7 @@ class Message(NamedTuple):
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
         number, operation, status, sender, receiver, tag, length, payload, spans, *_ = self
         count = len(spans)
-        head = _HEAD.pack(
+        head = HEAD.pack(
             operation,
             0 if self.writable else _READONLY,
             status,
@@ -232,10 +222,10 @@ class Message(NamedTuple):
             0,
             0,
         )
-        extents = _NO_EXTENTS
+        extents = NO_EXTENTS
         if count == 1:
-            extents = _EXTENTS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
+            extents = SPANS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
         elif count:
             words = [word for span in spans for word in (*span, 0)]
-            extents = _EXTENTS[count].pack(*words) + _NO_EXTENTS[count * _EXTENT :]
-        return head + extents + payload + _NO_PAYLOAD[len(payload) :]
+            extents = SPANS[count].pack(*words) + NO_EXTENTS[count * EXTENT :]
+        return head + extents + payload + NO_PAYLOAD[len(payload) :]
