@@ -93,7 +93,7 @@ def test_each_descriptor_is_read_once_as_a_whole_and_nothing_else_is(
         copies.append(offset)
         return copy(memory, offset)
 
-    for name in ("_U32", "_I32", "_U64"):
+    for name in ("U32", "I32", "U64"):
         monkeypatch.setattr(control, name, SpyStruct(getattr(control, name), reads))
     monkeypatch.setattr(abi.Descriptor, "from_buffer_copy", note_copy, raising=False)
     (own,) = scene.alloc(scene.a, 1)
@@ -114,7 +114,7 @@ def test_a_descriptor_that_changes_after_it_was_read_is_what_it_was(
 
     def copy_and_change(structure: ControlStructure, index: int) -> abi.Descriptor:
         descriptor = copy(structure, index)
-        structure._memory[RING] = junk * (RING.stop - RING.start)
+        structure.memory[RING] = junk * (RING.stop - RING.start)
         return descriptor
 
     (own,) = scene.alloc(scene.a, 1)

@@ -73,9 +73,9 @@ class Exchange:
         self.slices = Slices(ledger, pool, carrier.window, self.operations)
         self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
         self._trace = trace
-        self._audit = audit
+        self.audited = audit
         self._start = 0
-        self._freed: set[int] = set()  # whose doorbells have left something to be zeroed
+        self.freed: set[int] = set()  # whose doorbells have left something to be zeroed
 
     def join(self, peer: Peer, quota: int, pieces: int) -> None:
         """Admit a peer with an empty window, no channels, and limits (see books.Account).
@@ -104,7 +104,7 @@ class Exchange:
         return True
 
     def _check(self) -> None:
-        if self._audit:
+        if self.audited:
             self.ledger.audit()
 
     def audit(self, *, mappings: bool = False) -> dict[str, int]:
@@ -129,7 +129,7 @@ class Exchange:
         """
         control = sender.control
         assert control is not None
-        if self._freed and self._clean(sender):
+        if self.freed and self._clean(sender):
             return None
         if sender.turn != self.journal.turn:
             self.journal.keep(sender)
@@ -141,7 +141,7 @@ class Exchange:
         if len(indices) > 1:
             done = self._transmit_many(sender, control, indices)
             return None if self._soiled(sender) or done < len(indices) else Status.OK
-        plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
+        plain = not (self._trace.on or self.audited)  # nobody wants to know of each operation
         for index in indices:
             if plain and self._express(sender, control, index):
                 break
@@ -159,16 +159,16 @@ class Exchange:
         so that it is its own time that this takes.
         """
         if self.ledger.soiled:
-            self._freed.add(sender.number)
+            self.freed.add(sender.number)
         return self.ledger.soiled
 
     def _clean(self, sender: Peer) -> bool:
         """Zero a slice if a sender has left anything to be zeroed. True if more is left."""
-        if sender.number not in self._freed:
+        if sender.number not in self.freed:
             return False
         if not self.slices.chores():
-            self._freed.clear()
-        return bool(self._freed)
+            self.freed.clear()
+        return bool(self.freed)
 
     def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
         """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
@@ -194,7 +194,7 @@ class Exchange:
         """The same for the host: `payload` has been checked. False, with nothing done, too, if
         somebody wants to know of each operation.
         """
-        if self._trace.on or self._audit:
+        if self._trace.on or self.audited:
             return False
         self.journal.keep(sender)
         return self.operations.post(sender, to, tag, payload) is not None
@@ -293,7 +293,7 @@ class Exchange:
             peer.refused += 1
         if self._trace.on:
             self._tell_answer(peer, request, answer)
-        if self._audit:
+        if self.audited:
             self.ledger.audit()
         return answer
 
@@ -334,7 +334,7 @@ class Exchange:
             taken = [] if message is None else [message]
         else:
             taken = self.delivery.take_many(peer, count) if count else []
-        if self._audit:
+        if self.audited:
             self.ledger.audit()
         return taken
 

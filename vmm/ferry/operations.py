@@ -67,7 +67,7 @@ class Operations(Sending):
         if owner is None:
             return Answer(Status.OK)
         message = Message(
-            number=next(self._numbers),
+            number=next(self.numbers),
             operation=Operation.RETURN,
             status=Status.OK,
             sender=borrower.number,

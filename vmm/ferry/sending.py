@@ -63,7 +63,7 @@ class Sending:
         self._carrier = carrier
         self._pool = pool
         self.copy_below = copy_below
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
 
     @staticmethod
     def note_parted(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
@@ -93,7 +93,7 @@ class Sending:
             plan, brought = self._part(sender, receiver, request, extents, hide=together is None)
             arrived = spans(receiver.window, plan.targets), plan.targets, plan.sources
         message = Message(
-            next(self._numbers),
+            next(self.numbers),
             Operation.SEND if operation is Operation.EXCHANGE else operation,
             Status.OK,
             sender.number,  # the monitor's word, as the receiver's is
@@ -118,7 +118,7 @@ class Sending:
         receiver = sender.receiver(to)
         if receiver is None or not receiver.alive or not receiver.queue.room:
             return None
-        number = next(self._numbers)
+        number = next(self.numbers)
         sender.sent += 1
         message = Message(
             number, Operation.SEND, Status.OK, sender.number, receiver.number, tag, 0, payload
@@ -154,7 +154,7 @@ class Sending:
         except Refusal:
             return None
         target, home = plan.targets[0].page, plan.sources[0].page
-        base, numbers = receiver.window.region.base, self._numbers
+        base, numbers = receiver.window.region.base, self.numbers
         messages = []
         for _, tag, length, ((_, count),), payload, operation, writable in requests:
             messages.append(

@@ -83,6 +83,20 @@ class Journal:
         self.turn += 1
         self.active = True
 
+    def open(self, table: Kept, saved: Any) -> bool:
+        """Begin a turn that changes what `saved` says of `table`, and no more. False, with nothing
+        done, if there is anything to be done before.
+        """
+        if self.active or self._later:
+            return False
+        self._kept.clear()
+        if self.touched or self.moves or self.settled:
+            self._forget()
+        self.turn += 1
+        self._kept.append((table, saved))
+        self.active = True
+        return True
+
     def keep(self, table: Kept) -> None:
         """Keep a table as it is, unless that has been done in this turn."""
         if self.active and table.turn != self.turn:

@@ -1,0 +1,260 @@
+"""The usual turn: one doorbell of a machine, from its exit to the next entry, in a straight line.
+
+Nearly all doorbells send one message whose receiver waits for it, or wait for one. What the driver
+and the exchange do for such a one takes some sixty calls of functions, after an exit each one to
+two microseconds. Here it is done at once: all that can be in the way is looked at first, and
+whatever is, or is not as usual, is left to them. So this decides nothing by itself: what it does is
+what they would have done, to the last byte (tests/kvm/test_turn.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vmm.engine.machine import Machine, State
+from vmm.ferry.control import Wait
+from vmm.ferry.exchange import Exchange
+from vmm.ferry.layout import (
+    BELL_STATUS,
+    DESCRIPTOR,
+    HEAD,
+    I32,
+    LETTER,
+    MASK,
+    MESSAGE,
+    NO_EXTENTS,
+    NO_PAYLOAD,
+    PAYLOAD,
+    PEER,
+    PEERS,
+    ROOM,
+    RX,
+    RX_HEAD,
+    RX_TAIL,
+    STAMP,
+    STATUS,
+    TX,
+    TX_HEAD,
+    TX_TAIL,
+    U32,
+    U64,
+    WAIT,
+    WAIT_TIMEOUT,
+)
+from vmm.ferry.message import Message
+from vmm.ferry.peer import Peer
+from vmm.guest import abi
+from vmm.guest.abi import Bell, Operation, Status, WaitFor
+
+_TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
+_FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi.FOREVER
+_TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
+_SEND, _OK = Operation.SEND, Status.OK
+_SENT = int(_SEND)
+_new = tuple.__new__
+
+
+class Turn:
+    """What is usual, for all machines of one monitor. Called in a hold of the monitor's lock.
+
+    machines  by their peers' numbers
+    wake      called with a peer whose machine waits, and for which a message has come
+    """
+
+    turn = 0  # never kept but by `Journal.open`
+
+    def __init__(
+        self, exchange: Exchange, machines: Mapping[int, Machine], wake: Callable[[Peer], None]
+    ) -> None:
+        self._exchange = exchange
+        self._journal = exchange.journal
+        self._machines = machines
+        self._wake = wake
+        self._numbers = exchange.operations.numbers
+
+    def take(self, machine: Machine, *, hand_on: bool) -> Machine | State | None:
+        """Act on a machine's exit, and ready whoever is to be entered next in the same slice.
+
+        hand_on   whether that may be another one
+
+        Returns that machine, itself or the one that has been waiting for its message; State.PARKED
+        if it waits now, and has woken nobody; None, with nothing done, if it is not the usual turn.
+        """
+        guest, peer, exchange = machine.guest, machine.peer, self._exchange
+        exit_ = machine.exit
+        assert exit_ is not None
+        bell = guest.last_bell if exit_ is guest.last else guest.bell(exit_)
+        if (
+            (bell != _TRANSMIT_WAIT and bell != _WAIT and bell != _TRANSMIT)
+            or peer.queue
+            or machine.ending is not None
+            or machine.refused is not None
+            or exchange.freed
+            or exchange.watched
+            or peer.parted
+        ):
+            return None
+        control = guest.control
+        memory, tail = control.memory, control.tx_tail
+
+        # What it sends: a payload, to one whose queue has room.
+        receiver: Peer | None = None
+        to = tag = depth = entry = 0
+        payload = b""
+        if bell != _WAIT:
+            if (U32.unpack_from(memory, TX_HEAD)[0] - tail) & MASK != 1:
+                return None
+            entry = TX + tail % _TX_ENTRIES * DESCRIPTOR
+            kind, _, to, tag, length, _, counts, a, b, c = LETTER.unpack_from(memory, entry)
+            size = counts >> 16
+            if kind != _SENT or counts & 0xFFFF or length or size > _PAYLOAD_MAX or a or b or c:
+                return None
+            row = peer.table.get(to)
+            if row is None or not row.may_send:
+                return None
+            receiver = row.peer
+            depth = receiver.queue.room
+            if not receiver.alive or not depth or receiver.full:
+                return None
+            payload = bytes(memory[entry + PAYLOAD : entry + PAYLOAD + size])
+
+        # What it waits for: a message, or room that there is, or will be, as the receiver's queue
+        # holds one message only.
+        wait: Wait | None = None
+        parks = stands = False
+        left = 0  # in its receive ring
+        if bell != _TRANSMIT:
+            wait = _new(Wait, WAIT.unpack_from(memory, WAIT_TIMEOUT))
+            timeout, flags, whom, _ = wait
+            left = (control.rx_head - U32.unpack_from(memory, RX_TAIL)[0]) & MASK
+            if timeout != _FOREVER or left > _RX_ENTRIES:
+                return None
+            if flags == _FOR_ROOM:
+                other = peer.table.get(whom)
+                if other is None or not other.peer.alive:
+                    return None
+                if other.peer is receiver and depth == 1:
+                    stands = True
+                elif not other.peer.queue.room:
+                    return None
+            elif flags and flags != _FOR_MESSAGE:
+                return None
+            elif left:
+                return None
+            else:
+                parks = True
+
+        # Whom it wakes.
+        next_: Machine | None = None
+        if receiver is not None:
+            next_ = self._machines.get(to)
+            if (
+                receiver.idle
+                and (parks or stands)
+                and hand_on
+                and not receiver.queue
+                and next_ is not None
+                and next_.state is State.PARKED
+                and next_.ending is None
+            ):
+                left_there = receiver.untaken
+                if left_there:
+                    return None
+            elif stands or depth == 1:
+                return None
+            else:
+                next_ = None
+
+        untaken = peer.untaken
+        saved: tuple[Any, ...] = (
+            (machine, exit_, machine.wait, machine.deadline, tail, control.rx_head),
+            (tuple(untaken) if untaken else (), peer.sent),
+            receiver,
+            None if receiver is None else (tuple(receiver.queue), receiver.received),
+            None if next_ is None else (next_, next_.wait, next_.deadline, next_.guest.control.places),
+        )
+        if not self._journal.open(self, saved):
+            return None
+
+        if receiver is not None:
+            number = next(self._numbers)
+            letter = (number, _SEND, _OK, peer.number, to, tag, 0, payload, (), (), (), True, False)
+            message = _new(Message, letter)
+            STAMP.pack_into(memory, entry + STATUS, 0, peer.number)
+            U64.pack_into(memory, entry + MESSAGE, number)
+            control.tx_tail = tail = (tail + 1) & MASK
+            U32.pack_into(memory, TX_TAIL, tail)
+            peer.sent += 1
+            if depth > 1:
+                U32.pack_into(memory, PEERS + row.index * PEER + ROOM, depth - 1)
+            if next_ is None:
+                receiver.queue.append(message)
+                receiver.queue.room = depth - 1
+                self._wake(receiver)
+            else:
+                self._deliver(next_, receiver, message)
+
+        if wait is not None and len(untaken) > left:
+            if left:
+                while len(untaken) > left:
+                    untaken.popleft()
+            else:
+                untaken.clear()
+        if parks or stands:
+            machine.wait, machine.deadline = wait, None
+            peer.idle = parks
+            machine.state = State.PARKED if parks else State.READY
+        else:
+            I32.pack_into(memory, BELL_STATUS, 0)
+            if guest.hypercall is not None:
+                guest.answer(_OK)
+        machine.done()
+        self._journal.active = False  # from here on it has been
+        if parks or stands:
+            return next_ or State.PARKED
+        return machine
+
+    @staticmethod
+    def _deliver(machine: Machine, peer: Peer, message: Message) -> None:
+        """Put a payload into the receive ring of a machine that waits for it, and end its wait."""
+        control = machine.guest.control
+        number, _, _, sender, to, tag, _, payload, *_ = message
+        head, memory, size = control.rx_head, control.memory, len(payload)
+        entry = RX + head % _RX_ENTRIES * DESCRIPTOR
+        HEAD.pack_into(memory, entry, _SENT, 0, 0, sender, to, tag, 0, number, 0, size, 0, 0, 0)
+        memory[entry + HEAD.size : entry + DESCRIPTOR] = NO_EXTENTS + payload + NO_PAYLOAD[size:]
+        control.rx_head = head = (head + 1) & MASK
+        U32.pack_into(memory, RX_HEAD, head)
+        peer.untaken.append(message)
+        peer.received += 1
+        I32.pack_into(memory, BELL_STATUS, 0)
+        if machine.guest.hypercall is not None:
+            machine.guest.answer(_OK)
+        machine.wait = machine.deadline = None
+        machine.state = State.READY
+        peer.entered, peer.idle = True, False
+
+    def saved(self) -> Any:
+        """Nothing is kept of it in a turn of others."""
+
+    def restore(self, saved: Any) -> None:
+        """Undo a turn."""
+        (machine, exit_, wait, deadline, tail, head), (untaken, sent), receiver, there, next_ = saved
+        peer = machine.peer
+        machine.exit, machine.wait, machine.deadline = exit_, wait, deadline
+        machine.state = State.RUNNING
+        machine.guest.control.places = tail, head
+        peer.idle, peer.sent = False, sent
+        peer.untaken.clear()
+        peer.untaken.extend(untaken)
+        if there is not None:
+            queue, received = there
+            receiver.queue.restore(queue)
+            receiver.received = received
+        if next_ is not None:
+            other, wait, deadline, places = next_
+            other.wait, other.deadline, other.state = wait, deadline, State.PARKED
+            other.guest.control.places = places
+            other.peer.untaken.clear()
+            other.peer.idle = True
