@@ -23,6 +23,7 @@ from vmm.endpoint.spawning import Spawning, Wanted
 from vmm.engine.driver import Console, Driver
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
+from vmm.engine.standing import Standing
 from vmm.errors import BusyError, ClosedError, ConfigError
 from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
@@ -177,9 +178,10 @@ class Monitor:
         closers.append(self._mover.close)
         self._turns = turns = Turns(self._mover.pool.journal)
         self.trace = Trace(turns.outbox)
-        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        self._standing = Standing(turns, self._by_number.values)
+        turns.recover = self._standing.recover
+        self._scheduler = Scheduler(self._standing, threads)
         closers.append(self._scheduler.close)
-        turns.recover = self._scheduler.recover
         ledger = Ledger(
             frames,
             journal=turns.journal,
@@ -199,7 +201,7 @@ class Monitor:
             audit=audit,
             copy_below=self.copy_below,
         )
-        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        self._driver = Driver(self._exchange, self._standing, self.trace, turns, console)
         window = self._mover.host_window(frames * PAGE_SIZE)
         closers.append(window.close)
         self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
@@ -209,7 +211,7 @@ class Monitor:
             self._by_number,
             self._mover,
             self._exchange,
-            self._scheduler,
+            self._standing,
             turns,
             self.trace,
             self.host.peer,
@@ -414,10 +416,10 @@ class Monitor:
         if self._turns.inside or self._scheduler.working:
             raise BusyError("a function was called from within run(), or another call")
 
-    def _drive(self, machine: Machine, until: float, done: Callable[[], bool]) -> bool:
-        """Run one machine in the calling thread; see Scheduler.drive."""
+    def _drive(self, machine: Machine, until: float) -> bool:
+        """Run one machine in the calling thread; see engine.drive."""
         try:
-            return self._scheduler.drive(self._driver, machine, until, done)
+            return self._scheduler.drive(self._driver, machine, until)
         except Exception as error:
             if self._turns.gone is not None:
                 raise ClosedError(self._turns.gone) from error
@@ -445,9 +447,9 @@ class Monitor:
         else:  # it was at its end already
             ended = machine.exit is None or self._driver.handle(machine, machine.exit)
         if ended:
-            self._scheduler.forget(machine)
+            self._standing.forget(machine)
         elif machine.state is State.PARKED:
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
         return not ended
 
     def interrupt(self, machine: Machine) -> None:
@@ -456,7 +458,7 @@ class Monitor:
         What waits for it is delivered as it is entered again. Does nothing if it has stopped.
         """
         arguments.check_machine(machine, "machine", self._exchange)
-        self._now_or_soon(partial(self._scheduler.interrupt, machine))
+        self._now_or_soon(partial(self._standing.interrupt, machine))
 
     def notice(self, machine: Machine, bits: SupportsIndex) -> None:
         """Set notice bits, of which there are 32, in a machine's control structure; wake it if it
@@ -486,7 +488,7 @@ class Monitor:
         if machine.peer.alive:
             self._turns.journal.keep(machine)
             machine.ending = ending
-            self._scheduler.interrupt(machine)
+            self._standing.interrupt(machine)
         return False
 
     def _now_or_soon(self, change: Callable[[], object]) -> None:
@@ -514,7 +516,7 @@ class Monitor:
                 or self._driver.wants(machine)
             )
         ):
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
 
     def audit(self, *, mappings: bool = False) -> dict[str, int]:
         """Check the ledger; return how many pages are in each state (vmm.ferry.books).

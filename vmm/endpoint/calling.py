@@ -77,13 +77,6 @@ class Desk:
             return Status.OK
         return served(host, lambda: request).status
 
-    def answered(self, by: Machine) -> bool:
-        """Whether a machine has sent anything. Called in a turn, or under the lock."""
-        number, queue = by.peer.number, self._host.peer.queue
-        if queue and queue[0].sender == number:  # as a rule
-            return True
-        return bool(self._answers.get(number)) or any(one.sender == number for one in queue)
-
     def answer(self, by: Machine, tag: int, least: int) -> bytes | None:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it
         has sent none. What else it has sent is dropped.

@@ -249,15 +249,12 @@ class Worker:
         return payload
 
     def _drive(self, machine: Machine, until: float) -> bool:
-        """Run the machine until it has answered and waits for the next call. False if it was out of
-        time.
+        """Run the machine until it waits for a message, as it does when it has answered. False if
+        it was out of time.
         """
         if self.cancelled:  # perhaps before there was a machine to be stopped
             self._monitor.kill(machine, _CANCELLED)
-        answered = self._desk.answered
-        return self._monitor._drive(
-            machine, until, lambda: machine.deadline is None and answered(machine)
-        )
+        return self._monitor._drive(machine, until)
 
     def _failure(self, machine: Machine, name: str, *, in_time: bool) -> CallError:
         """Return why a call has not been answered."""
