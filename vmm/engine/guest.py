@@ -50,12 +50,27 @@ class Guest:
     """A VM with one vCPU, made after a blueprint and ready to be entered. Its window is not its
     business.
 
+    enter   runs it until it exits
+    last, last_bell   the last doorbell as an exit, if no hypercall has come since, and its value
+    hypercall         the last exit, if it was one
+
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """
 
     __slots__ = (
         "_blueprint",
-        *("control", "hypercall", "last", "last_bell", "memory", "name", "number", "vcpu", "vm"),
+        *(
+            "control",
+            "enter",
+            "hypercall",
+            "last",
+            "last_bell",
+            "memory",
+            "name",
+            "number",
+            "vcpu",
+            "vm",
+        ),
     )
 
     _aligned = False  # whether its memory may have huge pages: it takes a call more
@@ -64,8 +79,8 @@ class Guest:
         self.name = name
         self.number = number
         self._blueprint = blueprint
-        self.hypercall: Hypercall | None = None  # the last exit, if it was one
-        self.last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since
+        self.hypercall: Hypercall | None = None
+        self.last: MmioWrite | None = None
         self.last_bell = 0
         with contextlib.ExitStack() as undo:
             private = blueprint.layout.private
@@ -85,6 +100,7 @@ class Guest:
             self.vcpu.set_signal_mask(masked_while_running())
             blueprint.enter(self.vcpu)
             undo.pop_all()
+        self.enter: Callable[[], Exit | Asked] = self.vcpu.run
 
     def _prepare(self, undo: contextlib.ExitStack) -> None:
         """Make what else there is to be shown; `undo` is for when no machine comes of it."""
@@ -121,10 +137,6 @@ class Guest:
     def diagnosis(self) -> Diagnosis:
         """What tells why it has stopped."""
         return Diagnosis(self.name, self.vcpu, self.memory, self.layout, self.image.symbols)
-
-    def run(self) -> Exit | Asked:
-        """Run until it exits."""
-        return self.vcpu.run()
 
     def takes(self, exit_: Exit | Asked) -> bool:
         """Whether an exit is dealt with when it is run again, and by itself."""

@@ -47,10 +47,12 @@ class Line:
 
     def take(self) -> Machine | None:
         """Return who is first, and is no longer there."""
-        machine = self.first()
-        if machine is not None:
-            self._entries.popleft()
-        return machine
+        entries = self._entries
+        while entries:  # as `first` and `_in_line`, in one call
+            place, machine = entries.popleft()
+            if machine.state is State.READY and machine.place == place:
+                return machine
+        return None
 
     def clear(self) -> None:
         """Forget them all."""
@@ -58,31 +60,34 @@ class Line:
 
 
 class Deadlines:
-    """Machines that are PARKED, and until when at most, on time.monotonic()'s clock."""
+    """Machines that are PARKED, and until when at most, on time.monotonic()'s clock.
+
+    entries   they, and some that are over, the earliest first: to be read only
+    """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Machine]] = []
+        self.entries: list[tuple[float, int, Machine]] = []
         self._numbers = itertools.count()
         self._crowd = STALE
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def add(self, machine: Machine, deadline: float) -> None:
         """A machine waits until then; `machine.deadline` says so, too, as long as it does."""
-        if len(self._entries) > self._crowd:
+        if len(self.entries) > self._crowd:
             self.sort_out()
-        heapq.heappush(self._entries, (deadline, next(self._numbers), machine))
+        heapq.heappush(self.entries, (deadline, next(self._numbers), machine))
 
     def sort_out(self) -> None:
         """Drop those that are over."""
-        self._entries = list(filter(_counts, self._entries))
-        heapq.heapify(self._entries)
-        self._crowd = 2 * len(self._entries) + STALE
+        self.entries = list(filter(_counts, self.entries))
+        heapq.heapify(self.entries)
+        self._crowd = 2 * len(self.entries) + STALE
 
     def next(self) -> tuple[float, Machine] | None:
         """Return the earliest, which stays."""
-        entries = self._entries
+        entries = self.entries
         while entries and not _counts(entries[0]):
             heapq.heappop(entries)
         return (entries[0][0], entries[0][2]) if entries else None

@@ -51,10 +51,15 @@ class Shift(Work):
         if machine is None:
             self._woken.clear()
             standing.running.pop(thread, None)
-            machine = self._next()
-            if machine is None:
-                return None, 0.0
-            slice_end = time.monotonic() + work.SLICE
+            if (
+                standing.ended
+                or standing.deadlines.entries
+                or (machine := standing.line.take()) is None
+            ):
+                machine, now = self._next(), time.monotonic()
+                if machine is None:
+                    return None, 0.0
+            slice_end = now + work.SLICE
         machine.thread = thread
         standing.running[thread] = (machine, slice_end)
         machine.state = State.RUNNING

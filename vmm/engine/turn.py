@@ -14,6 +14,7 @@ from typing import Any
 
 from vmm.engine.machine import Machine, State
 from vmm.ferry.control import Wait
+from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.layout import (
     BELL_STATUS,
@@ -65,9 +66,14 @@ class Turn:
     turn = 0  # never kept but by `Journal.open`
 
     def __init__(
-        self, exchange: Exchange, machines: Mapping[int, Machine], wake: Callable[[Peer], None]
+        self,
+        exchange: Exchange,
+        trace: Trace,
+        machines: Mapping[int, Machine],
+        wake: Callable[[Peer], None],
     ) -> None:
         self._exchange = exchange
+        self._trace = trace
         self._journal = exchange.journal
         self._machines = machines
         self._wake = wake
@@ -91,7 +97,8 @@ class Turn:
             or machine.ending is not None
             or machine.refused is not None
             or exchange.freed
-            or exchange.watched
+            or exchange.audited
+            or self._trace.on
             or peer.parted
         ):
             return None
@@ -100,11 +107,12 @@ class Turn:
 
         # What it sends: a payload, to one whose queue has room.
         receiver: Peer | None = None
-        to = tag = depth = entry = 0
+        to = tag = depth = place = entry = 0
         payload = b""
-        if bell != _WAIT:
-            if (U32.unpack_from(memory, TX_HEAD)[0] - tail) & MASK != 1:
-                return None
+        count = 0 if bell == _WAIT else (U32.unpack_from(memory, TX_HEAD)[0] - tail) & MASK
+        if count != 1 and (count or bell == _TRANSMIT):
+            return None
+        if count:
             entry = TX + tail % _TX_ENTRIES * DESCRIPTOR
             kind, _, to, tag, length, _, counts, a, b, c = LETTER.unpack_from(memory, entry)
             size = counts >> 16
@@ -113,7 +121,7 @@ class Turn:
             row = peer.table.get(to)
             if row is None or not row.may_send:
                 return None
-            receiver = row.peer
+            receiver, place = row.peer, row.index
             depth = receiver.queue.room
             if not receiver.alive or not depth or receiver.full:
                 return None
@@ -138,9 +146,7 @@ class Turn:
                     stands = True
                 elif not other.peer.queue.room:
                     return None
-            elif flags and flags != _FOR_MESSAGE:
-                return None
-            elif left:
+            elif (flags and flags != _FOR_MESSAGE) or left:
                 return None
             else:
                 parks = True
@@ -172,7 +178,8 @@ class Turn:
             (tuple(untaken) if untaken else (), peer.sent),
             receiver,
             None if receiver is None else (tuple(receiver.queue), receiver.received),
-            None if next_ is None else (next_, next_.wait, next_.deadline, next_.guest.control.places),
+            next_,
+            None if next_ is None else (next_.wait, next_.deadline, next_.guest.control.rx_head),
         )
         if not self._journal.open(self, saved):
             return None
@@ -187,7 +194,7 @@ class Turn:
             U32.pack_into(memory, TX_TAIL, tail)
             peer.sent += 1
             if depth > 1:
-                U32.pack_into(memory, PEERS + row.index * PEER + ROOM, depth - 1)
+                U32.pack_into(memory, PEERS + place * PEER + ROOM, depth - 1)
             if next_ is None:
                 receiver.queue.append(message)
                 receiver.queue.room = depth - 1
@@ -209,11 +216,43 @@ class Turn:
             I32.pack_into(memory, BELL_STATUS, 0)
             if guest.hypercall is not None:
                 guest.answer(_OK)
-        machine.done()
+        machine.exit = None
+        guest.vcpu.forget_exit()
         self._journal.active = False  # from here on it has been
         if parks or stands:
             return next_ or State.PARKED
         return machine
+
+    def ready(self, machine: Machine) -> bool:
+        """Ready a machine to be entered that has no message to be brought. False, with nothing
+        done, if there is more to be done about it.
+
+        Without a journal: what is done here is done again by `Driver.prepare`, if it is cut off.
+        """
+        peer, wait, journal = machine.peer, machine.wait, self._journal
+        if (
+            peer.queue
+            or not (peer.entered and peer.alive)
+            or journal.active
+            or journal.finishing
+            or machine.ending is not None
+        ):
+            return False
+        if wait is not None:
+            row = peer.table.get(wait.peer)
+            if (
+                wait.flags != _FOR_ROOM
+                or machine.deadline is not None
+                or row is None
+                or not row.peer.alive
+            ):
+                return False
+            I32.pack_into(machine.guest.control.memory, BELL_STATUS, 0)
+            if machine.guest.hypercall is not None:
+                machine.guest.answer(_OK)
+            machine.wait = None
+        peer.idle = False
+        return True
 
     @staticmethod
     def _deliver(machine: Machine, peer: Peer, message: Message) -> None:
@@ -240,7 +279,8 @@ class Turn:
 
     def restore(self, saved: Any) -> None:
         """Undo a turn."""
-        (machine, exit_, wait, deadline, tail, head), (untaken, sent), receiver, there, next_ = saved
+        own, (untaken, sent), receiver, there, other, wanted = saved
+        machine, exit_, wait, deadline, tail, head = own
         peer = machine.peer
         machine.exit, machine.wait, machine.deadline = exit_, wait, deadline
         machine.state = State.RUNNING
@@ -252,9 +292,10 @@ class Turn:
             queue, received = there
             receiver.queue.restore(queue)
             receiver.received = received
-        if next_ is not None:
-            other, wait, deadline, places = next_
-            other.wait, other.deadline, other.state = wait, deadline, State.PARKED
-            other.guest.control.places = places
+        if other is not None:
+            other.wait, other.deadline, head = wanted
+            other.state = State.PARKED
+            control = other.guest.control
+            control.places = control.tx_tail, head
             other.peer.untaken.clear()
             other.peer.idle = True
