@@ -21,6 +21,7 @@ from vmm.ferry.rules import READABLE, Refusal
 from vmm.ferry.transit import Transit
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames
+from vmm.memory.run_map import RunMap
 from vmm.memory.runs import Extent, IntervalMap, Run
 
 
@@ -40,7 +41,7 @@ class Ledger(Transit):
         """Add a peer with an empty window of `pages` pages, and limits (see Account)."""
         if peer in self._accounts:
             raise LedgerError(f"peer {peer} is already there")
-        window = IntervalMap[Run](pages, self._tally, self.journal)
+        window = RunMap(pages, self._tally, self.journal)
         revoked = IntervalMap[Revoked](pages, None, self.journal)
         self.keep_accounts()
         self._accounts[peer] = Account(window, quota, pieces, revoked, loan_limit)

@@ -231,17 +231,12 @@ class RemapWindow(MappedWindow):
         self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
     ) -> bool:
         if not isinstance(other, RemapWindow):
-            return super().pass_on(page, frame, count, other, place, writable=writable)
-        if not self._shown.items and not other._blank:  # the memfd's, here and there
-            MappedWindow.hide(self, page, count)
-            try:
-                MappedWindow.show(other, place, frame, count, writable=writable)
-            except OSError:
-                return False
-            return True
+            return Window.pass_on(self, page, frame, count, other, place, writable=writable)
+        if not self._shown.items and not other._blank:
+            return self._pass_on(page, frame, count, other, place, writable)
         part = self._shown.part(page, count)
         if part is None or part[0].hold is not Hold.OWNED or not writable:
-            return super().pass_on(page, frame, count, other, place, writable=writable)
+            return Window.pass_on(self, page, frame, count, other, place, writable=writable)
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)

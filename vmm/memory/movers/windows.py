@@ -242,6 +242,37 @@ class MappedWindow(Window):
             mapping.blank(address, size)
         self.changed(page, count)
 
+    def pass_on(
+        self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
+    ) -> bool:
+        if not isinstance(other, MappedWindow):
+            return super().pass_on(page, frame, count, other, place, writable=writable)
+        return self._pass_on(page, frame, count, other, place, writable)
+
+    def _pass_on(
+        self, page: int, frame: int, count: int, other: MappedWindow, place: int, writable: bool
+    ) -> bool:
+        """Pass on what is the memfd's, here and there: `hide` and `show`, with no calls between."""
+        if self.views is not None or other.views is not None or self._pool.advised:
+            MappedWindow.hide(self, page, count)
+            try:
+                MappedWindow.show(other, place, frame, count, writable=writable)
+            except OSError:
+                return False
+            return True
+        slots, size = other._slots, count * PAGE_SIZE
+        self._pool.journal.touched.append((self, page, count))
+        mapping.hide(self.mapping.address + page * PAGE_SIZE, size)
+        try:
+            if slots is not None:
+                slots.cover(place, count)
+            self._pool.journal.touched.append((other, place, count))
+            address = other.mapping.address + place * PAGE_SIZE
+            mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
+        except OSError:
+            return False
+        return True
+
     def changed(self, page: int, count: int) -> None:
         """Tell the buffers of the host's window, when the turn has been."""
         if self.views is not None and self.views.watched:
