@@ -112,7 +112,7 @@ def _state(scene: Scene) -> object:
         monitor.audit(),
         list(monitor.machines),
         ledger.pool.runs,
-        list(ledger._bonds),
+        list(ledger.bonds_by_frame),
         [ledger.window(peer.number) for peer in peers if peer.alive],
         [ledger.account(peer.number).charged for peer in peers if peer.alive],
         [(list(peer.queue), peer.sent, peer.received) for peer in peers],

@@ -291,7 +291,7 @@ class Scene:
             untaken={p.name: tuple(p.untaken) for p in alive},
             accounts={n: (a.charged, a.quota, len(a.window)) for n, a in accounts.items()},
             memory={name: bytes(memory) for name, memory in self.memory.items()},
-            bonds=tuple(self.ledger._bonds),
+            bonds=tuple(self.ledger.bonds_by_frame),
             free=self.ledger.pool.runs,
             contents=self.contents(),
         )
@@ -300,10 +300,10 @@ class Scene:
         """Let every owner reclaim what is LENT to nobody: all of it is to be had."""
         for peer in self.peers:
             for bond in [
-                b for b in self.ledger._bonds if b.owner == peer.number and not b.borrowers
+                b for b in self.ledger.bonds_by_frame if b.owner == peer.number and not b.borrowers
             ]:
                 self.done(peer, Operation.RECLAIM, bond.place.extent)
-        assert all(bond.borrowers for bond in self.ledger._bonds)
+        assert all(bond.borrowers for bond in self.ledger.bonds_by_frame)
         self.check()
 
     def end(self) -> None:

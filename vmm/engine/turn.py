@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.engine.machine import Machine, State
+from vmm.ferry.books import Bond
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.layout import (
     BELL_STATUS,
     DESCRIPTOR,
+    EXTENTS,
     HEAD,
     I32,
     LETTER,
@@ -33,6 +35,7 @@ from vmm.ferry.layout import (
     RX,
     RX_HEAD,
     RX_TAIL,
+    SPANS,
     STAMP,
     STATUS,
     TX,
@@ -43,16 +46,28 @@ from vmm.ferry.layout import (
     WAIT,
     WAIT_TIMEOUT,
 )
-from vmm.ferry.message import Message
+from vmm.ferry.message import Message, Span
 from vmm.ferry.peer import Peer
+from vmm.ferry.plans import Transfer
+from vmm.ferry.rules import Refusal
+from vmm.ferry.slices import HIDDEN_AT_ONCE, SHARED_AT_ONCE
 from vmm.guest import abi
-from vmm.guest.abi import Bell, Operation, Status, WaitFor
+from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, Status, WaitFor
 
 _TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
 _FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi.FOREVER
 _TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
-_SEND, _OK = Operation.SEND, Status.OK
-_SENT = int(_SEND)
+_SEND, _SHARE, _RETURN, _OK = Operation.SEND, Operation.SHARE, Operation.RETURN, Status.OK
+_SENT, _READONLY = int(_SEND), int(Flags.READONLY) << 16  # as a descriptor's first word has them
+_OPERATIONS = {int(operation): operation for operation in Operation}
+# By that word: of how many pages, at most, an operation is done at once.
+_MOST = {
+    _SENT: HIDDEN_AT_ONCE,
+    **dict.fromkeys((int(Operation.LEND), Operation.LEND | _READONLY), HIDDEN_AT_ONCE),
+    **dict.fromkeys((int(_SHARE), _SHARE | _READONLY), SHARED_AT_ONCE),
+    int(_RETURN): HIDDEN_AT_ONCE,
+}
+_NO_PAGES = (), (), (), True, False  # what a message says that has none
 _new = tuple.__new__
 
 
@@ -78,6 +93,7 @@ class Turn:
         self._machines = machines
         self._wake = wake
         self._numbers = exchange.operations.numbers
+        self._ledger = exchange.ledger
 
     def take(self, machine: Machine, *, hand_on: bool) -> Machine | State | None:
         """Act on a machine's exit, and ready whoever is to be entered next in the same slice.
@@ -105,9 +121,9 @@ class Turn:
         control = guest.control
         memory, tail = control.memory, control.tx_tail
 
-        # What it sends: a payload, to one whose queue has room.
+        # What it sends: a payload, or one run, to one whose queue has room.
         receiver: Peer | None = None
-        to = tag = depth = place = entry = 0
+        kind = to = tag = length = depth = place = entry = page = pages = 0
         payload = b""
         count = 0 if bell == _WAIT else (U32.unpack_from(memory, TX_HEAD)[0] - tail) & MASK
         if count != 1 and (count or bell == _TRANSMIT):
@@ -115,15 +131,31 @@ class Turn:
         if count:
             entry = TX + tail % _TX_ENTRIES * DESCRIPTOR
             kind, _, to, tag, length, _, counts, a, b, c = LETTER.unpack_from(memory, entry)
-            size = counts >> 16
-            if kind != _SENT or counts & 0xFFFF or length or size > _PAYLOAD_MAX or a or b or c:
-                return None
+            size, extents = counts >> 16, counts & 0xFFFF
             row = peer.table.get(to)
-            if row is None or not row.may_send:
+            if size > _PAYLOAD_MAX or a or b or c or row is None or not row.may_send:
                 return None
             receiver, place = row.peer, row.index
             depth = receiver.queue.room
             if not receiver.alive or not depth or receiver.full:
+                return None
+            if extents or kind != _SENT:
+                if extents != 1 or kind not in _MOST:
+                    return None
+                gpa, pages, a = SPANS[1].unpack_from(memory, entry + EXTENTS)
+                region = peer.window.region
+                offset, bytes_ = gpa - region.base, pages * PAGE_SIZE
+                page = offset // PAGE_SIZE
+                if (
+                    offset < 0
+                    or offset % PAGE_SIZE
+                    or not 0 < pages <= _MOST[kind]
+                    or offset + bytes_ > region.size
+                    or length > bytes_
+                    or a
+                ):
+                    return None
+            elif length:
                 return None
             payload = bytes(memory[entry + PAYLOAD : entry + PAYLOAD + size])
 
@@ -151,11 +183,11 @@ class Turn:
             else:
                 parks = True
 
-        # Whom it wakes.
+        # Whom it wakes. Pages go to one that waits, and with them whoever runs.
         next_: Machine | None = None
         if receiver is not None:
             next_ = self._machines.get(to)
-            if (
+            if not (
                 receiver.idle
                 and (parks or stands)
                 and hand_on
@@ -164,13 +196,11 @@ class Turn:
                 and next_.state is State.PARKED
                 and next_.ending is None
             ):
-                left_there = receiver.untaken
-                if left_there:
-                    return None
-            elif stands or depth == 1:
-                return None
-            else:
                 next_ = None
+                if stands or pages or depth == 1:
+                    return None
+            if left and pages:
+                return None
 
         untaken = peer.untaken
         saved: tuple[Any, ...] = (
@@ -181,13 +211,19 @@ class Turn:
             next_,
             None if next_ is None else (next_.wait, next_.deadline, next_.guest.control.rx_head),
         )
-        if not self._journal.open(self, saved):
+        moved: tuple[Any, ...] = _NO_PAGES
+        if pages:
+            assert receiver is not None
+            moved = self._pages(kind, peer, receiver, page, pages, saved)
+            if not moved:
+                return None
+        elif not self._journal.open(self, saved):
             return None
 
         if receiver is not None:
             number = next(self._numbers)
-            letter = (number, _SEND, _OK, peer.number, to, tag, 0, payload, (), (), (), True, False)
-            message = _new(Message, letter)
+            operation = _OPERATIONS[kind & 0xFFFF]
+            message = (number, operation, _OK, peer.number, to, tag, length, payload, *moved)
             STAMP.pack_into(memory, entry + STATUS, 0, peer.number)
             U64.pack_into(memory, entry + MESSAGE, number)
             control.tx_tail = tail = (tail + 1) & MASK
@@ -196,11 +232,11 @@ class Turn:
             if depth > 1:
                 U32.pack_into(memory, PEERS + place * PEER + ROOM, depth - 1)
             if next_ is None:
-                receiver.queue.append(message)
+                receiver.queue.append(_new(Message, message))
                 receiver.queue.room = depth - 1
                 self._wake(receiver)
             else:
-                self._deliver(next_, receiver, message)
+                self._deliver(next_, receiver, _new(Message, message), kind)
 
         if wait is not None and len(untaken) > left:
             if left:
@@ -254,15 +290,80 @@ class Turn:
         peer.idle = False
         return True
 
+    def _pages(
+        self, kind: int, peer: Peer, receiver: Peer, page: int, pages: int, saved: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """Bring a run from a window into another, in a turn that this begins. Return what its
+        message says of it; nothing, with nothing done, if there is anything unusual about it.
+        """
+        ledger, journal, here, there = self._ledger, self._journal, peer.window, receiver.window
+        sender, to, writable = peer.number, receiver.number, not kind & _READONLY
+        operation = _OPERATIONS[kind & 0xFFFF]
+        bond: Bond | None = None
+        plan: Transfer | None = None
+        try:
+            if operation is _RETURN:
+                bond = ledger.loan(sender, to, page, pages)
+            else:
+                plan = ledger.transfer_one(operation, sender, to, page, pages, writable)
+        except Refusal:
+            return ()
+        if bond is None and plan is None:
+            return ()
+        own, its = ledger.accounts[sender].window, ledger.accounts[to].window
+        tables: tuple[tuple[Any, Any], ...] = (own, own.items.copy()), (its, its.items.copy())
+        if operation is not _SEND:
+            bonds = ledger.bonds_by_frame
+            tables = (*tables, (bonds, bonds.items.copy()))
+        if not journal.open(self, (*saved, tables)):
+            return ()
+        for table, _ in tables:
+            table.turn = journal.turn  # it is kept
+        if here.blinks:
+            peer.hold_still()
+        brought = True
+        try:
+            if plan is not None:
+                ((_, _, frame, _),), (place,) = plan.runs, plan.places
+                if operation is _SHARE:
+                    here.make_shareable(page, pages)
+                    there.show(place, frame, pages, writable=writable)
+                else:
+                    brought = here.pass_on(page, frame, pages, there, place, writable=writable)
+            elif bond is not None and bond.hold is Hold.LENT:
+                brought = here.pass_on(page, bond.frame, pages, there, bond.page, writable=True)
+            else:
+                here.hide(page, pages)
+        except OSError:
+            brought = False
+        if not brought:  # the host refuses: others know what to do then
+            journal.roll_back()
+            return ()
+        base = there.region.base
+        if plan is not None:
+            ledger.hand_over(plan)
+            (target,) = targets = plan.targets
+            span = _new(Span, (base + target[0] * PAGE_SIZE, pages))
+            return (span,), targets, plan.sources, writable, True
+        assert bond is not None
+        ledger.give_back(sender, bond)
+        span = _new(Span, (base + bond[4] * PAGE_SIZE, pages))
+        return (span,), (), (), True, False
+
     @staticmethod
-    def _deliver(machine: Machine, peer: Peer, message: Message) -> None:
-        """Put a payload into the receive ring of a machine that waits for it, and end its wait."""
+    def _deliver(machine: Machine, peer: Peer, message: Message, kind: int) -> None:
+        """Put a message into the receive ring of a machine that waits for it, and end its wait."""
         control = machine.guest.control
-        number, _, _, sender, to, tag, _, payload, *_ = message
-        head, memory, size = control.rx_head, control.memory, len(payload)
+        number, _, _, sender, to, tag, length, payload, spans, *_ = message
+        head, memory, size, count = control.rx_head, control.memory, len(payload), len(spans)
         entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        HEAD.pack_into(memory, entry, _SENT, 0, 0, sender, to, tag, 0, number, 0, size, 0, 0, 0)
+        HEAD.pack_into(
+            *(memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number),
+            *(count, size, 0, 0, 0),
+        )
         memory[entry + HEAD.size : entry + DESCRIPTOR] = NO_EXTENTS + payload + NO_PAYLOAD[size:]
+        if count:
+            SPANS[1].pack_into(memory, entry + EXTENTS, *spans[0], 0)
         control.rx_head = head = (head + 1) & MASK
         U32.pack_into(memory, RX_HEAD, head)
         peer.untaken.append(message)
@@ -279,7 +380,9 @@ class Turn:
 
     def restore(self, saved: Any) -> None:
         """Undo a turn."""
-        own, (untaken, sent), receiver, there, other, wanted = saved
+        own, (untaken, sent), receiver, there, other, wanted, *tables = saved
+        for table, items in tables[0] if tables else ():
+            table.restore(items)
         machine, exit_, wait, deadline, tail, head = own
         peer = machine.peer
         machine.exit, machine.wait, machine.deadline = exit_, wait, deadline

@@ -39,7 +39,7 @@ class OneRun(Checks):
 
         Refused as the rules say, and: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
         """
-        accounts, end = self._accounts, page + pages
+        accounts, end = self.accounts, page + pages
         source, target = accounts[sender], accounts[receiver]
         window = source.window
         index = bisect_right(window.starts, page) - 1
@@ -75,7 +75,7 @@ class OneRun(Checks):
         `commit_transfer` and `arrive` together.
         """
         operation, sender, receiver, writable, runs, homes, places, *_ = plan
-        source, target = self._accounts[sender], self._accounts[receiver]
+        source, target = self.accounts[sender], self.accounts[receiver]
         given = operation is Operation.SEND
         arrived = Hold.OWNED if given else Hold.BORROWED if writable else Hold.VIEWED
         for run, home, there in zip(runs, homes, places, strict=True):
@@ -94,19 +94,19 @@ class OneRun(Checks):
         hold = _PARTED.get(plan.operation, Hold.SHARED)
         borrower = _new(Borrower, (plan.receiver, there, plan.writable))
         if hold is not Hold.SENT:
-            self._accounts[plan.receiver].lend(plan.sender, pages)
+            self.accounts[plan.receiver].lend(plan.sender, pages)
         if was is Hold.SHARED:
             self._bind(frame, pages, borrower)
             return
-        self._accounts[plan.sender].window.replace(_new(Run, (home, pages, frame, hold)))
+        self.accounts[plan.sender].window.replace(_new(Run, (home, pages, frame, hold)))
         bond = (frame, pages, hold, plan.sender, home, (borrower,))
-        self._bonds.insert(_new(Bond, bond))
+        self.bonds_by_frame.insert(_new(Bond, bond))
 
     def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
         """Bind frames that are shared already to one more borrower."""
-        for bond in self._bonds.remove(frame, pages):
+        for bond in self.bonds_by_frame.remove(frame, pages):
             own = borrower._replace(page=borrower.page + bond.frame - frame)
-            self._bonds.insert(bond._replace(borrowers=(*bond.borrowers, own)))
+            self.bonds_by_frame.insert(bond._replace(borrowers=(*bond.borrowers, own)))
 
     # ---- And back ----
 
@@ -114,9 +114,9 @@ class OneRun(Checks):
         """Return the bond of pages that a peer borrows, if they are all of it, it is their only
         borrower, and they are this owner's, who is there; else None.
         """
-        window, bonds = self._accounts[peer].window, self._bonds
+        window, bonds = self.accounts[peer].window, self.bonds_by_frame
         index = bisect_right(window.starts, page) - 1
-        if index < 0 or owner not in self._accounts:
+        if index < 0 or owner not in self.accounts:
             return None
         first, count, frame, hold = window.items[index]
         if first != page or count != pages or hold not in _BORROWS:
@@ -129,8 +129,8 @@ class OneRun(Checks):
     def give_back(self, peer: int, bond: Bond) -> None:
         """Commit a RETURN of a `loan` that its owner sees again: as `commit_return`."""
         frame, pages, _, owner, page, (borrower,) = bond
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         account.window.discard(borrower[1], pages)
         account.lend(owner, -pages)
-        self._bonds.discard(frame, pages)
-        self._accounts[owner].window.replace(_new(Run, (page, pages, frame, Hold.OWNED)))
+        self.bonds_by_frame.discard(frame, pages)
+        self.accounts[owner].window.replace(_new(Run, (page, pages, frame, Hold.OWNED)))

@@ -55,7 +55,7 @@ class Transit(OneRun):
         writable: bool,
         copied: bool,
     ) -> Transfer:
-        target = self._accounts[receiver]
+        target = self.accounts[receiver]
         runs = self.allowed(operation, sender, extents)
         shared = self.bonds([run for run in runs if run.hold is Hold.SHARED])
         self._check_runs(len(runs), len(shared))
@@ -97,7 +97,7 @@ class Transit(OneRun):
         """Choose where exchanged pages go should they come back, as their places are taken again,
         and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
         """
-        account, counts = self._accounts[sender], [extent.pages for extent in extents]
+        account, counts = self.accounts[sender], [extent.pages for extent in extents]
         if account.charged + sum(counts) > account.quota:
             raise Refusal(Status.E_QUOTA)
         homes = reserve(account.window, counts)
@@ -110,7 +110,7 @@ class Transit(OneRun):
 
     def commit_transfer(self, plan: Transfer) -> None:
         """The pages are on their way: no longer the sender's to use, unless they are shared."""
-        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        source, target = self.accounts[plan.sender], self.accounts[plan.receiver]
         if plan.fresh:  # which come where the others were
             for run in plan.runs:
                 source.window.remove(run.page, run.pages)
@@ -132,12 +132,12 @@ class Transit(OneRun):
         What its owner has reclaimed meanwhile is not among it.
         """
         found: list[Run] = []
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         for page, pages in targets:
             for place in window.within(page, pages):
                 if place.hold is not Hold.INCOMING:
                     continue
-                for bond in self._bonds.within(place.frame, place.pages):
+                for bond in self.bonds_by_frame.within(place.frame, place.pages):
                     run = _arrived(bond, peer)
                     if found and found[-1].continues(run):
                         run = found.pop().lengthened(run.pages)
@@ -146,12 +146,12 @@ class Transit(OneRun):
 
     def arrive(self, peer: int, runs: Sequence[Run]) -> None:
         """Commit a delivery of what is `arriving`: it is the peer's, or borrowed by it."""
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         for run in runs:
             window.replace(run)
             if run.hold is Hold.OWNED:
-                for bond in self._bonds.remove(run.frame, run.pages):
-                    sender = self._accounts.get(bond.owner)
+                for bond in self.bonds_by_frame.remove(run.frame, run.pages):
+                    sender = self.accounts.get(bond.owner)
                     if sender is not None:  # it forgets what has been delivered
                         sender.window.remove(bond.page, bond.pages)
                         sender.charged -= bond.pages

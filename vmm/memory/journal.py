@@ -90,8 +90,9 @@ class Journal:
         if self.active or self._later:
             return False
         self._kept.clear()
-        if self.touched or self.moves or self.settled:
-            self._forget()
+        self.touched.clear()
+        self.moves.clear()
+        self.settled.clear()
         self.turn += 1
         self._kept.append((table, saved))
         self.active = True

@@ -264,7 +264,11 @@ class MappedWindow(Window):
         self._pool.journal.touched.append((self, page, count))
         mapping.hide(self.mapping.address + page * PAGE_SIZE, size)
         try:
-            if slots is not None:
+            if slots is not None and (
+                place // slots.chunk not in slots.made
+                or (place + count - 1) // slots.chunk not in slots.made
+                or count > slots.chunk
+            ):
                 slots.cover(place, count)
             self._pool.journal.touched.append((other, place, count))
             address = other.mapping.address + place * PAGE_SIZE
