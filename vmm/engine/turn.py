@@ -270,7 +270,7 @@ class Turn:
             peer.queue
             or not (peer.entered and peer.alive)
             or journal.active
-            or journal.finishing
+            or journal.left
             or machine.ending is not None
         ):
             return False
