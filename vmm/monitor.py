@@ -9,15 +9,13 @@ import contextlib
 import os
 import sys
 import time
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import Buffer, HostEndpoint, arguments
+from vmm.endpoint.opened import Opened
 from vmm.endpoint.registry import Registry
 from vmm.endpoint.spawning import Spawning, Wanted
 from vmm.engine.driver import Console, Driver
@@ -51,6 +49,8 @@ _MAX_WORKERS = 1024
 Seconds = SupportsFloat | SupportsIndex
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
 _PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
+_QUEUE = 1024  # messages that may wait for the host
+_ANSWER = 2  # messages that a machine may answer a call with, whoever else floods the host's queue
 _FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
 
 
@@ -72,18 +72,7 @@ def print_line(name: str, line: str) -> None:
     stream.flush()
 
 
-_opened: weakref.WeakSet[Monitor] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for monitor in _opened:
-        monitor._disown()
-
-
-os.register_at_fork(after_in_child=_disown_all)
-
-
-class Monitor:
+class Monitor(Opened):
     """Runs machines and moves pages between them.
 
         with Monitor() as m:
@@ -137,7 +126,6 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
-        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
@@ -152,8 +140,8 @@ class Monitor:
             with host.reported("no monitor can be made"), noted(made):
                 mover = self._choose(path, ring, doorbell, mover, copy_below)
                 self._open(path, mover, frames, threads, console, audit)
-            _opened.add(self)
-            self._freed = False
+            self._note_opened()
+            self._closed = False
         except BaseException:
             self._close_all()
             give_back(made)
@@ -206,7 +194,8 @@ class Monitor:
         self._driver = Driver(self._exchange, self._standing, self.trace, turns, console, usual)
         window = self._mover.host_window(frames * PAGE_SIZE)
         closers.append(window.close)
-        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        peer = Peer(abi.PEER_HOST, "host", window, _QUEUE, own=_ANSWER)
+        self.host = HostEndpoint(peer, self._exchange, turns)
         self._exchange.join(self.host.peer, frames, UNLIMITED)
         self._registry = Registry(
             self.machines,
@@ -546,7 +535,7 @@ class Monitor:
     def _disown(self) -> None:
         """Let go of it in a process that was forked: machines and memory are the parent's."""
         self._turns.abandon("the monitor is of the process that forked this one: make another here")
-        self._freed = True
+        self._closed = True
         for machine in self._by_number.values():
             machine.closed = True
 
@@ -555,7 +544,7 @@ class Monitor:
 
         A thread that is in `run` is waited for: its `run` ends. Raises BusyError in such a thread.
         """
-        if self._freed:
+        if self._closed:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
@@ -569,40 +558,19 @@ class Monitor:
             if not held:
                 self._turns.let_go()
         self._close_all()
-        self._freed = True  # what was interrupted before this can be called again
+        self._closed = True  # what was interrupted before this can be called again
 
     def _close_all(self) -> None:
         with contextlib.ExitStack() as closing:
             for close in self._closers:
                 closing.callback(close)
 
-    def __del__(self) -> None:
-        # A net, not the way. One warning, for all that it holds.
-        if getattr(self, "_freed", True):
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            if not sys.is_finalizing():  # then threads that hold locks are no more
-                self.close()
-
     def __repr__(self) -> str:
-        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
+        return f"<Monitor {'closed' if self._closed else f'of {len(self._by_number)} machines'}>"
 
     def __enter__(self) -> Monitor:
         self._turns.check_open()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _frames(pool: SupportsIndex | str | None) -> int:

@@ -118,6 +118,7 @@ class Registry:
         journal.undo(partial(self._remember, machine))
         machine.closed = True
         del self.by_number[machine.number], self.by_name[machine.name]
+        self._exchange.roster.forget(machine.peer)
         journal.later(partial(_free, machine))
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ class Drive(Work):
     at_once = False  # nobody else runs in this thread
 
     def __init__(self, standing: Standing, driver: Driver, machine: Machine, until: float) -> None:
-        super().__init__(standing, driver)
+        self._standing, self._driver, self._thread = standing, driver, threading.get_ident()
         self._machine = machine
         self._until = until
         self._kicks = Kickable()
@@ -94,6 +95,7 @@ class Drive(Work):
             if mine.state is not State.PARKED or mine.deadline is None:
                 break
             standing.running.pop(thread, None)
+            standing.turns.busy = False
             standing.wait(max(min(mine.deadline, self._until) - now, 0.0))
             standing.turns.busy = True  # again: others have had the lock
             standing.wake_expired()

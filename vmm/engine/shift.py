@@ -84,6 +84,7 @@ class Shift(Work):
                 standing.ended = True
                 standing.notify_all()
                 break
+            standing.turns.busy = False
             standing.wait(timeout)
             standing.turns.busy = True  # again: others have had the lock
         return None

@@ -21,13 +21,11 @@ from vmm.ferry.layout import (
     BELL_STATUS,
     DESCRIPTOR,
     EXTENTS,
-    HEAD,
     I32,
+    INLINE,
     LETTER,
     MASK,
     MESSAGE,
-    NO_EXTENTS,
-    NO_PAYLOAD,
     PAYLOAD,
     PEER,
     PEERS,
@@ -357,11 +355,10 @@ class Turn:
         number, _, _, sender, to, tag, length, payload, spans, *_ = message
         head, memory, size, count = control.rx_head, control.memory, len(payload), len(spans)
         entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        HEAD.pack_into(
+        INLINE.pack_into(
             *(memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number),
-            *(count, size, 0, 0, 0),
+            *(count, size, 0, 0, 0, payload),
         )
-        memory[entry + HEAD.size : entry + DESCRIPTOR] = NO_EXTENTS + payload + NO_PAYLOAD[size:]
         if count:
             SPANS[1].pack_into(memory, entry + EXTENTS, *spans[0], 0)
         control.rx_head = head = (head + 1) & MASK

@@ -59,6 +59,7 @@ from vmm.guest.abi import Status
 
 _SEND = int(abi.Operation.SEND)  # with no flags
 _TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
+_PAYLOAD_MAX = abi.PAYLOAD_MAX
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class ControlStructure:
         self.rx_head = 0
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
+        self._news = (0, 0, *self._noticed.values())  # as they are in the structure
         self._peers = 0
         START.pack_into(
             memory,
@@ -189,11 +191,11 @@ class ControlStructure:
         None for any other; what has been read of it is forgotten then. Each byte is read once.
         """
         entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-        kind, _, receiver, tag, length, _, counts, *reserved = LETTER.unpack_from(
+        kind, _, receiver, tag, length, _, counts, r0, r1, r2 = LETTER.unpack_from(
             self.memory, entry
         )
         size = counts >> 16
-        if kind != _SEND or length or counts & 0xFFFF or size > abi.PAYLOAD_MAX or any(reserved):
+        if kind != _SEND or length or counts & 0xFFFF or size > _PAYLOAD_MAX or r0 or r1 or r2:
             return None
         entry += PAYLOAD
         return receiver, tag, bytes(self.memory[entry : entry + size])
@@ -290,6 +292,8 @@ class ControlStructure:
         """Count a notice, and set bits whose meaning is between the host and the guest."""
         self._bits |= bits & MASK
         self._noticed[kind] += 1
+        counts = [count & MASK for count in self._noticed.values()]
+        self._news = (self._bits, self.notice_count, *counts)
         U32.pack_into(self.memory, NOTICES, self._bits)
         U32.pack_into(self.memory, offset_of(abi.Control, kind.value), self._noticed[kind] & MASK)
         U32.pack_into(self.memory, NOTICE_COUNT, self.notice_count)
@@ -297,8 +301,7 @@ class ControlStructure:
     def write_again(self) -> None:
         """Write all notices, and how many peers there are: what is there may be older."""
         U32.pack_into(self.memory, PEER_COUNT, self._peers)
-        counts = [count & MASK for count in self._noticed.values()]
-        NEWS.pack_into(self.memory, NOTICES, self._bits, self.notice_count, *counts)
+        NEWS.pack_into(self.memory, NOTICES, *self._news)
 
     @property
     def notice_count(self) -> int:

@@ -71,3 +71,4 @@ EXTENT = ctypes.sizeof(abi.Extent)
 SPANS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
 NO_EXTENTS = bytes(PAYLOAD - HEAD.size)
 NO_PAYLOAD = bytes(DESCRIPTOR - PAYLOAD)
+INLINE = struct.Struct(f"{HEAD.format}{PAYLOAD - HEAD.size}x{DESCRIPTOR - PAYLOAD}s")  # no extents

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from vmm.ferry.layout import EXTENT, HEAD, NO_EXTENTS, NO_PAYLOAD, PAYLOAD, SPANS
+from vmm.ferry.layout import EXTENT, HEAD, INLINE, NO_EXTENTS, NO_PAYLOAD, PAYLOAD, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -203,29 +203,26 @@ class Message(NamedTuple):
     writable: bool = True
     brought: bool = False
 
+    @classmethod
+    def letter(cls, number: int, sender: int, receiver: int, tag: int, payload: bytes) -> Message:
+        """Return one that has been sent, and is a payload and nothing else: most are."""
+        return tuple.__new__(cls, (number, _SEND, _OK, sender, receiver, tag, 0, payload, *_REST))
+
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
         number, operation, status, sender, receiver, tag, length, payload, spans, *_ = self
-        count = len(spans)
-        head = HEAD.pack(
-            operation,
-            0 if self.writable else _READONLY,
-            status,
-            sender,
-            receiver,
-            tag,
-            length,
-            number,
-            count,
-            len(payload),
-            0,
-            0,
-            0,
-        )
-        extents = NO_EXTENTS
+        count, flags = len(spans), 0 if self.writable else _READONLY
+        head = (operation, flags, status, sender, receiver, tag, length, number, count)
+        if not count:
+            return INLINE.pack(*head, len(payload), 0, 0, 0, payload)
+        first = HEAD.pack(*head, len(payload), 0, 0, 0)
         if count == 1:
             extents = SPANS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
-        elif count:
+        else:
             words = [word for span in spans for word in (*span, 0)]
             extents = SPANS[count].pack(*words) + NO_EXTENTS[count * EXTENT :]
-        return head + extents + payload + NO_PAYLOAD[len(payload) :]
+        return first + extents + payload + NO_PAYLOAD[len(payload) :]
+
+
+_SEND, _OK = Operation.SEND, Status.OK
+_REST = tuple(Message._field_defaults[name] for name in Message._fields[8:])

@@ -173,10 +173,7 @@ class Worker:
         if len(seen) + len(copied) > request.PLACES_MAX:
             most = request.PLACES_MAX
             raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
-        before, began = self.machine, time.monotonic()
-        machine = self.start()
-        if machine is not before:  # which is not the function's time
-            until += time.monotonic() - began
+        machine, until = self._begin(until)
         shared = request.areas(seen)
         inline = request.inline(words, seen, copied, shared)
         spill: Spill | None = None
@@ -205,6 +202,31 @@ class Worker:
         if self._scratch is not None and self._scratch.size > _KEPT:
             self._drop_scratch()
         return value
+
+    def ask(self, name: str, payload: bytes, until: float, finish: Callable[[bytes], T]) -> T:
+        """As `call`, where a payload is all that asks for it, and `finish` makes its result of the
+        answer's.
+        """
+        self._monitor._check_idle()
+        machine, until = self._begin(until)
+        self._whole = False
+        try:
+            parts = (Part(payload),)
+            value = finish(self._exchange(machine, name, parts, until, request.RESULT_BYTES))
+            if self._fresh and not self._preparing:
+                self._put_back(machine)
+            self._whole = True
+        finally:
+            self._settle()
+        return value
+
+    def _begin(self, until: float) -> tuple[LinuxMachine, float]:
+        """Have a machine for a call; return when that is to be stopped as well: until a machine is
+        ready is not the function's time.
+        """
+        before, began = self.machine, time.monotonic()
+        machine = self.start()
+        return machine, until if machine is before else until + time.monotonic() - began
 
     def _put_back(self, machine: LinuxMachine) -> None:
         """Let a machine be what it was; or another one, if it has got memory of the pool."""
