@@ -172,12 +172,12 @@ def test_the_longest_answer_ends_where_the_next_entry_begins(sides: Sides) -> No
 
 def test_messages_are_put_one_after_the_other_until_the_ring_is_full(sides: Sides) -> None:
     for tag in range(abi.RX_ENTRIES):
-        sides.monitor.deliver(bytes(abi.Descriptor(tag=tag)))
+        sides.monitor.deliver([bytes(abi.Descriptor(tag=tag))])
     assert sides.monitor.pending() == abi.RX_ENTRIES
     assert [entry.tag for entry in sides.guest.rx] == list(range(abi.RX_ENTRIES))
     sides.guest.rx_tail = 2
     assert sides.monitor.pending() == abi.RX_ENTRIES - 2
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=1000)))
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=1000))])
     assert (sides.guest.rx[0].tag, sides.guest.rx_head) == (1000, abi.RX_ENTRIES + 1)
 
 
@@ -185,7 +185,7 @@ def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sid
     before = bytes(sides.guest)
     raw = abi.Descriptor(tag=1)
     raw.payload[:] = b"\xaa" * abi.PAYLOAD_MAX
-    sides.monitor.deliver(bytes(raw))
+    sides.monitor.deliver([bytes(raw)])
     after = bytes(sides.guest)
     start = abi.Control.rx.offset
     head = abi.Control.rx_head.offset
@@ -199,8 +199,8 @@ def test_receive_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
     sides.monitor.rx_head = TOP - 1  # as after four thousand million messages
     sides.guest.rx_tail = TOP - 2
     assert sides.monitor.pending() == 1
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=1)))
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=2)))
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=1))])
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=2))])
     assert (sides.guest.rx[63].tag, sides.guest.rx[0].tag) == (1, 2)
     assert sides.guest.rx_head == 1
     assert sides.monitor.pending() == 3

@@ -19,44 +19,44 @@ STALE = 64  # entries that are over, and are kept all the same
 class Line:
     """Machines that are READY, in the order in which they became so.
 
+    entries   they, each with its place, and some that are over
+
     One may be run without being taken out, in another's slice: its entry is over then.
     """
 
     def __init__(self) -> None:
-        self._entries: collections.deque[tuple[int, Machine]] = collections.deque()
+        self.entries: collections.deque[tuple[int, Machine]] = collections.deque()
         self._numbers = itertools.count(1)
         self._crowd = STALE
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def add(self, machine: Machine) -> None:
         """Let a machine that is READY stand at the end."""
-        if len(self._entries) > self._crowd:
-            self._entries = collections.deque(filter(_in_line, self._entries))
-            self._crowd = 2 * len(self._entries) + STALE
+        if len(self.entries) > self._crowd:
+            self.entries = collections.deque(filter(_in_line, self.entries))
+            self._crowd = 2 * len(self.entries) + STALE
         machine.place = next(self._numbers)
-        self._entries.append((machine.place, machine))
+        self.entries.append((machine.place, machine))
 
     def first(self) -> Machine | None:
         """Return who is first, and stays there."""
-        entries = self._entries
+        entries = self.entries
         while entries and not _in_line(entries[0]):
             entries.popleft()
         return entries[0][1] if entries else None
 
     def take(self) -> Machine | None:
         """Return who is first, and is no longer there."""
-        entries = self._entries
-        while entries:  # as `first` and `_in_line`, in one call
-            place, machine = entries.popleft()
-            if machine.state is State.READY and machine.place == place:
-                return machine
-        return None
+        machine = self.first()
+        if machine is not None:
+            self.entries.popleft()
+        return machine
 
     def clear(self) -> None:
         """Forget them all."""
-        self._entries.clear()
+        self.entries.clear()
 
 
 class Deadlines:

@@ -150,8 +150,10 @@ class Work:
                             if more and now >= slice_end:
                                 more, over = False, True  # the rest when it is its turn again
                         else:
-                            if machine.state is State.READY:
-                                standing.line_up(machine)
+                            if machine.state is State.READY:  # as `line_up` has it
+                                standing.line.add(machine)
+                                if standing.idle:
+                                    standing.notify()
                             machine = turn if isinstance(turn, Machine) else None
                             if standing.woken:
                                 machine = self.see_woken(machine, self.at_once)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from vmm.ferry.layout import (
@@ -170,6 +171,13 @@ class ControlStructure:
         """
         return abi.Descriptor.from_buffer_copy(self.memory, TX + index % _TX_ENTRIES * DESCRIPTOR)
 
+    def copy_descriptors(self, indices: Iterable[int]) -> list[abi.Descriptor]:
+        """Copy transmit descriptors, each once."""
+        copy, memory, copies = abi.Descriptor.from_buffer_copy, self.memory, list[abi.Descriptor]()
+        for index in indices:
+            copies.append(copy(memory, TX + index % _TX_ENTRIES * DESCRIPTOR))
+        return copies
+
     def descriptor(self, index: int) -> bytes:
         """Return a transmit descriptor's bytes, to be put back and not to be looked at."""
         entry = TX + index % _TX_ENTRIES * DESCRIPTOR
@@ -219,6 +227,17 @@ class ControlStructure:
             memory[entry : entry + len(payload)] = payload
         self.stamp(index, sender, number, status)
 
+    def stamp_all(self, index: int, sender: int, answers: Iterable[tuple[int, int]]) -> None:
+        """Stamp descriptors from this one on, each with a status and a number."""
+        memory = self.memory
+        for status, number in answers:
+            entry = TX + index % _TX_ENTRIES * DESCRIPTOR
+            STAMP.pack_into(memory, entry + STATUS, status, sender)
+            U64.pack_into(memory, entry + MESSAGE, number)
+            index += 1
+        self.tx_tail = tail = index & MASK
+        U32.pack_into(memory, TX_TAIL, tail)
+
     # ---- Receive ring ----
 
     def pending(self) -> int:
@@ -228,15 +247,17 @@ class ControlStructure:
             raise Refusal(Status.E_RING)
         return count
 
-    def deliver(self, descriptor: bytes) -> None:
-        """Put a message, a whole struct pf_descriptor, into the receive ring, which has room, and
-        move rx_head past it.
+    def deliver(self, descriptors: Iterable[bytes]) -> None:
+        """Put messages, each a whole struct pf_descriptor, into the receive ring, which has room,
+        and move rx_head past them.
         """
-        head = self.rx_head
-        entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        self.memory[entry : entry + DESCRIPTOR] = descriptor
-        self.rx_head = head = (head + 1) & MASK
-        U32.pack_into(self.memory, RX_HEAD, head)
+        head, memory = self.rx_head, self.memory
+        for descriptor in descriptors:
+            entry = RX + head % _RX_ENTRIES * DESCRIPTOR
+            memory[entry : entry + DESCRIPTOR] = descriptor
+            head += 1
+        self.rx_head = head = head & MASK
+        U32.pack_into(memory, RX_HEAD, head)
 
     # ---- Peers ----
 

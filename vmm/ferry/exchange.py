@@ -27,13 +27,14 @@ from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Answer, Message, Request, Span
+from vmm.ferry.message import Answer, Message, Request, Span, descriptors
+from vmm.ferry.message import requests as read_requests
 from vmm.ferry.operations import Operations
 from vmm.ferry.peer import Peer
 from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import TOGETHER, Parted, adjacent, overlap, touching
+from vmm.ferry.sending import TOGETHER, Parted, overlap
 from vmm.ferry.sight import check_mappings
 from vmm.ferry.slices import Slices
 from vmm.guest import abi
@@ -41,7 +42,7 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent
 
-_RX_ENTRIES = abi.RX_ENTRIES
+_OK, _RX_ENTRIES = Status.OK, abi.RX_ENTRIES
 _FREES = frozenset({Operation.RELEASE, Operation.RETURN})
 _TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
 
@@ -205,7 +206,7 @@ class Exchange:
         these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._start = time.perf_counter_ns()
-        requests = [self._read(control, index) for index in indices]
+        requests = read_requests(control.copy_descriptors(indices))
         requests = _one_turn(self.slices.first(sender, requests))
         answers: list[Answer] = []
         refused: set[int] = set()
@@ -227,23 +228,26 @@ class Exchange:
             served = self.operations.transfer_run(sender, run, joint)
             answers += served or [self._ask(sender, each, together) for each in run]
         refused |= self._hide(sender, together)
-        for index, asked, answer in zip(indices, requests, answers, strict=False):
-            if answer.number in refused:
-                answer = Answer(Status.E_NO_MEMORY)
-            sender.refused += answer.status is not Status.OK
-            if self._trace.on:
+        stamps: list[tuple[Status, int]] = []
+        told = False  # of more than whether it was done
+        for number, answer in enumerate(answers):
+            if answer[1] in refused:
+                answers[number] = answer = Answer(Status.E_NO_MEMORY)
+            status, name, spans, payload, _ = answer
+            stamps.append((status, name))
+            sender.refused += status is not _OK
+            told = told or bool(spans or payload)
+        if self._trace.on:
+            for asked, answer in zip(requests, answers, strict=False):
                 self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
-            self._answer(sender, control, index, answer)
-        self._check()
+        if told:
+            for index, answer in zip(indices, answers, strict=False):
+                self._answer(sender, control, index, answer)
+        else:
+            control.stamp_all(indices.start, sender.number, stamps)
+        if self.audited:
+            self._check()
         return len(answers)
-
-    @staticmethod
-    def _read(control: ControlStructure, index: int) -> Request | Status:
-        """Return what a descriptor asks for, or why it is none."""
-        try:
-            return Request.from_descriptor(control.copy_descriptor(index))
-        except Refusal as refusal:
-            return refusal.status
 
     def _ask(self, peer: Peer, request: Request, together: list[Parted] | None) -> Answer:
         try:
@@ -315,10 +319,10 @@ class Exchange:
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
             count = waiting if waiting < room else room
-            for message in self._take(peer, count):
-                control.deliver(message.descriptor())
-                peer.untaken.append(message)
-                pending += 1
+            messages = self._take(peer, count)
+            control.deliver(descriptors(messages))
+            peer.untaken.extend(messages)
+            pending += len(messages)
         return pending
 
     def take(self, peer: Peer) -> Message | None:
@@ -434,18 +438,27 @@ def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | St
     """
     runs: list[tuple[list[Request] | Status, bool]] = []
     run: list[Request] = []
-    before: Request | Status = Status.OK
+    end, like = -1, None  # where the last request's pages end, if others can follow, and what it is
     for request in requests:
         if isinstance(request, Status):
             runs.append((request, False))
-        elif isinstance(before, Status) or not touching(before, request):
+            end = -1
+            continue
+        receiver, _, _, spans, _, operation, writable = request
+        if not spans or operation not in TOGETHER:
+            runs.append(([request], False))
+            end = -1
+            continue
+        kind = (operation, receiver, writable) if len(spans) == 1 else None
+        if end != spans[0][0]:
             run = [request]
             runs.append((run, False))
-        elif adjacent(before, request):
+        elif kind is not None and kind == like:
             run.append(request)
         else:
-            runs[-1] = run, True
+            runs[-1] = runs[-1][0], True
             run = [request]
             runs.append((run, True))
-        before = request
+        gpa, pages = spans[-1]
+        end, like = gpa + pages * PAGE_SIZE, kind
     return runs

@@ -35,6 +35,9 @@ _PARTING = frozenset(
 TOGETHER = frozenset({Operation.SEND, Operation.LEND})
 
 
+_new = tuple.__new__
+
+
 class Parted(NamedTuple):
     """Messages in their receiver's queue whose pages are still to be hidden from their sender."""
 
@@ -137,13 +140,14 @@ class Sending:
         receiver = sender.receiver(first.receiver)
         if receiver is None or not receiver.alive or receiver.queue.room < len(requests):
             return None
-        counts = [request.spans[0].pages for request in requests]
-        if not all(counts) or any(
-            request.length > count * PAGE_SIZE
-            for request, count in zip(requests, counts, strict=True)
-        ):
-            return None
-        whole = first._replace(spans=(Span(first.spans[0].gpa, sum(counts)),), length=0)
+        pages = 0
+        for _, _, length, ((_, count),), *_ in requests:
+            pages += count
+            if not count or length > count * PAGE_SIZE:
+                return None
+        number, tag, _, ((start, _),), payload, operation, writable = first
+        spread = (_new(Span, (start, pages)),)
+        whole = _new(Request, (number, tag, 0, spread, payload, operation, writable))
         try:
             extents = whole.extents(sender.window.region)
             plan, brought = self._part(
@@ -153,25 +157,12 @@ class Sending:
             return None
         target, home = plan.targets[0].page, plan.sources[0].page
         base, numbers = receiver.window.region.base, self.numbers
-        messages = []
+        own, to, messages = sender.number, receiver.number, list[Message]()
         for _, tag, length, ((_, count),), payload, operation, writable in requests:
-            messages.append(
-                Message(
-                    next(numbers),
-                    operation,
-                    Status.OK,
-                    sender.number,
-                    receiver.number,
-                    tag,
-                    length,
-                    payload,
-                    (Span(base + target * PAGE_SIZE, count),),
-                    (Extent(target, count),),
-                    (Extent(home, count),),
-                    writable,
-                    brought,
-                )
-            )
+            places = (_new(Span, (base + target * PAGE_SIZE, count)),)
+            targets, homes = (_new(Extent, (target, count)),), (_new(Extent, (home, count)),)
+            head = (next(numbers), operation, Status.OK, own, to, tag, length, payload)
+            messages.append(_new(Message, (*head, places, targets, homes, writable, brought)))
             target, home = target + count, home + count
         sender.sent += len(messages)
         self._roster.put(sender, receiver, *messages)
@@ -179,7 +170,10 @@ class Sending:
             self.note_parted(sender, whole.operation, whole.spans)
         else:
             together.append(Parted(receiver, messages, plan.runs))
-        return [Answer(Status.OK, message.number, brought=brought) for message in messages]
+        answers: list[Answer] = []
+        for message in messages:
+            answers.append(_new(Answer, (Status.OK, message[0], (), b"", brought)))
+        return answers
 
     def _part(
         self,
@@ -250,7 +244,8 @@ class Sending:
         writable = plan.writable or plan.operation is Operation.SEND
         window, place = receiver.window, plan.places[0]
         there: Sequence[Extent] = ()
-        sender.hold_still()
+        if sender.window.blinks:
+            sender.hold_still()
         try:
             if plan.operation is Operation.SHARE:
                 sender.window.make_shareable(page, pages)
@@ -349,17 +344,6 @@ def touching(one: Request, other: Request) -> bool:
         and one.spans[-1].end == other.spans[0].gpa
         and one.operation in TOGETHER
         and other.operation in TOGETHER
-    )
-
-
-def adjacent(one: Request, other: Request) -> bool:
-    """Whether two requests that touch are alike, to one peer, and of an extent each."""
-    return (
-        other.operation is one.operation
-        and other.receiver == one.receiver
-        and other.writable is one.writable
-        and len(one.spans) == 1
-        and len(other.spans) == 1
     )
 
 

@@ -79,8 +79,9 @@ class Journal:
         if self.left:
             self.finish()
         self._kept.clear()
-        if self.touched or self.moves or self.settled:
-            self._forget()
+        self.touched.clear()
+        self.moves.clear()
+        self.settled.clear()
         self.turn += 1
         self.active = True
 
