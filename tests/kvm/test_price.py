@@ -94,7 +94,7 @@ def test_a_message_takes_few_calls_from_exit_to_entry(
 
 def test_a_page_of_a_batch_takes_next_to_none(open_monitor: Open) -> None:
     batch = abi.TX_ENTRIES
-    turns = turns_of(open_monitor(), Command(Kind.BATCH, ROUNDS, 0, batch, True))
+    turns = turns_of(open_monitor(mover="memfd"), Command(Kind.BATCH, ROUNDS, 0, batch, True))
     assert len(turns.batches) == ROUNDS
     each = [turns.python[number] / batch for number in turns.batches]
     print(f"{statistics.median(each):.2f} of Python for each")
