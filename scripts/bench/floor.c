@@ -8,7 +8,9 @@
  *
  * Reads commands from standard input, a line each, and answers each with a line of numbers, nanoseconds a sample:
  *
- *     run KIND ROUNDS PAGES BATCH TOUCH DEPTH     guests/include/bench.h, and the depth of the receiver's queue
+ *     run KIND ROUNDS PAGES BATCH TOUCH USED DEPTH POPULATE
+ *                                                 guests/include/bench.h; the depth of the receiver's queue; and whether
+ *                                                 pages of the memfd are mapped as they are shown
  *     spawn N                                     N machines made and run to their first exit
  *     close N                                     the same, and the time is that of closing
  *     others N                                    N machines more that never run; answers an empty line
@@ -82,6 +84,7 @@ static enum mover mover;
 static int pool_fd;
 static char *home; /* where anonymous frames are when nobody has them */
 static uint32_t next_frame, next_large_frame;
+static uint32_t populate;
 static struct machine pair[2];
 
 static uint64_t now(void)
@@ -136,7 +139,8 @@ static void show(const struct machine *m, const struct extent *e, int protection
     if (anonymous(e))
         remap(home + e->frame * PAGE, at_page(m, e->page), bytes);
     else
-        map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED, pool_fd, (off_t)(e->frame * PAGE));
+        map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0), pool_fd,
+            (off_t)(e->frame * PAGE));
 }
 
 static void hole(const struct machine *m, const struct extent *e)
@@ -603,8 +607,9 @@ static void run_command(const char *line)
     struct bench_command what = {.peer = 2};
     uint32_t depth;
 
-    if (sscanf(line, "run %u %u %u %u %u %u", &what.kind, &what.rounds, &what.pages, &what.batch, &what.touch, &depth)
-        != 6) {
+    if (sscanf(line, "run %u %u %u %u %u %u %u %u", &what.kind, &what.rounds, &what.pages, &what.batch, &what.touch,
+               &what.used, &depth, &populate)
+        != 8) {
         errno = EINVAL;
         die("bad command: %s", line);
     }

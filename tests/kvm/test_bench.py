@@ -40,7 +40,7 @@ Open = Callable[..., Monitor]
 
 KIB, MIB = 1 << 10, 1 << 20
 ROUNDS, MOST = sized((2, 10), (1, 3))
-TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 2 * MIB), 256)
+TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 64 * KIB, 2 * MIB), 256)
 SMALLER = pytest.mark.smaller_in_lanes(
     "a round instead of two, with a third of the messages; one row of each kind"
 )
@@ -72,6 +72,8 @@ ROWS = {
     "batch64_adjacent": (ALL, 5),
     "extent_untouched": (ALL, 10),
     "extent_touched": (ALL, 10),
+    "extent_populated": (ALL, 10),
+    "extent_in_huge": (ALL, 10),
     "lend_return": (NO_COPY, EACH),
     "share": (NO_COPY, EACH),
     "spawn_cold": (NO_COPY, MOST),
@@ -213,6 +215,8 @@ KINDS = [
     Command(Kind.PAGES, 3, 4, touch=True, depth=2),
     Command(Kind.PINGPONG, 7, touch=True),
     Command(Kind.PINGPONG, 3, 512, touch=True),
+    Command(Kind.PINGPONG, 3, 512, touch=True, used=16),
+    Command(Kind.PINGPONG, 7, 16, touch=True, populate=True),
     Command(Kind.BATCH, 3, 0, 64, touch=True),
     Command(Kind.BATCH, 3, 1, 64, touch=True),
     Command(Kind.LEND, 7, touch=True),
@@ -301,8 +305,8 @@ def test_what_is_no_scene_is_said_to_be_none(
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("run 9 1 1 1 0 64", r'machine \d+ rang 6: "no such kind of bench"'),
-        ("run 1 99999 1 1 0 1", r'machine \d+ rang 6: ".*BENCH_SAMPLES'),
+        ("run 9 1 1 1 0 0 64 0", r'machine \d+ rang 6: "no such kind of bench"'),
+        ("run 1 99999 1 1 0 0 1 0", r'machine \d+ rang 6: ".*BENCH_SAMPLES'),
         ("nonsense", "bad command: nonsense"),
     ],
 )

@@ -17,6 +17,7 @@ from vmm.bench.scene import MOVERS, scene
 from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
+from vmm.memory.frames import LARGE
 from vmm.memory.movers import Mover, RemapMover
 from vmm.monitor import Monitor
 
@@ -47,7 +48,9 @@ def columns(case: Case, stack: ExitStack) -> Mapping[str, Column]:
         "floor": _floor_talk(stack, command, messages, others),
     }
     if command.kind in (Kind.PAGES, Kind.PINGPONG, Kind.BATCH) and not others:
-        found["copy"] = _talk(stack, CopyMover, command, messages, others)
+        # Copied, it is as much as the message is, and mapped once for all.
+        copied = command._replace(pages=command.used or command.pages, used=0, populate=False)
+        found["copy"] = _talk(stack, CopyMover, copied, messages, others)
     return found
 
 
@@ -65,6 +68,11 @@ def _command(case: Case) -> tuple[Command, int]:
             touch = case.name == "extent_touched"
             rounds = max(_LEAST_EXTENTS, case.samples // 2)
             return Command(Kind.PINGPONG, rounds, pages, touch=touch), 2
+        case "extent_populated" | "extent_in_huge":
+            rounds = max(_LEAST_EXTENTS, case.samples // 2)
+            if case.name == "extent_populated":
+                return Command(Kind.PINGPONG, rounds, pages, touch=True, populate=True), 2
+            return Command(Kind.PINGPONG, rounds, LARGE, touch=True, used=pages), 2
         case "lend_return":
             return Command(Kind.LEND, rounds, touch=True), 1
         case "share":

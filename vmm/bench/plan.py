@@ -17,6 +17,7 @@ from vmm.bench.results import (
     COLUMNS,
     COMPUTING,
     EXTENTS,
+    MEDIUM,
     RATE,
     ROW_NAMES,
     ROW_UNITS,
@@ -26,11 +27,13 @@ from vmm.bench.results import (
 from vmm.bench.samples import merge, unstable
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import memory_available
+from vmm.memory.mapping import HUGE
 from vmm.sizes import format_size
 
 Column = Callable[[], Sequence[float]]  # one round's numbers, in the row's unit
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_MEDIUM = 64 * _KIB
 _QUICK_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB, 128 * _MIB)
 _LANE_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB)
 _FULL_SIZES = (
@@ -159,6 +162,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
         if name not in wanted:
             continue
         sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
+        if name in MEDIUM:
+            sizes = tuple(size for size in effort.sizes if _MEDIUM <= size < HUGE)
         if name in ALIVE:
             sizes = (64, PAGE_SIZE)  # an inline message, and a page
         if name in COMPUTING:

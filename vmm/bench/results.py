@@ -38,6 +38,8 @@ ROW_UNITS = {
     "batch64_adjacent": MICROSECONDS,
     "extent_untouched": MICROSECONDS,
     "extent_touched": MICROSECONDS,
+    "extent_populated": MICROSECONDS,
+    "extent_in_huge": MICROSECONDS,
     "lend_return": MICROSECONDS,
     "share": MICROSECONDS,
     "spawn_cold": MICROSECONDS,
@@ -70,6 +72,10 @@ ROW_NAMES = tuple(ROW_UNITS)
 
 # Of these there are several rows each, of one size after the other.
 EXTENTS = ("extent_untouched", "extent_touched")
+# The same, touched, of sizes between a page and a huge page: to machines that are spawned to have
+# them mapped as they arrive; and in an extent of 2 MiB.
+MEDIUM = ("extent_populated", "extent_in_huge")
+TOUCHED = ("extent_touched", *MEDIUM)
 ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
 
 # What these do is more or less of the same, by their size.
@@ -81,7 +87,7 @@ CALLS = ("call_empty", *ARRAYS, "restore", "call_fresh", "pool_2", "decoder")
 
 def row_label(name: str, size: int) -> str:
     """Return a row in a few words: its name, and its size where that tells it from others."""
-    return f"{name} {format_size(size)}" if name in EXTENTS + ALIVE else name
+    return f"{name} {format_size(size)}" if name in EXTENTS + MEDIUM + ALIVE else name
 
 
 _FIX = "give a file that pageferry bench --json has written"

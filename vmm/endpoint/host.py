@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex, TypeVar
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer, check_unviewed, refresh
 from vmm.endpoint.lending import Lending, take_back
-from vmm.endpoint.refusals import refused
+from vmm.endpoint.refusals import refused, why_no_pages
 from vmm.endpoint.window import HostWindow
 from vmm.engine.machine import Machine
 from vmm.errors import ConfigError, ResourceError
@@ -26,6 +26,7 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
+from vmm.memory.frames import LARGE
 from vmm.memory.runs import Extent
 from vmm.sizes import format_size, integer, pages_for, parse_size
 
@@ -90,19 +91,25 @@ class HostEndpoint:
 
     # ---- Buffers ----
 
-    def alloc(self, size: SupportsIndex | str) -> Buffer:
+    def alloc(self, size: SupportsIndex | str, *, huge: bool = False) -> Buffer:
         """Return zeroed pages for `size` bytes: an int, or text such as "4M".
+
+        huge   whether they are to be whole huge pages, of 2 MiB, where this host gives any: who
+               gets them has one fault for each, where 4 KiB pages would cost it as many as it
+               touches. All of these pages are the buffer's, and go where it goes
 
         Raises ResourceError, which says why, if they are not to be had; ConfigError if that is no
         size.
         """
         count = parse_size(size, "buffer size")
-        request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
+        unit = LARGE if flag(huge, "huge") else 1
+        pages = -(-pages_for(count) // unit) * unit
+        request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
 
         def follow(answer: Answer) -> Buffer:
             if answer.status is Status.OK:
                 return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
-            why = self._why_not(answer.status, pages_for(count))
+            why = why_no_pages(self._exchange.ledger, self.peer.number, answer.status, pages)
             raise ResourceError(
                 f"no {format_size(count)} for a buffer ({answer.status.name}): {why}"
             )
@@ -127,24 +134,6 @@ class HostEndpoint:
                 if not self._exchange.slices.chores():
                     break
             time.sleep(MOMENT)
-
-    def _why_not(self, status: Status, pages: int) -> str:
-        """Return why so many pages are not to be had, and what helps."""
-        ledger = self._exchange.ledger
-        free = ledger.shares.available(self.peer.number)
-        if status is Status.E_WINDOW_FULL:
-            return "the host's window has no gap of that size: release buffers"
-        if pages > free:
-            return (
-                f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
-                "release buffers, or make the pool larger (pool=...)"
-            )
-        if ledger.growth_left(self.peer.number) < 1:
-            return (
-                "the windows are cut into as many pieces as this host can map: "
-                "release buffers, or raise vm.max_map_count"
-            )
-        return "the pool has as much, but the kernel refused to map it: see ulimit -v"
 
     def release(self, buffer: Buffer) -> None:
         """Give a buffer's pages back to the pool, or let go of one that was reclaimed.

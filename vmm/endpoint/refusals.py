@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from vmm.errors import GuestError
 from vmm.ferry.checks import RUNS_MAX
-from vmm.guest.abi import EXTENTS_MAX, Status
+from vmm.ferry.ledger import Ledger
+from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Status
+from vmm.sizes import format_size
 
 _WORDS = {
     Status.E_PEER: "no channel leads there",
@@ -29,3 +31,21 @@ def refused(what: str, status: Status, why: str | None = None) -> GuestError:
     """Return the error of an operation, by its name, that is refused with a status."""
     words = _WORDS.get(status) if why is None else why
     return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""), status)
+
+
+def why_no_pages(ledger: Ledger, peer: int, status: Status, pages: int) -> str:
+    """Return why so many pages are not to be had for the host, and what helps."""
+    free = ledger.shares.available(peer)
+    if status is Status.E_WINDOW_FULL:
+        return "the host's window has no gap of that size: release buffers"
+    if pages > free:
+        return (
+            f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
+            "release buffers, or make the pool larger (pool=...)"
+        )
+    if ledger.growth_left(peer) < 1:
+        return (
+            "the windows are cut into as many pieces as this host can map: "
+            "release buffers, or raise vm.max_map_count"
+        )
+    return "the pool has as much, but the kernel refused to map it: see ulimit -v"

@@ -72,11 +72,13 @@ class Registry:
         depth: int,
         quota: int,
         *,
+        populate: bool = False,
         waits: bool = False,
     ) -> Machine:
         """Make a machine of the guest that `make` returns. The name is a right one.
 
-        waits   whether it runs only after `begin`
+        populate   see Window
+        waits      whether it runs only after `begin`
         """
         made: list[Given] = []
         self._turns.journal.undo(partial(give_back, made))
@@ -90,6 +92,7 @@ class Registry:
         except BaseException:
             give_back(made)
             raise
+        window.populate = populate
         peer = Peer(guest.number, name, window, depth, guest.control)
         machine = kind(guest, peer, self._exchange, self._turns)
         self._turns.journal.undo(partial(self._forget, machine))

@@ -15,7 +15,6 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -56,6 +55,7 @@ _write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MAP_POPULATE = 0x8000
 _MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
 _MADV_DONTNEED = 4
@@ -71,8 +71,6 @@ _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 
 _NOWHERE = 1 << 62  # where nothing can be mapped, nor read
 
-_PAGEMAP_STEP = 65536  # entries read at once
-
 HUGE = 2 << 20  # bytes in a huge page
 GIANT = 1 << 30  # bytes that mremap moves in one step, from a multiple to a multiple
 
@@ -82,15 +80,27 @@ def _fail(what: str) -> NoReturn:
     raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
-def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True) -> None:
+def show(
+    address: int,
+    size: int,
+    fd: int,
+    offset: int,
+    *,
+    writable: bool = True,
+    populate: bool = False,
+) -> None:
     """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and,
     if it is to be so, writable.
+
+    populate   whether the kernel is to map its pages at once, rather than as each is touched; as
+               far as it can: there is no error if it has no memory for some
 
     All three are multiples of the page size. A guest running on the range sees the change at once:
     the kernel shoots its translations down before mmap returns.
     """
     protection = _READ_WRITE if writable else mmap.PROT_READ
-    if _mmap(address, size, protection, _SHOWN, fd, offset) == _MAP_FAILED:
+    flags = _SHOWN | _MAP_POPULATE if populate else _SHOWN
+    if _mmap(address, size, protection, flags, fd, offset) == _MAP_FAILED:
         _fail(f"mmap of {size} bytes for a window")
 
 
@@ -207,21 +217,6 @@ def resident(address: int) -> bool:
     """Whether the page at an address is in memory, or in its file's cache (mincore(2))."""
     found = ctypes.create_string_buffer(1)
     return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
-
-
-def populated(address: int, size: int) -> bool:
-    """Whether any page of private anonymous memory is there, in memory or swapped out.
-
-    Source: the kernel's admin-guide/mm/pagemap, bits 63 and 62.
-    """
-    pages = size // mmap.PAGESIZE
-    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
-        for first in range(0, pages, _PAGEMAP_STEP):
-            count = min(_PAGEMAP_STEP, pages - first)
-            file.seek((address // mmap.PAGESIZE + first) * 8)
-            if any(byte & 0xC0 for byte in file.read(count * 8)[7::8]):
-                return True
-    return False
 
 
 def punch(fd: int, offset: int, size: int) -> None:

@@ -12,6 +12,7 @@ from vmm.kvm import forks
 from vmm.kvm.given import GivenDescriptor
 from vmm.memory import mapping
 from vmm.memory.journal import Journal
+from vmm.memory.populating import Populating
 
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -35,8 +36,9 @@ class PagePool:
     """`frames` pages of shared memory, populated when touched; frame n lies at offset n *
     PAGE_SIZE of `fd`.
 
-    journal   the undo log of whatever changes with who has which frame
-    advised   whether the kernel gives its mappings huge pages if, and only if, asked to
+    journal     the undo log of whatever changes with who has which frame
+    populating  how much is mapped at once, for windows that want that
+    advised     whether the kernel gives its mappings huge pages if, and only if, asked to
 
     Thread-safety: as the system calls.
     """
@@ -45,6 +47,7 @@ class PagePool:
         self.frames = frames
         self.journal = Journal()
         self.advised = _advised()
+        self.populating = Populating()
         self._given = GivenDescriptor()
         self.fd = self._given.take(os.memfd_create, "pageferry-pool", os.MFD_CLOEXEC)
         forks.hold(self)

@@ -26,9 +26,10 @@ from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.maps import Area
 from vmm.memory.movers.lodgings import Lodging, Restore
+from vmm.memory.movers.mover import Mover
 from vmm.memory.movers.park import SEAMS, Park, Torn
 from vmm.memory.movers.park_slots import ParkSlotsWindow
-from vmm.memory.movers.windows import MappedWindow, Mover, Sight, Stuck, Window
+from vmm.memory.movers.windows import MappedWindow, Sight, Stuck, Window
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, IntervalMap, Run
 

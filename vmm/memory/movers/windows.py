@@ -1,7 +1,7 @@
-"""What every mover has, and what its windows do.
+"""What the windows of every mover do.
 
-A mover makes windows; a window maps frames of the pool at its pages and hides them again. The
-exchange always hides an extent on the old side before it shows it on the new one.
+A window maps frames of the pool at its pages and hides them again. The exchange always hides an
+extent on the old side before it shows it on the new one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
 from vmm.memory import mapping, maps
+from vmm.memory.frames import LARGE
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
@@ -52,6 +53,8 @@ class Window(ABC):
 
     region      where it lies: guest-physical addresses for a machine, host addresses for the host
                 process
+    populate    whether pages are to be mapped as they are shown, rather than as each is touched:
+                for who reads what it gets. Nothing more is to be seen for it
     on_spoiled  called when it is `spoiled`, in the middle of whatever it is
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
@@ -64,6 +67,7 @@ class Window(ABC):
     """
 
     region: Region
+    populate = False
     blinks = False  # whether hiding some pages takes others with them for a moment
     spoiled = False
     on_spoiled: Callable[[], object] | None = None
@@ -152,34 +156,6 @@ class Window(ABC):
         """Unmap it all. Its machine's descriptors have been closed before."""
 
 
-class Mover(ABC):
-    """A strategy; it owns the page pool. Close its windows first."""
-
-    name: str
-    seams = 0  # mappings that its windows may need beyond two for each run
-
-    def __init__(self, frames: int) -> None:
-        self.pool = self._make_pool(frames)
-
-    def _make_pool(self, frames: int) -> PagePool:
-        return PagePool(frames)
-
-    @abstractmethod
-    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
-        """Make an empty window of `size` bytes at the guest-physical address `base`.
-
-        others    how many machines there are besides
-        """
-
-    def host_window(self, size: int) -> Window:
-        """Make an empty window in this process: memory that the host itself reads and writes."""
-        return MappedWindow(self.pool, size, viewed=True)
-
-    def close(self) -> None:
-        """Free the pool's memory."""
-        self.pool.close()
-
-
 class MappedWindow(Window):
     """A window whose host mapping changes.
 
@@ -223,11 +199,19 @@ class MappedWindow(Window):
             self._slots.cover(page, count)
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
-        mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
+        at_once = self.populate and self._populates(count)
+        mapping.show(
+            address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable, populate=at_once
+        )
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
             mapping.advise_huge(address, size)
         if self.views is not None:
             self.changed(page, count)
+
+    def _populates(self, count: int) -> bool:
+        """Whether so many pages are mapped as they are shown; not before they may be huge."""
+        large = self._pool.advised and count >= LARGE
+        return not large and self._pool.populating.wants(count, self._pool.journal.turn)
 
     def hide(self, page: int, count: int) -> None:
         self._pool.journal.touched.append((self, page, count))
