@@ -237,7 +237,8 @@ class MappedWindow(Window):
         self, page: int, frame: int, count: int, other: MappedWindow, place: int, writable: bool
     ) -> bool:
         """Pass on what is the memfd's, here and there: `hide` and `show`, with no calls between."""
-        if self.views is not None or other.views is not None or self._pool.advised:
+        viewed = self.views is not None or other.views is not None
+        if viewed or other.populate or self._pool.advised:
             MappedWindow.hide(self, page, count)
             try:
                 MappedWindow.show(other, place, frame, count, writable=writable)
