@@ -183,15 +183,17 @@ class Turn:
 
         # Whom it wakes. Pages go to one that waits, and with them whoever runs.
         next_: Machine | None = None
+        waits = False
         if receiver is not None:
             next_ = self._machines.get(to)
+            waits = next_ is not None and next_.state is State.PARKED
             if not (
-                receiver.idle
+                waits
+                and receiver.idle
                 and (parks or stands)
                 and hand_on
                 and not receiver.queue
                 and next_ is not None
-                and next_.state is State.PARKED
                 and next_.ending is None
             ):
                 next_ = None
@@ -232,7 +234,8 @@ class Turn:
             if next_ is None:
                 receiver.queue.append(_new(Message, message))
                 receiver.queue.room = depth - 1
-                self._wake(receiver)
+                if waits:
+                    self._wake(receiver)
             else:
                 self._deliver(next_, receiver, _new(Message, message), kind)
 

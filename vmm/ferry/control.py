@@ -20,7 +20,6 @@ from vmm.ferry.layout import (
     EXTENTS,
     FLAGS,
     I32,
-    LETTER,
     LOG_GPA,
     LOG_LENGTH,
     MASK,
@@ -164,15 +163,11 @@ class ControlStructure:
             raise Refusal(Status.E_RING)
         return range(self.tx_tail, self.tx_tail + count)
 
-    def copy_descriptor(self, index: int) -> abi.Descriptor:
-        """Copy one transmit descriptor out of shared memory, once.
-
-        Only the copy is ever looked at.
-        """
-        return abi.Descriptor.from_buffer_copy(self.memory, TX + index % _TX_ENTRIES * DESCRIPTOR)
-
     def copy_descriptors(self, indices: Iterable[int]) -> list[abi.Descriptor]:
-        """Copy transmit descriptors, each once."""
+        """Copy transmit descriptors out of shared memory, each once.
+
+        Only the copies are ever looked at.
+        """
         copy, memory, copies = abi.Descriptor.from_buffer_copy, self.memory, list[abi.Descriptor]()
         for index in indices:
             copies.append(copy(memory, TX + index % _TX_ENTRIES * DESCRIPTOR))
@@ -192,21 +187,6 @@ class ControlStructure:
         """Return what a transmit descriptor asks for, unchecked; it is read again when served."""
         entry = TX + index % _TX_ENTRIES * DESCRIPTOR
         return int(U16.unpack_from(self.memory, entry)[0])
-
-    def copy_letter(self, index: int) -> tuple[int, int, bytes] | None:
-        """Copy a transmit descriptor that does no more than send a payload: receiver, tag, payload.
-
-        None for any other; what has been read of it is forgotten then. Each byte is read once.
-        """
-        entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-        kind, _, receiver, tag, length, _, counts, r0, r1, r2 = LETTER.unpack_from(
-            self.memory, entry
-        )
-        size = counts >> 16
-        if kind != _SEND or length or counts & 0xFFFF or size > _PAYLOAD_MAX or r0 or r1 or r2:
-            return None
-        entry += PAYLOAD
-        return receiver, tag, bytes(self.memory[entry : entry + size])
 
     def stamp(self, index: int, sender: int, number: int, status: int = 0) -> None:
         """Answer a descriptor with a status, and nothing but the message's number."""

@@ -138,22 +138,11 @@ class Exchange:
             indices = control.transmit_indices()
         except Refusal as refusal:
             return refusal.status
+        if not indices:
+            return Status.OK
         self.ledger.soiled = False
-        if len(indices) > 1:
-            done = self._transmit_many(sender, control, indices)
-            return None if self._soiled(sender) or done < len(indices) else Status.OK
-        plain = not (self._trace.on or self.audited)  # nobody wants to know of each operation
-        for index in indices:
-            if plain and self._express(sender, control, index):
-                break
-            answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
-            if answer is None:
-                self._soiled(sender)
-                return None
-            self._answer(sender, control, index, answer)
-            if self._soiled(sender):
-                return None
-        return Status.OK
+        done = self._transmit_many(sender, control, indices)
+        return None if self._soiled(sender) or done < len(indices) else Status.OK
 
     def _soiled(self, sender: Peer) -> bool:
         """Whether a sender has freed so much that it is zeroed later: by itself, in this doorbell,
@@ -178,22 +167,10 @@ class Exchange:
             self.journal.undo(partial(control.put_descriptor, index, asked))
         control.answer(index, sender.number, answer)
 
-    def _express(self, sender: Peer, control: ControlStructure, index: int) -> bool:
-        """Do what `serve` does for a payload sent to a peer whose queue has room, at less than half
-        its price. False, with nothing done, if it is anything else, or to be refused.
-        """
-        letter = control.copy_letter(index)
-        if letter is None:
-            return False
-        number = self.operations.post(sender, *letter)
-        if number is None:
-            return False
-        control.stamp(index, sender.number, number)
-        return True
-
     def post(self, sender: Peer, to: int, tag: int, payload: bytes) -> bool:
-        """The same for the host: `payload` has been checked. False, with nothing done, too, if
-        somebody wants to know of each operation.
+        """Do what `serve` does for a payload of the host's, which has been checked, sent to a peer
+        whose queue has room. False, with nothing done, if it is to be refused, or if somebody wants
+        to know of each operation.
         """
         if self._trace.on or self.audited:
             return False

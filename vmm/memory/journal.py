@@ -79,9 +79,8 @@ class Journal:
         if self.left:
             self.finish()
         self._kept.clear()
-        self.touched.clear()
-        self.moves.clear()
-        self.settled.clear()
+        if self.touched or self.moves or self.settled:
+            self._forget()
         self.turn += 1
         self.active = True
 
@@ -92,9 +91,10 @@ class Journal:
         if self.active or self.left:
             return False
         self._kept.clear()
-        self.touched.clear()
-        self.moves.clear()
-        self.settled.clear()
+        if self.touched or self.moves or self.settled:  # as `_forget`
+            self.touched.clear()
+            self.moves.clear()
+            self.settled.clear()
         self.turn += 1
         self._kept.append((table, saved))
         self.active = True
