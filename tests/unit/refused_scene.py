@@ -29,7 +29,7 @@ from vmm.memory.pool import PagePool
 
 FRAMES, PAGES = 28, 40
 MOVERS = ("memfd", "slots", "remap", "remap, split", "park", "both")
-_CALLS = ("show", "hide", "move", "protect", "empty", "store", "punch")
+_CALLS = ("show", "hide", "move", "protect", "empty", "store", "punch", "guard", "unguard")
 
 
 class Refuser:
@@ -65,7 +65,12 @@ class Refuser:
         def ask(*args: int, **options: object) -> object:
             if name == "move" and self._split and args[2] > PAGE_SIZE:
                 raise OSError(errno.EFAULT, "several mappings")
-            self.call()
+            try:
+                self.call()
+            except OSError:
+                if name in ("guard", "unguard"):  # these say so
+                    return False
+                raise
             return real(*args, **options)
 
         return ask
@@ -106,7 +111,9 @@ class RefusedScene(Scene):
         self.vms[name] = RefusingSlots(self.refuser)
         vm = self.vms[name].as_vm()
         if self._mover == "memfd":
-            return MappedWindow(self.pool, size, abi.WINDOW_GPA, vm)
+            return MappedWindow(
+                self.pool, size, abi.WINDOW_GPA, vm, guarded=self.pool.guarded.works
+            )
         if self._mover == "slots":
             if self._whole is None:
                 self._whole = Mapping.shared(FRAMES * PAGE_SIZE, self.pool.fd)

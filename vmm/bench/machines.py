@@ -73,6 +73,12 @@ def allow_machines(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def spawn_others(monitor: Monitor, count: int) -> None:
+    """Spawn machines that wait for ever."""
+    for index in range(count):
+        monitor.spawn(bundled_guest("bench_receiver"), name=f"other-{index}", window="2M")
+
+
 class Pair:
     """A sender and a receiver, connected; `others` are machines that wait for ever.
 
@@ -83,8 +89,7 @@ class Pair:
         allow_machines(others + 2)
         self._monitor = monitor
         window = max(64 << 20, 2 * command.window_pages * PAGE_SIZE)
-        for index in range(others):
-            monitor.spawn(bundled_guest("bench_receiver"), name=f"other-{index}", window="2M")
+        spawn_others(monitor, others)
         self.sender, self.receiver = (
             monitor.spawn(
                 bundled_guest(name), window=window, queue=depth, populate=command.populate

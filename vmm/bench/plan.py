@@ -17,6 +17,7 @@ from vmm.bench.results import (
     COLUMNS,
     COMPUTING,
     EXTENTS,
+    LIVES,
     MEDIUM,
     RATE,
     ROW_NAMES,
@@ -42,7 +43,7 @@ _FULL_SIZES = (
     1 * _GIB,
 )
 _BYTES = {
-    **{"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0},
+    **{"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, **dict.fromkeys(LIVES, 0)},
     **{"linux_getppid": 0, "linux_read": 64 * _KIB, "linux_start": 0},
     **{"linux_sha256": 256 * _MIB, "linux_sort": 40_000_000, "linux_tree": 8_000_000},
     **{"linux_touch_small": 256 * _MIB, "linux_touch_huge": 256 * _MIB},

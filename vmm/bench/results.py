@@ -44,6 +44,8 @@ ROW_UNITS = {
     "share": MICROSECONDS,
     "spawn_cold": MICROSECONDS,
     "close": MICROSECONDS,
+    "spawn_1000": MICROSECONDS,
+    "close_1000": MICROSECONDS,
     "alive_2": MICROSECONDS,
     "alive_10": MICROSECONDS,
     "alive_100": MICROSECONDS,
@@ -77,6 +79,9 @@ EXTENTS = ("extent_untouched", "extent_touched")
 MEDIUM = ("extent_populated", "extent_in_huge")
 TOUCHED = ("extent_touched", *MEDIUM)
 ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
+
+# One machine made and run to its first exit, or closed after it; some among so many that wait.
+LIVES = ("spawn_cold", "close", "spawn_1000", "close_1000")
 
 # What these do is more or less of the same, by their size.
 COMPUTING = ("linux_sha256", "linux_sort", "linux_tree", "linux_touch_small", "linux_touch_huge")

@@ -125,11 +125,16 @@ class Registry:
         journal.later(partial(_free, machine))
 
     def close(self) -> None:
-        """Close all that the machines hold, outside any turn; they do not run any more."""
+        """Close all that the machines hold, outside any turn; they do not run any more.
+
+        All VMs first, then what is mapped: the kernel tells each VM that there still is of that.
+        """
         with contextlib.ExitStack() as freeing:
             for machine in self.by_number.values():
                 machine.closed = True
                 freeing.callback(_free, machine)
+            for machine in self.by_number.values():
+                freeing.callback(machine.guest.close_vm)
 
     def _forget(self, machine: Machine) -> None:
         """Undo a joining."""

@@ -62,6 +62,8 @@ _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
 _MADV_DOFORK = 11
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
+_MADV_GUARD_INSTALL, _MADV_GUARD_REMOVE = 102, 103
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -170,6 +172,23 @@ def loosen(address: int, size: int) -> None:
     _madvise(address, size, _MADV_DONTNEED)
 
 
+def guard(address: int, size: int) -> bool:
+    """Make pages of a shared mapping inaccessible, and nothing else: what is behind them stays, and
+    so does the mapping. False if the kernel cannot, or refuses: then they are as they were.
+
+    As for `hide`, a guest that runs on them has lost them when this returns.
+    """
+    if _madvise(address, size, _MADV_GUARD_INSTALL) == 0:
+        return True
+    _madvise(address, size, _MADV_GUARD_REMOVE)  # as far as it came
+    return False
+
+
+def unguard(address: int, size: int) -> bool:
+    """Undo `guard`. False if the kernel refuses."""
+    return bool(_madvise(address, size, _MADV_GUARD_REMOVE) == 0)
+
+
 def renew(address: int, size: int) -> None:
     """Map zeroed private memory over whatever is at `address`."""
     if _mmap(address, size, _READ_WRITE, _HOLE, -1, 0) == _MAP_FAILED:
@@ -228,6 +247,13 @@ def punch(fd: int, offset: int, size: int) -> None:
 def advise_huge(address: int, size: int) -> None:
     """Ask for huge pages behind a range. Where the kernel has none this does nothing."""
     _madvise(address, size, _MADV_HUGEPAGE)
+
+
+def own(address: int, size: int) -> None:
+    """Copy at once what is mapped copy-on-write, not page by page as it is written. Before Linux
+    5.14, and where there is no memory for it, this does nothing.
+    """
+    _madvise(address, size, _MADV_POPULATE_WRITE)
 
 
 def keep_from_children(address: int, size: int) -> None:
@@ -292,6 +318,12 @@ class Mapping:
         into   holds it
         """
         return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory", into)
+
+    @classmethod
+    def copied(cls, size: int, fd: int) -> Mapping:
+        """Map a file's first `size` bytes, copy-on-write."""
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return cls._make(size, _READ_WRITE, flags, fd, "private memory")
 
     @classmethod
     def shared(cls, size: int, fd: int, into: GivenMapping | None = None) -> Mapping:

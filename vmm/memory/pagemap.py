@@ -21,6 +21,8 @@ _vmsplice.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_u
 _vmsplice.restype = ctypes.c_ssize_t
 
 _PRESENT = 1 << 63
+_GUARD_BYTE = 1 << 58 - 56  # in an entry's last byte
+_STEP = 65536  # entries read at once
 _FRAME_MASK = (1 << 55) - 1
 _STEP = 65536  # entries read at once
 
@@ -57,6 +59,19 @@ def frame_number(address: int) -> int | None:
     with file:
         (entry,) = struct.unpack("<Q", os.pread(file.fileno(), 8, address // PAGE_SIZE * 8))
     return entry & _FRAME_MASK or None if entry & _PRESENT else None
+
+
+def guarded(address: int, pages: int) -> list[bool]:
+    """Return for each page of a range whether it is guarded (mapping.guard): bit 58, which there is
+    since Linux 6.15. Raises OSError.
+    """
+    found: list[bool] = []
+    with opened(os.open, "/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC) as file:
+        while len(found) < pages:
+            at, count = address // PAGE_SIZE + len(found), min(_STEP, pages - len(found))
+            entries = os.pread(file.fileno(), 8 * count, 8 * at)
+            found += [bool(byte & _GUARD_BYTE) for byte in entries[7::8]]
+    return found
 
 
 @contextlib.contextmanager

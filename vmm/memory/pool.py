@@ -11,6 +11,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import forks
 from vmm.kvm.given import GivenDescriptor
 from vmm.memory import mapping
+from vmm.memory.guards import Guarded
 from vmm.memory.journal import Journal
 from vmm.memory.populating import Populating
 
@@ -39,6 +40,7 @@ class PagePool:
     journal     the undo log of whatever changes with who has which frame
     populating  how much is mapped at once, for windows that want that
     advised     whether the kernel gives its mappings huge pages if, and only if, asked to
+    guarded     which of its mappings hide what they map
 
     Thread-safety: as the system calls.
     """
@@ -47,6 +49,7 @@ class PagePool:
         self.frames = frames
         self.journal = Journal()
         self.advised = _advised()
+        self.guarded = Guarded()
         self.populating = Populating()
         self._given = GivenDescriptor()
         self.fd = self._given.take(os.memfd_create, "pageferry-pool", os.MFD_CLOEXEC)

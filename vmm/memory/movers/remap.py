@@ -53,8 +53,9 @@ class RemapWindow(MappedWindow):
         vm: Vm | None = None,
         *,
         viewed: bool = False,
+        guarded: bool = False,
     ) -> None:
-        super().__init__(park, size, base, vm, viewed=viewed)
+        super().__init__(park, size, base, vm, viewed=viewed, guarded=guarded)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
         self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
@@ -121,6 +122,7 @@ class RemapWindow(MappedWindow):
     def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
         """Move memory here. What is only to be read is never writable here, not for a moment."""
         source, size = self._park.memory(part), part.pages * PAGE_SIZE
+        self.taken(page, part.pages)
         plain = writable and part.window is None and not self._park.wary  # a home is writable
         journal = self._park.journal
         journal.touched.append((self, page, part.pages))
@@ -243,6 +245,7 @@ class RemapWindow(MappedWindow):
         other.cover(place, count)
         if other._blank:
             other.tidy()
+        other.taken(place, count)
         self._park.journal.touched.append((other, place, count))
         try:
             self._park.move(here, there, size)
@@ -395,7 +398,7 @@ class RemapMover(Mover):
     """Mappings change behind memslots that do not; large runs move with their huge pages."""
 
     name = "remap"
-    seams = SEAMS
+    seams = Mover.seams + SEAMS
     large = LARGE  # frames of a run that gets anonymous memory, and what it is aligned to
     # Machines, beyond which each gets memslots: to tell them all of a change in a mapping costs the
     # kernel 0.2 to 0.4 µs for each, and memslots 60 to 230 µs more, whatever their number.
@@ -411,7 +414,7 @@ class RemapMover(Mover):
     def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
         if others >= self.many:
             return ParkSlotsWindow(self._park, vm, base, size)
-        return RemapWindow(self._park, size, base, vm)
+        return RemapWindow(self._park, size, base, vm, guarded=self.guards(others))
 
     def host_window(self, size: int) -> Window:
         return RemapWindow(self._park, size, viewed=True)

@@ -10,12 +10,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
-from vmm.memory import mapping, maps
+from vmm.memory import mapping, maps, pagemap
 from vmm.memory.frames import LARGE
+from vmm.memory.guards import Guards
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
@@ -161,6 +163,7 @@ class MappedWindow(Window):
 
     base, vm   its guest-physical address, and the machine that sees it; the host's has neither
     viewed     whether Python may have views of it, as of the host's
+    guarded    whether its pages are hidden where they are mapped, if they are to come back there
     views      what Python may see of the host's (vmm.memory.views); None for a machine's
     """
 
@@ -174,6 +177,7 @@ class MappedWindow(Window):
         vm: Vm | None = None,
         *,
         viewed: bool = False,
+        guarded: bool = False,
     ) -> None:
         self._pool = pool
         self._pieces: list[Piece] | None = None  # that are kept, when it is being closed
@@ -186,6 +190,7 @@ class MappedWindow(Window):
         address = self.mapping.address
         self.region = Region(address if base is None else base, size)
         self._slots: WindowSlots | None = None
+        self._guards = Guards(pool.guarded) if guarded else None
         if vm is not None:
             self._slots = WindowSlots(vm, WINDOW_SLOT, self.region.base, self.region.pages, address)
 
@@ -200,11 +205,19 @@ class MappedWindow(Window):
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
         at_once = self.populate and self._populates(count)
+        guards = self._guards
+        if guards is not None:
+            if at_once:
+                guards.forget(address, size)
+            elif guards.show(address, size, frame, writable=writable):
+                return
         mapping.show(
             address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable, populate=at_once
         )
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
             mapping.advise_huge(address, size)
+        if guards is not None and not at_once:
+            guards.shown(address, size, frame, writable=writable)
         if self.views is not None:
             self.changed(page, count)
 
@@ -217,7 +230,8 @@ class MappedWindow(Window):
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
         if self.views is None:
-            mapping.hide(address, size)
+            if self._guards is None or not self._guards.hide(address, size):
+                mapping.hide(address, size)
             return
         # No hole: who still points to it finds nothing, and ends no process.
         if self.mapping.ground:
@@ -238,7 +252,8 @@ class MappedWindow(Window):
     ) -> bool:
         """Pass on what is the memfd's, here and there: `hide` and `show`, with no calls between."""
         viewed = self.views is not None or other.views is not None
-        if viewed or other.populate or self._pool.advised:
+        guarded = self._guards is not None or other._guards is not None
+        if viewed or guarded or other.populate or self._pool.advised:
             MappedWindow.hide(self, page, count)
             try:
                 MappedWindow.show(other, place, frame, count, writable=writable)
@@ -261,6 +276,11 @@ class MappedWindow(Window):
         except OSError:
             return False
         return True
+
+    def taken(self, page: int, count: int) -> None:
+        """Something else than a frame of the memfd's is about to be mapped at these pages."""
+        if self._guards is not None:
+            self._guards.forget(self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE)
 
     def changed(self, page: int, count: int) -> None:
         """Tell the buffers of the host's window, when the turn has been."""
@@ -296,9 +316,13 @@ class MappedWindow(Window):
             return ()  # memory of nobody's
         ours = area.file == maps.identity(self._pool.fd) and area.shared and "x" not in area.access
         frame = area.offset // PAGE_SIZE if ours else None
-        return (Sight(page, pages, frame, "w" in area.access),)
+        whole = Sight(page, pages, frame, "w" in area.access)
+        if not ours or self._guards is None:
+            return (whole,)
+        return _unguarded(whole, pagemap.guarded(area.start, pages))
 
     def close(self) -> None:
+        self.taken(0, self.region.pages)  # by whoever is given these addresses
         pieces = self.kept_pieces()
         if pieces and self.mapping.size:
             self._close_around(pieces)
@@ -341,3 +365,16 @@ class MappedWindow(Window):
             if extent.page > frame:
                 self._pool.discard(frame, (extent.page - frame) * PAGE_SIZE)
             frame = max(frame, extent.end)
+
+
+def _unguarded(whole: Sight, guarded: Sequence[bool]) -> list[Sight]:
+    """Return what can be seen of pages of which some are guarded."""
+    assert whole.frame is not None
+    found, start = list[Sight](), 0
+    for hidden, run in groupby(guarded):
+        pages = len(list(run))
+        if not hidden:
+            page, frame = whole.page + start, whole.frame + start
+            found.append(Sight(page, pages, frame, whole.writable))
+        start += pages
+    return found
