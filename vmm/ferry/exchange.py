@@ -189,16 +189,27 @@ class Exchange:
         refused: set[int] = set()
         together: list[Parted] = []
         limit = self._start + slices.LONG * 1e9
-        for run, touched in _runs(requests):
+        runs = _runs(requests)
+        place = 0
+        while place < len(runs):
             if answers and (time.perf_counter_ns() > limit or _many(together)):
                 break
+            run, touched = runs[place]
+            place += 1
             if isinstance(run, Status):
                 answers.append(Answer(run))
                 continue
             request = run[0]
             if together and request.operation not in TOGETHER:
                 refused |= self._hide(sender, together)
-            joint = together if touched or not _idle(sender, request) else None
+            idle = not touched and _idle(sender, request)
+            if idle and (alike := _apart(runs, place - 1)):
+                brought = self.operations.bring(sender, alike, limit)
+                if brought:
+                    answers += brought
+                    place += len(brought) - 1
+                    continue
+            joint = None if idle else together
             if len(run) == 1:
                 answers.append(self._ask(sender, request, joint))
                 continue
@@ -407,6 +418,24 @@ def _idle(sender: Peer, request: Request) -> bool:
     """Whether a request is to one whose pages can be brought at once."""
     receiver = sender.receiver(request.receiver)
     return receiver is not None and receiver.idle
+
+
+def _apart(runs: Sequence[tuple[list[Request] | Status, bool]], first: int) -> list[Request]:
+    """Return the requests from one of these runs on that are to one peer, each of one extent that
+    touches no other's.
+    """
+    found: list[Request] = []
+    for number in range(first, len(runs)):
+        run, touched = runs[number]
+        if touched or isinstance(run, Status) or len(run) > 1:
+            break
+        (request,) = run
+        if request[5] not in TOGETHER or len(request[3]) != 1:  # operation, spans
+            break
+        if found and request[0] != found[0][0]:  # receiver
+            break
+        found.append(request)
+    return found
 
 
 def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | Status, bool]]:

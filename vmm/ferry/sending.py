@@ -6,6 +6,7 @@ Not thread-safe: the monitor calls it under its lock.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -173,6 +174,56 @@ class Sending:
         answers: list[Answer] = []
         for message in messages:
             answers.append(_new(Answer, (Status.OK, message[0], (), b"", brought)))
+        return answers
+
+    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Answer]:
+        """SEND or LEND runs to one that waits for a message, each by itself: as `transfer` does, in
+        fewer calls.
+
+        until   nanoseconds on time.perf_counter_ns()'s clock, when it is enough
+
+        Returns the answers of the first of them, until one that is not as usual; maybe of none.
+        """
+        receiver = sender.receiver(requests[0].receiver)
+        if receiver is None or not receiver.alive or not receiver.idle:
+            return []
+        region, base = sender.window.region, receiver.window.region.base
+        room = min(receiver.queue.room, abi.RX_ENTRIES - len(receiver.queue))
+        own, to, numbers, ledger = sender.number, receiver.number, self.numbers, self._ledger
+        messages, answers, parted = list[Message](), list[Answer](), list[Span]()
+        for _, tag, length, (span,), payload, operation, writable in requests[:room]:
+            gpa, pages = span
+            offset, size = gpa - region.base, pages * PAGE_SIZE
+            if (
+                offset < 0
+                or offset % PAGE_SIZE
+                or pages < 1
+                or offset + size > region.size
+                or length > size
+                or (answers and time.perf_counter_ns() > until)
+            ):
+                break
+            page = offset // PAGE_SIZE
+            try:
+                plan = ledger.transfer_one(operation, own, to, page, pages, writable)
+                if plan is None:
+                    break
+                brought = self._pass_on(sender, receiver, plan)
+            except Refusal:
+                break
+            if operation in _PARTING:
+                parted.append(span)
+            targets = plan.targets
+            places = (_new(Span, (base + targets[0][0] * PAGE_SIZE, pages)),)
+            number = next(numbers)
+            head = (number, operation, Status.OK, own, to, tag, length, payload, places)
+            messages.append(_new(Message, (*head, targets, plan.sources, writable, brought)))
+            answers.append(_new(Answer, (Status.OK, number, (), b"", brought)))
+        if messages:
+            sender.sent += len(messages)
+            self._roster.put(sender, receiver, *messages)
+            if parted:
+                self.note_parted(sender, Operation.SEND, parted)
         return answers
 
     def _part(
