@@ -18,7 +18,7 @@ import pytest
 from vmm import Monitor
 from vmm.bench.machines import Command, Kind, Pair
 from vmm.engine.guest import HYPERCALLS
-from vmm.ferry.exchange import Exchange
+from vmm.ferry.doorbell import Doorbell
 from vmm.guest import abi
 from vmm.kvm import Vcpu
 
@@ -54,7 +54,7 @@ class Turns:
             if event == "return":
                 self.python.append(0)
                 self.others.append(0)
-        elif frame.f_code is Exchange._transmit_many.__code__ and argument == abi.TX_ENTRIES:
+        elif frame.f_code is Doorbell.batch.__code__ and argument == abi.TX_ENTRIES:
             self.batches.append(len(self.python) - 1)
         elif event in ("call", "c_call") and self.python and not self._inside:
             (self.python if event == "call" else self.others)[-1] += 1

@@ -110,7 +110,7 @@ class Turn:
             or peer.queue
             or machine.ending is not None
             or machine.refused is not None
-            or exchange.freed
+            or exchange.doorbell.freed
             or exchange.audited
             or self._trace.on
             or peer.parted
