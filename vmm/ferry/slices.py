@@ -19,10 +19,10 @@ from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Request, Span
 from vmm.ferry.operations import Operations
+from vmm.ferry.parting import touching
 from vmm.ferry.parts import PARTED, Parts
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import touching
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.movers import Window
