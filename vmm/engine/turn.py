@@ -147,7 +147,8 @@ class Turn:
                 if (
                     offset < 0
                     or offset % PAGE_SIZE
-                    or not 0 < pages <= _MOST[kind]
+                    or pages < 1
+                    or (pages > _MOST[kind] and not self._moves(peer, kind, page, pages))
                     or offset + bytes_ > region.size
                     or length > bytes_
                     or a
@@ -259,6 +260,11 @@ class Turn:
         if parks or stands:
             return next_ or State.PARKED
         return machine
+
+    @staticmethod
+    def _moves(peer: Peer, kind: int, page: int, pages: int) -> bool:
+        """Whether a run is sent on, however large it is, as quickly as a small one."""
+        return kind == _SENT and peer.window.moves(page, pages)
 
     def ready(self, machine: Machine) -> bool:
         """Ready a machine to be entered that has no message to be brought. False, with nothing
