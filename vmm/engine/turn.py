@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.engine.machine import Machine, State
-from vmm.ferry.books import Bond
+from vmm.ferry.at_once import MOST, OPERATIONS, SENT, Runs, moves
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
@@ -44,27 +44,15 @@ from vmm.ferry.layout import (
     WAIT,
     WAIT_TIMEOUT,
 )
-from vmm.ferry.message import Message, Span
+from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
-from vmm.ferry.plans import Transfer
-from vmm.ferry.rules import Refusal
-from vmm.ferry.slices import HIDDEN_AT_ONCE, SHARED_AT_ONCE
 from vmm.guest import abi
-from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, Status, WaitFor
+from vmm.guest.abi import PAGE_SIZE, Bell, Status, WaitFor
 
 _TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
 _FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi.FOREVER
 _TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
-_SEND, _SHARE, _RETURN, _OK = Operation.SEND, Operation.SHARE, Operation.RETURN, Status.OK
-_SENT, _READONLY = int(_SEND), int(Flags.READONLY) << 16  # as a descriptor's first word has them
-_OPERATIONS = {int(operation): operation for operation in Operation}
-# By that word: of how many pages, at most, an operation is done at once.
-_MOST = {
-    _SENT: HIDDEN_AT_ONCE,
-    **dict.fromkeys((int(Operation.LEND), Operation.LEND | _READONLY), HIDDEN_AT_ONCE),
-    **dict.fromkeys((int(_SHARE), _SHARE | _READONLY), SHARED_AT_ONCE),
-    int(_RETURN): HIDDEN_AT_ONCE,
-}
+_OK = Status.OK
 _NO_PAGES = (), (), (), True, False  # what a message says that has none
 _new = tuple.__new__
 
@@ -91,7 +79,7 @@ class Turn:
         self._machines = machines
         self._wake = wake
         self._numbers = exchange.operations.numbers
-        self._ledger = exchange.ledger
+        self._runs = Runs(exchange.ledger)
 
     def take(self, machine: Machine, *, hand_on: bool) -> Machine | State | None:
         """Act on a machine's exit, and ready whoever is to be entered next in the same slice.
@@ -137,8 +125,8 @@ class Turn:
             depth = receiver.queue.room
             if not receiver.alive or not depth or receiver.full:
                 return None
-            if extents or kind != _SENT:
-                if extents != 1 or kind not in _MOST:
+            if extents or kind != SENT:
+                if extents != 1 or kind not in MOST:
                     return None
                 gpa, pages, a = SPANS[1].unpack_from(memory, entry + EXTENTS)
                 region = peer.window.region
@@ -147,7 +135,8 @@ class Turn:
                 if (
                     offset < 0
                     or offset % PAGE_SIZE
-                    or not 0 < pages <= _MOST[kind]
+                    or pages < 1
+                    or (pages > MOST[kind] and not moves(peer, kind, page, pages))
                     or offset + bytes_ > region.size
                     or length > bytes_
                     or a
@@ -214,7 +203,7 @@ class Turn:
         moved: tuple[Any, ...] = _NO_PAGES
         if pages:
             assert receiver is not None
-            moved = self._pages(kind, peer, receiver, page, pages, saved)
+            moved = self._runs.bring(kind, peer, receiver, page, pages, self, saved)
             if not moved:
                 return None
         elif not self._journal.open(self, saved):
@@ -222,7 +211,7 @@ class Turn:
 
         if receiver is not None:
             number = next(self._numbers)
-            operation = _OPERATIONS[kind & 0xFFFF]
+            operation = OPERATIONS[kind & 0xFFFF]
             message = (number, operation, _OK, peer.number, to, tag, length, payload, *moved)
             STAMP.pack_into(memory, entry + STATUS, 0, peer.number)
             U64.pack_into(memory, entry + MESSAGE, number)
@@ -290,66 +279,6 @@ class Turn:
             machine.wait = None
         peer.idle = False
         return True
-
-    def _pages(
-        self, kind: int, peer: Peer, receiver: Peer, page: int, pages: int, saved: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        """Bring a run from a window into another, in a turn that this begins. Return what its
-        message says of it; nothing, with nothing done, if there is anything unusual about it.
-        """
-        ledger, journal, here, there = self._ledger, self._journal, peer.window, receiver.window
-        sender, to, writable = peer.number, receiver.number, not kind & _READONLY
-        operation = _OPERATIONS[kind & 0xFFFF]
-        bond: Bond | None = None
-        plan: Transfer | None = None
-        try:
-            if operation is _RETURN:
-                bond = ledger.loan(sender, to, page, pages)
-            else:
-                plan = ledger.transfer_one(operation, sender, to, page, pages, writable)
-        except Refusal:
-            return ()
-        if bond is None and plan is None:
-            return ()
-        own, its = ledger.accounts[sender].window, ledger.accounts[to].window
-        tables: tuple[tuple[Any, Any], ...] = (own, own.items.copy()), (its, its.items.copy())
-        if operation is not _SEND:
-            bonds = ledger.bonds_by_frame
-            tables = (*tables, (bonds, bonds.items.copy()))
-        if not journal.open(self, (*saved, tables)):
-            return ()
-        for table, _ in tables:
-            table.turn = journal.turn  # it is kept
-        if here.blinks:
-            peer.hold_still()
-        brought = True
-        try:
-            if plan is not None:
-                ((_, _, frame, _),), (place,) = plan.runs, plan.places
-                if operation is _SHARE:
-                    here.make_shareable(page, pages)
-                    there.show(place, frame, pages, writable=writable)
-                else:
-                    brought = here.pass_on(page, frame, pages, there, place, writable=writable)
-            elif bond is not None and bond.hold is Hold.LENT:
-                brought = here.pass_on(page, bond.frame, pages, there, bond.page, writable=True)
-            else:
-                here.hide(page, pages)
-        except OSError:
-            brought = False
-        if not brought:  # the host refuses: others know what to do then
-            journal.roll_back()
-            return ()
-        base = there.region.base
-        if plan is not None:
-            ledger.hand_over(plan)
-            (target,) = targets = plan.targets
-            span = _new(Span, (base + target[0] * PAGE_SIZE, pages))
-            return (span,), targets, plan.sources, writable, True
-        assert bond is not None
-        ledger.give_back(sender, bond)
-        span = _new(Span, (base + bond[4] * PAGE_SIZE, pages))
-        return (span,), (), (), True, False
 
     @staticmethod
     def _deliver(machine: Machine, peer: Peer, message: Message, kind: int) -> None:

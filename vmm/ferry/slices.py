@@ -158,17 +158,19 @@ class Slices:
         return wanted > PARTED.get(operation, sys.maxsize) and self.parts.go_on(peer, request)
 
     def _loosen(self, peer: Peer, request: Request) -> bool:
-        """Loosen a slice of what a request hides. False if all has been."""
+        """Loosen a slice of what a request hides. False if all has been that can be."""
         spans, done = self._loosened.pop(peer.number, ((), 0))
         if spans != request.spans:
             done = 0
         start = done
         for window, (page, pages) in self._hidden(peer, request):
-            if pages > start:
+            while pages > start:
                 most = min(pages - start, HIDDEN_AT_ONCE)
-                window.loosen(page + start, most)
-                self._loosened[peer.number] = request.spans, done + most
-                return True
+                done += most
+                if window.loosen(page + start, most):
+                    self._loosened[peer.number] = request.spans, done
+                    return True
+                start += most
             start -= pages
         return False
 

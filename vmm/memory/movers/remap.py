@@ -209,14 +209,18 @@ class RemapWindow(MappedWindow):
     def kept(self) -> Restore:
         return self._shown.kept()
 
-    def loosen(self, page: int, count: int) -> None:
+    def loosen(self, page: int, count: int) -> bool:
         # Not what is anonymous, which exists here only: it is moved with its translations.
-        end = page + count
+        end, loosened = page + count, False
         for run in (*self._shown.within(page, count), None):
             start = end if run is None else run.page
             if start > page:
-                super().loosen(page, start - page)
+                loosened = super().loosen(page, start - page)
             page = end if run is None else run.end
+        return loosened
+
+    def moves(self, page: int, count: int) -> bool:
+        return self._shown.part(page, count) is not None
 
     def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken from here to where it is wanted.

@@ -122,10 +122,17 @@ class Window(ABC):
         """
         return False
 
-    def loosen(self, page: int, count: int) -> None:  # noqa: B027 - see those that can
+    def loosen(self, page: int, count: int) -> bool:
         """Take a part of the kernel's work out of a `hide` that follows: to drop the translations
-        of so many pages, if they are in use. Nobody sees anything of it.
+        of so many pages, if they are in use. Nobody sees anything of it. False if that cannot be.
         """
+        return False
+
+    def moves(self, page: int, count: int) -> bool:
+        """Whether these pages are moved as they are when they are hidden, with whatever leads to
+        them: to loosen them first is no use.
+        """
+        return False
 
     @abstractmethod
     def address(self, page: int) -> int:
@@ -291,8 +298,9 @@ class MappedWindow(Window):
         """Return where memory is here that children do not inherit: address, bytes."""
         return []
 
-    def loosen(self, page: int, count: int) -> None:
+    def loosen(self, page: int, count: int) -> bool:
         mapping.loosen(self.address(page), count * PAGE_SIZE)
+        return True
 
     def address(self, page: int) -> int:
         return self.mapping.address + page * PAGE_SIZE
