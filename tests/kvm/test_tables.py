@@ -106,7 +106,7 @@ def test_no_table_grows_with_what_guests_do(monitor: Monitor) -> None:
         if size > before.get(name, 0) + SLACK
     }
     assert grown == {}
-    assert {"IntervalMap.items", "Deadlines._entries", "Peer.waiters", "Roster._peers"} <= set(
+    assert {"IntervalMap.items", "Deadlines.entries", "Peer.waiters", "Roster._peers"} <= set(
         after
     ), "the walk does not find the tables any more"
 
