@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.host import HostEndpoint
@@ -11,11 +11,12 @@ from vmm.endpoint.wholes import Undone, prepare, served
 from vmm.engine.machine import Machine
 from vmm.ferry import carry
 from vmm.ferry.message import Message, Request
-from vmm.guest.abi import PAGE_SIZE, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
 
 _KEPT = 8  # messages of a machine's, the last ones: its answer, if that is all that it sends
 _AT_ONCE = 16  # messages that are taken in one turn
+_BORROWED = frozenset({Hold.BORROWED})
 
 
 class Part(NamedTuple):
@@ -30,12 +31,26 @@ class Part(NamedTuple):
     writable: bool = True
 
 
+class Kept(NamedTuple):
+    """Memory of the host's that a machine sees from one call to the next.
+
+    extent     of the machine's window
+    address    of its first byte, there
+    """
+
+    extent: Extent
+    address: int
+
+
 class Desk:
-    """Calls of one monitor's machines. Thread-safe; one call at a time to a machine."""
+    """Calls of one monitor's machines. Thread-safe; one call at a time to a machine.
+
+    turns    the monitor's
+    """
 
     def __init__(self, host: HostEndpoint) -> None:
         self._host = host
-        self._turns = host._turns
+        self.turns = host._turns
         self._answers: dict[int, tuple[Message, ...]] = {}  # by machine
         self.turn = 0  # Journal's
 
@@ -45,9 +60,37 @@ class Desk:
     def restore(self, saved: dict[int, tuple[Message, ...]]) -> None:
         self._answers = dict(saved)
 
-    def ask(self, to: Machine, tag: int, parts: Sequence[Part]) -> None:
-        """Put the messages of a call into a machine's queue: all, or none. Raises GuestError."""
-        turns = self._turns
+    def keep(self, to: Machine, extent: Extent) -> Kept:
+        """Share memory of the host's with a machine that waits for a call, for as long as it is
+        there: it finds no message of that. Raises GuestError, and nothing has changed then.
+        """
+        host, turns, peer = self._host, self.turns, to.peer
+        request = self._request(to, 0, Part(b"", (extent,)))
+        prepare(host, request)
+        try:
+            with turns.telling, turns.lock, turns.change:
+                status = Status.E_QUEUE_FULL if peer.queue else self._serve(request)
+                message = host._exchange.take(peer) if status is Status.OK else None
+                if message is None:
+                    status = Status.E_NO_MEMORY if status is Status.OK else status
+                    raise Undone(refused(f"share memory with {to.name}", status))
+                peer.received -= 1
+                return Kept(message.targets[0], message.spans[0].gpa)
+        except Undone as undone:
+            raise undone.why from None
+
+    def ask(
+        self,
+        to: Machine,
+        tag: int,
+        parts: Sequence[Part],
+        fill: Callable[[], object] | None = None,
+    ) -> None:
+        """Put the messages of a call into a machine's queue: all, or none. Raises GuestError.
+
+        fill    called in the same turn: it puts what the machine is to find where that looks
+        """
+        turns = self.turns
         requests = [self._request(to, tag, part) for part in parts]
         for request in requests:
             if request.spans:
@@ -58,6 +101,8 @@ class Desk:
                     status = self._serve(request)
                     if status is not Status.OK:
                         raise Undone(refused(f"call {to.name}", status))
+                if fill is not None:  # not before: what is refused is not to be seen by anybody
+                    fill()
         except Undone as undone:
             raise undone.why from None
 
@@ -101,18 +146,38 @@ class Desk:
         """Return how many pages of its window a machine has that are its own, or that are not;
         none, if it has stopped.
         """
-        turns, ledger = self._turns, self._host._exchange.ledger
+        turns, ledger = self.turns, self._host._exchange.ledger
         with turns.lock:
             if not machine.peer.alive:
                 return 0
             account = ledger.account(machine.peer.number)
             return account.loaned if borrowed else account.charged
 
+    def borrows(self, machine: Machine, kept: Kept | None) -> bool:
+        """Whether what a machine borrows is what it is to keep, all of that and nothing else. So it
+        is if it has stopped.
+        """
+        turns, ledger = self.turns, self._host._exchange.ledger
+        with turns.lock:
+            if not machine.peer.alive:
+                return True
+            number = machine.peer.number
+            loaned = ledger.account(number).loaned
+            if kept is None:
+                return not loaned
+            if loaned != kept.extent.pages:
+                return False
+            # Not only as many: one page of these given back, and another kept, would be as many.
+            hold, end, _ = ledger.piece(number, kept.extent.page)
+            if hold is Hold.BORROWED and end == kept.extent.end:  # as a rule
+                return True
+            return ledger.holds(number, kept.extent, _BORROWED)
+
     def _collect(self, by: Machine) -> Sequence[Message]:
         """Sort what has come for the host by who has sent it; return what a machine has. Pages that
         have come are let go of: nobody has asked for any.
         """
-        host, turns = self._host, self._turns
+        host, turns = self._host, self.turns
         more = True
         while more:
             with turns.telling, turns.lock, turns.change:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.calling import Part
@@ -87,9 +87,15 @@ class Areas(NamedTuple):
 _NONE = Areas((), (), ())
 
 
-def areas(seen: Sequence[Seen]) -> Areas:
+def _as_it_is(first: int, end: int) -> int:
+    return end
+
+
+def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> Areas:
     """Say which pages are to be shared, and how. What has a page in common is one extent, writable
     if any of it is.
+
+    room    says where pages first..end are to end: what follows them may belong to them
     """
     if not seen:
         return _NONE
@@ -102,7 +108,7 @@ def areas(seen: Sequence[Seen]) -> Areas:
             before = merged.pop()
             first, end, writable = before[0], max(end, before[1]), writable or before[2]
         merged.append((first, end, writable))
-    extents = [Extent(first, end - first) for first, end, _ in merged]
+    extents = [Extent(first, room(first, end) - first) for first, end, _ in merged]
     where = []
     for start in (s.start for s in seen):
         page = start // PAGE_SIZE
@@ -117,7 +123,7 @@ def areas(seen: Sequence[Seen]) -> Areas:
 
 
 class Spill(NamedTuple):
-    """What is put into memory of the host's that is shared for the call.
+    """What is put into memory of the host's that the machine sees.
 
     head        at its beginning: the words, the places
     copies      each Copied and where it is
@@ -150,8 +156,8 @@ def inline(
     copies: list[tuple[Copied, int]] = []
     size = 0
     if copied:
-        if max([one.align for one in copied]) > ALIGNED:  # as payloads are not
-            return None
+        if len(copied[0].data) > _DATA_MAX or max([one.align for one in copied]) > ALIGNED:
+            return None  # payloads are not aligned to more
         words = _evened(words)
         copies, size = _placed(copied, 0)
     count = len(words.general) + len(words.vector) + len(words.stack)
@@ -170,6 +176,40 @@ def inline(
     ]
     parts = _parts(words, 0, places, _body(words, places), bytes(data), shared)
     return Inline(parts, copies, size)
+
+
+def kept(
+    words: Words,
+    seen: Sequence[Seen],
+    copies: Sequence[tuple[Copied, int]],
+    shared: Areas,
+    address: int,
+) -> list[Part]:
+    """Return the messages of a call whose `copies` (of `laid_out`) lie in memory that the machine
+    has from one call to the next, at `address` there. Its words are to fit (`fits`): those that
+    point there are sent as what they are to be.
+    """
+    values = [*words.general, *words.vector, *words.stack]
+    for one, at in copies:
+        values[one.word] = address + at
+    first, second = len(words.general), len(words.general) + len(words.vector)
+    words = Words(words.function, values[:first], values[first:second], values[second:])
+    places: Sequence[tuple[int, int, int]] = ()
+    if seen:
+        numbers = _numbers((*shared.const, *shared.writable))
+        places = list(_seen_places(seen, shared, numbers))
+    return _parts(words, 0, places, _body(words, places), b"", shared)
+
+
+def fits(words: Words, seen: Sequence[Seen]) -> bool:
+    """Whether the words of a call fit a payload, if what it copies is elsewhere."""
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    return _HEAD.size + 8 * count + _PLACE.size * len(seen) <= PAYLOAD_MAX
+
+
+def laid_out(copied: Sequence[Copied]) -> tuple[list[tuple[Copied, int]], int]:
+    """Return each Copied and where it is to be in memory for them, and how much that is in all."""
+    return _placed(copied, 0)
 
 
 def spilled(
