@@ -10,12 +10,16 @@ from vmm.endpoint.refusals import refused
 from vmm.endpoint.wholes import Undone, prepare, served
 from vmm.engine.machine import Machine
 from vmm.ferry import carry
+from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.message import Message, Request
-from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
 
 _KEPT = 8  # messages of a machine's, the last ones: its answer, if that is all that it sends
 _AT_ONCE = 16  # messages that are taken in one turn
+MESSAGES_MAX = 32  # of one call
+_PIECES = "give the call copies of them (Sandbox.array), or fewer"
+_TOO_LONG = f"an array lies in more than {RUNS_MAX} pieces, or is shared in as many: {_PIECES}"
 _BORROWED = frozenset({Hold.BORROWED})
 
 
@@ -24,11 +28,13 @@ class Part(NamedTuple):
 
     extents    what the host shares, of its own window; none: only the payload
     writable   by the machine
+    more       the payload of messages before it, if it takes several to bring the extents
     """
 
     payload: bytes
     extents: Sequence[Extent] = ()
     writable: bool = True
+    more: bytes = b""
 
 
 class Kept(NamedTuple):
@@ -86,12 +92,16 @@ class Desk:
         parts: Sequence[Part],
         fill: Callable[[], object] | None = None,
     ) -> None:
-        """Put the messages of a call into a machine's queue: all, or none. Raises GuestError.
+        """Put the messages of a call into a machine's queue: all, or none. Raises GuestError, of
+        E_LENGTH for an array that lies in more pieces than a message may have.
 
         fill    called in the same turn: it puts what the machine is to find where that looks
         """
         turns = self.turns
-        requests = [self._request(to, tag, part) for part in parts]
+        requests = [self._request(to, tag, one) for part in parts for one in self._split(part)]
+        if len(requests) > MESSAGES_MAX:
+            why = f"the arrays lie in too many pieces for {MESSAGES_MAX} messages: {_PIECES}"
+            raise refused(f"call {to.name}", Status.E_LENGTH, why)
         for request in requests:
             if request.spans:
                 prepare(self._host, request)
@@ -100,11 +110,40 @@ class Desk:
                 for request in requests:
                     status = self._serve(request)
                     if status is not Status.OK:
-                        raise Undone(refused(f"call {to.name}", status))
+                        words = _TOO_LONG if status is Status.E_LENGTH else None
+                        raise Undone(refused(f"call {to.name}", status, words))
                 if fill is not None:  # not before: what is refused is not to be seen by anybody
                     fill()
         except Undone as undone:
             raise undone.why from None
+
+    def _split(self, part: Part) -> Sequence[Part]:
+        """Return the messages that bring what one cannot: so many extents, or runs of them."""
+        extents = part.extents
+        if len(extents) < 2 or (
+            len(extents) <= EXTENTS_MAX and sum([extent.pages for extent in extents]) <= RUNS_MAX
+        ):
+            return (part,)
+        groups: list[list[Extent]] = []
+        left = 0
+        for extent in extents:
+            runs = self._runs(extent)
+            if runs > left or len(groups[-1]) == EXTENTS_MAX:
+                groups.append([])
+                left = RUNS_MAX
+            groups[-1].append(extent)
+            left -= runs
+        *before, last = groups
+        first = [part._replace(payload=part.more, extents=group) for group in before]
+        return [*first, part._replace(extents=last)]
+
+    def _runs(self, extent: Extent) -> int:
+        """Return in how many pieces an extent of the host's is, or is shared already."""
+        turns, ledger, number = self.turns, self._host._exchange.ledger, self._host.peer.number
+        with turns.lock:
+            runs = ledger.runs(number, extent)
+            shared = ledger.bonds([run for run in runs if run.hold is Hold.SHARED])
+            return max(len(runs), len(shared))
 
     def _request(self, to: Machine, tag: int, part: Part) -> Request:
         if not part.extents:

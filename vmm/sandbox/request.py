@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.calling import Part
-from vmm.errors import ConfigError
 from vmm.guest.abi import (
     CALL_DATA,
-    EXTENTS_MAX,
     PAGE_SIZE,
     PAYLOAD_MAX,
     CallFlags,
@@ -216,7 +214,7 @@ def spilled(
     words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas, scratch: Extent
 ) -> tuple[list[Part], Spill]:
     """Return the messages of a call that does not fit them, and what is put into `scratch`."""
-    writable = [scratch, *shared.writable]
+    writable = [*shared.writable, scratch]
     numbers = _numbers((*shared.const, *writable))
     count = len(words.general) + len(words.vector) + len(words.stack)
     head = 8 * count + _PLACE.size * (len(seen) + len(copied))
@@ -234,15 +232,6 @@ def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -
     """Return how many bytes `spilled` needs."""
     count = len(words.general) + len(words.vector) + len(words.stack)
     return _placed(copied, 8 * count + _PLACE.size * (len(seen) + len(copied)))[1]
-
-
-def check(name: str, parts: Sequence[Part]) -> None:
-    """Raise ConfigError for more extents than the messages of a call can have."""
-    if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
-        raise ConfigError(
-            f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared, and what is copied is "
-            "as one of those that may be written"
-        )
 
 
 def result(payload: bytes) -> tuple[Result, bytes]:
@@ -310,9 +299,14 @@ def _parts(
 ) -> list[Part]:
     counts = len(words.general), len(words.vector), len(places), len(words.stack), len(data)
     payload = _HEAD.pack(words.function, flags, *counts) + body + data
-    if not shared.const:
-        return [Part(payload, shared.writable)]
-    if not shared.writable:
-        return [Part(payload, shared.const, writable=False)]
+    if not (shared.const or shared.writable):
+        return [Part(payload)]
     more = _HEAD.pack(0, _MORE, 0, 0, 0, 0, 0)
-    return [Part(more, shared.const, writable=False), Part(payload, shared.writable)]
+    if not shared.const:
+        return [Part(payload, shared.writable, more=more)]
+    if not shared.writable:
+        return [Part(payload, shared.const, writable=False, more=more)]
+    return [
+        Part(more, shared.const, writable=False, more=more),
+        Part(payload, shared.writable, more=more),
+    ]

@@ -182,8 +182,6 @@ class Worker:
             else:
                 call = self._placed(machine, words, seen, copied, shared)
                 parts, copies, size = call.parts, (), 0
-            if seen:
-                self._check(name, parts)
             fill = self._filling(machine, call, shared)
             least = request.RESULT_BYTES + size
             payload = self._exchange(machine, name, parts, fill, until, least)
@@ -214,13 +212,6 @@ class Worker:
         try:
             return self._copies.place(machine, words, seen, copied, shared)
         except ResourceError:
-            self._whole = True  # the machine knows of nothing
-            raise
-
-    def _check(self, name: str, parts: Sequence[Part]) -> None:
-        try:
-            request.check(name, parts)
-        except ConfigError:
             self._whole = True  # the machine knows of nothing
             raise
 
