@@ -76,6 +76,7 @@ def found(row: Row) -> set[str]:
     ("name", "size", "columns"),
     [
         ("call_empty", 0, {"ours", "floor", "bare", "host", "executor"} | WASM),
+        ("call_1k_copied", 1024, {"ours", "host", "shared_memory", "executor", "plain"} | WASM),
         ("call_64m", SIZE, {"ours", "floor", "host", "shared_memory", "executor"} | WASM),
         ("call_64m_copied", SIZE, {"ours", "floor", "host", "shared_memory"}),
     ],

@@ -75,11 +75,13 @@ class Areas(NamedTuple):
     """What a call shares: extents of the host's window that are disjoint, by their rights.
 
     where    for each Seen its extent, and the offset within: of `const` ones, then `writable` ones
+    roomy    whether any is more than what is pointed to, and the rest of its last page
     """
 
     const: Sequence[Extent]
     writable: Sequence[Extent]
     where: Sequence[tuple[Extent, int]]
+    roomy: bool = False
 
 
 _NONE = Areas((), (), ())
@@ -117,6 +119,7 @@ def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> 
         [extent for extent, (_, _, writable) in pairs if not writable],
         [extent for extent, (_, _, writable) in pairs if writable],
         where,
+        any(extent.end != end for extent, (_, end, _) in pairs),
     )
 
 

@@ -220,7 +220,7 @@ class Worker:
     ) -> Callable[[], object] | None:
         """Return what is to be done in the turn in which a call is asked for, if anything."""
         fill = self._copies.fill(machine, call)
-        if not (shared.const or shared.writable):
+        if not shared.roomy:
             return fill
 
         def both() -> None:
