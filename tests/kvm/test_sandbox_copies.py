@@ -43,7 +43,7 @@ def borrowed(lib: Sandbox) -> int:
     """How many pages the machine has between calls that are not its own."""
     one = worker(lib)
     assert one.machine is not None
-    return one._desk.pages(one.machine, borrowed=True)
+    return lib.monitor._exchange.ledger.account(one.machine.number).loaned
 
 
 def fill(lib: Sandbox, size: int = SMALL, value: int = FIRST) -> None:

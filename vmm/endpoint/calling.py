@@ -51,11 +51,11 @@ class Kept(NamedTuple):
 class Desk:
     """Calls of one monitor's machines. Thread-safe; one call at a time to a machine.
 
-    turns    the monitor's
+    host, turns    the monitor's
     """
 
     def __init__(self, host: HostEndpoint) -> None:
-        self._host = host
+        self.host = host
         self.turns = host._turns
         self._answers: dict[int, tuple[Message, ...]] = {}  # by machine
         self.turn = 0  # Journal's
@@ -70,7 +70,7 @@ class Desk:
         """Share memory of the host's with a machine that waits for a call, for as long as it is
         there: it finds no message of that. Raises GuestError, and nothing has changed then.
         """
-        host, turns, peer = self._host, self.turns, to.peer
+        host, turns, peer = self.host, self.turns, to.peer
         request = self._request(to, 0, Part(b"", (extent,)))
         prepare(host, request)
         try:
@@ -104,7 +104,7 @@ class Desk:
             raise refused(f"call {to.name}", Status.E_LENGTH, why)
         for request in requests:
             if request.spans:
-                prepare(self._host, request)
+                prepare(self.host, request)
         try:
             with turns.telling, turns.lock, turns.change:
                 for request in requests:
@@ -139,7 +139,7 @@ class Desk:
 
     def _runs(self, extent: Extent) -> int:
         """Return in how many pieces an extent of the host's is, or is shared already."""
-        turns, ledger, number = self.turns, self._host._exchange.ledger, self._host.peer.number
+        turns, ledger, number = self.turns, self.host._exchange.ledger, self.host.peer.number
         with turns.lock:
             runs = ledger.runs(number, extent)
             shared = ledger.bonds([run for run in runs if run.hold is Hold.SHARED])
@@ -148,13 +148,13 @@ class Desk:
     def _request(self, to: Machine, tag: int, part: Part) -> Request:
         if not part.extents:
             return Request(to.peer.number, tag, payload=part.payload)
-        spans = carry.spans(self._host.peer.window, part.extents)
+        spans = carry.spans(self.host.peer.window, part.extents)
         length = sum(span.pages for span in spans) * PAGE_SIZE
         share = Operation.SHARE
         return Request(to.number, tag, length, spans, part.payload, share, part.writable)
 
     def _serve(self, request: Request) -> Status:
-        host = self._host
+        host = self.host
         if request.operation is Operation.SEND and host._exchange.post(
             host.peer, request.receiver, request.tag, request.payload
         ):
@@ -163,7 +163,7 @@ class Desk:
 
     def answered(self, by: Machine) -> bool:
         """Whether a machine has sent anything. Called in a turn, or under the lock."""
-        number, queue = by.peer.number, self._host.peer.queue
+        number, queue = by.peer.number, self.host.peer.queue
         if queue and queue[0].sender == number:  # as a rule
             return True
         return bool(self._answers.get(number)) or any(one.sender == number for one in queue)
@@ -181,22 +181,21 @@ class Desk:
         """Drop what a machine has sent: it is no more."""
         self._collect(machine)
 
-    def pages(self, machine: Machine, *, borrowed: bool = False) -> int:
-        """Return how many pages of its window a machine has that are its own, or that are not;
-        none, if it has stopped.
+    def pages(self, machine: Machine) -> int:
+        """Return how many pages of its window a machine has that are its own; none, if it has
+        stopped.
         """
-        turns, ledger = self.turns, self._host._exchange.ledger
+        turns, ledger = self.turns, self.host._exchange.ledger
         with turns.lock:
             if not machine.peer.alive:
                 return 0
-            account = ledger.account(machine.peer.number)
-            return account.loaned if borrowed else account.charged
+            return ledger.account(machine.peer.number).charged
 
     def borrows(self, machine: Machine, kept: Kept | None) -> bool:
         """Whether what a machine borrows is what it is to keep, all of that and nothing else. So it
         is if it has stopped.
         """
-        turns, ledger = self.turns, self._host._exchange.ledger
+        turns, ledger = self.turns, self.host._exchange.ledger
         with turns.lock:
             if not machine.peer.alive:
                 return True
@@ -216,7 +215,7 @@ class Desk:
         """Sort what has come for the host by who has sent it; return what a machine has. Pages that
         have come are let go of: nobody has asked for any.
         """
-        host, turns = self._host, self.turns
+        host, turns = self.host, self.turns
         more = True
         while more:
             with turns.telling, turns.lock, turns.change:

@@ -26,8 +26,6 @@ _HUGE = 128 << 10
 
 _ZEROS = bytes(SCRATCH)
 
-Alloc = Callable[[int, Callable[[Buffer | None], object]], object]
-
 
 class Call(NamedTuple):
     """A call as its messages, and each Copied with where it is.
@@ -50,18 +48,15 @@ class Copies:
     A machine that is new finds zeros there, and so does each call with `fresh`. Else a machine may
     find what its own earlier calls have left: it could have kept that anyway.
 
-    alloc    has the host get so many bytes, and stores them in that very turn
-    release  has it give them back
+    tidy    frees the memory of arrays that are no more: it may be wanted
 
     One call at a time; `forget` at any time.
     """
 
-    def __init__(
-        self, desk: Desk, alloc: Alloc, release: Callable[[Buffer], object], *, fresh: bool
-    ) -> None:
+    def __init__(self, desk: Desk, tidy: Callable[[], object], *, fresh: bool) -> None:
         self._desk = desk
-        self._alloc = alloc
-        self._release = release
+        self._host = desk.host
+        self._tidy = tidy
         self._fresh = fresh
         self._turns = desk.turns
         self._scratch: Buffer | None = None
@@ -164,6 +159,11 @@ class Copies:
                 if clear:
                     self._memory[:] = _ZEROS
 
+    def _alloc(self, size: int, store: Callable[[Buffer | None], object]) -> None:
+        """Have memory stored in the very turn in which it is the host's. Raises ResourceError."""
+        self._tidy()
+        self._host._alloc(size, store=store)
+
     def _store_scratch(self, buffer: Buffer | None) -> None:
         self._scratch = buffer
 
@@ -211,5 +211,5 @@ class Copies:
         """Give back the memory of larger copies."""
         buffer = self._spare
         if buffer is not None:
-            self._release(buffer)
+            self._host.release(buffer)
             self._spare = None

@@ -11,7 +11,7 @@ import sys
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -171,8 +171,7 @@ class Sandbox:
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
-            alloc = partial(self._unused.alloc_into, self.monitor.host)
-            release = self.monitor.host.release
+            tidy = partial(self._unused.release, self.monitor.host)  # not its own: that is a cycle
             self._crew = Crew(
                 [
                     Worker(
@@ -180,7 +179,7 @@ class Sandbox:
                         desk,
                         spawn,
                         names,
-                        Copies(desk, alloc, release, fresh=fresh),
+                        Copies(desk, tidy, fresh=fresh),
                         self._rooms,
                         patience=_PATIENCE,
                         fresh=fresh,
@@ -381,13 +380,6 @@ class _Unused:
         """Return memory, some of this perhaps. Raises as `host.alloc` does."""
         self.release(host)
         return host.alloc(size)
-
-    def alloc_into(
-        self, host: HostEndpoint, size: int, store: Callable[[Buffer | None], object]
-    ) -> None:
-        """Have memory stored in the very turn in which it is the host's. Raises as `alloc`."""
-        self.release(host)
-        host._alloc(size, store=store)
 
     def release(self, host: HostEndpoint) -> None:
         """Give back what nobody has a slice of."""

@@ -20,7 +20,7 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory import mapping
 from vmm.memory.runs import Extent
-from vmm.sizes import pages_for
+from vmm.sizes import pages_for, parse_size
 
 LEAST = 512 << 10  # bytes of such an array: it takes four times as much at most
 _REST = 128 << 10  # bytes beyond whole huge pages whose faults are worth another one
@@ -43,6 +43,7 @@ class Rooms:
 
     def alloc(self, count: int) -> Buffer:
         """Return memory for an array. Raises as `HostEndpoint.alloc` does."""
+        count = parse_size(count, "buffer size")
         host, pages = self._host, -(-count // LARGE_PAGE) * _LARGE
         pays = self._roomy and count >= LEAST and count % LARGE_PAGE >= _REST
         if not pays or self._scarce(pages):
