@@ -42,21 +42,20 @@ class Kept(NamedTuple):
 
     extent     of the machine's window
     address    of its first byte, there
+    source     of the host's window
     """
 
     extent: Extent
     address: int
+    source: Extent
 
 
 class Desk:
-    """Calls of one monitor's machines. Thread-safe; one call at a time to a machine.
-
-    host, turns    the monitor's
-    """
+    """Calls of one monitor's machines. Thread-safe; one call at a time to a machine."""
 
     def __init__(self, host: HostEndpoint) -> None:
-        self.host = host
-        self.turns = host._turns
+        self._host = host
+        self._turns = host._turns
         self._answers: dict[int, tuple[Message, ...]] = {}  # by machine
         self.turn = 0  # Journal's
 
@@ -70,7 +69,7 @@ class Desk:
         """Share memory of the host's with a machine that waits for a call, for as long as it is
         there: it finds no message of that. Raises GuestError, and nothing has changed then.
         """
-        host, turns, peer = self.host, self.turns, to.peer
+        host, turns, peer = self._host, self._turns, to.peer
         request = self._request(to, 0, Part(b"", (extent,)))
         prepare(host, request)
         try:
@@ -81,7 +80,7 @@ class Desk:
                     status = Status.E_NO_MEMORY if status is Status.OK else status
                     raise Undone(refused(f"share memory with {to.name}", status))
                 peer.received -= 1
-                return Kept(message.targets[0], message.spans[0].gpa)
+                return Kept(message.targets[0], message.spans[0].gpa, extent)
         except Undone as undone:
             raise undone.why from None
 
@@ -97,14 +96,14 @@ class Desk:
 
         fill    called in the same turn: it puts what the machine is to find where that looks
         """
-        turns = self.turns
+        turns = self._turns
         requests = [self._request(to, tag, one) for part in parts for one in self._split(part)]
         if len(requests) > MESSAGES_MAX:
             why = f"the arrays lie in too many pieces for {MESSAGES_MAX} messages: {_PIECES}"
             raise refused(f"call {to.name}", Status.E_LENGTH, why)
         for request in requests:
             if request.spans:
-                prepare(self.host, request)
+                prepare(self._host, request)
         try:
             with turns.telling, turns.lock, turns.change:
                 for request in requests:
@@ -139,7 +138,7 @@ class Desk:
 
     def _runs(self, extent: Extent) -> int:
         """Return in how many pieces an extent of the host's is, or is shared already."""
-        turns, ledger, number = self.turns, self.host._exchange.ledger, self.host.peer.number
+        turns, ledger, number = self._turns, self._host._exchange.ledger, self._host.peer.number
         with turns.lock:
             runs = ledger.runs(number, extent)
             shared = ledger.bonds([run for run in runs if run.hold is Hold.SHARED])
@@ -148,13 +147,13 @@ class Desk:
     def _request(self, to: Machine, tag: int, part: Part) -> Request:
         if not part.extents:
             return Request(to.peer.number, tag, payload=part.payload)
-        spans = carry.spans(self.host.peer.window, part.extents)
+        spans = carry.spans(self._host.peer.window, part.extents)
         length = sum(span.pages for span in spans) * PAGE_SIZE
         share = Operation.SHARE
         return Request(to.number, tag, length, spans, part.payload, share, part.writable)
 
     def _serve(self, request: Request) -> Status:
-        host = self.host
+        host = self._host
         if request.operation is Operation.SEND and host._exchange.post(
             host.peer, request.receiver, request.tag, request.payload
         ):
@@ -163,7 +162,7 @@ class Desk:
 
     def answered(self, by: Machine) -> bool:
         """Whether a machine has sent anything. Called in a turn, or under the lock."""
-        number, queue = by.peer.number, self.host.peer.queue
+        number, queue = by.peer.number, self._host.peer.queue
         if queue and queue[0].sender == number:  # as a rule
             return True
         return bool(self._answers.get(number)) or any(one.sender == number for one in queue)
@@ -185,7 +184,7 @@ class Desk:
         """Return how many pages of its window a machine has that are its own; none, if it has
         stopped.
         """
-        turns, ledger = self.turns, self.host._exchange.ledger
+        turns, ledger = self._turns, self._host._exchange.ledger
         with turns.lock:
             if not machine.peer.alive:
                 return 0
@@ -195,7 +194,7 @@ class Desk:
         """Whether what a machine borrows is what it is to keep, all of that and nothing else. So it
         is if it has stopped.
         """
-        turns, ledger = self.turns, self.host._exchange.ledger
+        turns, ledger = self._turns, self._host._exchange.ledger
         with turns.lock:
             if not machine.peer.alive:
                 return True
@@ -215,7 +214,7 @@ class Desk:
         """Sort what has come for the host by who has sent it; return what a machine has. Pages that
         have come are let go of: nobody has asked for any.
         """
-        host, turns = self.host, self.turns
+        host, turns = self._host, self._turns
         more = True
         while more:
             with turns.telling, turns.lock, turns.change:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.calling import Desk, Kept, Part
+from vmm.endpoint.host import HostEndpoint
 from vmm.engine.machine import Machine
 from vmm.errors import ClosedError, GuestError, ResourceError
 from vmm.ferry.rules import WRITABLE
@@ -53,12 +54,14 @@ class Copies:
     One call at a time; `forget` at any time.
     """
 
-    def __init__(self, desk: Desk, tidy: Callable[[], object], *, fresh: bool) -> None:
+    def __init__(
+        self, host: HostEndpoint, desk: Desk, tidy: Callable[[], object], *, fresh: bool
+    ) -> None:
+        self._host = host
         self._desk = desk
-        self._host = desk.host
         self._tidy = tidy
         self._fresh = fresh
-        self._turns = desk.turns
+        self._turns = host._turns
         self._scratch: Buffer | None = None
         self._memory = memoryview(b"")  # of that: used in turns only, as it is not a view of it
         self._keeper: Machine | None = None  # who sees that

@@ -171,7 +171,8 @@ class Sandbox:
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
-            tidy = partial(self._unused.release, self.monitor.host)  # not its own: that is a cycle
+            endpoint = self.monitor.host
+            tidy = partial(self._unused.release, endpoint)  # not its own: that is a cycle
             self._crew = Crew(
                 [
                     Worker(
@@ -179,7 +180,7 @@ class Sandbox:
                         desk,
                         spawn,
                         names,
-                        Copies(desk, tidy, fresh=fresh),
+                        Copies(endpoint, desk, tidy, fresh=fresh),
                         self._rooms,
                         patience=_PATIENCE,
                         fresh=fresh,
