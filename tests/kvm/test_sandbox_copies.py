@@ -144,9 +144,37 @@ def test_where_there_is_no_room_for_it_less_is_shared_for_the_call(lib: Sandbox)
     assert borrowed(lib) == PAGES
 
 
+@pytest.mark.not_in_lanes("a call with a tracer takes fifty times as long there")
+@pytest.mark.timeout(3600 if EVERY else 60)
+def test_a_call_that_needs_more_than_there_was_is_cut_off_at_any_line(lib: Sandbox) -> None:
+    fill(lib)
+
+    def more() -> None:
+        """Have memory for copies taken that is more than the last call of this kind had."""
+        fill(lib, SCRATCH + 1)
+        fill(lib, 3 << 20)
+
+    def begin() -> None:
+        fill(lib, SCRATCH + 1)
+        worker(lib)._copies.drop()
+        books = lib.monitor.audit(mappings=True)
+        assert books["owned"] + books["shared"] == PAGES
+
+    with Tracer() as tracer:
+        more()
+    step = 1 if EVERY else max(tracer.lines // 20, 1)
+    for line in range(1, tracer.lines + 1, step):
+        begin()
+        with Tracer(line) as tracer, contextlib.suppress(CallError):
+            more()
+        more()
+        assert len(lib.monitor.machines) == 1, tracer.where
+    begin()
+
+
 @pytest.mark.smaller_in_lanes("a call with a tracer takes fifty times as long there")
 @pytest.mark.not_in_ept("a call with a tracer takes two hundred times as long there")
-@pytest.mark.timeout(3600 if EVERY else 30)
+@pytest.mark.timeout(3600 if EVERY else 60)
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("had", [False, True], ids=["first", "for another machine"])
 def test_the_call_that_needs_it_first_is_cut_off_at_any_line(
@@ -168,7 +196,7 @@ def test_the_call_that_needs_it_first_is_cut_off_at_any_line(
         before = lib.monitor.audit(mappings=True)
         with Tracer() as tracer:
             fill(lib)
-        step = 1 if EVERY else max(tracer.lines // sized(40, 4), 1)
+        step = 1 if EVERY else max(tracer.lines // sized(20, 4), 1)
         for line in range(1, tracer.lines + 1, step):
             begin()
             with Tracer(line) as tracer, contextlib.suppress(CallError):

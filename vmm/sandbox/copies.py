@@ -196,7 +196,8 @@ class Copies:
     def _room(self, least: int) -> tuple[Buffer, int]:
         """Return memory for copies, and how much of it to share. Raises ResourceError."""
         whole = round_up(least, LARGE_PAGE if least >= _HUGE else PAGE_SIZE)
-        if self._spare is None or self._spare.size < whole:
+        spare = self._spare
+        if spare is None or spare._extent is None or spare.size < whole:
             self.drop()
             try:
                 self._alloc(whole, self._store_spare)
@@ -213,6 +214,6 @@ class Copies:
     def drop(self) -> None:
         """Give back the memory of larger copies."""
         buffer = self._spare
-        if buffer is not None:
+        if buffer is not None and buffer._extent is not None:  # it was cut off just after that
             self._host.release(buffer)
-            self._spare = None
+        self._spare = None
