@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_a_call_that_needs_more_than_there_was_is_cut_off_at_any_line(lib: Sandb
     with Tracer() as tracer:
         more()
     step = 1 if EVERY else max(tracer.lines // 20, 1)
-    for line in range(1, tracer.lines + 1, step):
+    for line in range(1 + random.randrange(step), tracer.lines + 1, step):
         begin()
         with Tracer(line) as tracer, contextlib.suppress(CallError):
             more()
@@ -197,7 +198,7 @@ def test_the_call_that_needs_it_first_is_cut_off_at_any_line(
         with Tracer() as tracer:
             fill(lib)
         step = 1 if EVERY else max(tracer.lines // sized(20, 4), 1)
-        for line in range(1, tracer.lines + 1, step):
+        for line in range(1 + random.randrange(step), tracer.lines + 1, step):
             begin()
             with Tracer(line) as tracer, contextlib.suppress(CallError):
                 fill(lib)
