@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from vmm.errors import ClosedError, GuestError, ResourceError
 from vmm.ferry.rules import WRITABLE
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
+from vmm.memory import mapping
 from vmm.sandbox import request
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import round_up
@@ -24,8 +26,6 @@ _SPARE = 128 << 20  # bytes of memory for larger copies that are kept from one c
 # Bytes from which on they are in huge pages: to clear one takes less than the faults of what is in
 # small pages, each of which the machine finds anew in every call.
 _HUGE = 128 << 10
-
-_ZEROS = bytes(SCRATCH)
 
 
 class Call(NamedTuple):
@@ -160,7 +160,7 @@ class Copies:
             if buffer is not None:
                 self._memory = buffer._window.view(buffer.extent, WRITABLE, 0, SCRATCH)
                 if clear:
-                    self._memory[:] = _ZEROS
+                    self._wipe()
 
     def _alloc(self, size: int, store: Callable[[Buffer | None], object]) -> None:
         """Have memory stored in the very turn in which it is the host's. Raises ResourceError."""
@@ -170,11 +170,14 @@ class Copies:
     def _store_scratch(self, buffer: Buffer | None) -> None:
         self._scratch = buffer
 
+    def _wipe(self) -> None:
+        mapping.clear(ctypes.addressof(ctypes.c_char.from_buffer(self._memory)), SCRATCH)
+
     def _fill(self, copies: Sequence[tuple[Copied, int]]) -> None:
         """Put copies where the machine keeps seeing them. In a turn."""
         memory = self._memory
         if self._fresh:
-            memory[:] = _ZEROS
+            self._wipe()
         for one, at in copies:
             memory[at : at + len(one.data)] = one.data
 
