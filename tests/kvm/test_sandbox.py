@@ -40,6 +40,7 @@ LIBRARY = SANDBOXED / "library.elf"
 @pytest.fixture(scope="module")
 def shared_lib(test_guests: Path) -> Iterator[Sandbox]:
     with Sandbox(LIBRARY, pool="256M") as lib:
+        lib.total(bytes(1000), 1000)  # so that there is memory for copies, which is kept
         yield lib
 
 
@@ -51,7 +52,7 @@ def lib(shared_lib: Sandbox) -> Iterator[Sandbox]:
     tidy(shared_lib)
     mappings.check(shared_lib.monitor)
     for worker in shared_lib._crew.workers:
-        worker._drop_scratch()
+        worker._copies.drop()
         worker.start()  # another machine, if the test has ended the last one
     assert shared_lib.monitor.audit()["free"] >= before
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex, TypeVar
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer, check_unviewed, refresh
 from vmm.endpoint.lending import Lending, take_back
-from vmm.endpoint.refusals import refused
+from vmm.endpoint.refusals import none_left, refused
 from vmm.endpoint.window import HostWindow
 from vmm.engine.machine import Machine
-from vmm.errors import ConfigError, ResourceError
+from vmm.errors import ConfigError
 from vmm.ferry import carry
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
@@ -27,7 +27,7 @@ from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
 from vmm.memory.runs import Extent
-from vmm.sizes import format_size, integer, pages_for, parse_size
+from vmm.sizes import integer, pages_for, parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
@@ -96,16 +96,27 @@ class HostEndpoint:
         Raises ResourceError, which says why, if they are not to be had; ConfigError if that is no
         size.
         """
-        count = parse_size(size, "buffer size")
-        request = Request(spans=(Span(0, pages_for(count)),), operation=Operation.ALLOC)
+        return self._alloc(parse_size(size, "buffer size"))
+
+    def _alloc(
+        self, count: int, pages: int = 0, store: Callable[[Buffer | None], object] | None = None
+    ) -> Buffer:
+        """Return zeroed pages for `count` bytes, and more of them if `pages` says so.
+
+        store    called with the buffer in the turn that gets it, and with None if that is undone:
+                 so that nothing is lost, wherever this is cut off
+        """
+        pages = max(pages, pages_for(count))
+        request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
 
         def follow(answer: Answer) -> Buffer:
-            if answer.status is Status.OK:
-                return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
-            why = self._why_not(answer.status, pages_for(count))
-            raise ResourceError(
-                f"no {format_size(count)} for a buffer ({answer.status.name}): {why}"
-            )
+            if answer.status is not Status.OK:
+                raise none_left(self._exchange.ledger, self.peer.number, answer.status, count)
+            made = Buffer(self._window, self._window.extent(*answer.spans[0]), count)
+            if store is not None:
+                self._journal.undo(partial(store, None))
+                store(made)
+            return made
 
         return self._serve(lambda: request, follow)
 
@@ -127,24 +138,6 @@ class HostEndpoint:
                 if not self._exchange.slices.chores():
                     break
             time.sleep(MOMENT)
-
-    def _why_not(self, status: Status, pages: int) -> str:
-        """Return why so many pages are not to be had, and what helps."""
-        ledger = self._exchange.ledger
-        free = ledger.shares.available(self.peer.number)
-        if status is Status.E_WINDOW_FULL:
-            return "the host's window has no gap of that size: release buffers"
-        if pages > free:
-            return (
-                f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
-                "release buffers, or make the pool larger (pool=...)"
-            )
-        if ledger.growth_left(self.peer.number) < 1:
-            return (
-                "the windows are cut into as many pieces as this host can map: "
-                "release buffers, or raise vm.max_map_count"
-            )
-        return "the pool has as much, but the kernel refused to map it: see ulimit -v"
 
     def release(self, buffer: Buffer) -> None:
         """Give a buffer's pages back to the pool, or let go of one that was reclaimed.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from vmm.errors import GuestError
+from vmm.errors import GuestError, ResourceError
 from vmm.ferry.checks import RUNS_MAX
-from vmm.guest.abi import EXTENTS_MAX, Status
+from vmm.ferry.ledger import Ledger
+from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Status
+from vmm.sizes import format_size, pages_for
 
 _WORDS = {
     Status.E_PEER: "no channel leads there",
@@ -29,3 +31,23 @@ def refused(what: str, status: Status, why: str | None = None) -> GuestError:
     """Return the error of an operation, by its name, that is refused with a status."""
     words = _WORDS.get(status) if why is None else why
     return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""), status)
+
+
+def none_left(ledger: Ledger, peer: int, status: Status, count: int) -> ResourceError:
+    """Return the error for so many bytes that the host does not get: why, and what helps."""
+    free = ledger.shares.available(peer)
+    if status is Status.E_WINDOW_FULL:
+        why = "the host's window has no gap of that size: release buffers"
+    elif pages_for(count) > free:
+        why = (
+            f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
+            "release buffers, or make the pool larger (pool=...)"
+        )
+    elif ledger.growth_left(peer) < 1:
+        why = (
+            "the windows are cut into as many pieces as this host can map: "
+            "release buffers, or raise vm.max_map_count"
+        )
+    else:
+        why = "the pool has as much, but the kernel refused to map it: see ulimit -v"
+    return ResourceError(f"no {format_size(count)} for a buffer ({status.name}): {why}")

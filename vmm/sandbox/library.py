@@ -29,9 +29,11 @@ from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
 from vmm.memory.movers.in_place import InPlaceMover
 from vmm.monitor import Monitor, print_line
+from vmm.sandbox.copies import Copies
 from vmm.sandbox.crew import Crew
 from vmm.sandbox.function import Caller, Function, Stats
 from vmm.sandbox.program import program
+from vmm.sandbox.rooms import Rooms
 from vmm.sandbox.worker import Worker
 from vmm.sizes import integer
 
@@ -128,9 +130,11 @@ class Sandbox(Opened):
             library_dirs=library_dirs,
         )
         try:
+            mover = _mover(device)
             self.monitor = Monitor(
-                mover=_mover(device), pool=pool, console=console, audit=audit, device=device
+                mover=mover, pool=pool, console=console, audit=audit, device=device
             )
+            self._rooms = Rooms(self.monitor.host, roomy=mover is InPlaceMover)
             window = self.monitor.host.peer.window.region
             title = (wanted or self._program.path.stem).encode()[:_NAME_MAX]
             names = map(partial("{}-{}".format, title.decode(errors="ignore")), itertools.count(1))
@@ -153,10 +157,20 @@ class Sandbox(Opened):
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
-            alloc = partial(self._unused.alloc, self.monitor.host)
+            endpoint = self.monitor.host
+            tidy = partial(self._unused.release, endpoint)  # not its own: that is a cycle
             self._crew = Crew(
                 [
-                    Worker(self.monitor, desk, spawn, names, alloc, patience=_PATIENCE, fresh=fresh)
+                    Worker(
+                        self.monitor,
+                        desk,
+                        spawn,
+                        names,
+                        Copies(endpoint, desk, tidy, fresh=fresh),
+                        self._rooms,
+                        patience=_PATIENCE,
+                        fresh=fresh,
+                    )
                     for _ in range(count)
                 ]
             )
@@ -238,12 +252,14 @@ class Sandbox(Opened):
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
         """Return a zeroed NumPy array in such memory.
 
-        It may be used like any other; its memory is freed when its last view is gone. Raises
+        It may be used like any other; its memory is freed when its last view is gone. One of half a
+        MiB or more may have its last huge page to itself. Raises
         ResourceError if there is none, ConfigError, ImportError without NumPy.
         """
         kind, sizes = layout(dtype, shape, 0)
         size = math.prod(sizes) * kind.itemsize
-        buffer = self.alloc(max(size, 1))
+        self._unused.release(self.monitor.host)
+        buffer = self._rooms.alloc(max(size, 1))
         array: np.ndarray[Any, Any] = buffer.array(kind, sizes)
         # Not released there: that may be at any line of any thread, within a turn as well. Nor for
         # certain then: slices may be left.

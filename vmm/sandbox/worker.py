@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.calling import Desk, Part
 from vmm.engine.machine import Machine, State
 from vmm.errors import (
@@ -24,23 +23,18 @@ from vmm.errors import (
     GuestError,
     ResourceError,
 )
-from vmm.guest.abi import CALL_READY, CALL_VERSION, PAGE_SIZE
-from vmm.guest.x86 import LARGE_PAGE
+from vmm.guest.abi import CALL_READY, CALL_VERSION
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
 from vmm.monitor import Monitor
 from vmm.sandbox import request
-from vmm.sandbox.arguments import address_of
-from vmm.sandbox.ctype import round_up
-from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
+from vmm.sandbox.copies import Call, Copies
+from vmm.sandbox.request import Areas, Copied, Result, Seen, Words
+from vmm.sandbox.rooms import Rooms
 
 T = TypeVar("T")
 
 _VERSION = struct.Struct("<I")
-_KEPT = 128 << 20  # bytes of memory for copies that a worker keeps from one call to the next
-# Bytes from which on they are in huge pages: to clear one takes less than the faults of what is in
-# small pages, each of which the machine finds anew in every call.
-_HUGE = 128 << 10
 _BEGIN = "the start"  # what is called when there is no function yet
 _CANCELLED = "the call was cancelled"
 _MOMENT = 0.001  # seconds, for a machine that another thread runs to come out
@@ -55,7 +49,8 @@ class Worker:
 
     spawn       makes a machine of that name, which begins with the next call
     names       for machines: those of all workers
-    alloc       returns memory for copies
+    copies      memory for what its calls copy
+    rooms       arrays of which more is shared than they are
     patience    seconds that it may take to be ready
     fresh       whether each call finds the machine as it was when it was ready first
     initialize  called once for each machine, before any other function: it may call some of this
@@ -70,7 +65,8 @@ class Worker:
         desk: Desk,
         spawn: Callable[[str], Machine],
         names: Iterator[str],
-        alloc: Callable[[int], Buffer],
+        copies: Copies,
+        rooms: Rooms,
         *,
         patience: float,
         fresh: bool,
@@ -79,12 +75,11 @@ class Worker:
         self._desk = desk
         self._spawn = spawn
         self._names = names
-        self._alloc = alloc
+        self._copies = copies
+        self._rooms = rooms
         self._patience = patience
         self._fresh = fresh
         self._tag = 0
-        self._scratch: Buffer | None = None
-        self._seen_by: LinuxMachine | None = None  # that
         self._name = ""
         self._whole = False  # whether the machine is as a call that has returned leaves it
         self._prepared: LinuxMachine | None = None  # for which `initialize` has been called
@@ -174,22 +169,22 @@ class Worker:
             most = request.PLACES_MAX
             raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
         machine, until = self._begin(until)
-        shared = request.areas(seen)
+        shared = request.areas(seen, self._rooms.end)
         inline = request.inline(words, seen, copied, shared)
-        spill: Spill | None = None
-        if inline is not None:
-            parts, copies, size = inline
-        else:
-            parts, spill = self._spill(words, seen, copied, shared)
-            copies, size = (), 0
-        if seen:
-            request.check(name, parts)
+        call: Call | None = None
         self._whole = False
         try:
-            payload = self._exchange(machine, name, parts, until, request.RESULT_BYTES + size)
+            if inline is not None:
+                parts, copies, size = inline
+            else:
+                call = self._placed(machine, words, seen, copied, shared)
+                parts, copies, size = call.parts, (), 0
+            fill = self._filling(machine, call, shared)
+            least = request.RESULT_BYTES + size
+            payload = self._exchange(machine, name, parts, fill, until, least)
             result, data = request.result(payload)
-            if spill is not None:
-                self._copy_back(spill)
+            if call is not None:
+                self._copies.copy_back(call)
             for one, at in copies:
                 if not one.const:
                     one.data[:] = data[at : at + len(one.data)]
@@ -199,8 +194,8 @@ class Worker:
             self._whole = True
         finally:
             self._settle()
-        if self._scratch is not None and self._scratch.size > _KEPT:
-            self._drop_scratch()
+        if call is not None:
+            self._copies.trim()
         return value
 
     def ask(self, name: str, payload: bytes, until: float, finish: Callable[[bytes], T]) -> T:
@@ -211,8 +206,9 @@ class Worker:
         machine, until = self._begin(until)
         self._whole = False
         try:
-            parts = (Part(payload),)
-            value = finish(self._exchange(machine, name, parts, until, request.RESULT_BYTES))
+            fill = self._copies.fill(machine, None) if self._fresh else None
+            parts, least = (Part(payload),), request.RESULT_BYTES
+            value = finish(self._exchange(machine, name, parts, fill, until, least))
             if self._fresh and not self._preparing:
                 self._put_back(machine)
             self._whole = True
@@ -227,6 +223,37 @@ class Worker:
         before, began = self.machine, time.monotonic()
         machine = self.start()
         return machine, until if machine is before else until + time.monotonic() - began
+
+    def _placed(
+        self,
+        machine: Machine,
+        words: Words,
+        seen: Sequence[Seen],
+        copied: Sequence[Copied],
+        shared: Areas,
+    ) -> Call:
+        try:
+            return self._copies.place(machine, words, seen, copied, shared)
+        except ResourceError:
+            self._whole = True  # the machine knows of nothing
+            raise
+
+    def _filling(
+        self, machine: Machine, call: Call | None, shared: Areas
+    ) -> Callable[[], object] | None:
+        """Return what is to be done in the turn in which a call is asked for, if anything."""
+        fill = self._copies.fill(machine, call)
+        if not shared.roomy:
+            return fill
+
+        def both() -> None:
+            if fill is not None:
+                fill()
+            clear, number, fresh = self._rooms.clear, machine.number, self._fresh
+            clear(shared.const, number, writable=False, fresh=fresh)
+            clear(shared.writable, number, writable=True, fresh=fresh)
+
+        return both
 
     def _put_back(self, machine: LinuxMachine) -> None:
         """Let a machine be what it was; or another one, if it has got memory of the pool."""
@@ -250,12 +277,18 @@ class Worker:
             return None
 
     def _exchange(
-        self, machine: Machine, name: str, parts: Sequence[Part], until: float, least: int
+        self,
+        machine: Machine,
+        name: str,
+        parts: Sequence[Part],
+        fill: Callable[[], object] | None,
+        until: float,
+        least: int,
     ) -> bytes:
         self._tag += 1
-        desk = self._desk
+        desk, copies = self._desk, self._copies
         try:
-            desk.ask(machine, self._tag, parts)
+            desk.ask(machine, self._tag, parts, fill)
         except GuestError:
             if machine.state is State.STOPPED:  # it has been cancelled
                 raise self._failure(machine, name, in_time=True) from None
@@ -263,10 +296,10 @@ class Worker:
             raise
         in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, least)
-        borrows = desk.pages(machine, borrowed=True)
+        borrows = desk.borrows(machine, copies.kept(machine))
         if payload is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
-        if borrows:  # it has answered, and not returned everything
+        if not borrows:  # it has answered, and not returned everything; or more than that
             raise CallCrash(name, "it has kept memory that was shared for the call")
         return payload
 
@@ -297,54 +330,6 @@ class Worker:
             )
         return CallCrash(name, "it waits for what nobody sends")
 
-    # ---- What is copied ----
-
-    def _spill(
-        self, words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
-    ) -> tuple[list[Part], Spill]:
-        scratch, size = self._room(request.spilled_size(words, seen, copied))
-        extent = scratch.extent._replace(pages=size // PAGE_SIZE)
-        parts, spill = request.spilled(words, seen, copied, shared, extent)
-        # What an earlier call has left there is nobody's but the machine's that had it.
-        clears, self._seen_by = self._fresh or self._seen_by is not self.machine, self.machine
-        at = 0
-        placed = [(memoryview(spill.head), 0), *((one.data, at) for one, at in spill.copies)]
-        for data, start in placed:
-            if clears and start > at:
-                scratch.write(bytes(start - at), at)
-            scratch.write(data, start)
-            at = max(at, start + len(data))
-        if clears:
-            scratch.write(bytes(size - at), at)
-        return parts, spill
-
-    def _room(self, least: int) -> tuple[Buffer, int]:
-        """Return memory for copies, and how much of it to share. Raises ResourceError."""
-        whole = round_up(least, LARGE_PAGE if least >= _HUGE else PAGE_SIZE)
-        if self._scratch is None or self._scratch.size < whole:
-            self._drop_scratch()
-            try:
-                self._scratch = self._alloc(whole)
-            except ResourceError:
-                whole = round_up(least, PAGE_SIZE)
-                self._scratch = self._alloc(whole)
-        return self._scratch, whole
-
-    def _copy_back(self, spill: Spill) -> None:
-        scratch = self._scratch
-        if scratch is None:
-            raise ClosedError("the sandbox has been closed")
-        for one, at in spill.copies:
-            if not one.const:  # not by a copy, whose page faults would cost more than all else
-                target, size = address_of(one.data), len(one.data)
-                for done in range(0, size, CHUNK):
-                    scratch._copy_to(target + done, at + done, min(CHUNK, size - done))
-
-    def _drop_scratch(self) -> None:
-        scratch, self._scratch = self._scratch, None
-        if scratch is not None:
-            self._monitor.host.release(scratch)
-
     # ---- The end ----
 
     def cancel(self) -> None:
@@ -366,7 +351,8 @@ class Worker:
 
     def forget(self) -> None:
         """Know of nothing any more: the monitor has been closed."""
-        self.machine = self._scratch = None
+        self.machine = None
+        self._copies.forget()
 
     def _discard(self) -> None:
         """Remove the machine, whatever it is doing: all that it borrows is let go of."""
