@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from vmm.endpoint.wholes import Undone, prepare, served
 from vmm.engine.machine import Machine
 from vmm.ferry import carry
 from vmm.ferry.message import Message, Request
+from vmm.ferry.rules import READABLE
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.runs import Extent
 
@@ -28,6 +30,13 @@ class Part(NamedTuple):
     payload: bytes
     extents: Sequence[Extent] = ()
     writable: bool = True
+
+
+class Shown(NamedTuple):
+    """An extent of the host's window, and where a machine sees it: at which of its addresses."""
+
+    start: int
+    extent: Extent
 
 
 class Desk:
@@ -76,6 +85,27 @@ class Desk:
         ):
             return Status.OK
         return served(host, lambda: request).status
+
+    def shown(self, to: Machine, parts: Sequence[Part]) -> list[Shown]:
+        """Return where a machine is to see what it has just been asked with, before it runs."""
+        own, number, ledger = self._host.peer.number, to.peer.number, self._host._exchange.ledger
+        base, found = to.peer.window.region.base, list[Shown]()
+        with self._turns.lock:
+            for extent in (extent for part in parts for extent in part.extents):
+                bond = next(iter(ledger.bonds(ledger.runs(own, extent))), None)
+                place = [] if bond is None else [b for b in bond.borrowers if b.peer == number]
+                found += [Shown(base + b.page * PAGE_SIZE, extent) for b in place[-1:]]
+        return found
+
+    def text(self, extent: Extent, start: int, limit: int) -> bytes | None:
+        """Return the C string at an offset of what the host has; None if it has no end there, or
+        among `limit` bytes. Raises AccessError, ClosedError.
+        """
+        turns, room = self._turns, min(extent.pages * PAGE_SIZE - start, limit)
+        with turns.telling, turns.lock, turns.change:
+            address = self._host._window.address(extent, READABLE) + start
+            found: bytes = (ctypes.c_char * room).from_address(address).value
+        return found if len(found) < room else None
 
     def answered(self, by: Machine) -> bool:
         """Whether a machine has sent anything. Called in a turn, or under the lock."""

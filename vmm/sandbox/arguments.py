@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
@@ -59,10 +59,13 @@ class Placed(NamedTuple):
     kept: list[memoryview]
     structures: list[tuple[Reference, bytearray]]
 
-    def finish(self) -> None:
-        """Give structures back that were given as mappings: the function has returned."""
+    def finish(self, pointer: Callable[[int], int]) -> None:
+        """Give structures back that were given as mappings: the function has returned.
+
+        pointer    makes handles of addresses
+        """
         for reference, data in self.structures:
-            written_back(reference, bytes(data))
+            written_back(reference, bytes(data), pointer)
 
     def let_go(self) -> None:
         """Let what they point to be resized again. Nothing here is to be used any more."""

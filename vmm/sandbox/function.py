@@ -21,6 +21,7 @@ from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
 from vmm.sandbox.crew import Crew, Ticket, in_thread
 from vmm.sandbox.ctype import Pointer, innermost
+from vmm.sandbox.handle import Handle, handles
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
@@ -104,8 +105,9 @@ class Function:
     Numbers are Python's. A pointer takes whatever has the buffer protocol: memory of the sandbox's
     (`Sandbox.empty`) is shared with the machine for the time of the call, read-only if the
     parameter is `const`; all else is copied there and, unless it is `const`, back. Text and bytes
-    make C strings; None is NULL; an int is an address in the machine, as functions return them.
-    Structures are mappings, or their fields in order. A `char *` that is returned is bytes.
+    make C strings; None is NULL; an int is an address in the machine, as functions return them
+    (Handle: of one that is gone, or of another, it is refused). Structures are mappings, or their
+    fields in order. A `char *` that is returned is bytes.
 
     argtypes, restype   as with ctypes, instead of what the debug information says; see Prototype
     lengths   how many items arrays must have at least, by the parameters' names: numbers, or text
@@ -115,8 +117,9 @@ class Function:
     timeout= takes seconds, after which the function is stopped (unless it has a parameter of that
     name: `with_timeout` then).
 
-    Raises TypeError, ValueError, OverflowError or BufferError for arguments that do not fit, and
-    nothing has been done then; CallError, of one kind or another, if the function does not return.
+    Raises TypeError, ValueError (HandleError), OverflowError or BufferError for arguments that do
+    not fit, and nothing has been done then; CallError, of one kind or another, if the function does
+    not return.
 
     Thread-safety: may be called from any thread; a call waits for a machine that is free.
     """
@@ -256,7 +259,10 @@ class Function:
         values = prototype.bind(args, kwargs)
         if self._lengths:
             self._check_lengths(values, dict(zip(prototype.keywords, args, strict=False)) | kwargs)
-        return functools.partial(self._run, prototype, values, limit, ticket or Ticket())
+        found = handles((*args, *kwargs.values()))
+        for one in found:  # also those for whole numbers
+            one.check(prototype.name)
+        return functools.partial(self._run, prototype, values, found, limit, ticket or Ticket())
 
     def _check_lengths(self, values: Sequence[bytes | Reference], given: Mapping[str, Any]) -> None:
         """Raise ConfigError if an array is too short."""
@@ -277,6 +283,7 @@ class Function:
         self,
         prototype: Prototype,
         values: Sequence[bytes | Reference],
+        given: Sequence[Handle],
         limit: float | None,
         ticket: Ticket,
     ) -> Any:
@@ -288,17 +295,23 @@ class Function:
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False, max(layout.align, ALIGNED)))
         kind, crew = prototype.result, caller.crew
+        is_text = isinstance(kind, Pointer) and kind.is_text
+        pointer: Callable[[int], int] = int
 
         def finish(result: Result) -> Any:
+            nonlocal pointer
+            pointer = worker.pointer()
             data = layout.unpack(*result, memory=bytes(hidden))
-            if isinstance(kind, Pointer) and kind.is_text:
+            if is_text:
                 return _text(worker, data)
-            return decode(kind, data)
+            return decode(kind, data, pointer)
 
         try:
             try:
                 worker = crew.take(ticket, name, until)
-                value = worker.call(name, words, placed.seen, placed.copied, until, finish)
+                value = worker.call(
+                    name, words, placed.seen, placed.copied, until, finish, given, is_text
+                )
             finally:
                 crew.leave(ticket)
         except CallError:
@@ -308,13 +321,12 @@ class Function:
             if not ticket.over:
                 crew.leave(ticket)
             placed.let_go()
-        placed.finish()
+        placed.finish(pointer)
         caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(
-                f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
-                "in the machine's own memory: have it written into an array, or set restype to "
-                "ctypes.c_void_p for the address"
+                f"{name} has returned a char * to no text of at most {_TEXT_MAX >> 20} MiB: have "
+                "it written into an array, or set restype to ctypes.c_void_p for the address"
             )
         return value
 

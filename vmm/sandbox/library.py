@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,10 +21,9 @@ from vmm import host
 from vmm.endpoint import Buffer, arguments
 from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
-from vmm.endpoint.host import HostEndpoint
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
-from vmm.errors import ClosedError, GuestError, LiveViewError
+from vmm.errors import ClosedError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
@@ -33,12 +31,15 @@ from vmm.memory.movers.in_place import InPlaceMover
 from vmm.monitor import Monitor, print_line
 from vmm.sandbox.crew import Crew
 from vmm.sandbox.function import Caller, Function, Stats
+from vmm.sandbox.inside import Inside
 from vmm.sandbox.program import program
+from vmm.sandbox.unused import Unused
 from vmm.sandbox.worker import Worker
 from vmm.sizes import integer
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
 
 Size = SupportsIndex | str
 
@@ -130,7 +131,7 @@ class Sandbox:
         limit = arguments.seconds(timeout, "timeout")
         wanted = None if name is None else arguments.text(name, "name")
         self._functions: dict[str, Function] = {}
-        self._unused = _Unused()
+        self._unused = Unused()
         self._program = program(
             sources,
             header,
@@ -176,6 +177,7 @@ class Sandbox:
             )
             self._threads = ThreadPoolExecutor(count, "pageferry-call", self._crew.enlist)
             self._caller = Caller(self._crew, window, limit, self._threads)
+            self._inside = Inside(self._crew, fresh)
             machine = self._crew.workers[0].boot()
             # What is added to the addresses that the program is linked at: in every machine.
             self._base: int = getattr(machine.guest, "base", 0)
@@ -271,6 +273,23 @@ class Sandbox:
         made[...] = source
         return made
 
+    # ---- Memory of the machine's own ----
+
+    def read(self, address: SupportsIndex, size: SupportsIndex) -> bytes:
+        """Return bytes of the machine's own memory, where a function's result points to.
+
+        Raises AccessError if they are not all there, HandleError for an address of a machine that
+        is gone, ConfigError where it is not said which machine's: in a sandbox of several only a
+        function that is submitted to a Pool may ask, for the machine that it has.
+        """
+        return self._inside.read(address, size)
+
+    def write(self, address: SupportsIndex, data: Bytes) -> None:
+        """Write bytes to the machine's own memory: all of them, or none. Raises as `read` does, and
+        ConfigError if each call finds the machine fresh.
+        """
+        self._inside.write(address, data)
+
     def _tidy(self) -> None:
         """Free the memory of arrays that are no more."""
         self._unused.release(self.monitor.host)
@@ -348,43 +367,6 @@ class Sandbox:
 
 def _spawn(monitor: Monitor, path: Path, name: str, **options: Any) -> Machine:
     return monitor.spawn(path, name=name, **options)
-
-
-class _Unused:
-    """The memory of arrays that are no more; slices of them may be left. Any thread may use it."""
-
-    def __init__(self) -> None:
-        self._buffers: deque[Buffer] | None = deque()
-
-    def note(self, buffer: Buffer) -> None:
-        """Called by the garbage collector: whenever, and wherever."""
-        if self._buffers is not None:
-            self._buffers.append(buffer)
-
-    def alloc(self, host: HostEndpoint, size: Size) -> Buffer:
-        """Return memory, some of this perhaps. Raises as `host.alloc` does."""
-        self.release(host)
-        return host.alloc(size)
-
-    def release(self, host: HostEndpoint) -> None:
-        """Give back what nobody has a slice of."""
-        for buffer in self._taken():
-            try:
-                host.release(buffer)
-            except ClosedError:  # it has been
-                pass
-            except (LiveViewError, GuestError):  # a slice is left, or a call has it
-                self.note(buffer)
-
-    def _taken(self) -> list[Buffer]:
-        buffers, found = self._buffers, list[Buffer]()
-        while buffers:
-            found.append(buffers.popleft())
-        return found
-
-    def close(self) -> None:
-        """Know of none from now on: addresses are kept for as long as their buffers are."""
-        self._buffers = None
 
 
 def _mover(device: str | bytes | os.PathLike[str]) -> str | type[Mover]:

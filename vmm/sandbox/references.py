@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from vmm.endpoint.arguments import wrong_type
@@ -112,21 +112,23 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     return _buffer(index, kind, value, what)
 
 
-def written_back(reference: Reference, data: bytes) -> None:
+def written_back(reference: Reference, data: bytes, pointer: Callable[[int], int]) -> None:
     """Let the mapping that a structure was made from have what it is now."""
     assert isinstance(reference.type, Struct)
     assert reference.mapping is not None
-    _update(reference.mapping, reference.type, data)
+    _update(reference.mapping, reference.type, data, pointer)
 
 
-def _update(mapping: MutableMapping[str, Any], kind: Struct, data: bytes) -> None:
+def _update(
+    mapping: MutableMapping[str, Any], kind: Struct, data: bytes, pointer: Callable[[int], int]
+) -> None:
     for field in kind.fields:
         part = data[field.offset : field.offset + field.type.size]
         inner = mapping.get(field.name)
         if isinstance(field.type, Struct) and isinstance(inner, MutableMapping):
-            _update(inner, field.type, part)
+            _update(inner, field.type, part, pointer)
         else:
-            mapping[field.name] = decode(field.type, part)
+            mapping[field.name] = decode(field.type, part, pointer)
 
 
 def _unwrapped(value: Any, what: str) -> Any:

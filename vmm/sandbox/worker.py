@@ -7,10 +7,11 @@ import math
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from vmm.endpoint.buffer import CHUNK, Buffer
-from vmm.endpoint.calling import Desk, Part
+from vmm.endpoint.calling import Desk, Part, Shown
 from vmm.engine.machine import Machine, State
 from vmm.errors import (
     BusyError,
@@ -26,12 +27,15 @@ from vmm.errors import (
 )
 from vmm.guest.abi import CALL_READY, CALL_VERSION, PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
+from vmm.linux import outside
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
+from vmm.linux.memory import Memory
 from vmm.monitor import Monitor
 from vmm.sandbox import request
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import round_up
+from vmm.sandbox.handle import Handle
 from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
 
 T = TypeVar("T")
@@ -62,6 +66,7 @@ class Worker:
                 worker's. What it raises comes out of the call that needed a machine
 
     cancelled   whether the present call has been
+    preparing   whether the machine is being initialized
     """
 
     def __init__(
@@ -88,8 +93,9 @@ class Worker:
         self._name = ""
         self._whole = False  # whether the machine is as a call that has returned leaves it
         self._prepared: LinuxMachine | None = None  # for which `initialize` has been called
-        self._preparing = False
+        self.preparing = False
         self.initialize: Callable[[Worker], object] | None = None
+        self._shown: Sequence[Shown] = ()  # to the present call, if anybody asks
         self.machine: LinuxMachine | None = None
         self.cancelled = False
 
@@ -131,14 +137,14 @@ class Worker:
         """Have a machine that is ready for calls, and has been initialized. Raises as `boot`, and
         what `initialize` does.
         """
-        if self._preparing:
+        if self.preparing:
             if self.machine is None or not self._whole:
                 raise CallCrash(_BEGIN, "the machine that is being initialized has gone")
             return self.machine
         machine = self.boot()
         if self._prepared is not machine:
             try:
-                self._preparing = True
+                self.preparing = True
                 if self.initialize is not None:
                     self.initialize(self)
                 if self.machine is not machine or machine.state is State.STOPPED:
@@ -147,7 +153,7 @@ class Worker:
                     machine.keep()
                 self._prepared = machine
             finally:
-                self._preparing = False
+                self.preparing = False
                 self._whole = self._whole and self._prepared is machine
                 self._settle()
         return machine
@@ -160,14 +166,18 @@ class Worker:
         copied: Sequence[Copied],
         until: float = math.inf,
         finish: Callable[[Result], T] = _as_it_is,
+        handles: Sequence[Handle] = (),
+        texts: bool = False,
     ) -> T:
         """Call a function, and return what `finish` makes of the result: it may look into the
         machine, which is still as the function has left it. What is to be copied back has been.
 
-        until   time.monotonic() at which it is stopped
+        until     time.monotonic() at which it is stopped
+        handles   those among the arguments: of this machine
+        texts     whether `finish` asks for text that may be in what is shared for the call
 
-        Raises CallError, GuestError for what cannot be shared, ConfigError; BusyError in a callback
-        of the monitor's, or a signal's handler that has interrupted it.
+        Raises CallError, HandleError, GuestError for what cannot be shared, ConfigError; BusyError
+        in a callback of the monitor's, or a signal's handler that has interrupted it.
         """
         self._monitor._check_idle()
         if len(seen) + len(copied) > request.PLACES_MAX:
@@ -177,6 +187,8 @@ class Worker:
         machine = self.start()
         if machine is not before:  # which is not the function's time
             until += time.monotonic() - began
+        for handle in handles:
+            handle.check(name, machine)
         shared = request.areas(seen)
         inline = request.inline(words, seen, copied, shared)
         spill: Spill | None = None
@@ -189,7 +201,8 @@ class Worker:
             request.check(name, parts)
         self._whole = False
         try:
-            payload = self._exchange(machine, name, parts, until, request.RESULT_BYTES + size)
+            least = request.RESULT_BYTES + size
+            payload = self._exchange(machine, name, parts, until, least, texts)
             result, data = request.result(payload)
             if spill is not None:
                 self._copy_back(spill)
@@ -197,7 +210,7 @@ class Worker:
                 if not one.const:
                     one.data[:] = data[at : at + len(one.data)]
             value = finish(result)
-            if self._fresh and not self._preparing:
+            if self._fresh and not self.preparing:
                 self._put_back(machine)
             self._whole = True
         finally:
@@ -217,18 +230,47 @@ class Worker:
             self._discard()
 
     def text(self, address: int, limit: int) -> bytes | None:
-        """Return the C string at an address of the machine's own memory; None if there is none of
-        at most so many bytes. Called by `finish`.
+        """Return the C string at an address of the machine's own memory, or of what the call has
+        been given; None if there is none of at most so many bytes. Called by `finish`.
         """
-        if self.machine is None:
-            raise ClosedError("the sandbox has been closed")
+        for start, extent in self._shown:
+            if start <= address < start + extent.pages * PAGE_SIZE:
+                return self._desk.text(extent, address - start, limit)
         try:
-            return self.machine.guest.process.memory.text(address, limit)
+            return outside.text(self.memory, address, limit)
         except SysError:
             return None
 
+    @property
+    def memory(self) -> Memory:
+        """The present machine's. Raises ClosedError."""
+        if self.machine is None:
+            raise ClosedError("the sandbox has been closed")
+        return self.machine.guest.process.memory
+
+    def pointer(self) -> Callable[[int], Handle]:
+        """Return what makes handles of addresses in the present machine. Called by `finish`."""
+        machine = self.machine
+        assert machine is not None
+        passing = self._fresh and not self.preparing
+        return partial(Handle.of, machine=None if passing else machine, name=machine.name)
+
+    def look(self, act: Callable[[Worker], T]) -> T:
+        """Return what `act` makes of this, with a machine that waits for calls. Raises as `start`
+        does, and what `act` does.
+        """
+        self._monitor._check_idle()
+        self.start()
+        return act(self)
+
     def _exchange(
-        self, machine: Machine, name: str, parts: Sequence[Part], until: float, least: int
+        self,
+        machine: Machine,
+        name: str,
+        parts: Sequence[Part],
+        until: float,
+        least: int,
+        texts: bool,
     ) -> bytes:
         self._tag += 1
         desk = self._desk
@@ -239,6 +281,7 @@ class Worker:
                 raise self._failure(machine, name, in_time=True) from None
             self._whole = True  # it knows of nothing
             raise
+        self._shown = desk.shown(machine, parts) if texts else ()
         in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, least)
         borrows = desk.pages(machine, borrowed=True)
