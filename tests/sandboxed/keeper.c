@@ -81,3 +81,82 @@ const char *second(const char *first, const char *other)
     (void)first;
     return other;
 }
+
+/* ---- arrays of texts ---- */
+
+/* Writes them, one after the other, with commas between. */
+size_t join(int count, const char *const *texts, char *into, size_t room)
+{
+    size_t used = 0;
+
+    into[0] = 0;
+    for (int i = 0; i < count; i++)
+        used += (size_t)snprintf(into + used, room - used, "%s%s", i ? "," : "", texts[i] ? texts[i] : "NULL");
+    return used;
+}
+
+int count_texts(char **texts)
+{
+    int count = 0;
+
+    while (texts[count])
+        count++;
+    return count;
+}
+
+void raise_letters(char **texts)
+{
+    for (; *texts; texts++)
+        for (char *c = *texts; *c; c++)
+            *c = (char)(*c >= 'a' && *c <= 'z' ? *c - 32 : *c);
+}
+
+const char *last(const char **texts, const char *otherwise)
+{
+    const char *found = otherwise;
+
+    while (*texts)
+        found = *texts++;
+    return found;
+}
+
+/* ---- variables ---- */
+
+int level = 3;
+const int fixed = 4;
+double weights[2][3] = {{1, 2, 3}, {4, 5, 6}};
+struct tally total = {.sum = 1.5, .count = 2};
+struct tally *current = &total;
+char title[8] = "first";
+const char *motto = "as it is";
+const char *nothing;
+uint8_t bytes[4] = {1, 2, 3, 4};
+int (*handler)(int);
+long double wide = 1;
+static int hidden = 1;
+_Thread_local int of_a_thread;
+
+int level_seen(void)
+{
+    return level + hidden + of_a_thread;
+}
+
+double total_seen(void)
+{
+    return current->sum;
+}
+
+double weight_seen(int row, int column)
+{
+    return weights[row][column];
+}
+
+int twice(int value)
+{
+    return 2 * value;
+}
+
+int handled(int value)
+{
+    return handler ? handler(value) : -1;
+}

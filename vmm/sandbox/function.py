@@ -28,10 +28,9 @@ from vmm.sandbox.references import Reference
 from vmm.sandbox.request import ALIGNED, Copied, Result, Words
 from vmm.sandbox.sysv import Layout
 from vmm.sandbox.values import decode, plain
-from vmm.sandbox.worker import Worker
+from vmm.sandbox.worker import TEXT_MAX, Worker
 from vmm.sizes import shown
 
-_TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
 _NO_TEXT = object()
 
 
@@ -325,7 +324,7 @@ class Function:
         caller.count(placed)
         if value is _NO_TEXT:
             raise ConfigError(
-                f"{name} has returned a char * to no text of at most {_TEXT_MAX >> 20} MiB: have "
+                f"{name} has returned a char * to no text of at most {TEXT_MAX >> 20} MiB: have "
                 "it written into an array, or set restype to ctypes.c_void_p for the address"
             )
         return value
@@ -366,5 +365,5 @@ def _text(worker: Worker, data: bytes) -> Any:
     address = int.from_bytes(data, "little")
     if not address:
         return None
-    text = worker.text(address, _TEXT_MAX)
+    text = worker.text(address, TEXT_MAX)
     return _NO_TEXT if text is None else text

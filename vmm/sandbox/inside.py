@@ -69,6 +69,7 @@ class Inside:
         not said of which, ClosedError, and what making a machine does.
         """
         crew = self._crew
+        crew.check()
         if len(crew.workers) > 1 and not crew.binds:
             raise ConfigError(
                 f"{what}: of which of {len(crew.workers)} machines? Do it within one function that "

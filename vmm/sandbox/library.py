@@ -31,6 +31,7 @@ from vmm.memory.movers.in_place import InPlaceMover
 from vmm.monitor import Monitor, print_line
 from vmm.sandbox.crew import Crew
 from vmm.sandbox.function import Caller, Function, Stats
+from vmm.sandbox.globals import Globals
 from vmm.sandbox.inside import Inside
 from vmm.sandbox.program import program
 from vmm.sandbox.unused import Unused
@@ -88,6 +89,7 @@ class Sandbox:
     name       of its machines; by default the first source's
 
     stats      what has been called and copied so far
+    globals    its global variables, by name; see Globals
 
     Raises GuestImageError for what cannot be built, with what the compiler says, HostError where
     there is no KVM, ConfigError and ResourceError; CallError if a machine does not become ready.
@@ -181,6 +183,8 @@ class Sandbox:
             machine = self._crew.workers[0].boot()
             # What is added to the addresses that the program is linked at: in every machine.
             self._base: int = getattr(machine.guest, "base", 0)
+            told, where = self._program.prototypes, self._program.path.stem
+            self.globals = Globals(self._inside, told, self._base, where)
         except BaseException:
             self._close_all()
             raise

@@ -45,6 +45,7 @@ _KEPT = 128 << 20  # bytes of memory for copies that a worker keeps from one cal
 # Bytes from which on they are in huge pages: to clear one takes less than the faults of what is in
 # small pages, each of which the machine finds anew in every call.
 _HUGE = 128 << 10
+TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
 _BEGIN = "the start"  # what is called when there is no function yet
 _CANCELLED = "the call was cancelled"
 _MOMENT = 0.001  # seconds, for a machine that another thread runs to come out
@@ -190,7 +191,8 @@ class Worker:
         for handle in handles:
             handle.check(name, machine)
         shared = request.areas(seen)
-        inline = request.inline(words, seen, copied, shared)
+        pointed = any(one.pointers for one in copied)  # which is known once they are shared
+        inline = None if pointed else request.inline(words, seen, copied, shared)
         spill: Spill | None = None
         if inline is not None:
             parts, copies, size = inline
@@ -202,7 +204,7 @@ class Worker:
         self._whole = False
         try:
             least = request.RESULT_BYTES + size
-            payload = self._exchange(machine, name, parts, until, least, texts)
+            payload = self._exchange(machine, name, parts, until, least, texts, spill)
             result, data = request.result(payload)
             if spill is not None:
                 self._copy_back(spill)
@@ -248,11 +250,15 @@ class Worker:
             raise ClosedError("the sandbox has been closed")
         return self.machine.guest.process.memory
 
-    def pointer(self) -> Callable[[int], Handle]:
-        """Return what makes handles of addresses in the present machine. Called by `finish`."""
+    def pointer(self, lasting: bool = False) -> Callable[[int], Handle]:
+        """Return what makes handles of addresses in the present machine. Called by `finish`, and
+        within `look`.
+
+        lasting    what is there is not of one call, which is undone in a fresh sandbox
+        """
         machine = self.machine
         assert machine is not None
-        passing = self._fresh and not self.preparing
+        passing = self._fresh and not self.preparing and not lasting
         return partial(Handle.of, machine=None if passing else machine, name=machine.name)
 
     def look(self, act: Callable[[Worker], T]) -> T:
@@ -271,6 +277,7 @@ class Worker:
         until: float,
         least: int,
         texts: bool,
+        spill: Spill | None,
     ) -> bytes:
         self._tag += 1
         desk = self._desk
@@ -281,7 +288,10 @@ class Worker:
                 raise self._failure(machine, name, in_time=True) from None
             self._whole = True  # it knows of nothing
             raise
-        self._shown = desk.shown(machine, parts) if texts else ()
+        pointed = spill is not None and any(one.pointers for one, _ in spill.copies)
+        self._shown = desk.shown(machine, parts) if texts or pointed else ()
+        if spill is not None and pointed:
+            self._point(spill)
         in_time = self._drive(machine, until)
         payload = desk.answer(machine, self._tag, least)
         borrows = desk.pages(machine, borrowed=True)
@@ -353,6 +363,16 @@ class Worker:
                 whole = round_up(least, PAGE_SIZE)
                 self._scratch = self._alloc(whole)
         return self._scratch, whole
+
+    def _point(self, spill: Spill) -> None:
+        """Let pointers within what is copied point to where that is in the machine."""
+        scratch = self._scratch
+        assert scratch is not None
+        start = next(s.start for s in self._shown if s.extent.page == scratch.extent.page)
+        for one, at in spill.copies:
+            if one.pointers:
+                values = [start + at + offset if offset else 0 for offset in one.pointers]
+                scratch.write(struct.pack(f"<{len(values)}Q", *values), at)
 
     def _copy_back(self, spill: Spill) -> None:
         scratch = self._scratch
