@@ -181,6 +181,18 @@ def test_dir_lists_the_functions_that_are_there_to_be_called(lib: Sandbox) -> No
     listed = dir(lib)
     assert {"nap", "call_back", "empty", "stats"} <= set(listed)
     assert not [name for name in listed if name == "main" or name.startswith(("pf_", "_Z"))]
+    libc = {"printf", "malloc", "free", "exit", "strlen", "fopen", "abort", "setvbuf", "memcpy"}
+    assert not libc & set(listed)
+    assert lib["exit"].__doc__ == "void exit(int)"  # there all the same
+
+
+def test_a_name_that_is_not_there_is_told_of_as_by_ctypes(lib: Sandbox) -> None:
+    for kind in (AttributeError, KeyError):
+        with pytest.raises(kind) as raised:
+            lib["countr"]
+        said = "there is no global function 'countr' in library; did you mean 'counter'"
+        assert str(raised.value).startswith(said)
+    assert not hasattr(lib, "countr")
 
 
 def test_a_function_is_of_this_process_alone(lib: Sandbox) -> None:

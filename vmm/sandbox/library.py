@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 import os
@@ -23,7 +22,7 @@ from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
-from vmm.errors import ClosedError
+from vmm.errors import ClosedError, GuestImageError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
@@ -33,6 +32,7 @@ from vmm.sandbox.crew import Crew
 from vmm.sandbox.function import Caller, Function, Stats
 from vmm.sandbox.globals import Globals
 from vmm.sandbox.inside import Inside
+from vmm.sandbox.names import missing
 from vmm.sandbox.program import program
 from vmm.sandbox.unused import Unused
 from vmm.sandbox.worker import Worker
@@ -75,7 +75,7 @@ class Sandbox:
 
     sources    C and C++ (`extern "C"`) files, objects and archives, which are compiled and linked
                with a C library; or one program, built by `pageferry build --sandbox`. Archives
-               alone are linked with all that is in them
+               alone are linked with all that is in them; without any source so are `libraries`
     fresh      each call finds the machine as it was before the first: nothing is remembered
     machines   how many calls can be under way at a time, each in a machine of its own
     timeout    of a call, in seconds, if it says nothing else
@@ -134,16 +134,19 @@ class Sandbox:
         wanted = None if name is None else arguments.text(name, "name")
         self._functions: dict[str, Function] = {}
         self._unused = Unused()
-        self._program = program(
-            sources,
-            header,
-            cflags,
-            cc,
-            wanted,
-            includes=includes,
-            libraries=libraries,
-            library_dirs=library_dirs,
-        )
+        try:
+            self._program = program(
+                sources,
+                header,
+                cflags,
+                cc,
+                wanted,
+                includes=includes,
+                libraries=libraries,
+                library_dirs=library_dirs,
+            )
+        except GuestImageError as error:  # what the compiler says: it matters not where of ours
+            raise error.with_traceback(None) from None
         try:
             self.monitor = Monitor(
                 mover=_mover(device), pool=pool, console=console, audit=audit, device=device
@@ -194,10 +197,14 @@ class Sandbox:
     # ---- Functions ----
 
     def __getitem__(self, name: str) -> Function:
-        """Return a function by its name in C. Raises KeyError."""
+        """Return a function by its name in C. Raises NoSuchName: AttributeError, and KeyError."""
         found = self._functions.get(name)
         if found is None:
-            prototype = self._program.prototypes[name]
+            try:
+                prototype = self._program.prototypes[name]
+            except KeyError:
+                where = self._program.path.stem
+                raise missing(name, "function", where, self._program.functions) from None
             made = Function(self._caller, prototype, self._base, self._program.lengths(name))
             found = self._functions.setdefault(name, made)
         return found
@@ -205,24 +212,10 @@ class Sandbox:
     def __getattr__(self, name: str) -> Function:
         if name.startswith("__") or "_program" not in self.__dict__:
             raise AttributeError(name)
-        try:
-            return self[name]
-        except KeyError:
-            near = difflib.get_close_matches(name, self._told_of, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            where = self._program.path.stem
-            raise AttributeError(f"there is no global function {name!r} in {where}{hint}") from None
+        return self[name]
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self._told_of]
-
-    @property
-    def _told_of(self) -> list[str]:
-        """The functions that there is debug information of: the C library's are a thousand more."""
-        known = self._program.prototypes
-        inner = "_", "pf_"  # names of C++'s, the compiler's, and the frame's
-        told_of = (name for name in known if name != "main" and not name.startswith(inner))
-        return [name for name in told_of if not known[name].unknown]
+        return {*super().__dir__(), *self._program.functions}
 
     @property
     def stats(self) -> Stats:

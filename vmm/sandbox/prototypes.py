@@ -51,6 +51,8 @@ class Prototypes(Mapping[str, Prototype]):
     Types are read when a function is asked for, and kept. What that takes is bounded, in time and
     memory, whatever is in the file: seconds for the first, less for the others.
 
+    learned    those that a header has told of
+
     Thread-safety: any thread, any number at a time.
     """
 
@@ -62,6 +64,7 @@ class Prototypes(Mapping[str, Prototype]):
         self._described: _Described | None = None
         self._made: dict[str, Prototype] = {}
         self._lock = threading.Lock()
+        self.learned: set[str] = set()
 
     def __getitem__(self, name: str) -> Prototype:
         found = self._made.get(name)
@@ -80,11 +83,19 @@ class Prototypes(Mapping[str, Prototype]):
     def __contains__(self, name: object) -> bool:
         return name in self._addresses
 
+    @property
+    def defined(self) -> list[str]:
+        """Those that debug information has more of than a declaration."""
+        with self._lock:
+            described = self._read_all()
+        return [name for name, at in self._addresses.items() if described.defines(name, at)]
+
     def learn(self, told: Mapping[str, Prototype]) -> None:
         """Take from a header what is not known."""
         for name in told.keys() & self._addresses.keys():
             if self[name].unknown:
                 self._made[name] = dataclasses.replace(told[name], address=self._addresses[name])
+                self.learned.add(name)
 
     @property
     def variables(self) -> list[str]:
@@ -182,6 +193,10 @@ class _Described:
             entry = self._specified(self._entries.at(offset))
             return Prototype(name, address, *self._types.function(entry), _place(entry))
         return None
+
+    def defines(self, name: str, address: int) -> bool:
+        """Whether a function is there, and not only declared: by its name, or another."""
+        return name in self._defined or (address in self._at and name not in self._declared)
 
     @property
     def defined_variables(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from vmm.endpoint.arguments import wrong_type
@@ -96,18 +96,25 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     if isinstance(value, str):
         if not kind.is_text:
             raise wrong_type(what, f"bytes or a buffer for {declare(kind)}", value)
+        if not kind.const:
+            raise _lost(what, value, "c_char_p")
         return _temporary(index, kind, c_text(value, what), terminated=True)
     if isinstance(value, bytes) and kind.is_text:
+        if not kind.const:
+            raise _lost(what, value, "c_char_p")
         return _temporary(index, kind, value, terminated=True)
     target = kind.target
     if isinstance(target, Struct) and isinstance(value, Mapping | tuple | list):
         made = _temporary(index, kind, encode(target, value, what))
-        if kind.const or not isinstance(value, MutableMapping):
+        if kind.const:
             return made
+        if not isinstance(value, MutableMapping):
+            raise ArgumentTypeError(
+                f"{what} may be written to, which a {type(value).__name__} cannot be: give a "
+                "dict, which has the new values afterwards"
+            )
         return dataclasses.replace(made, mapping=value)
-    if isinstance(value, ctypes.Array) and issubclass(value._type_, ctypes.c_char_p):
-        value = list(value)
-    if isinstance(value, list | tuple) and isinstance(target, Pointer) and target.is_text:
+    if isinstance(target, Pointer) and target.is_text and _holds_texts(value):
         return _texts(index, target, value, what)
     if isinstance(value, list | tuple) and isinstance(target, Int | Float | Struct):
         if not kind.const:
@@ -120,12 +127,18 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     return _buffer(index, kind, value, what)
 
 
-def _texts(
-    index: int, target: Pointer, values: list[Any] | tuple[Any, ...], what: str
-) -> Reference:
+def _holds_texts(value: Any) -> bool:
+    """Whether it is a list, perhaps of texts, or ctypes' array of them."""
+    if isinstance(value, ctypes.Array):
+        return isinstance(value._type_, type) and issubclass(value._type_, ctypes.c_char_p)
+    return isinstance(value, list | tuple)
+
+
+def _texts(index: int, target: Pointer, given: Iterable[Any], what: str) -> Reference:
     """Return an array of C strings, with a NULL at its end. Where they may be written to, they are
     bytearrays; pointers that are written there are not given back.
     """
+    values = list(given)
     pointers, data = [0] * (len(values) + 1), bytearray(8 * (len(values) + 1))
     texts: dict[int, bytearray] = {}
     for at, value in enumerate(values):
