@@ -160,3 +160,15 @@ int handled(int value)
 {
     return handler ? handler(value) : -1;
 }
+
+/* ---- what is printed ---- */
+
+void say(const char *text)
+{
+    puts(text);
+}
+
+void complain(const char *text)
+{
+    fprintf(stderr, "%s\n", text);
+}

@@ -229,16 +229,15 @@ class Sandbox:
 
     @property
     def stdout(self) -> bytes:
-        """What the present machines have printed so far; see LinuxMachine."""
-        return b"".join(getattr(machine, "stdout", b"") for machine in self._machines())
+        """What the machines have printed so far; of those that are gone, and of calls that a fresh
+        one has served, the last 64 KiB. It stays when the sandbox is closed.
+        """
+        return b"".join([worker.stdout for worker in self._crew.workers])
 
     @property
     def stderr(self) -> bytes:
-        """What the present machines have printed to standard error so far."""
-        return b"".join(getattr(machine, "stderr", b"") for machine in self._machines())
-
-    def _machines(self) -> list[Machine]:
-        return [w.machine for w in self._crew.workers if w.machine is not None]
+        """The same of standard error."""
+        return b"".join([worker.stderr for worker in self._crew.workers])
 
     # ---- Memory that calls share ----
 

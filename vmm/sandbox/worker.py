@@ -36,6 +36,7 @@ from vmm.sandbox import request
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import round_up
 from vmm.sandbox.handle import Handle
+from vmm.sandbox.printed import Printed
 from vmm.sandbox.request import Areas, Copied, Result, Seen, Spill, Words
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class Worker:
     ) -> None:
         self._monitor = monitor
         self._desk = desk
+        self._printed = Printed()
         self._spawn = spawn
         self._names = names
         self._alloc = alloc
@@ -152,6 +154,7 @@ class Worker:
                     raise CallCrash(_BEGIN, "the machine has gone while it was initialized")
                 if self._fresh:
                     machine.keep()
+                    self._printed.begin(machine)
                 self._prepared = machine
             finally:
                 self.preparing = False
@@ -226,6 +229,7 @@ class Worker:
         if self._desk.pages(machine):
             self._discard()
             return
+        self._printed.take(machine, self._tag)
         try:
             machine.put_back()
         except ClosedError:  # it has been cancelled just now
@@ -389,6 +393,25 @@ class Worker:
         if scratch is not None:
             self._monitor.host.release(scratch)
 
+    # ---- What is printed ----
+
+    @property
+    def stdout(self) -> bytes:
+        """What the machine has printed so far, and the last that those before it have."""
+        return self._printed.stdout + self._present("stdout")
+
+    @property
+    def stderr(self) -> bytes:
+        """The same of standard error."""
+        return self._printed.stderr + self._present("stderr")
+
+    def _present(self, name: str) -> bytes:
+        machine = self.machine
+        if machine is None or self._printed.gone(machine):
+            return b""
+        found: bytes = getattr(machine, name)
+        return found
+
     # ---- The end ----
 
     def cancel(self) -> None:
@@ -410,6 +433,8 @@ class Worker:
 
     def forget(self) -> None:
         """Know of nothing any more: the monitor has been closed."""
+        if self.machine is not None:
+            self._printed.take(self.machine)
         self.machine = self._scratch = None
 
     def _discard(self) -> None:
@@ -429,4 +454,5 @@ class Worker:
             self._desk.forget(machine)
         except ClosedError:  # the monitor is: then nothing is left
             pass
+        self._printed.take(machine)
         self.machine = None  # not before: what was cut off is done again
