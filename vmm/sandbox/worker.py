@@ -14,6 +14,7 @@ from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.calling import Desk, Part, Shown
 from vmm.engine.machine import Machine, State
 from vmm.errors import (
+    ADVICE,
     BusyError,
     CallCancelled,
     CallCrash,
@@ -23,6 +24,7 @@ from vmm.errors import (
     ClosedError,
     ConfigError,
     GuestError,
+    LimitError,
     ResourceError,
 )
 from vmm.guest.abi import CALL_READY, CALL_VERSION, PAGE_SIZE
@@ -103,7 +105,9 @@ class Worker:
         self.cancelled = False
 
     def boot(self) -> LinuxMachine:
-        """Have a machine that waits for calls. Raises CallError, and what `spawn` does."""
+        """Have a machine that waits for calls. Raises CallError; ResourceError if the host has not
+        what it takes to run one; and what `spawn` does.
+        """
         machine = self.machine
         if machine is not None and self._whole and machine.state is not State.STOPPED:
             return machine
@@ -128,6 +132,9 @@ class Worker:
         in_time = self._drive(machine, until)
         answer = self._desk.answer(machine, CALL_READY, _VERSION.size)
         if answer is None or not in_time or machine.state is not State.PARKED:
+            ending = machine.ending
+            if ending is not None and ending.code in ADVICE and not self.cancelled:
+                raise LimitError(f"a machine for calls: {ending.reason}", ending.code)
             raise self._failure(machine, _BEGIN, in_time=in_time)
         (version,) = _VERSION.unpack_from(answer)
         if version != CALL_VERSION:
