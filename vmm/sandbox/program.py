@@ -11,12 +11,11 @@ from typing import Any
 
 from vmm.endpoint import arguments
 from vmm.errors import ConfigError, GuestImageError
-from vmm.guest.build import build_guest
-from vmm.guest.bundled import ROOT
-from vmm.guest.compiler import BuildError, Compiler, find_compiler
+from vmm.guest.compiler import BuildError, find_compiler
 from vmm.guest.elf import Source
 from vmm.guest.inputs import CPP_SUFFIXES, absolute
 from vmm.sandbox import archives, prototypes
+from vmm.sandbox.building import build, found_archives
 from vmm.sandbox.header import read_header
 from vmm.sandbox.lengths import Length, declared
 from vmm.sandbox.prototypes import Prototypes
@@ -167,28 +166,15 @@ def _built(
     paths: Sequence[Path], flags: tuple[str, ...], compiler: str | None, name: str, options: Any
 ) -> Program:
     directory = tempfile.TemporaryDirectory(prefix="pageferry-sandbox-")
-    said: list[str] = []
     try:
+        into = Path(directory.name).resolve() / f"{Path(name).name}.elf"
         try:
-            chosen = find_compiler(compiler)
-            found = _archives(options, chosen)
-            elf = build_guest(
-                paths,
-                Path(directory.name) / f"{Path(name).name}.elf",
-                include_dirs=[ROOT / "include"],
-                library_dir=ROOT / "lib",
-                compiler=chosen,
-                sandbox=True,
-                flags=flags,
-                report=said.append,
-                **options,
-            )
+            about = build(paths, into, flags, compiler, options)
         except BuildError as error:
             raise _failure(str(error)) from None
         texts = [path.read_text(errors="replace") for path in paths if path.suffix in _WRITTEN]
-        made = Program(elf, directory, texts)
-        made.said = "\n".join(said)
-        made.archives = [path for path in (*paths, *found) if archives.is_archive(path)]
+        made = Program(into, directory, texts)
+        made.said, made.archives = about.said, [Path(path) for path in about.archives]
         return made
     except BaseException:
         directory.cleanup()
@@ -204,7 +190,7 @@ def _whole(options: Any, compiler: str | None) -> tuple[list[Path], tuple[str, .
     except BuildError as error:
         raise _failure(str(error)) from None
     wanted = [name for name in options["libraries"] if name not in _OF_COMPILERS]
-    found = {name: _archives(options | {"libraries": [name]}, chosen) for name in wanted}
+    found = {name: found_archives(options | {"libraries": [name]}, chosen) for name in wanted}
     for name, paths in found.items():
         if not paths:
             raise GuestImageError(
@@ -215,13 +201,6 @@ def _whole(options: Any, compiler: str | None) -> tuple[list[Path], tuple[str, .
         raise ConfigError(f"{options['libraries'][0]} is the compiler's own: name a library")
     rest = tuple(name for name in options["libraries"] if name in _OF_COMPILERS)
     return [path for paths in found.values() for path in paths], rest
-
-
-def _archives(options: Any, compiler: Compiler) -> list[Path]:
-    """Return the archives of the libraries that are named, as far as they are found."""
-    directories = [Path(directory).absolute() for directory in options["library_dirs"]]
-    found = (archives.find(name, directories, compiler) for name in options["libraries"])
-    return [path for path in found if path is not None]
 
 
 def _failure(text: str) -> GuestImageError:
