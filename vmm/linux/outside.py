@@ -8,23 +8,29 @@ Raises ClosedError when all has been unmapped.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import TypeVar
 
 from vmm.errors import ClosedError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.linux.errors import SysError
 from vmm.linux.memory import Memory
 
+T = TypeVar("T")
+
 
 def read(memory: Memory, address: int, size: int) -> bytes:
     """Return a copy of `size` bytes."""
-    with memory._guard:  # it is unmapped by another thread before this, or after it
-        return bytes(_view(memory, address, size, write=False))
+    return _do(memory, lambda: bytes(_view(memory, address, size, write=False)))
 
 
 def write(memory: Memory, address: int, data: bytes | memoryview) -> None:
     """Write `data`, of single bytes."""
-    with memory._guard:
+
+    def act() -> None:
         _view(memory, address, len(data), write=True)[:] = data
+
+    _do(memory, act)
 
 
 def text(memory: Memory, address: int, limit: int) -> bytes:
@@ -37,6 +43,17 @@ def text(memory: Memory, address: int, limit: int) -> bytes:
             return found + part[:end]
         found, address = found + part, address + len(part)
     raise SysError(errno.ENAMETOOLONG)
+
+
+def _do(memory: Memory, act: Callable[[], T]) -> T:
+    """Do something before another thread unmaps it, or after that."""
+    guard = memory._guard
+    try:
+        with guard:
+            return act()
+    finally:  # a debugger may raise as the block ends, which leaves the lock held then
+        while guard._is_owned():
+            guard.release()
 
 
 def _view(memory: Memory, address: int, size: int, *, write: bool) -> memoryview:
