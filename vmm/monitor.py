@@ -9,20 +9,19 @@ import contextlib
 import os
 import sys
 import time
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import Buffer, HostEndpoint, arguments
+from vmm.endpoint.opened import Opened
 from vmm.endpoint.registry import Registry
 from vmm.endpoint.spawning import Spawning, Wanted
 from vmm.engine.driver import Console, Driver
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
+from vmm.engine.standing import Standing
 from vmm.errors import BusyError, ClosedError, ConfigError
 from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
@@ -49,6 +48,8 @@ _MAX_WORKERS = 1024
 Seconds = SupportsFloat | SupportsIndex
 _MAPPINGS_EACH = 2  # a run, and what is between it and the next
 _PIECES_SHARE = 256  # of all pieces, kept for each peer; half of them at most, for all
+_QUEUE = 1024  # messages that may wait for the host
+_ANSWER = 2  # messages that a machine may answer a call with, whoever else floods the host's queue
 _FRAMES_SHARE = 1024  # frames of the pool, kept for each peer; a 64th of them at most
 
 
@@ -70,18 +71,7 @@ def print_line(name: str, line: str) -> None:
     stream.flush()
 
 
-_opened: weakref.WeakSet[Monitor] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for monitor in _opened:
-        monitor._disown()
-
-
-os.register_at_fork(after_in_child=_disown_all)
-
-
-class Monitor:
+class Monitor(Opened):
     """Runs machines and moves pages between them.
 
         with Monitor() as m:
@@ -135,7 +125,6 @@ class Monitor:
         audit: bool = False,
         device: str | bytes | os.PathLike[str] = host.DEVICE,
     ) -> None:
-        self._freed = True  # nothing has to be
         # What is wrong with the arguments is said before anything is looked at, or made.
         threads = integer(workers, "workers", 1, _MAX_WORKERS)
         frames = _frames(pool)
@@ -150,8 +139,8 @@ class Monitor:
             with host.reported("no monitor can be made"), noted(made):
                 mover = self._choose(path, ring, doorbell, mover, copy_below)
                 self._open(path, mover, frames, threads, console, audit)
-            _opened.add(self)
-            self._freed = False
+            self._note_opened()
+            self._closed = False
         except BaseException:
             self._close_all()
             give_back(made)
@@ -177,9 +166,10 @@ class Monitor:
         closers.append(self._mover.close)
         self._turns = turns = Turns(self._mover.pool.journal)
         self.trace = Trace(turns.outbox)
-        self._scheduler = Scheduler(turns, threads, self._by_number.values)
+        self._standing = Standing(turns, self._by_number.values)
+        turns.recover = self._standing.recover
+        self._scheduler = Scheduler(self._standing, threads)
         closers.append(self._scheduler.close)
-        turns.recover = self._scheduler.recover
         ledger = Ledger(
             frames,
             journal=turns.journal,
@@ -199,17 +189,18 @@ class Monitor:
             audit=audit,
             copy_below=self.copy_below,
         )
-        self._driver = Driver(self._exchange, self._scheduler, self.trace, turns, console)
+        self._driver = Driver(self._exchange, self._standing, self.trace, turns, console)
         window = self._mover.host_window(frames * PAGE_SIZE)
         closers.append(window.close)
-        self.host = HostEndpoint(Peer(abi.PEER_HOST, "host", window, 1024), self._exchange, turns)
+        peer = Peer(abi.PEER_HOST, "host", window, _QUEUE, own=_ANSWER)
+        self.host = HostEndpoint(peer, self._exchange, turns)
         self._exchange.join(self.host.peer, frames, UNLIMITED)
         self._registry = Registry(
             self.machines,
             self._by_number,
             self._mover,
             self._exchange,
-            self._scheduler,
+            self._standing,
             turns,
             self.trace,
             self.host.peer,
@@ -414,10 +405,10 @@ class Monitor:
         if self._turns.inside or self._scheduler.working:
             raise BusyError("a function was called from within run(), or another call")
 
-    def _drive(self, machine: Machine, until: float, done: Callable[[], bool]) -> bool:
-        """Run one machine in the calling thread; see Scheduler.drive."""
+    def _drive(self, machine: Machine, until: float) -> bool:
+        """Run one machine in the calling thread; see engine.drive."""
         try:
-            return self._scheduler.drive(self._driver, machine, until, done)
+            return self._scheduler.drive(self._driver, machine, until)
         except Exception as error:
             if self._turns.gone is not None:
                 raise ClosedError(self._turns.gone) from error
@@ -445,9 +436,9 @@ class Monitor:
         else:  # it was at its end already
             ended = machine.exit is None or self._driver.handle(machine, machine.exit)
         if ended:
-            self._scheduler.forget(machine)
+            self._standing.forget(machine)
         elif machine.state is State.PARKED:
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
         return not ended
 
     def interrupt(self, machine: Machine) -> None:
@@ -456,7 +447,7 @@ class Monitor:
         What waits for it is delivered as it is entered again. Does nothing if it has stopped.
         """
         arguments.check_machine(machine, "machine", self._exchange)
-        self._now_or_soon(partial(self._scheduler.interrupt, machine))
+        self._now_or_soon(partial(self._standing.interrupt, machine))
 
     def notice(self, machine: Machine, bits: SupportsIndex) -> None:
         """Set notice bits, of which there are 32, in a machine's control structure; wake it if it
@@ -486,7 +477,7 @@ class Monitor:
         if machine.peer.alive:
             self._turns.journal.keep(machine)
             machine.ending = ending
-            self._scheduler.interrupt(machine)
+            self._standing.interrupt(machine)
         return False
 
     def _now_or_soon(self, change: Callable[[], object]) -> None:
@@ -514,7 +505,7 @@ class Monitor:
                 or self._driver.wants(machine)
             )
         ):
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
 
     def audit(self, *, mappings: bool = False) -> dict[str, int]:
         """Check the ledger; return how many pages are in each state (vmm.ferry.books).
@@ -542,7 +533,7 @@ class Monitor:
     def _disown(self) -> None:
         """Let go of it in a process that was forked: machines and memory are the parent's."""
         self._turns.abandon("the monitor is of the process that forked this one: make another here")
-        self._freed = True
+        self._closed = True
         for machine in self._by_number.values():
             machine.closed = True
 
@@ -551,7 +542,7 @@ class Monitor:
 
         A thread that is in `run` is waited for: its `run` ends. Raises BusyError in such a thread.
         """
-        if self._freed:
+        if self._closed:
             return
         if self._turns.inside or self._scheduler.working:
             raise BusyError("close() was called from within run(): return from the callback first")
@@ -565,40 +556,19 @@ class Monitor:
             if not held:
                 self._turns.let_go()
         self._close_all()
-        self._freed = True  # what was interrupted before this can be called again
+        self._closed = True  # what was interrupted before this can be called again
 
     def _close_all(self) -> None:
         with contextlib.ExitStack() as closing:
             for close in self._closers:
                 closing.callback(close)
 
-    def __del__(self) -> None:
-        # A net, not the way. One warning, for all that it holds.
-        if getattr(self, "_freed", True):
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            if not sys.is_finalizing():  # then threads that hold locks are no more
-                self.close()
-
     def __repr__(self) -> str:
-        return f"<Monitor {'closed' if self._freed else f'of {len(self._by_number)} machines'}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Monitor cannot be copied or pickled: make one in each process")
+        return f"<Monitor {'closed' if self._closed else f'of {len(self._by_number)} machines'}>"
 
     def __enter__(self) -> Monitor:
         self._turns.check_open()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _frames(pool: SupportsIndex | str | None) -> int:

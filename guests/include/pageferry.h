@@ -126,7 +126,7 @@ enum pf_status {
     PF_E_OPERATION = -1,    /* unknown, or not served */
     PF_E_PEER = -2,         /* no such peer, or no channel to it: the two look the same */
     PF_E_DEAD = -3,         /* the peer has stopped */
-    PF_E_QUEUE_FULL = -4,   /* the peer's queue is full, and has a message of one's own in it */
+    PF_E_QUEUE_FULL = -4,   /* the peer's queue is full, and the place (in the host's: two) of one's own is taken */
     PF_E_WINDOW_FULL = -5,  /* the window that is to have the extents (the peer's, for ALLOC one's own) has no room */
     PF_E_ALIGNMENT = -6,    /* an extent's address is not a multiple of the page size */
     PF_E_RANGE = -7,        /* an extent is empty, overflows, or leaves the window */

@@ -8,13 +8,15 @@ from guest_elfs import FOR_LINUX, build_test_guests
 
 from vmm import Monitor
 from vmm.guest.abi import PAGE_SIZE
+from vmm.linux.address_map import Map
 from vmm.linux.files.since import Since
 from vmm.linux.machine import LinuxMachine
+from vmm.linux.memory import Memory
 from vmm.linux.ranges import clipped, pairs
 from vmm.linux.rewind import Rewind
 from vmm.memory.written import Written
 
-NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP = range(8)
+NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP, RIGHTS, DISCARD = range(10)
 ZEROS = bytes(PAGE_SIZE)
 USUAL = {"window": "2M", "memory": "64M", "stack": "256K"}
 
@@ -67,6 +69,17 @@ class Scene:
     def find(self, secret: bytes) -> list[int]:
         """Return the pages of private memory in which something is."""
         return [gpa for gpa, page in self.memory().items() if secret in page]
+
+    @property
+    def guest_memory(self) -> Memory:
+        return self.machine.guest.process.memory
+
+    @property
+    def map(self) -> Map:
+        """What has been kept of it."""
+        kept = self.machine.guest.kept
+        assert kept is not None
+        return kept._map
 
     @property
     def since(self) -> Since:

@@ -119,7 +119,7 @@ def _state(scene: Scene) -> object:
         [sorted((n, e.index, e.may_send) for n, e in peer.table.items()) for peer in peers],
         [(m.state, m.exit_code, m.fault, m.wait, m.closed) for m in machines],
         [m.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control)) for m in machines],
-        list(monitor._scheduler._line._entries),
+        list(monitor._standing.line._entries),
         [scene.buffer.read(), scene.buffer.hold, scene.lent.hold],
     )
 

@@ -459,7 +459,7 @@ def test_time_outs_that_are_over_do_not_pile_up(open_monitor: Open, test_guest: 
     most = 0
     until = time.monotonic() + sized(1, 5)
     while time.monotonic() < until:
-        most = max(most, len(monitor._scheduler._deadlines), len(monitor._scheduler._line))
+        most = max(most, len(monitor._standing.deadlines), len(monitor._standing.line))
         time.sleep(0.01)
     for machine in monitor.machines.values():
         monitor.kill(machine)

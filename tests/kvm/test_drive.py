@@ -1,4 +1,4 @@
-"""One machine run by the thread that wants something of it: Scheduler.drive, as calls do it."""
+"""One machine run by the thread that wants something of it: vmm.engine.drive, as calls do it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ Open = Callable[..., Monitor]
 INFINITE = float("inf")
 
 
-def never() -> bool:
-    return False
-
-
 def soon(seconds: float = 20) -> float:
     return time.monotonic() + seconds
 
@@ -31,15 +27,9 @@ def soon(seconds: float = 20) -> float:
 class Driving(threading.Thread):
     """Drives a machine in a thread of its own."""
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        machine: Machine,
-        until: float = INFINITE,
-        done: Callable[[], bool] = never,
-    ) -> None:
+    def __init__(self, monitor: Monitor, machine: Machine, until: float = INFINITE) -> None:
         super().__init__()
-        self._arguments = monitor, machine, until, done
+        self._arguments = monitor, machine, until
         self.returned: bool | None = None
         self.raised: BaseException | None = None
         self.start()
@@ -79,7 +69,7 @@ def test_a_machine_is_driven_until_it_waits_for_what_does_not_come_by_itself(
     monitor = open_monitor()
     idle = monitor.spawn(test_guest("idle"), name="idle", window="2M")
     other = monitor.spawn(test_guest("spin"), name="other", window="2M")
-    assert monitor._drive(idle, INFINITE, never)
+    assert monitor._drive(idle, INFINITE)
     assert idle.state is State.PARKED
     assert other.state is State.READY  # nobody has run it
 
@@ -87,27 +77,18 @@ def test_a_machine_is_driven_until_it_waits_for_what_does_not_come_by_itself(
 def test_a_machine_is_driven_until_it_has_stopped(open_monitor: Open, test_guest: Elf) -> None:
     monitor = open_monitor()
     machine = monitor.spawn(test_guest("says_hello"), name="m", window="2M")
-    assert monitor._drive(machine, INFINITE, never)
+    assert monitor._drive(machine, INFINITE)
     assert machine.exit_code == 3
-    assert monitor._drive(machine, INFINITE, never)  # and does not come back to life
+    assert monitor._drive(machine, INFINITE)  # and does not come back to life
 
 
 def test_a_sleep_is_waited_for_and_the_machine_goes_on(open_monitor: Open, test_guest: Elf) -> None:
     monitor = open_monitor()
     machine = monitor.spawn(test_guest("wait_50_ms"), name="w", window="2M")
     start = time.monotonic()
-    assert monitor._drive(machine, INFINITE, never)
+    assert monitor._drive(machine, INFINITE)
     assert machine.exit_code == 0
     assert time.monotonic() - start >= 0.05
-
-
-def test_when_it_waits_and_is_done_a_sleep_is_not_waited_for(
-    open_monitor: Open, test_guest: Elf
-) -> None:
-    monitor = open_monitor()
-    machine = monitor.spawn(test_guest("wait_a_minute"), name="w", window="2M")
-    assert monitor._drive(machine, INFINITE, lambda: True)
-    assert machine.state is State.PARKED
 
 
 @pytest.mark.parametrize("guest", ["spin", "wait_a_minute"])
@@ -117,10 +98,10 @@ def test_it_comes_back_when_its_time_is_over_with_the_machine_alive(
     monitor = open_monitor()
     machine = monitor.spawn(test_guest(guest), name="m", window="2M")
     start = time.monotonic()
-    assert not monitor._drive(machine, start + 0.1, never)
+    assert not monitor._drive(machine, start + 0.1)
     assert 0.1 <= time.monotonic() - start < 5
     assert machine.state in (State.READY, State.PARKED)
-    assert not monitor._drive(machine, time.monotonic() + 0.05, never)  # it goes on
+    assert not monitor._drive(machine, time.monotonic() + 0.05)  # it goes on
 
 
 def test_several_threads_drive_a_machine_each_and_none_waits_for_another(
@@ -176,7 +157,7 @@ def test_run_and_drive_exclude_each_other(open_monitor: Open, test_guest: Elf) -
     runner.start()
     running(other)
     with pytest.raises(BusyError, match=r"in run\(\)"):
-        monitor._drive(spinner, INFINITE, never)
+        monitor._drive(spinner, INFINITE)
     monitor.kill(other)
     runner.join()
 
@@ -185,7 +166,7 @@ def test_a_callback_may_neither_drive_nor_close(open_monitor: Open, test_guest: 
     raised = []
 
     def console(name: str, line: str) -> None:
-        for call in (monitor.close, lambda: monitor._drive(machine, INFINITE, never)):
+        for call in (monitor.close, lambda: monitor._drive(machine, INFINITE)):
             try:
                 call()
             except BusyError as error:
@@ -193,7 +174,7 @@ def test_a_callback_may_neither_drive_nor_close(open_monitor: Open, test_guest: 
 
     monitor = open_monitor(console=console)
     machine = monitor.spawn(test_guest("says_hello"), name="m", window="2M")
-    assert monitor._drive(machine, INFINITE, never)
+    assert monitor._drive(machine, INFINITE)
     assert len(raised) >= 2
     assert machine.exit_code == 3
 
@@ -212,7 +193,7 @@ def test_close_ends_all_who_drive(open_monitor: Open, test_guest: Elf) -> None:
         driving.end()
         assert driving.returned is not None or isinstance(driving.raised, ClosedError)
     with pytest.raises(ClosedError):
-        monitor._drive(machines[0], INFINITE, never)
+        monitor._drive(machines[0], INFINITE)
 
 
 def test_a_clock_that_fails_ends_all_who_drive_and_the_next_has_another(
@@ -236,7 +217,7 @@ def test_a_clock_that_fails_ends_all_who_drive_and_the_next_has_another(
             driving.end()
             assert isinstance(driving.raised, ZeroDivisionError)
     assert {machine.state for machine in spinners} == {State.READY}
-    assert not monitor._drive(spinners[0], time.monotonic() + 0.05, never)
+    assert not monitor._drive(spinners[0], time.monotonic() + 0.05)
 
 
 class Alarm(Exception):
@@ -257,7 +238,7 @@ def test_what_a_signals_handler_raises_comes_out_and_the_machine_goes_on(
         for _ in range(sized(10, 3)):
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             with pytest.raises(Alarm):
-                monitor._drive(machine, INFINITE, never)
+                monitor._drive(machine, INFINITE)
             assert machine.state in (State.READY, State.PARKED)
             assert not monitor._scheduler.working
     finally:

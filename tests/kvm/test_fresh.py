@@ -8,12 +8,25 @@ from collections.abc import Callable
 
 import pytest
 from cut_off import Tracer
-from kvm.fresh_scene import DIRTY, LEAVE, LOOK, MAP, NOTHING, PAUSE, PRINT, SCATTER, Scene
+from kvm.fresh_scene import (
+    DIRTY,
+    DISCARD,
+    LEAVE,
+    LOOK,
+    MAP,
+    NOTHING,
+    PAUSE,
+    PRINT,
+    RIGHTS,
+    SCATTER,
+    Scene,
+)
 from tests_support import sized
 
 from vmm import Monitor
 from vmm.engine.machine import State
 from vmm.errors import BusyError, ClosedError, ConfigError, ResourceError
+from vmm.linux.rewind import _Way
 from vmm.memory import mapping
 
 Open = Callable[..., Monitor]
@@ -94,6 +107,45 @@ def test_only_what_was_written_is_copied_and_no_mapping_changes(
         scene.ask(SCATTER, count)
         scene.machine.put_back()
         assert count <= scene.rewind.copied <= count + least + 8
+
+
+@pytest.mark.parametrize("what", [RIGHTS, DISCARD])
+def test_what_its_map_does_not_let_it_write_is_put_back_where_it_was_written(
+    scene: Scene, what: int
+) -> None:
+    before, found = scene.memory(), scene.ask(LOOK)
+    scene.machine.put_back()
+    for _ in range(3):
+        left = secret()
+        scene.ask(what, secret=left)
+        assert list(scene.guest_memory.areas.spans) == list(scene.map.spans)  # nothing tells of it
+        assert scene.memory().keys() != before.keys() or scene.find(left)
+        scene.machine.put_back()
+        assert scene.memory() == before
+        scene.ask(NOTHING)
+        scene.machine.put_back()
+        assert scene.memory() == before
+        assert scene.ask(LOOK) == found
+        scene.machine.put_back()
+
+
+def test_what_a_program_cannot_write_is_looked_at_only_if_its_map_has_changed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    search = _Way.search
+
+    def count(way: _Way) -> list[list[int]]:
+        looks.append(sum(size for _, size, _ in way.ranges))
+        return search(way)
+
+    monkeypatch.setattr(_Way, "search", count)
+    for what in (NOTHING, DIRTY, SCATTER, PRINT, MAP, NOTHING, RIGHTS, DISCARD, NOTHING):
+        scene.ask(what, 10)
+        scene.machine.put_back()
+    part, whole = min(looks), max(looks)
+    assert part < whole
+    assert looks == [part] * 4 + [whole, part, whole, whole, part]
 
 
 def test_what_has_no_system_call_does_not_pay_for_files(scene: Scene) -> None:

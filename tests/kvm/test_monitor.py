@@ -222,6 +222,12 @@ def test_messages_for_a_machine_that_died_come_back_to_the_host_with_their_pages
     assert monitor.host.receive() is None
     with pytest.raises(GuestError, match="E_DEAD"):
         monitor.host.send(machine)
+    known = dict(monitor.host.peer.table)
+    monitor.remove(machine)
+    with pytest.raises(GuestError, match="E_DEAD"):
+        monitor.host.send(machine)
+    del known[machine.number]
+    assert monitor.host.peer.table == known  # or it would grow for ever
 
 
 @_THE_MONITORS_OWN

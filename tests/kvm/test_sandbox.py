@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from guest_elfs import SANDBOXED
 from kvm import mappings
+from kvm.sandbox_books import tidy
 
 from vmm import (
     CallCrash,
@@ -47,8 +48,7 @@ def lib(shared_lib: Sandbox) -> Iterator[Sandbox]:
     """The library, with nothing of a test's left in its memory afterwards."""
     before = shared_lib.monitor.audit()["free"]
     yield shared_lib
-    gc.collect()
-    shared_lib._tidy()
+    tidy(shared_lib)
     mappings.check(shared_lib.monitor)
     for worker in shared_lib._crew.workers:
         worker._drop_scratch()
@@ -358,15 +358,13 @@ def test_memory_of_the_machines_own_is_kept_and_handed_back_as_an_address(lib: S
 def test_the_memory_of_arrays_is_freed_with_their_last_view(lib: Sandbox) -> None:
     free = lib.monitor.audit()["free"]
     view = lib.empty(1 << 20)[5:7]
-    gc.collect()
-    lib._tidy()
+    tidy(lib)
     assert lib.monitor.audit()["free"] < free
     view[:] = 1
     del view
     gc.collect()
     lib.empty(1)
-    gc.collect()
-    lib._tidy()
+    tidy(lib)
     assert lib.monitor.audit()["free"] == free
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -113,6 +114,55 @@ def test_a_task_that_is_cancelled_has_its_arrays_back(lib: Sandbox, where: str) 
         assert await lib.sum.async_(array, 5000) == 35000
 
     run(main())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_that_is_cancelled_lets_go_of_what_it_was_given_without_the_collector(
+    lib: Sandbox, begun: bool
+) -> None:
+    buffer = lib.alloc(5000)
+
+    async def main() -> None:
+        others = [asyncio.ensure_future(lib.nap.async_(0.3)) for _ in range(0 if begun else 2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lib.fill_and_nap.async_(buffer, 5000, 1, 100.0), 0.05)
+        lib.monitor.host.release(buffer)
+        await asyncio.gather(*others)
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["crash", "timeout"])
+def test_a_call_that_fails_lets_go_of_what_it_was_given_without_the_collector(
+    lib: Sandbox, how: str
+) -> None:
+    buffer = lib.alloc(5000)
+
+    async def main() -> None:
+        with contextlib.suppress(CallCrash, CallTimeout):
+            if how == "crash":
+                await lib.fill_and_crash.async_(buffer, 5000, 1)
+            else:
+                await lib.fill_and_spin.async_(buffer, 5000, 1, timeout=0.1)
+        lib.monitor.host.release(buffer)
+
+    gc.disable()
+    try:
+        run(main())
+        other = lib.alloc(5000)
+        with contextlib.suppress(CallCrash):
+            lib.fill_and_crash(other, 5000, 1)
+        lib.monitor.host.release(other)
+        third = lib.alloc(5000)
+        lib.fill_and_crash.submit(third, 5000, 1).exception()
+        lib.monitor.host.release(third)
+    finally:
+        gc.enable()
 
 
 def test_a_timeout_of_asyncios_stops_the_function(lib: Sandbox) -> None:

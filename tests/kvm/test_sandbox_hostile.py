@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvm.sandbox_books import books
 
 from vmm import CallCrash, CallError, CallTimeout, Sandbox
 
@@ -28,11 +29,6 @@ def lib(sandboxed: Elf) -> Iterator[Sandbox]:
         assert [lib.honest(n) for n in range(4)] == [0, 1, 2, 3]
         assert not lib.monitor.host.peer.queue
         assert books(lib) == before
-
-
-def books(lib: Sandbox) -> dict[str, int]:
-    lib._tidy()
-    return lib.monitor.audit(mappings=True)
 
 
 def tag(lib: Sandbox) -> int:
@@ -128,6 +124,23 @@ def test_a_flood_keeps_nobody_elses_call_from_its_answer(lib: Sandbox) -> None:
         assert lib.deals_with(mine, PAGES) == 0
     flooding.join()
     del mine
+
+
+@pytest.mark.parametrize("flood", ["floods_and_stays", "floods_by_batches_and_stays"])
+def test_a_flood_keeps_no_answer_of_two_messages_from_coming(lib: Sandbox, flood: str) -> None:
+    read = [lib.array(np.full(10, n, np.uint8)) for n in range(10)]
+    written = [lib.empty(10, np.uint8) for _ in range(10)]
+    flooding = threading.Thread(target=ends_by_timeout, args=(lib[flood],))
+    flooding.start()
+    calls = 0
+    while flooding.is_alive():
+        assert lib.copies_firsts(*read, 200, *written) == 200
+        calls += 1
+    flooding.join()
+    assert [array[0] for array in written] == list(range(10))
+    assert calls > 1
+    for worker in lib._crew.workers:
+        worker._drop_scratch()
 
 
 def ends_by_timeout(function: Callable[..., object]) -> None:

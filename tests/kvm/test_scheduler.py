@@ -16,7 +16,7 @@ import pytest
 from tests_support import sized
 
 from vmm import Machine, Monitor, State
-from vmm.engine import scheduler
+from vmm.engine import work
 from vmm.engine.driver import Driver
 from vmm.engine.kick import KICK
 from vmm.ferry.events import Event
@@ -141,8 +141,8 @@ def test_who_lets_others_have_the_lock_runs_next_however_long_each_has_it(
     open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a host where every hold of the lock is a long one, and the slice over after it."""
-    monkeypatch.setattr(scheduler, "_LONG", 0.0)
-    monkeypatch.setattr(scheduler, "SLICE", 0.0)
+    monkeypatch.setattr(work, "_LONG", 0.0)
+    monkeypatch.setattr(work, "SLICE", 0.0)
     monitor = open_monitor(workers=2)
     for number in range(3):
         monitor.spawn(test_guest("spin"), name=f"s{number}", window="2M")
@@ -171,7 +171,7 @@ def test_who_changes_workers_runs_though_the_change_takes_longer_than_a_slice(
         before = ran_on.get(machine)
         ran_on[machine] = threading.get_ident()
         moved = before not in (None, ran_on[machine])
-        if moved and signal.sigtimedwait({KICK}, 2 * scheduler.SLICE) is not None:
+        if moved and signal.sigtimedwait({KICK}, 2 * work.SLICE) is not None:
             return Intr()
         return execute(driver, machine)
 

@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP };
+enum { NOTHING, DIRTY, LEAVE, LOOK, SCATTER, PRINT, PAUSE, MAP, RIGHTS, DISCARD };
 #define SECRET 16
 #define PAGE 4096
 #define PAGES 4096
@@ -29,6 +29,7 @@ struct order {
     unsigned char secret[SECRET];
 };
 
+static const char constant[3 * PAGE] __attribute__((aligned(PAGE))) = "what is there";
 static char initialized[3 * PAGE] = "what was there";
 static char cleared[3 * PAGE];
 static char pages[PAGES][PAGE] __attribute__((aligned(PAGE)));
@@ -195,7 +196,7 @@ static uint64_t look(void)
     sum = 0xcbf29ce484222325;
     add(wide, sizeof wide);
     add_number(mxcsr), add_number(x87), add_number(status & 0x3800);
-    add(initialized, sizeof initialized), add(cleared, sizeof cleared);
+    add(constant, sizeof constant), add(initialized, sizeof initialized), add(cleared, sizeof cleared);
     add(pages, 32 * PAGE), add(heap, HEAP), add(mapped, 4 * PAGE);
     add(touched, LARGE), add(also, LARGE), add(untouched, LARGE);
     add(of_the_thread, sizeof of_the_thread);
@@ -267,6 +268,14 @@ static uint64_t serve(const struct order *order)
     case MAP: /* and leave it mapped */
         over(mmap(NULL, order->count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
              order->count * PAGE, order->secret);
+        break;
+    case RIGHTS: /* which it takes for a moment only, so that its map is what it was */
+        mprotect((void *)constant, sizeof constant, PROT_READ | PROT_WRITE);
+        over((char *)constant, PAGE, order->secret);
+        mprotect((void *)constant, sizeof constant, PROT_READ);
+        break;
+    case DISCARD: /* what it cannot write */
+        madvise((void *)constant, PAGE, MADV_DONTNEED);
         break;
     case LOOK:
         return look();

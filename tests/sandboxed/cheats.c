@@ -120,6 +120,33 @@ void floods_and_stays(void)
         ;
 }
 
+/* As many at a time as there may be. */
+void floods_by_batches_and_stays(void)
+{
+    pf_message m = {.operation = PF_OP_SEND, .receiver = HOST, .payload_length = 1};
+
+    for (;;) {
+        for (int i = 0; i < PF_TX_ENTRIES; i++)
+            pf_post(&m);
+        pf_flush();
+    }
+}
+
+#define EACH(DO) DO(a) DO(b) DO(c) DO(d) DO(e) DO(f) DO(g) DO(h) DO(i) DO(j)
+#define READ(x) const uint8_t *read_##x,
+#define WRITTEN(x) , uint8_t *written_##x
+#define COPY(x) written_##x[0] = read_##x[0];
+
+/* Twenty arrays: more than one message returns. It takes its time. */
+int copies_firsts(EACH(READ) int milliseconds EACH(WRITTEN))
+{
+    struct timespec t = {0, milliseconds * 1000000L};
+
+    EACH(COPY)
+    nanosleep(&t, NULL);
+    return milliseconds;
+}
+
 /* Sends, lends or shares pages of its own, as often; returns how many went. */
 int gives_pages(int how, int times)
 {

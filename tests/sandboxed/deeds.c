@@ -50,6 +50,25 @@ void fill_and_crash(uint8_t *bytes, int length, int value)
     *(volatile int *)nowhere = 1;
 }
 
+void fill_and_quit(uint8_t *bytes, int length, int value)
+{
+    fill(bytes, length, value);
+    exit(value);
+}
+
+void fill_and_spin(uint8_t *bytes, int length, int value)
+{
+    fill(bytes, length, value);
+    for (volatile int i = 0;; i++)
+        ;
+}
+
+long sum_and_crash(const uint8_t *bytes, int length)
+{
+    *(volatile long *)nowhere = sum(bytes, length);
+    return 0;
+}
+
 void crash(void)
 {
     *(volatile int *)nowhere = 1;
@@ -71,4 +90,10 @@ int nap(double seconds)
     struct timespec t = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
 
     return nanosleep(&t, NULL);
+}
+
+int fill_and_nap(uint8_t *bytes, int length, int value, double seconds)
+{
+    fill(bytes, length, value);
+    return nap(seconds);
 }

@@ -52,6 +52,18 @@ def test_a_message_that_came_back_is_taken_by_a_full_queue_too() -> None:
     assert queue.room == 1
 
 
+@pytest.mark.parametrize("own", [1, 2])
+def test_a_full_queue_takes_as_many_of_each_sender_as_have_a_place_of_their_own(own: int) -> None:
+    queue = Queue(1, own)
+    for sender in (1, 2, 3):
+        for number in range(own):
+            assert queue.takes(sender)
+            queue.put(Message(number, Operation.SEND, Status.OK, sender, 9))
+        assert not queue.takes(sender)
+    queue.get()  # the first sender's
+    assert [queue.takes(sender) for sender in (1, 2, 3)] == [True, False, False]
+
+
 def test_an_empty_queue_is_false_and_has_nothing_to_get() -> None:
     queue = Queue(1)
     assert not queue

@@ -9,7 +9,7 @@ import pytest
 from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity, Notice
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
-from vmm.ferry.roster import Roster
+from vmm.ferry.roster import _NAMES_LEFT, Roster
 from vmm.guest import abi
 from vmm.guest.abi import Doorbell, Operation, PeerFlags, Status
 from vmm.memory.movers import Window
@@ -237,6 +237,21 @@ def test_a_death_is_news_to_who_knew_the_dead_and_wakes_who_waited_for_it(club: 
     club.roster.leave(club.b)
     assert [club.notices(peer) for peer in (club.a, club.c)] == [2, 0]
     assert club.woken == ["a", "c"]
+
+
+def test_the_host_has_nothing_of_a_machine_that_has_been_removed_but_its_name(club: Club) -> None:
+    club.roster.connect(club.host, club.a, both=True)
+    for number in range(10, 10 + 3 * _NAMES_LEFT):
+        machine = club.machine(number, f"machine-{number}")
+        club.roster.connect(club.host, machine, both=True)
+        machine.alive = False
+        club.roster.leave(machine)
+        assert number in club.host.table  # it has stopped, no more
+        club.roster.forget(machine)
+        assert club.roster.name(number) == f"machine-{number}"
+    assert list(club.host.table) == [club.a.number]
+    assert club.host.receiver(club.a.number) is club.a
+    assert len(club.roster._names) == _NAMES_LEFT + len([*club.roster])
 
 
 def test_the_dead_are_told_nothing(club: Club) -> None:

@@ -72,3 +72,31 @@ def test_what_was_written_by_a_system_call_is_found(finder: Written, memory: Map
     with Path("/dev/zero").open("rb", buffering=0) as zeros:
         zeros.readinto(memory.view()[5 * PAGE : 6 * PAGE])
     assert found(finder, memory) == {5}
+
+
+def test_who_looks_again_and_again_sees_what_who_looks_once_does(
+    finder: Written, memory: Mapping
+) -> None:
+    again = finder.again(memory.address, memory.size)
+    view = memory.view()
+    for count in (0, 1, 1, 5, 60, 300, 1000):  # at last more regions than one call finds
+        for _ in range(count):
+            view[random.randrange(PAGES) * PAGE] = 1
+        bounds = again()
+        assert bounds == finder.find(memory.address, memory.size)
+        assert bounds == again()
+    mapping.empty(memory.address, memory.size)
+    assert again() == finder.find(memory.address, memory.size) == []
+    view.release()
+
+
+def test_what_is_found_again_is_the_same_list(memory: Mapping) -> None:
+    finder = Written()
+    again = finder.again(memory.address, memory.size)
+    ctypes.memset(memory.address, 1, 3 * PAGE)
+    first = again()
+    assert again() is first
+    ctypes.memset(memory.address, 1, 4 * PAGE)
+    assert again() is not first
+    assert first == [memory.address, memory.address + 3 * PAGE]
+    finder.close()

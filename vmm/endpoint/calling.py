@@ -56,7 +56,11 @@ class Desk:
 
     def ask(self, to: Machine, tag: int, parts: Sequence[Part]) -> None:
         """Put the messages of a call into a machine's queue: all, or none. Raises GuestError."""
-        turns = self._turns
+        turns, peer = self._turns, self._host.peer
+        if len(parts) == 1 and not parts[0].extents:  # only a payload
+            with turns.telling, turns.lock, turns.change:
+                if self._host._exchange.post(peer, to.peer.number, tag, parts[0].payload):
+                    return
         requests = [self._request(to, tag, part) for part in parts]
         for request in requests:
             if request.spans:
@@ -79,12 +83,7 @@ class Desk:
         return Request(to.number, tag, length, spans, part.payload, share, part.writable)
 
     def _serve(self, request: Request) -> Status:
-        host = self._host
-        if request.operation is Operation.SEND and host._exchange.post(
-            host.peer, request.receiver, request.tag, request.payload
-        ):
-            return Status.OK
-        return served(host, lambda: request).status
+        return served(self._host, lambda: request).status
 
     def shown(self, to: Machine, parts: Sequence[Part]) -> list[Shown]:
         """Return where a machine is to see what it has just been asked with, before it runs."""
@@ -106,13 +105,6 @@ class Desk:
             address = self._host._window.address(extent, READABLE) + start
             found: bytes = (ctypes.c_char * room).from_address(address).value
         return found if len(found) < room else None
-
-    def answered(self, by: Machine) -> bool:
-        """Whether a machine has sent anything. Called in a turn, or under the lock."""
-        number, queue = by.peer.number, self._host.peer.queue
-        if queue and queue[0].sender == number:  # as a rule
-            return True
-        return bool(self._answers.get(number)) or any(one.sender == number for one in queue)
 
     def answer(self, by: Machine, tag: int, least: int) -> bytes | None:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it
@@ -143,15 +135,19 @@ class Desk:
         have come are let go of: nobody has asked for any.
         """
         host, turns = self._host, self._turns
+        queue = host.peer.queue
+        # Of a machine that waits, or has stopped, all is there: not to wait for others that flood.
+        left = len(queue)
         more = True
         while more:
             with turns.telling, turns.lock, turns.change:
                 turns.journal.keep(self)
-                for _ in range(min(_AT_ONCE, len(host.peer.queue))):
+                for _ in range(min(_AT_ONCE, len(queue))):
                     message = host._exchange.take(host.peer)
                     if message is not None:  # else it has gone back
                         self._sort(message)
-                more = bool(host.peer.queue)
+                left -= _AT_ONCE
+                more = left > 0 and bool(queue)
                 found = () if more else self._answers.pop(by.peer.number, ())
         host._clean()
         return found

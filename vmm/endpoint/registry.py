@@ -9,7 +9,7 @@ from functools import partial
 
 from vmm.engine.guest import Guest
 from vmm.engine.machine import Ending, Machine, State
-from vmm.engine.scheduler import Scheduler
+from vmm.engine.standing import Standing
 from vmm.errors import ConfigError
 from vmm.ferry.events import Trace
 from vmm.ferry.exchange import Exchange
@@ -41,7 +41,7 @@ class Registry:
         by_number: dict[int, Machine],
         mover: Mover,
         exchange: Exchange,
-        scheduler: Scheduler,
+        standing: Standing,
         turns: Turns,
         trace: Trace,
         host: Peer,
@@ -51,7 +51,7 @@ class Registry:
         self.numbers = itertools.count(1)
         self._mover = mover
         self._exchange = exchange
-        self._scheduler = scheduler
+        self._standing = standing
         self._turns = turns
         self._trace = trace
         self._host = host
@@ -95,14 +95,14 @@ class Registry:
         self._turns.journal.undo(partial(self._forget, machine))
         window.on_spoiled = partial(self._condemn, machine)
         if window.blinks:
-            peer.hold_still = partial(self._scheduler.hold, machine)
+            peer.hold_still = partial(self._standing.hold, machine)
         self._exchange.join(peer, quota, PIECES)
         self._exchange.roster.connect(self._host, peer, both=True)
         self.by_name[name] = self.by_number[guest.number] = machine
         if waits:
             machine.state = State.PARKED
         else:
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
         if self._trace:
             self._trace.emit("spawn", machine=name, image=path, window=region.size)
         return machine
@@ -110,7 +110,7 @@ class Registry:
     def begin(self, machine: Machine) -> None:
         """Let a machine run that has waited."""
         self._turns.journal.keep(machine)
-        self._scheduler.make_ready(machine)
+        self._standing.make_ready(machine)
 
     def leave(self, machine: Machine) -> None:
         """Take out a machine that has stopped; what it holds is closed when the turn is over."""
@@ -118,6 +118,7 @@ class Registry:
         journal.undo(partial(self._remember, machine))
         machine.closed = True
         del self.by_number[machine.number], self.by_name[machine.name]
+        self._exchange.roster.forget(machine.peer)
         journal.later(partial(_free, machine))
 
     def close(self) -> None:
@@ -144,9 +145,9 @@ class Registry:
         """Let a machine end before it is entered again: its window is spoiled (Window)."""
         machine.ending = machine.ending or _SPOILED
         if machine.state is State.RUNNING:
-            self._scheduler.interrupt(machine)
+            self._standing.interrupt(machine)
         elif machine.state is State.PARKED:
-            self._scheduler.make_ready(machine)
+            self._standing.make_ready(machine)
 
 
 def _free(machine: Machine) -> None:

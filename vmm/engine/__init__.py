@@ -1,1 +1,3 @@
-"""What runs machines: guest (one in its VM), machine, scheduler, driver, kick, clock."""
+"""What runs machines: guest (one in its VM), machine, standing, line, work, shift, drive,
+scheduler, driver, kick, clock.
+"""

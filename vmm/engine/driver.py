@@ -1,7 +1,7 @@
 """The driver: what happens between a machine's exit and its next entry.
 
 It answers doorbells, delivers messages, parks who waits, and stops who cannot go on. Called by the
-scheduler's workers; all but `execute`, `tell` and `diagnose` in a turn.
+threads that run machines; all but `execute`, `tell` and `diagnose` in a turn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 
 from vmm.engine.guest import Asked
 from vmm.engine.machine import Ending, Machine, State
-from vmm.engine.scheduler import Scheduler
+from vmm.engine.standing import Standing
 from vmm.errors import GuestFault
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
@@ -44,13 +44,13 @@ class Driver:
     def __init__(
         self,
         exchange: Exchange,
-        scheduler: Scheduler,
+        standing: Standing,
         trace: Trace,
         turns: Turns,
         console: Console,
     ) -> None:
         self._exchange = exchange
-        self._scheduler = scheduler
+        self._standing = standing
         self._trace = trace
         self._turns = turns
         self._console = console
@@ -122,7 +122,7 @@ class Driver:
         if asked.parks:
             until = asked.until
             timeout = None if until is None else max(until - time.monotonic(), 0.0)
-            self._scheduler.park(machine, timeout)
+            self._standing.park(machine, timeout)
         return True
 
     def _say(self, machine: Machine, *, ended: bool = False) -> None:
@@ -205,7 +205,7 @@ class Driver:
         if wait.flags & _ROOM:
             peer.table[wait.peer].peer.waiters[peer.number] = peer
         timeout_us = wait.timeout_us
-        self._scheduler.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
+        self._standing.park(machine, None if timeout_us == abi.FOREVER else timeout_us / 1e6)
 
     def wants(self, machine: Machine) -> bool:
         """Whether a parked machine has what it waits for."""

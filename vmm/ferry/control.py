@@ -36,6 +36,7 @@ _PEER_ENTRY = struct.Struct(f"<IIII{abi.NAME_MAX}s")
 _MASK = 0xFFFFFFFF
 _ENTRY = ctypes.sizeof(abi.Descriptor)
 _TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
+_PAYLOAD_MAX = abi.PAYLOAD_MAX
 _PEER = ctypes.sizeof(abi.Peer)
 
 
@@ -112,6 +113,7 @@ class ControlStructure:
         self._rx_head = 0
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
+        self._news = (0, 0, *self._noticed.values())  # as they are in the structure
         self._peers = 0
         _START.pack_into(
             memory,
@@ -193,11 +195,11 @@ class ControlStructure:
         None for any other; what has been read of it is forgotten then. Each byte is read once.
         """
         entry = _TX + index % _TX_ENTRIES * _ENTRY
-        kind, _, receiver, tag, length, _, counts, *reserved = _LETTER.unpack_from(
+        kind, _, receiver, tag, length, _, counts, r0, r1, r2 = _LETTER.unpack_from(
             self._memory, entry
         )
         size = counts >> 16
-        if kind != _SEND or length or counts & 0xFFFF or size > abi.PAYLOAD_MAX or any(reserved):
+        if kind != _SEND or length or counts & 0xFFFF or size > _PAYLOAD_MAX or r0 or r1 or r2:
             return None
         entry += _PAYLOAD
         return receiver, tag, bytes(self._memory[entry : entry + size])
@@ -296,6 +298,8 @@ class ControlStructure:
         """Count a notice, and set bits whose meaning is between the host and the guest."""
         self._bits |= bits & _MASK
         self._noticed[kind] += 1
+        counts = [count & _MASK for count in self._noticed.values()]
+        self._news = (self._bits, self.notice_count, *counts)
         _U32.pack_into(self._memory, _offset(abi.Control, "notices"), self._bits)
         _U32.pack_into(self._memory, _offset(abi.Control, kind.value), self._noticed[kind] & _MASK)
         _U32.pack_into(self._memory, _offset(abi.Control, "notice_count"), self.notice_count)
@@ -303,8 +307,7 @@ class ControlStructure:
     def write_again(self) -> None:
         """Write all notices, and how many peers there are: what is there may be older."""
         _U32.pack_into(self._memory, _PEER_COUNT, self._peers)
-        counts = [count & _MASK for count in self._noticed.values()]
-        _NEWS.pack_into(self._memory, _NOTICES, self._bits, self.notice_count, *counts)
+        _NEWS.pack_into(self._memory, _NOTICES, *self._news)
 
     @property
     def notice_count(self) -> int:

@@ -46,6 +46,7 @@ _NONE_RESERVED = [0, 0, 0]
 _EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
 _EXTENT = ctypes.sizeof(abi.Extent)
 _NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
+_LETTER = struct.Struct(f"{_HEAD.format}{_PAYLOAD - _HEAD.size}x{_DESCRIPTOR - _PAYLOAD}s")
 _NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
 _NO_MORE_EXTENTS = _NO_EXTENTS[_EXTENT:]
 
@@ -213,29 +214,26 @@ class Message(NamedTuple):
     writable: bool = True
     brought: bool = False
 
+    @classmethod
+    def letter(cls, number: int, sender: int, receiver: int, tag: int, payload: bytes) -> Message:
+        """Return one that has been sent, and is a payload and nothing else: most are."""
+        return tuple.__new__(cls, (number, _SEND, _OK, sender, receiver, tag, 0, payload, *_REST))
+
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
         number, operation, status, sender, receiver, tag, length, payload, spans, *_ = self
-        count = len(spans)
-        head = _HEAD.pack(
-            operation,
-            0 if self.writable else _READONLY,
-            status,
-            sender,
-            receiver,
-            tag,
-            length,
-            number,
-            count,
-            len(payload),
-            0,
-            0,
-            0,
-        )
-        extents = _NO_EXTENTS
+        count, flags = len(spans), 0 if self.writable else _READONLY
+        head = (operation, flags, status, sender, receiver, tag, length, number, count)
+        if not count:
+            return _LETTER.pack(*head, len(payload), 0, 0, 0, payload)
+        first = _HEAD.pack(*head, len(payload), 0, 0, 0)
         if count == 1:
             extents = _EXTENTS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
-        elif count:
+        else:
             words = [word for span in spans for word in (*span, 0)]
             extents = _EXTENTS[count].pack(*words) + _NO_EXTENTS[count * _EXTENT :]
-        return head + extents + payload + _NO_PAYLOAD[len(payload) :]
+        return first + extents + payload + _NO_PAYLOAD[len(payload) :]
+
+
+_SEND, _OK = Operation.SEND, Status.OK
+_REST = tuple(Message._field_defaults[name] for name in Message._fields[8:])

@@ -32,6 +32,7 @@ class Peer:
     """Identity, queue and window of one who may send and receive.
 
     number    its id, never used twice within a monitor; 0 is the host
+    own       messages of each sender that its queue takes when it is full of others'
     control   its control structure; None for the host, which calls the monitor instead
     table     the peers it knows, by id; who is in its table has it in his
     untaken   messages in its receive ring that it has not taken yet
@@ -57,13 +58,14 @@ class Peer:
         window: Window,
         depth: int,
         control: ControlStructure | None = None,
+        own: int = 1,
     ) -> None:
         self.turn = 0
         self.number = number
         self.name = name
         self.window = window
         self.control = control
-        self.queue = Queue(depth)
+        self.queue = Queue(depth, own)
         self.table: dict[int, Entry] = {}
         self.untaken: collections.deque[Message] = collections.deque()
         self.parted: set[int] = set()

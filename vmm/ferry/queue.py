@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 class Queue(collections.deque["Message"]):
     """First in, first out, at most `depth` messages: a deque, changed by `put` and `get` only.
 
-    room    how many more messages it takes from anybody. When it has none, it still takes one of
-            each sender that has none in it: its own place, which no flood of others' can take
+    room    how many more messages it takes from anybody
+    own     places of each sender's own, which no flood of others' can take: when there is no room,
+            it still takes a message of a sender that has fewer in it
 
     Not thread-safe: used under the exchange's lock.
     """
 
-    __slots__ = ("depth", "room")
+    __slots__ = ("depth", "own", "room")
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, own: int = 1) -> None:
         super().__init__()
         self.depth = depth
+        self.own = own
         self.room = depth
 
     def restore(self, messages: Iterable[Message]) -> None:
@@ -37,11 +39,16 @@ class Queue(collections.deque["Message"]):
 
     def takes(self, sender: int) -> bool:
         """Whether there is room for a message of this sender's."""
-        return self.room > 0 or not (self.depth == 0 or self.holds(sender))
+        return self.room > 0 or (self.depth > 0 and not self._filled(sender))
 
-    def holds(self, sender: int) -> bool:
-        """Whether a message of this sender's is in it."""
-        return any(message.sender == sender for message in self)
+    def _filled(self, sender: int) -> bool:
+        """Whether a sender's own places are taken, by its messages wherever in it they are."""
+        found = 0
+        for message in self:
+            found += message.sender == sender
+            if found == self.own:
+                return True
+        return False
 
     def put(self, message: Message) -> None:
         """Enqueue a message. The caller has seen that there is room."""

@@ -6,6 +6,7 @@ What is written there is kept up to date here, and whoever waits for a change is
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from vmm.memory.journal import IDLE, Journal
 
 # Plain numbers: the operators of enum.IntFlag cost more than all else that writing an entry does.
 _ALIVE, _SEND, _ROOM = int(PeerFlags.ALIVE), int(PeerFlags.SEND), int(PeerFlags.ROOM)
+_NAMES_LEFT = 256  # of machines that have been removed, as traces tell them
 
 
 class Roster:
@@ -32,6 +34,7 @@ class Roster:
         self.wake = wake
         self._peers: dict[int, Peer] = {}
         self._names: dict[int, str] = {}  # of the dead too: their messages live on
+        self._forgotten: collections.deque[int] = collections.deque()
 
     def saved(self) -> dict[int, Peer]:
         return self._peers.copy()
@@ -53,7 +56,9 @@ class Roster:
         return self._peers.get(number)
 
     def name(self, number: int) -> str | None:
-        """Return the name of a peer, also of one that has stopped."""
+        """Return the name of a peer, also of one that has stopped; of very many that have been
+        removed, that of the last ones.
+        """
         return self._names.get(number)
 
     def join(self, peer: Peer) -> None:
@@ -72,6 +77,18 @@ class Roster:
                 self._write(other, other.table[peer.number])
                 self._news(other)
         self._wake_waiters(peer)
+
+    def forget(self, peer: Peer) -> None:
+        """A peer that has stopped is removed: the host, whose table has no end, has it no more."""
+        for entry in peer.table.values():
+            other = entry.peer
+            if other.control is None and peer.number in other.table:
+                known = other.table[peer.number]
+                self._journal.undo(partial(_put_entry, other, peer.number, known))
+                del other.table[peer.number]
+        self._forgotten.append(peer.number)
+        while len(self._forgotten) > _NAMES_LEFT:
+            self._names.pop(self._forgotten.popleft(), None)
 
     def connect(self, sender: Peer, receiver: Peer, *, both: bool = False) -> None:
         """Open a channel: from now on `sender` may send to `receiver`, and each sees the other.

@@ -77,8 +77,8 @@ class Sending:
         """SEND, LEND, SHARE, EXCHANGE: put a message into the receiver's queue."""
         number, tag, length, spans_, payload, operation, writable = request
         receiver = sender.receiver(number)
-        if receiver is None:
-            raise Refusal(Status.E_PEER)
+        if receiver is None:  # the host may send to all that there are
+            raise Refusal(Status.E_PEER if sender.control is not None else Status.E_DEAD)
         if not receiver.alive:
             raise Refusal(Status.E_DEAD)
         extents: Sequence[Extent] = ()
@@ -120,9 +120,7 @@ class Sending:
             return None
         number = next(self._numbers)
         sender.sent += 1
-        message = Message(
-            number, Operation.SEND, Status.OK, sender.number, receiver.number, tag, 0, payload
-        )
+        message = Message.letter(number, sender.number, receiver.number, tag, payload)
         self._roster.put(sender, receiver, message)
         return number
 

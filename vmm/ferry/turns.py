@@ -101,6 +101,8 @@ class Turns:
         self.recover()
 
 
+_ANSWERS = (PageferryError, Refusal)
+
 # Each in one function, with what it looks at: there are some for every message.
 
 
@@ -138,7 +140,7 @@ class _Change:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         turns = self._turns
-        if kind is None or issubclass(kind, PageferryError | Refusal):
+        if kind is None or issubclass(kind, _ANSWERS):
             turns.journal.commit()  # it has been, from now on
             turns.outbox.seal()
         else:

@@ -140,15 +140,20 @@ class Memory(Pointers):
     def keep(self) -> tuple[Map, Rewind]:
         """Return what there is, to be put back; the second is to be closed. Raises OSError."""
         self.finish()
-        return self.areas.map, Rewind(self._backing)
+        low, spans = self.low.region, self.areas.spans
+        writable = [(area.start, area.end) for area in spans if area.prot & PROT_WRITE]
+        contents = Rewind(self._backing, [(low.base, self.areas.low.base), *writable])
+        self.strayed = False
+        return self.areas.map, contents
 
     def put_back(self, kept: Map, contents: Rewind) -> None:
         """Let it be what it was. Again is fine, and must be if it was cut off. Raises OSError."""
         self.finish()  # what a call was cut off in
-        if self.areas.map != kept:
+        if self.strayed and self.areas.map != kept:  # it changes in no other way
             self._pending = _Pending([self.areas.back_to(kept)], ())
             self.finish()
-        contents.put_back()
+        contents.put_back(everywhere=self.strayed)
+        self.strayed = False
         self._serial = -1
 
     # ---- calls ----
@@ -229,6 +234,7 @@ class Memory(Pointers):
     def _give_back(self, start: int, end: int, advice: int) -> None:
         if advice not in (_DONTNEED, _FREE):
             return
+        self.strayed = True
         for low, high in self.areas.parts(start, end):
             self._backing.zero(low, high)
 
@@ -238,6 +244,7 @@ class Memory(Pointers):
         """Do what a call plans, or, if it has done so before it was cut off, answer again."""
         asked = self._asked
         if asked >= len(self._answers):
+            self.strayed = True
             try:
                 plans = plan()
             except SysError as error:

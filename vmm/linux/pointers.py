@@ -37,9 +37,12 @@ class Pointers:
     meanwhile. Not thread-safe.
 
     window    what is in the window; None if there is none
+    strayed   whether anything may have been written, or mapped, that the program could not write by
+              its map: since `Memory.put_back`, or `keep`
     """
 
     window: ProgramWindow | None = None
+    strayed = False
 
     def __init__(self, areas: Areas, backing: Backing) -> None:
         self.areas = areas
@@ -128,6 +131,7 @@ class Pointers:
 
     def raw(self, address: int, size: int) -> memoryview:
         """Return writable bytes of areas, whatever their rights are. EFAULT where there is none."""
+        self.strayed = True
         end, reached = address + size, address
         for area in self.areas.spans.within(address, end):
             if area.start > reached:

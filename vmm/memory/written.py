@@ -14,6 +14,8 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Callable
+from typing import Any
 
 from vmm.kvm import forks
 from vmm.kvm.given import GivenDescriptor
@@ -25,7 +27,7 @@ _STEP = 1 << 16  # entries of the pagemap that are read at once
 # Of an entry's last byte: bit 63 (present) or 62 (swapped), and not 61 (a file's).
 _OWN = bytes(byte & 0xC0 != 0 and not byte & 0x20 for byte in range(256))
 
-_ioctl = ctypes.CDLL(None, use_errno=True).ioctl
+_ioctl: Any = ctypes.CDLL(None, use_errno=True).ioctl
 
 
 class _Scan(ctypes.Structure):
@@ -43,6 +45,21 @@ class _Scan(ctypes.Structure):
 _PAGEMAP_SCAN = 3 << 30 | ctypes.sizeof(_Scan) << 16 | ord("f") << 8 | 16  # _IOWR('f', 16, …)
 
 
+def _request() -> tuple[_Scan, memoryview]:
+    """Return a request for pages that are the process's own, and the words that it puts there."""
+    found = (ctypes.c_uint64 * (3 * _REGIONS))()
+    request = _Scan(
+        size=ctypes.sizeof(_Scan),
+        vec=ctypes.addressof(found),
+        vec_len=_REGIONS,
+        category_inverted=_FILE,
+        category_mask=_FILE,
+        category_anyof_mask=_PRESENT | _SWAPPED,
+        return_mask=_PRESENT,
+    )
+    return request, memoryview(found).cast("B").cast("Q")
+
+
 class Written:
     """Finds them. Not thread-safe: one search at a time.
 
@@ -55,17 +72,7 @@ class Written:
         self._fd = self._given.take(os.open, "/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         forks.hold(self)
         self.scans = True
-        self._found = (ctypes.c_uint64 * (3 * _REGIONS))()
-        self._words = memoryview(self._found).cast("B").cast("Q")
-        self._request = _Scan(
-            size=ctypes.sizeof(_Scan),
-            vec=ctypes.addressof(self._found),
-            vec_len=_REGIONS,
-            category_inverted=_FILE,
-            category_mask=_FILE,
-            category_anyof_mask=_PRESENT | _SWAPPED,
-            return_mask=_PRESENT,
-        )
+        self._request, self._words = _request()
 
     def find(self, address: int, size: int) -> list[int]:
         """Return where they are in a range, whole pages: start, end, start, end …, in order.
@@ -112,6 +119,12 @@ class Written:
             found.append(address + size)
         return found
 
+    def again(self, address: int, size: int) -> Callable[[], list[int]]:
+        """Return what finds those of one range, at half the price, as often as it is called. As
+        long as they are the same ones it returns the same list, which is not to be changed.
+        """
+        return _Again(self, address, size).find
+
     def let_go(self) -> None:
         """Close it in a process that was forked: it tells of the parent's memory."""
         self.close()
@@ -120,3 +133,37 @@ class Written:
         """Close the pagemap. Further calls do nothing."""
         self._fd = -1
         self._given.give_back()
+
+
+class _Again:
+    """The search of one range, prepared; and what it has found last."""
+
+    __slots__ = (
+        *("_address", "_bounds", "_number", "_pointer", "_raw", "_request", "_size"),
+        *("_words", "_written"),
+    )
+
+    def __init__(self, written: Written, address: int, size: int) -> None:
+        self._written, self._address, self._size = written, address, size
+        self._request, words = _request()
+        self._request.start, self._request.end = address, address + size
+        self._words = words.cast("B")
+        self._pointer = ctypes.byref(self._request)
+        self._number = ctypes.c_ulong(_PAGEMAP_SCAN)
+        self._raw = b""
+        self._bounds: list[int] = []
+
+    def find(self) -> list[int]:
+        """As `Written.find`."""
+        written, request = self._written, self._request
+        if written.scans:
+            count = _ioctl(written._fd, self._number, self._pointer)
+            if count >= 0 and request.walk_end == request.end:
+                raw = self._words[: 24 * count].tobytes()
+                if raw != self._raw:
+                    bounds = self._words[: 24 * count].cast("Q").tolist()
+                    del bounds[2::3]  # what kind of pages they are
+                    self._bounds, self._raw = bounds, raw
+                return self._bounds
+        # More than fits, or the kernel cannot; and what is wrong is said there.
+        return written.find(self._address, self._size)

@@ -24,20 +24,38 @@ T = TypeVar("T")
 _FOREVER = threading.TIMEOUT_MAX
 
 
-class Ticket:
-    """A call: its place in the line, and what lets any thread cancel it at any time.
+class Place:
+    """A call's place in the line.
 
-    worker    whom it has, or is about to have
-    over      whether it has none any more
+    cancelled  whether it has been
+    worker     whom it has, or is about to have
+    over       whether it has none any more
+    wakes      tells it to look again; None as long as it has not had to wait
     """
 
-    __slots__ = ("_at", "_lock", "cancelled", "over", "thread", "wakes", "worker")
+    __slots__ = ("cancelled", "over", "thread", "wakes", "worker")
 
     def __init__(self) -> None:
         self.cancelled = self.over = False
         self.worker: Worker | None = None
         self.thread = 0
-        self.wakes: queue.SimpleQueue[None] = queue.SimpleQueue()  # reentrant, unlike a Condition
+        self.wakes: queue.SimpleQueue[None] | None = None  # reentrant, unlike a Condition
+
+    def begin(self, worker: Worker, function: str) -> None:
+        """The call has a worker. Raises CallCancelled."""
+
+    def end(self) -> None:
+        """The call is over."""
+
+
+class Ticket(Place):
+    """One that any thread may cancel at any time."""
+
+    __slots__ = ("_at", "_lock")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wakes = queue.SimpleQueue()
         self._at: Worker | None = None  # whom `cancel` stops
         self._lock: Any = threading.RLock()
 
@@ -47,7 +65,7 @@ class Ticket:
             self.cancelled = True
             if self._at is not None:
                 self._at.cancel()
-        self.wakes.put(None)
+        _wake(self)
 
     def begin(self, worker: Worker, function: str) -> None:
         """Let `cancel` reach a worker, until `end`. Raises CallCancelled."""
@@ -69,7 +87,10 @@ def in_thread(threads: ThreadPoolExecutor, call: Callable[[], T]) -> Future[T]:
     begun = [call]
     try:
         with limits.reported("a call in another thread"):
-            return threads.submit(_called, begun)
+            future = threads.submit(_called, begun)
+        # What is cancelled first is let go of then, not when a thread comes by it.
+        future.add_done_callback(lambda _: begun.clear())
+        return future
     except BaseException:
         begun.clear()
         raise
@@ -81,6 +102,11 @@ def _called(begun: list[Callable[[], T]]) -> T:
     return begun.pop()()
 
 
+def _wake(place: Place) -> None:
+    if place.wakes is not None:
+        place.wakes.put(None)
+
+
 class Crew:
     """Workers, each for one call at a time. Thread-safe; who comes first is served first, and by
     the worker that was busy last.
@@ -89,13 +115,13 @@ class Crew:
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = tuple(workers)
         self._idle = dict.fromkeys(reversed(workers))  # the next one is the last; may be busy
-        self._owners: dict[Worker, Ticket] = {}  # who is busy, and for whom
-        self._line: deque[Ticket] = deque()
+        self._owners: dict[Worker, Place] = {}  # who is busy, and for whom
+        self._line: deque[Place] = deque()
         self._lock: Any = threading.RLock()
         self._local = threading.local()
         self._gone: Exception | None = None
 
-    def take(self, ticket: Ticket, function: str, until: float) -> Worker:
+    def take(self, ticket: Place, function: str, until: float) -> Worker:
         """Return a free worker, having waited for one; or the one that is bound to this thread.
 
         Whatever is raised, here or later, `leave` is to be called. Raises CallTimeout,
@@ -110,7 +136,7 @@ class Crew:
         ticket.begin(worker, function)
         return worker
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: Place) -> None:
         """A call is over, or has never begun: let others have its worker. Again is fine."""
         ticket.end()
         try:
@@ -133,7 +159,7 @@ class Crew:
             while self._lock._is_owned():
                 self._lock.release()
 
-    def _wait(self, ticket: Ticket, function: str, until: float) -> Worker:
+    def _wait(self, ticket: Place, function: str, until: float) -> Worker:
         ticket.thread = threading.get_ident()
         while True:
             with self._lock:
@@ -149,15 +175,16 @@ class Crew:
                         f"{function} was called from within another call, by a signal's handler "
                         "or a console, and no other machine is free"
                     )
+                wakes = ticket.wakes = ticket.wakes or queue.SimpleQueue()
                 if ticket not in self._line:
                     self._line.append(ticket)
             left = until - time.monotonic()
             if left <= 0:
                 raise CallTimeout(function, "no machine was free in time")
             with contextlib.suppress(queue.Empty):
-                ticket.wakes.get(timeout=min(left, _FOREVER))
+                wakes.get(timeout=min(left, _FOREVER))
 
-    def _claim(self, ticket: Ticket) -> Worker | None:
+    def _claim(self, ticket: Place) -> Worker | None:
         """Have a free worker, if it is the ticket's turn."""
         line = self._line
         if line and line[0] is not ticket:
@@ -177,7 +204,7 @@ class Crew:
 
     def _call_next(self) -> None:
         if self._line:
-            self._line[0].wakes.put(None)
+            _wake(self._line[0])
 
     @property
     def binds(self) -> bool:
@@ -216,7 +243,7 @@ class Crew:
         with self._lock:
             self._gone = self._gone or why
             for ticket in tuple(self._line):
-                ticket.wakes.put(None)
+                _wake(ticket)
 
     def disown(self, why: str) -> None:
         """Let go of all in a process that was forked: another thread may have had the lock."""

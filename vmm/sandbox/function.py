@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import struct
 import threading
 import time
@@ -19,10 +20,11 @@ from vmm.endpoint import arguments
 from vmm.errors import CallError, ConfigError
 from vmm.memory.region import Region
 from vmm.sandbox.arguments import Placed, copied_bytes, place
-from vmm.sandbox.crew import Crew, Ticket, in_thread
+from vmm.sandbox.crew import Crew, Place, Ticket, in_thread
 from vmm.sandbox.ctype import Pointer, innermost
 from vmm.sandbox.handle import Handle, handles
 from vmm.sandbox.lengths import Length
+from vmm.sandbox.plain import Plain
 from vmm.sandbox.prototype import Prototype
 from vmm.sandbox.references import Reference
 from vmm.sandbox.request import ALIGNED, Copied, Result, Words
@@ -76,8 +78,11 @@ class Caller:
         self.crew.check()
         return in_thread(self.threads, call)
 
-    def count(self, placed: Placed) -> None:
-        """Count a call that has returned."""
+    def count(self, placed: Placed | None) -> None:
+        """Count a call that has returned; None, if it had no pointers."""
+        if placed is None:
+            self._count(1, 0, 0, 0)
+            return
         copied = copied_bytes(placed.copied) if placed.copied else 0
         self._count(1, copied, sum([one.size for one in placed.seen]), 0)
 
@@ -211,7 +216,22 @@ class Function:
         return other
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        plain = self._typed.plain
+        if plain is not None and not kwargs and not self._lengths:
+            payload = plain.payload(self.address, args)
+            if payload is not None:
+                return self._run_plain(plain, payload)
         return self._start(args, kwargs)()
+
+    def _run_plain(self, plain: Plain, payload: bytes) -> Any:
+        """Make a call whose arguments are numbers, as its payload has them."""
+        name, ticket = self._typed.name, Place()
+        limit = self._caller.timeout if self._limit is dataclasses.MISSING else self._limit
+
+        def call(worker: Worker, until: float) -> Any:
+            return worker.ask(name, payload, until, plain.result)
+
+        return self._in_worker(name, limit, ticket, call, None)
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it in another thread: return a concurrent.futures.Future.
@@ -243,12 +263,15 @@ class Function:
         finally:
             if not future.done() and not future.cancel():  # the loop has been closed
                 ticket.cancel()
-        if cancelled is not None:
-            raise cancelled
-        return future.result()
+        try:
+            if cancelled is not None:
+                raise cancelled
+            return future.result()
+        finally:  # or what is raised would be in a circle with this frame, which has the arguments
+            del call, future, cancelled
 
     def _start(
-        self, args: Sequence[Any], kwargs: dict[str, Any], ticket: Ticket | None = None
+        self, args: Sequence[Any], kwargs: dict[str, Any], ticket: Place | None = None
     ) -> Callable[[], Any]:
         """Check a call's arguments; return what makes it."""
         prototype, caller = self._typed, self._caller
@@ -261,7 +284,7 @@ class Function:
         found = handles((*args, *kwargs.values()))
         for one in found:  # also those for whole numbers
             one.check(prototype.name)
-        return functools.partial(self._run, prototype, values, found, limit, ticket or Ticket())
+        return functools.partial(self._run, prototype, values, found, limit, ticket or Place())
 
     def _check_lengths(self, values: Sequence[bytes | Reference], given: Mapping[str, Any]) -> None:
         """Raise ConfigError if an array is too short."""
@@ -284,33 +307,54 @@ class Function:
         values: Sequence[bytes | Reference],
         given: Sequence[Handle],
         limit: float | None,
-        ticket: Ticket,
+        ticket: Place,
     ) -> Any:
         caller, layout, name = self._caller, prototype.layout, prototype.name
-        until = float("inf") if limit is None else time.monotonic() + limit
         hidden = bytearray(layout.hidden)
         words, references = _words(layout, self.address, values)
         placed = place(references, caller.window)
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False, max(layout.align, ALIGNED)))
-        kind, crew = prototype.result, caller.crew
+        kind = prototype.result
         is_text = isinstance(kind, Pointer) and kind.is_text
         pointer: Callable[[int], int] = int
 
-        def finish(result: Result) -> Any:
-            nonlocal pointer
-            pointer = worker.pointer()
-            data = layout.unpack(*result, memory=bytes(hidden))
-            if is_text:
-                return _text(worker, data)
-            return decode(kind, data, pointer)
+        def call(worker: Worker, until: float) -> Any:
+            def finish(result: Result) -> Any:
+                nonlocal pointer
+                pointer = worker.pointer()
+                data = layout.unpack(*result, memory=bytes(hidden))
+                if is_text:
+                    return _text(worker, data)
+                return decode(kind, data, pointer)
 
+            return worker.call(
+                name, words, placed.seen, placed.copied, until, finish, given, is_text
+            )
+
+        value = self._in_worker(name, limit, ticket, call, placed)
+        placed.finish(pointer)
+        if value is _NO_TEXT:
+            raise ConfigError(
+                f"{name} has returned a char * to no text of at most {TEXT_MAX >> 20} MiB: have "
+                "it written into an array, or set restype to ctypes.c_void_p for the address"
+            )
+        return value
+
+    def _in_worker(
+        self,
+        name: str,
+        limit: float | None,
+        ticket: Place,
+        call: Callable[[Worker, float], Any],
+        placed: Placed | None,
+    ) -> Any:
+        """Have a call made by a worker that is free, and count it."""
+        caller, crew = self._caller, self._caller.crew
+        until = math.inf if limit is None else time.monotonic() + limit
         try:
             try:
-                worker = crew.take(ticket, name, until)
-                value = worker.call(
-                    name, words, placed.seen, placed.copied, until, finish, given, is_text
-                )
+                value = call(crew.take(ticket, name, until), until)
             finally:
                 crew.leave(ticket)
         except CallError:
@@ -319,14 +363,9 @@ class Function:
         finally:  # once more, should a signal's handler raise just there
             if not ticket.over:
                 crew.leave(ticket)
-            placed.let_go()
-        placed.finish(pointer)
+            if placed is not None:
+                placed.let_go()
         caller.count(placed)
-        if value is _NO_TEXT:
-            raise ConfigError(
-                f"{name} has returned a char * to no text of at most {TEXT_MAX >> 20} MiB: have "
-                "it written into an array, or set restype to ctypes.c_void_p for the address"
-            )
         return value
 
 

@@ -6,20 +6,18 @@ import contextlib
 import itertools
 import math
 import os
-import sys
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from vmm import host
 from vmm.endpoint import Buffer, arguments
 from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
+from vmm.endpoint.opened import Opened
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
 from vmm.errors import ClosedError, GuestImageError
@@ -50,18 +48,7 @@ _WINDOW_MOST = 256 << 30
 _NAME_MAX = 20  # bytes of a machine's name, before its number
 
 
-_opened: weakref.WeakSet[Sandbox] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for sandbox in _opened:
-        sandbox._disown()
-
-
-os.register_at_fork(after_in_child=_disown_all)
-
-
-class Sandbox:
+class Sandbox(Opened):
     """A library of C functions that run in virtual machines of their own.
 
         with Sandbox("blur.c") as lib:
@@ -127,7 +114,6 @@ class Sandbox:
         device: str | bytes | os.PathLike[str] = host.DEVICE,
         name: str | None = None,
     ) -> None:
-        self._closed = True  # nothing has to be
         arguments.flag(fresh, "fresh")
         count = integer(machines, "machines", 1, _MOST_MACHINES)
         limit = arguments.seconds(timeout, "timeout")
@@ -191,7 +177,7 @@ class Sandbox:
         except BaseException:
             self._close_all()
             raise
-        _opened.add(self)
+        self._note_opened()
         self._closed = False
 
     # ---- Functions ----
@@ -286,10 +272,6 @@ class Sandbox:
         """
         self._inside.write(address, data)
 
-    def _tidy(self) -> None:
-        """Free the memory of arrays that are no more."""
-        self._unused.release(self.monitor.host)
-
     # ---- The end ----
 
     def close(self) -> None:
@@ -329,36 +311,14 @@ class Sandbox:
         self._crew.disown("the sandbox is of the process that forked this one: make another here")
         self._program.disown()
 
-    def __del__(self) -> None:
-        # A net, not the way. One warning, for all that it holds.
-        if self.__dict__.get("_closed", True):
-            return
-        try:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        finally:
-            if not sys.is_finalizing():  # then threads that hold locks are no more
-                self.close()
-
     def __enter__(self) -> Sandbox:
         self._crew.check()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         count = len(self._crew.workers)
         what = "closed" if self._closed else f"of {count} machine{'s' * (count != 1)}"
         return f"<{type(self).__name__} {self._program.path.stem} {what}>"
-
-    def __reduce__(self) -> NoReturn:
-        what = type(self).__name__
-        raise TypeError(f"a {what} cannot be copied or pickled: make one in each process")
 
 
 def _spawn(monitor: Monitor, path: Path, name: str, **options: Any) -> Machine:

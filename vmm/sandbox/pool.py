@@ -63,7 +63,7 @@ class Pool(Sandbox, Executor):
         initargs: Iterable[Any] = (),
         **options: Any,
     ) -> None:
-        self._closed = self._shut = True
+        self._shut = True
         if initializer is not None and not isinstance(initializer, str):
             arguments.function(initializer, "initializer")
         given = tuple(initargs)

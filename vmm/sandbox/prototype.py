@@ -13,6 +13,7 @@ from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.guest.lines import Line
 from vmm.sandbox.ctype import INT, CType, Float, FunctionPointer, Pointer, Void, declare
 from vmm.sandbox.foreign import as_ctype
+from vmm.sandbox.plain import Plain
 from vmm.sandbox.references import Reference, refer
 from vmm.sandbox.sysv import Layout
 from vmm.sandbox.values import encode
@@ -73,6 +74,15 @@ class Prototype:
             raise ConfigError(f"{self.name} takes arguments of any number: set argtypes first")
         types = (parameter.type for parameter in self.parameters)
         return Layout.of(zip(self.keywords, types, strict=True), self.result, self.name)
+
+    @functools.cached_property
+    def plain(self) -> Plain | None:
+        """What makes its calls if these are plain: numbers only."""
+        try:
+            layout = self.layout
+        except ConfigError:  # `bind` says so
+            return None
+        return Plain.of([parameter.type for parameter in self.parameters], self.result, layout)
 
     def typed(
         self, argtypes: Sequence[Any] | None, restype: Any = dataclasses.MISSING

@@ -194,10 +194,7 @@ class Worker:
         if len(seen) + len(copied) > request.PLACES_MAX:
             most = request.PLACES_MAX
             raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
-        before, began = self.machine, time.monotonic()
-        machine = self.start()
-        if machine is not before:  # which is not the function's time
-            until += time.monotonic() - began
+        machine, until = self._begin(until)
         for handle in handles:
             handle.check(name, machine)
         shared = request.areas(seen)
@@ -230,6 +227,31 @@ class Worker:
         if self._scratch is not None and self._scratch.size > _KEPT:
             self._drop_scratch()
         return value
+
+    def ask(self, name: str, payload: bytes, until: float, finish: Callable[[bytes], T]) -> T:
+        """As `call`, where a payload is all that asks for it, and `finish` makes its result of the
+        answer's.
+        """
+        self._monitor._check_idle()
+        machine, until = self._begin(until)
+        self._whole = False
+        try:
+            parts = (Part(payload),)
+            value = finish(self._exchange(machine, name, parts, until, request.RESULT_BYTES))
+            if self._fresh and not self.preparing:
+                self._put_back(machine)
+            self._whole = True
+        finally:
+            self._settle()
+        return value
+
+    def _begin(self, until: float) -> tuple[LinuxMachine, float]:
+        """Have a machine for a call; return when that is to be stopped as well: until a machine is
+        ready is not the function's time.
+        """
+        before, began = self.machine, time.monotonic()
+        machine = self.start()
+        return machine, until if machine is before else until + time.monotonic() - began
 
     def _put_back(self, machine: LinuxMachine) -> None:
         """Let a machine be what it was; or another one, if it has got memory of the pool."""
@@ -287,8 +309,8 @@ class Worker:
         parts: Sequence[Part],
         until: float,
         least: int,
-        texts: bool,
-        spill: Spill | None,
+        texts: bool = False,
+        spill: Spill | None = None,
     ) -> bytes:
         self._tag += 1
         desk = self._desk
@@ -313,15 +335,12 @@ class Worker:
         return payload
 
     def _drive(self, machine: Machine, until: float) -> bool:
-        """Run the machine until it has answered and waits for the next call. False if it was out of
-        time.
+        """Run the machine until it waits for a message, as it does when it has answered. False if
+        it was out of time.
         """
         if self.cancelled:  # perhaps before there was a machine to be stopped
             self._monitor.kill(machine, _CANCELLED)
-        answered = self._desk.answered
-        return self._monitor._drive(
-            machine, until, lambda: machine.deadline is None and answered(machine)
-        )
+        return self._monitor._drive(machine, until)
 
     def _failure(self, machine: Machine, name: str, *, in_time: bool) -> CallError:
         """Return why a call has not been answered."""
