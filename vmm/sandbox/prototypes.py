@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import struct
 import threading
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from vmm.errors import GuestImageError
 from vmm.guest import elf
@@ -32,6 +32,8 @@ _STEPS_EACH = 100_000  # of one function's types
 _RELOCATED = (".debug_info", ".debug_str_offsets", ".debug_addr")
 _RELA = {name: f".rela{name}" for name in _RELOCATED}
 _OUTER = frozenset(("subprogram", "namespace"))
+
+T = TypeVar("T")
 
 WANTED = (*dwarf.WANTED, *_RELA.values())
 
@@ -63,7 +65,7 @@ class Prototypes(Mapping[str, Prototype]):
         self._sections: Mapping[str, bytes] = sections
         self._described: _Described | None = None
         self._made: dict[str, Prototype] = {}
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()
         self.learned: set[str] = set()
 
     def __getitem__(self, name: str) -> Prototype:
@@ -86,8 +88,7 @@ class Prototypes(Mapping[str, Prototype]):
     @property
     def defined(self) -> list[str]:
         """Those that debug information has more of than a declaration."""
-        with self._lock:
-            described = self._read_all()
+        described = self._reading(lambda found: found)
         return [name for name, at in self._addresses.items() if described.defines(name, at)]
 
     def learn(self, told: Mapping[str, Prototype]) -> None:
@@ -100,18 +101,24 @@ class Prototypes(Mapping[str, Prototype]):
     @property
     def variables(self) -> list[str]:
         """The names of the global variables that debug information tells of, and has."""
-        with self._lock:
-            return self._read_all().defined_variables
+        return self._reading(lambda found: found.defined_variables)
 
     def variable(self, name: str) -> Variable:
         """Return a global variable. Raises KeyError."""
         address = self._variables[name]
-        with self._lock:
-            return Variable(name, address, self._read_all().variable(name))
+        return Variable(name, address, self._reading(lambda found: found.variable(name)))
 
     def _read(self, name: str, address: int) -> Prototype | None:
-        with self._lock:
-            return self._read_all().prototype(name, address)
+        return self._reading(lambda found: found.prototype(name, address))
+
+    def _reading(self, act: Callable[[_Described], T]) -> T:
+        """Return what `act` makes of what debug information tells."""
+        try:
+            with self._lock:
+                return act(self._read_all())
+        finally:  # a debugger may raise as the block ends, which leaves the lock held then
+            while self._lock._is_owned():
+                self._lock.release()
 
     def _read_all(self) -> _Described:
         if self._described is None:
