@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from vmm.engine.machine import Machine
 from vmm.ferry import carry
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.message import Message, Request
+from vmm.ferry.rules import READABLE
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
 
@@ -48,6 +50,13 @@ class Kept(NamedTuple):
     extent: Extent
     address: int
     source: Extent
+
+
+class Shown(NamedTuple):
+    """An extent of the host's window, and where a machine sees it: at which of its addresses."""
+
+    start: int
+    extent: Extent
 
 
 class Desk:
@@ -160,6 +169,29 @@ class Desk:
 
     def _serve(self, request: Request) -> Status:
         return served(self._host, lambda: request).status
+
+    def shown(self, to: Machine, parts: Sequence[Part], kept: Kept | None) -> list[Shown]:
+        """Return where a machine is to see what it has just been asked with, before it runs; and
+        what it has `kept`.
+        """
+        own, number, ledger = self._host.peer.number, to.peer.number, self._host._exchange.ledger
+        base, found = to.peer.window.region.base, list[Shown]()
+        with self._turns.lock:
+            for extent in (extent for part in parts for extent in part.extents):
+                bond = next(iter(ledger.bonds(ledger.runs(own, extent))), None)
+                place = [] if bond is None else [b for b in bond.borrowers if b.peer == number]
+                found += [Shown(base + b.page * PAGE_SIZE, extent) for b in place[-1:]]
+        return found if kept is None else [Shown(kept.address, kept.source), *found]
+
+    def text(self, extent: Extent, start: int, limit: int) -> bytes | None:
+        """Return the C string at an offset of what the host has; None if it has no end there, or
+        among `limit` bytes. Raises AccessError, ClosedError.
+        """
+        turns, room = self._turns, min(extent.pages * PAGE_SIZE - start, limit)
+        with turns.telling, turns.lock, turns.change:
+            address = self._host._window.address(extent, READABLE) + start
+            found: bytes = (ctypes.c_char * room).from_address(address).value
+        return found if len(found) < room else None
 
     def answer(self, by: Machine, tag: int, least: int) -> bytes | None:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it

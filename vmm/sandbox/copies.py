@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from vmm.endpoint.buffer import CHUNK, Buffer
-from vmm.endpoint.calling import Desk, Kept, Part
+from vmm.endpoint.calling import Desk, Kept, Part, Shown
 from vmm.endpoint.host import HostEndpoint
 from vmm.engine.machine import Machine
 from vmm.errors import ClosedError, GuestError, ResourceError
@@ -37,6 +38,11 @@ class Call(NamedTuple):
     parts: list[Part]
     copies: Sequence[tuple[Copied, int]]
     kept: bool
+
+    @property
+    def pointed(self) -> bool:
+        """Whether pointers in what is copied are to be written once it is known where that is."""
+        return not self.kept and any(one.pointers for one, _ in self.copies)
 
 
 class Copies:
@@ -106,6 +112,19 @@ class Copies:
         if self._fresh and self.kept(machine) is not None:  # it sees that, whatever the call has
             return partial(self._fill, ())
         return None
+
+    def point(self, call: Call, shown: Sequence[Shown]) -> None:
+        """Let pointers in what is copied, and is shared for the call, point to where that is in the
+        machine: the call has been asked for, and the machine has not run.
+        """
+        buffer = self._spare
+        if buffer is None:
+            raise ClosedError("the sandbox has been closed")
+        page = buffer.extent.page
+        start = next(each.start for each in shown if each.extent.page == page)
+        for one, at in call.copies:
+            if one.pointers:
+                buffer.write(_words(one, start + at), at)
 
     def copy_back(self, call: Call) -> None:
         """Copy what is not `const` back to where it came from. Raises ClosedError."""
@@ -180,6 +199,9 @@ class Copies:
             self._wipe()
         for one, at in copies:
             memory[at : at + len(one.data)] = one.data
+            if one.pointers and self._kept is not None:
+                words = _words(one, self._kept.address + at)
+                memory[at : at + len(words)] = words
 
     # ---- What is shared for a call ----
 
@@ -220,3 +242,9 @@ class Copies:
         if buffer is not None and buffer._extent is not None:  # it was cut off just after that
             self._host.release(buffer)
         self._spare = None
+
+
+def _words(one: Copied, address: int) -> bytes:
+    """Return the pointers that something begins with which is at an address of the machine's."""
+    values = [address + offset if offset else 0 for offset in one.pointers]
+    return struct.pack(f"<{len(values)}Q", *values)

@@ -53,6 +53,8 @@ class Copied(NamedTuple):
     align      of the copy
     address    of the bytes here; 0 if no other's can be the same ones. What overlaps here does so
                in the machine
+    pointers   what the words that it begins with are to point to there: offsets within it, or 0 for
+               NULL. It is not `inline` then
     """
 
     word: int
@@ -60,6 +62,7 @@ class Copied(NamedTuple):
     const: bool
     align: int = ALIGNED
     address: int = 0
+    pointers: Sequence[int] = ()
 
 
 class Result(NamedTuple):
