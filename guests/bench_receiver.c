@@ -13,7 +13,7 @@ static void read_all(const pf_message *message)
 {
     const volatile uint64_t *page = pf_data(message);
 
-    for (uint64_t i = 0; i < message->extents[0].pages; i++)
+    for (uint64_t i = 0; i < message->length / PF_PAGE_SIZE; i++)
         read_last = page[i * PF_PAGE_SIZE / sizeof *page];
 }
 

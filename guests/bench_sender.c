@@ -43,7 +43,7 @@ static pf_message about(uint16_t operation, uint64_t tag, const void *address, u
     message.extent_count = pages != 0;
     message.extents[0].gpa = (uintptr_t)address;
     message.extents[0].pages = (uint32_t)pages;
-    message.length = pages * PF_PAGE_SIZE;
+    message.length = (command.used ? command.used : pages) * PF_PAGE_SIZE;
     return message;
 }
 
@@ -137,7 +137,7 @@ static void there_and_back(uint16_t operation)
         PF_CHECK(message.extent_count == 1);
         extent = pf_data(&message);
         if (command.touch && operation == PF_OP_SEND)
-            touch(extent, pages);
+            touch(extent, message.length / PF_PAGE_SIZE);
         samples[i] = ticks() - start;
     }
     PF_CHECK(pf_release(extent, pages) == PF_OK);

@@ -253,6 +253,7 @@ class Monitor(Opened):
         stack: SupportsIndex | str | None = None,
         queue: SupportsIndex = 64,
         quota: SupportsIndex | str | None = None,
+        populate: bool = False,
         args: Iterable[str | bytes | os.PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         files: Mapping[str, Offered | Buffer] | None = None,
@@ -276,6 +277,9 @@ class Monitor(Opened):
         queue     messages that may wait for it before senders are refused; at most 2^20
         quota     memory that may be its own at a time, sent to it or allocated; by default as much
                   as its window holds
+        populate  whether it reads what it gets: small pages are mapped as they arrive, 8 MiB at a
+                  time at most, rather than as each is touched, where that spares it faults. Who
+                  only passes them on waits longer for them
 
         For a program, which is a LinuxMachine (docs/linux.md):
 
@@ -299,7 +303,7 @@ class Monitor(Opened):
         given: Any = files  # as it is known when the buffers among them have been taken out
         return self._spawning.spawn(
             path,
-            Wanted(name, window, memory, stack, queue, quota),
+            Wanted(name, window, memory, stack, queue, quota, populate),
             Options(
                 args=args,
                 env=env,

@@ -24,7 +24,8 @@ struct bench_command {
     uint32_t rounds; /* at most BENCH_SAMPLES */
     uint32_t pages;  /* of an extent; for BENCH_BATCH of the gap after each page, 0 for none */
     uint32_t batch;  /* messages in one doorbell */
-    uint32_t touch;  /* whether who receives an extent reads a word of each of its pages */
+    uint32_t touch;  /* whether who receives an extent reads a word of each page of the message */
+    uint32_t used;   /* pages of an extent that the message is in; 0 for all */
 };
 
 /* The answer to the host, when all is done: where the samples are, in ticks of the time-stamp counter. */

@@ -95,6 +95,18 @@ int pf_exchange(uint32_t peer, void *address, uint64_t pages, uint64_t length, u
 /* Zeroed pages from the monitor's pool; PF_E_QUOTA, PF_E_WINDOW_FULL or PF_E_NO_MEMORY if there are none. */
 int pf_alloc(uint64_t pages, void **address);
 
+/* How many pages to allocate for `bytes`, so that they lie in huge pages of their own, where the host gives any: whoever
+ * gets these and touches them has one fault for each PF_HUGE_PAGES, and not one for each page. Send all of them, and as the
+ * message's length what there is in them; a part would leave its huge page behind. */
+#define PF_HUGE_PAGES 512
+
+static inline uint64_t pf_huge(uint64_t bytes)
+{
+    uint64_t huge = PF_HUGE_PAGES * (uint64_t)PF_PAGE_SIZE;
+
+    return (bytes / huge + (bytes % huge != 0)) * PF_HUGE_PAGES;
+}
+
 /* Gives whole pages back to the pool; they are gone, and read as zeros to their next owner. */
 int pf_release(void *address, uint64_t pages);
 

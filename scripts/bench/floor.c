@@ -8,12 +8,14 @@
  *
  * Reads commands from standard input, a line each, and answers each with a line of numbers, nanoseconds a sample:
  *
- *     run KIND ROUNDS PAGES BATCH TOUCH DEPTH     guests/include/bench.h, and the depth of the receiver's queue
+ *     run KIND ROUNDS PAGES BATCH TOUCH USED DEPTH POPULATE
+ *                                                 guests/include/bench.h; the depth of the receiver's queue; and whether
+ *                                                 pages of the memfd are mapped as they are shown
  *     spawn N                                     N machines made and run to their first exit
  *     close N                                     the same, and the time is that of closing
- *     others N                                    N machines more that never run; answers an empty line
  */
 #include "floor.h"
+#include "floor_slots.h"
 
 #include <time.h>
 #include <x86intrin.h>
@@ -37,7 +39,9 @@ enum { SENDER, RECEIVER, LEAVER, IMAGES };
 
 struct scene_head {
     char magic[8];
-    uint32_t doorbell, mover, cpuid_count, reserved;
+    uint32_t doorbell, mover, cpuid_count;
+    uint32_t others; /* machines that there are before all else; they never run */
+    uint32_t many; /* who is made beside so many has a window of memslots */
 };
 
 struct scene_image {
@@ -67,6 +71,7 @@ struct machine {
     struct kvm_run *run;
     size_t run_bytes;
     char *memory, *window;
+    struct slots *slots; /* or a window of these */
     const struct image *image;
     volatile struct pf_control *control;
     uint32_t tx_tail, rx_head;
@@ -79,9 +84,13 @@ struct machine {
 
 static struct image images[IMAGES];
 static enum mover mover;
+static uint32_t others, many;
+static uint32_t alive; /* machines */
 static int pool_fd;
+static char *pool; /* all of it, where memslots want it */
 static char *home; /* where anonymous frames are when nobody has them */
 static uint32_t next_frame, next_large_frame;
+static uint32_t populate;
 static struct machine pair[2];
 
 static uint64_t now(void)
@@ -100,16 +109,6 @@ static void *reserve(size_t bytes)
     char *at = map(NULL, bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     return (char *)(((uintptr_t)at + align - 1) / align * align);
-}
-
-static void set_slot(const struct machine *m, uint32_t slot, uint64_t gpa, size_t bytes, void *host)
-{
-    struct kvm_userspace_memory_region region = {
-        .slot = slot, .guest_phys_addr = gpa, .memory_size = bytes, .userspace_addr = (uintptr_t)host,
-    };
-
-    if (ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &region) < 0)
-        die("KVM_SET_USER_MEMORY_REGION of slot %u, %zu bytes", slot, bytes);
 }
 
 static char *at_page(const struct machine *m, uint32_t page)
@@ -133,10 +132,15 @@ static void show(const struct machine *m, const struct extent *e, int protection
 {
     size_t bytes = e->pages * PAGE;
 
-    if (anonymous(e))
+    if (m->slots) {
+        char *host = (anonymous(e) ? home : pool) + e->frame * PAGE;
+
+        show_slot(m->slots, &(struct slot){e->page, e->pages, host, protection & PROT_WRITE ? 0 : KVM_MEM_READONLY});
+    } else if (anonymous(e))
         remap(home + e->frame * PAGE, at_page(m, e->page), bytes);
     else
-        map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED, pool_fd, (off_t)(e->frame * PAGE));
+        map(at_page(m, e->page), bytes, protection, MAP_SHARED | MAP_FIXED | (populate ? MAP_POPULATE : 0), pool_fd,
+            (off_t)(e->frame * PAGE));
 }
 
 static void hole(const struct machine *m, const struct extent *e)
@@ -148,6 +152,10 @@ static void hole(const struct machine *m, const struct extent *e)
 
 static void hide(const struct machine *m, const struct extent *e)
 {
+    if (m->slots) {
+        hide_slots(m->slots, e->page, e->pages);
+        return;
+    }
     if (anonymous(e))
         remap(at_page(m, e->page), home + e->frame * PAGE, e->pages * PAGE);
     hole(m, e);
@@ -168,7 +176,7 @@ static void make(struct machine *m, const struct image *image)
     m->control = (void *)(m->memory + PF_CONTROL_GPA);
     if ((m->vm = ioctl(kvm, KVM_CREATE_VM, 0)) < 0)
         die("KVM_CREATE_VM");
-    set_slot(m, PRIVATE_SLOT, 0, at->private_bytes, m->memory);
+    set_memslot(m->vm, PRIVATE_SLOT, 0, at->private_bytes, m->memory, 0);
     if ((m->vcpu = ioctl(m->vm, KVM_CREATE_VCPU, 0)) < 0)
         die("KVM_CREATE_VCPU");
     m->run = map(NULL, m->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
@@ -183,10 +191,13 @@ static void make(struct machine *m, const struct image *image)
         die("KVM_SET_SREGS");
     if (ioctl(m->vcpu, KVM_SET_REGS, &at->regs) < 0)
         die("KVM_SET_REGS");
-    if (at->window_bytes) {
+    if (at->window_bytes && alive >= many)
+        m->slots = make_slots(m->vm, WINDOW_SLOT, at->window_gpa, SMALL_PAGES);
+    else if (at->window_bytes) {
         m->window = reserve(at->window_bytes);
-        set_slot(m, WINDOW_SLOT, at->window_gpa, at->window_bytes, m->window);
+        set_memslot(m->vm, WINDOW_SLOT, at->window_gpa, at->window_bytes, m->window, 0);
     }
+    alive++;
 }
 
 static void destroy(struct machine *m)
@@ -197,6 +208,8 @@ static void destroy(struct machine *m)
     if (m->window)
         munmap(m->window, m->image->at.window_bytes);
     munmap(m->memory, m->image->at.private_bytes);
+    free(m->slots);
+    alive--;
 }
 
 /* Runs a machine until it rings; returns the doorbell's value. */
@@ -328,7 +341,7 @@ static void flush_gone(const struct machine *from, const struct machine *to)
         const struct leaving *what = &gone[i];
         struct extent there = {what->to, what->extent.pages, what->extent.frame};
 
-        if (what->brought && anonymous(&there)) {
+        if (what->brought && anonymous(&there) && !from->slots) {
             remap(at_page(from, what->extent.page), at_page(to, there.page), there.pages * PAGE);
             hole(from, &what->extent);
         } else {
@@ -603,8 +616,9 @@ static void run_command(const char *line)
     struct bench_command what = {.peer = 2};
     uint32_t depth;
 
-    if (sscanf(line, "run %u %u %u %u %u %u", &what.kind, &what.rounds, &what.pages, &what.batch, &what.touch, &depth)
-        != 6) {
+    if (sscanf(line, "run %u %u %u %u %u %u %u %u", &what.kind, &what.rounds, &what.pages, &what.batch, &what.touch,
+               &what.used, &depth, &populate)
+        != 8) {
         errno = EINVAL;
         die("bad command: %s", line);
     }
@@ -641,15 +655,15 @@ static void spawn_command(int count, int closing)
     printf("\n");
 }
 
-static void others_command(int count)
+/* Makes the machines that there are besides, as large as one that exits. */
+static void make_others(size_t run_bytes)
 {
-    struct machine *others = calloc((size_t)count, sizeof *others);
+    for (uint32_t i = 0; i < others; i++) {
+        struct machine *m = calloc(1, sizeof *m);
 
-    for (int i = 0; i < count; i++) {
-        others[i].run_bytes = pair[SENDER].run_bytes;
-        make(&others[i], &images[LEAVER]);
+        m->run_bytes = run_bytes;
+        make(m, &images[LEAVER]);
     }
-    printf("\n");
 }
 
 /* ---- The scene ---- */
@@ -666,6 +680,7 @@ static void read_scene(const char *path)
     FILE *from = open_scene(path, "PFSCENE1", &head, sizeof head);
 
     mover = (enum mover)head.mover;
+    others = head.others, many = head.many;
     read_cpuid(from, head.cpuid_count);
     for (int i = 0; i < IMAGES; i++)
         read_image(from, &images[i]);
@@ -687,6 +702,9 @@ int main(int argc, char **argv)
     madvise(home, POOL_BYTES, MADV_HUGEPAGE);
     home[POOL_BYTES - 1] = 1; /* so that all of it has one anon_vma, and what comes home is joined again */
     next_large_frame = POOL_BYTES / PAGE / 2;
+    if (others >= many)
+        pool = map(NULL, POOL_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, pool_fd, 0);
+    make_others((size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
     for (int i = 0; i < 2; i++) {
         pair[i].run_bytes = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
         make(&pair[i], &images[i]);
@@ -700,8 +718,6 @@ int main(int argc, char **argv)
         line[strcspn(line, "\n")] = '\0';
         if (!strncmp(line, "spawn ", 6) || !strncmp(line, "close ", 6))
             spawn_command(atoi(line + 6), line[0] == 'c');
-        else if (!strncmp(line, "others ", 7))
-            others_command(atoi(line + 7));
         else
             run_command(line);
         fflush(stdout);

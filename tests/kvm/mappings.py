@@ -8,7 +8,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -76,8 +76,27 @@ def views(window: Window, lines: Sequence[Line]) -> list[View]:
             continue
         assert "pageferry-pool" in text, f"a window shows something else: {text}"
         assert permissions in ("rw-s", "r--s"), text
-        found.append(View(page, pages, first, permissions == "rw-s"))
+        found += [
+            View(page + at, count, first + at, permissions == "rw-s")
+            for at, count in unguarded(low, pages)
+        ]
     return _joined(found)
+
+
+def unguarded(address: int, pages: int) -> list[tuple[int, int]]:
+    """Return which of so many pages are not guarded, as runs: an entry's bit 58 says that one is
+    (the kernel's admin-guide/mm/pagemap), since there are guards of files.
+    """
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        file.seek(address // PAGE_SIZE * 8)
+        marks = [byte >> 2 & 1 for byte in file.read(8 * pages)[7::8]]
+    assert len(marks) == pages
+    found = []
+    for marked, run in groupby(range(pages), key=marks.__getitem__):
+        places = list(run)
+        if not marked:
+            found.append((places[0], len(places)))
+    return found
 
 
 def _anonymous(window: Window, page: int, pages: int, permissions: str) -> list[View]:

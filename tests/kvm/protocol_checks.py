@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from kvm.mappings import content, is_anonymous
+from kvm.mappings import content, is_anonymous, unguarded
 from kvm.protocol_model import Model
 from kvm.protocol_pages import SEEN, Member
 from kvm.protocol_world import HOST, World
@@ -83,7 +83,9 @@ def shown_in(window: Window, lines: list[Line]) -> Shown:
             place = (low - window.mapping.address) // PAGE_SIZE
             frame = line.page + (low - line.low) // PAGE_SIZE
             writable = line.permissions == "rw-s"
-            found |= {place + i: (frame + i, writable) for i in range((high - low) // PAGE_SIZE)}
+            for at, count in unguarded(low, (high - low) // PAGE_SIZE):
+                there = range(at, at + count)
+                found |= {place + i: (frame + i, writable) for i in there}
     assert start == end, "a hole at the end of a window"
     return found
 

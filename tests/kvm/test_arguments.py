@@ -150,7 +150,7 @@ RIGHT: dict[str, frozenset[str]] = {
     "payload": ROWS,
     **dict.fromkeys(("tag", "bits", "offset"), ZERO),
     **dict.fromkeys(("length", "copy_below", "ring"), NONE | ZERO),
-    **dict.fromkeys(("both", "writable", "audit", "mappings"), FLAGS),
+    **dict.fromkeys(("both", "writable", "audit", "mappings", "populate", "huge"), FLAGS),
     **dict.fromkeys(("window", "queue", "workers", "size"), NOTHING),
     **dict.fromkeys(("quota", "pool", "doorbell", "mover", "memory", "stack"), NONE),
     **dict.fromkeys(("device", "file", "gpa"), NOTHING),

@@ -33,6 +33,7 @@ from vmm.command.failure import EXIT_INTERRUPTED
 from vmm.guest.bundled import ROOT, bundled_guest
 from vmm.guest.compiler import BuildError
 from vmm.kvm.structs import kvm_cpuid_entry2, kvm_regs, kvm_sregs
+from vmm.memory.movers import RemapMover
 
 pytestmark = pytest.mark.not_in_ept("what a bench measures; npt is a lane, too, and quicker")
 
@@ -40,7 +41,7 @@ Open = Callable[..., Monitor]
 
 KIB, MIB = 1 << 10, 1 << 20
 ROUNDS, MOST = sized((2, 10), (1, 3))
-TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 2 * MIB), 256)
+TINY = Effort(ROUNDS, MIB, 3, MOST, 0.01, (4 * KIB, 64 * KIB, 2 * MIB), 256)
 SMALLER = pytest.mark.smaller_in_lanes(
     "a round instead of two, with a third of the messages; one row of each kind"
 )
@@ -72,10 +73,14 @@ ROWS = {
     "batch64_adjacent": (ALL, 5),
     "extent_untouched": (ALL, 10),
     "extent_touched": (ALL, 10),
+    "extent_populated": (ALL, 10),
+    "extent_in_huge": (ALL, 10),
     "lend_return": (NO_COPY, EACH),
     "share": (NO_COPY, EACH),
     "spawn_cold": (NO_COPY, MOST),
     "close": (NO_COPY, MOST),
+    "spawn_1000": (NO_COPY, MOST),
+    "close_1000": (NO_COPY, MOST),
     "alive_2": (ALL, EACH),
     "alive_10": (NO_COPY, EACH),
     "rate_1_worker": (NO_COPY, 1),
@@ -213,6 +218,8 @@ KINDS = [
     Command(Kind.PAGES, 3, 4, touch=True, depth=2),
     Command(Kind.PINGPONG, 7, touch=True),
     Command(Kind.PINGPONG, 3, 512, touch=True),
+    Command(Kind.PINGPONG, 3, 512, touch=True, used=16),
+    Command(Kind.PINGPONG, 7, 16, touch=True, populate=True),
     Command(Kind.BATCH, 3, 0, 64, touch=True),
     Command(Kind.BATCH, 3, 1, 64, touch=True),
     Command(Kind.LEND, 7, touch=True),
@@ -230,6 +237,28 @@ def test_the_floor_does_whatever_it_is_asked_for_one_after_the_other(any_floor: 
     for what in ("spawn", "close"):
         assert len(any_floor.ask(f"{what} 3")) == 3
         assert min(any_floor.ask(f"{what} 2")) > 0
+
+
+@pytest.mark.usefixtures("prebuilt")
+def test_beside_many_machines_the_floor_has_memslots_as_ours_has(
+    open_monitor: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And does the same with them: what a message carries is written and read where it should be,
+    or the guests panic. Nothing is mapped while it is at it.
+    """
+    monkeypatch.setattr(RemapMover, "many", 2)
+    monitor = open_monitor(mover="remap")
+    pair = Pair(monitor, Command(Kind.INLINE, 5))
+    leaver = monitor.spawn(bundled_guest("bench_exit"))
+    machines = (pair.sender, pair.receiver, leaver)
+    floor = Floor(scene(machines, monitor.doorbell, "remap", 2))
+    maps = Path(f"/proc/{floor._process.pid}/maps")
+    for command in [kind for kind in KINDS if kind.pages < 512] * sized(2, 1):
+        before = maps.read_text()
+        samples = floor.ask(command.line())
+        assert len(samples) == (1 if command.kind is Kind.STREAM else command.rounds), command
+        assert maps.read_text() == before, command
+    floor.close()
 
 
 @pytest.mark.skipif(IN_LANE, reason="there is no compiler")
@@ -262,9 +291,10 @@ def test_a_scene_read_again_has_the_memory_and_the_registers_of_its_machines(
         monitor.spawn(bundled_guest(name), window="2M")
         for name in ("bench_sender", "bench_receiver", "bench_exit")
     ]
-    stream = io.BytesIO(scene(machines, monitor.doorbell, "memfd"))
-    magic, doorbell, mover, leaves, _ = struct.unpack("<8s4I", stream.read(24))
+    stream = io.BytesIO(scene(machines, monitor.doorbell, "memfd", 7))
+    magic, doorbell, mover, leaves, *beside = struct.unpack("<8s5I", stream.read(28))
     assert (magic, doorbell, mover) == (b"PFSCENE1", monitor.doorbell, 0)
+    assert beside == [7, (1 << 32) - 1]  # with `memfd` there is no number that is too many
     stream.read(leaves * ctypes.sizeof(kvm_cpuid_entry2))
     for machine in machines:
         guest, window = machine.guest, machine.window
@@ -301,8 +331,8 @@ def test_what_is_no_scene_is_said_to_be_none(
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("run 9 1 1 1 0 64", r'machine \d+ rang 6: "no such kind of bench"'),
-        ("run 1 99999 1 1 0 1", r'machine \d+ rang 6: ".*BENCH_SAMPLES'),
+        ("run 9 1 1 1 0 0 64 0", r'machine \d+ rang 6: "no such kind of bench"'),
+        ("run 1 99999 1 1 0 0 1 0", r'machine \d+ rang 6: ".*BENCH_SAMPLES'),
         ("nonsense", "bad command: nonsense"),
     ],
 )

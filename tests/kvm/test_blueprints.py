@@ -57,14 +57,53 @@ def test_machines_of_one_image_do_not_see_each_others_data_bss_and_stack(
     assert os.pread(template.fd, template.size, 0) == before
 
 
-def test_a_machine_that_has_not_run_has_two_pages_of_its_own(
+def test_a_machine_that_has_not_run_has_two_pages_of_its_own_and_its_variables(
     monitor: Monitor, test_guest: Elf
 ) -> None:
-    """The first of its control structure, and the first of its peer table."""
+    """The first of its control structure, the first of its peer table; and where its data is."""
     machines = [monitor.spawn(test_guest("idle"), name=f"m{i}", **SMALL) for i in range(2)]
-    assert [own_pages(m) for m in machines] == [2, 2]
+    written = blueprint_of(machines[0]).written
+    assert 0 < sum(size for _, size in written) <= 4 * PAGE_SIZE
+    own = 2 + sum(size for _, size in written) // PAGE_SIZE
+    assert [own_pages(m) for m in machines] == [own, own]
     monitor.run(10)
-    assert all(2 <= own_pages(m) < 16 for m in machines)
+    assert all(own <= own_pages(m) < 16 for m in machines)
+
+
+def test_of_an_image_with_much_data_nobody_gets_a_copy_before_it_is_written(
+    monitor: Monitor, test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blueprint, "_MOST_OWN", 0)
+    machine = monitor.spawn(test_guest("idle"), **SMALL)
+    assert blueprint_of(machine).written == ()
+    assert own_pages(machine) == 2
+
+
+def image_mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("pageferry-image")
+
+
+@pytest.mark.parametrize(("memory", "whole"), [("4M", True), ("64M", False)])
+def test_small_private_memory_is_one_mapping(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, memory: str, whole: bool
+) -> None:
+    """It reads as zeros where the image has nothing, also after others have written there."""
+    monitor = open_monitor(pool="1M")
+    machines = [
+        monitor.spawn(test_guest("own_data"), name=f"m{i}", window="2M", memory=memory)
+        for i in range(2)
+    ]
+    template, size = blueprint_of(machines[0]).template, machines[0].guest.memory.region.size
+    assert (template.size == size) is whole
+    assert image_mappings() == 2
+    last = size - PAGE_SIZE
+    for machine in machines:
+        assert machine.guest.memory.read(last, PAGE_SIZE) == bytes(PAGE_SIZE)
+        machine.guest.memory.write(last, b"mine")
+    monitor.run(10)
+    assert [m.exit_code for m in machines] == [211] * 2
+    late = monitor.spawn(test_guest("own_data"), name="late", window="2M", memory=memory)
+    assert late.guest.memory.read(last, PAGE_SIZE) == bytes(PAGE_SIZE)
 
 
 def test_a_vcpu_has_the_registers_of_the_blueprint(monitor: Monitor, test_guest: Elf) -> None:
@@ -122,7 +161,7 @@ def test_blueprints_that_take_much_memory_are_not_kept(
         shape = {"window": "2M", "memory": f"{4 + number}M"}
         machines.append(monitor.spawn(test_guest("own_data"), name=f"m{number}", **shape))
         size = blueprint_of(machines[0]).held
-        monkeypatch.setattr(blueprint, "_MOST_BYTES", 2 * size)
+        monkeypatch.setattr(blueprint, "_MOST_BYTES", 3 * size)  # two, as they become larger
     kept = [blueprint_of(machine).template.fd >= 0 for machine in machines]
     assert kept == [False, True, True]
     monitor.run(10)
@@ -148,9 +187,9 @@ def test_an_image_is_laid_out_before_the_monitor_is_locked(
     locked: list[bool] = []
 
     class Seen(blueprint.Template):
-        def __init__(self, parts: Iterable[tuple[int, bytes]]) -> None:
+        def __init__(self, parts: Iterable[tuple[int, bytes]], least: int = 0) -> None:
             locked.append(is_locked(monitor))
-            super().__init__(parts)
+            super().__init__(parts, least)
 
     monkeypatch.setattr(blueprint, "Template", Seen)
     machines = [monitor.spawn(test_guest("own_data"), name=f"m{i}", **SMALL) for i in range(3)]

@@ -46,8 +46,13 @@ def some(lines: int, count: int, first: int = 1) -> Iterator[int]:
 
 
 def pair(monitor: Monitor, test_guest: Elf, pages: int) -> tuple[Machine, Machine]:
-    """Two machines that do everything there is with extents of so many pages, for ever."""
-    a, b = (monitor.spawn(test_guest("every_way"), name=name, window="16M") for name in "ab")
+    """Two machines that do everything there is with extents of so many pages, for ever. One of them
+    has them mapped as they arrive.
+    """
+    a, b = (
+        monitor.spawn(test_guest("every_way"), name=name, window="16M", populate=name == "b")
+        for name in "ab"
+    )
     monitor.connect(a, b)
     monitor.host.send(a, payload=struct.pack("<IIII", 1 << 30, pages, 0, 0))
     return a, b

@@ -17,6 +17,7 @@ from vmm import Monitor
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
 from vmm.memory.movers import MOVERS
+from vmm.memory.pagemap import populated
 
 pytestmark = pytest.mark.not_in_ept("the kernel's fork is the same, whatever translates")
 
@@ -78,7 +79,7 @@ def test_a_child_sees_no_page_no_machine_and_no_descriptor(mover: str) -> None:
             maps = Path("/proc/self/maps").read_text()
             assert "pageferry" not in maps
             assert "kvm" not in maps
-            assert not mapping.populated(private, 1 << 20)  # as if it were new
+            assert not populated(private, 1 << 20)  # as if it were new
 
         in_child(child)
         assert large.read(0, 6) == b"secret"

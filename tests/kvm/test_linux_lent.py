@@ -18,6 +18,7 @@ from vmm.guest.abi import PAGE_SIZE as PAGE
 from vmm.guest.abi import Hold, Operation
 from vmm.linux.machine import LinuxMachine
 from vmm.memory import mapping
+from vmm.memory.pagemap import populated
 
 Open = Callable[..., Monitor]
 MIB = 1 << 20
@@ -127,7 +128,7 @@ def test_what_is_mapped_are_its_pages(monitor: Monitor) -> None:
         assert machine.frame_number(gpa) == frame
         for area in (shared, private):
             size = area.end - area.start
-            assert not mapping.populated(memory._backing.host(area.start, size), size), "a copy"
+            assert not populated(memory._backing.host(area.start, size), size), "a copy"
         # What is stored there, by whomever, is what the program sees.
         page = (gpa - machine.window.base) // PAGE
         for at, text in ((0, b"changed0"), (3, b"changed3")):

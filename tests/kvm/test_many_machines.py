@@ -19,6 +19,9 @@ from tests_support import sized
 
 from vmm import Machine, Monitor, State
 from vmm.guest.abi import PAGE_SIZE
+from vmm.memory.movers import RemapMover
+from vmm.memory.movers.park_slots import ParkSlotsWindow
+from vmm.memory.movers.remap import RemapWindow
 
 MACHINES, ROUNDS = int(os.environ.get("PAGEFERRY_MACHINES", sized(1000, 8))), sized(10, 2)
 DESCRIPTORS_EACH = 2  # of the VM and of its vCPU
@@ -111,6 +114,32 @@ def pass_round(monitor: Monitor, ring: list[Machine], rounds: int) -> None:
         expected = (expected ^ ring[hop % len(ring)].number) * PRIME & MASK
     assert digest == expected
     assert {m.peer.sent for m in ring} == {rounds}
+
+
+@pytest.mark.smaller_in_lanes("a machine takes fifty times as long to make")
+def test_beside_256_machines_one_gets_memslots_and_all_others_keep_what_they_have(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From about there on it takes longer to tell them all of a change in a mapping."""
+    assert RemapMover.many == 256
+    monkeypatch.setattr(RemapMover, "many", many := sized(256, 4))
+    monitor = open_monitor(mover="remap", pool="2M")
+    small = {"window": "2M", "memory": "3M", "stack": "16K"}
+    machines = [
+        monitor.spawn(test_guest("relay"), name=f"m{index}", **small) for index in range(many + 2)
+    ]
+    kinds = [type(machine.peer.window) for machine in machines]
+    assert kinds == [RemapWindow] * many + [ParkSlotsWindow] * 2
+    ring = [machines[0], machines[-1], machines[1], machines[-2]]
+    for machine, following in zip(ring, [*ring[1:], ring[0]], strict=True):
+        monitor.connect(machine, following, both=False)
+    pass_round(monitor, ring, ROUNDS)
+    for machine in machines[2:5]:
+        monitor.remove(machine)
+    few = monitor.spawn(test_guest("relay"), name="few", **small)
+    assert type(few.peer.window) is RemapWindow
+    assert type(machines[-1].peer.window) is ParkSlotsWindow
+    monitor.audit()
 
 
 @pytest.mark.smaller_in_lanes("a machine takes fifty times as long to make, and a hop too")

@@ -46,6 +46,7 @@ class InPlace(InPlaceMover):
 
 KINDS: dict[str, type[Mover]] = {**MOVERS, "remap": Large, "park": Slots, "in-place": InPlace}
 _CALLS = ("show", "hide", "move", "protect", "empty", "store", "punch")
+_SAYING = ("guard", "unguard")  # whether they have been refused
 
 Act = Callable[[], object]
 
@@ -59,6 +60,8 @@ class Kernel:
         self.calls = 0
         for name in _CALLS:
             patch.setattr(mapping, name, self._asking(getattr(mapping, name)))
+        for name in _SAYING:
+            patch.setattr(mapping, name, self._saying(getattr(mapping, name)))
         patch.setattr(
             Vm, "set_user_memory_region", self._asking(Vm.set_user_memory_region, method=True)
         )
@@ -71,6 +74,17 @@ class Kernel:
                 if index in self.refused or beyond:
                     raise OSError(errno.ENOMEM, "refused by the test")
             return real(*args, **options)
+
+        return ask
+
+    def _saying(self, real: Callable[..., object]) -> Callable[..., object]:
+        asking = self._asking(real)
+
+        def ask(*args: object) -> object:
+            try:
+                return asking(*args)
+            except OSError:
+                return False
 
         return ask
 

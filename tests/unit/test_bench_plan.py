@@ -19,7 +19,7 @@ from vmm.bench.plan import (
     cases,
     measure,
 )
-from vmm.bench.results import COMPUTING, ROW_NAMES
+from vmm.bench.results import COMPUTING, MEDIUM, ROW_NAMES
 from vmm.bench.samples import Samples
 
 PAGE = Case("page", 4096, 10, 0.0)
@@ -158,6 +158,15 @@ def test_a_quick_bench_in_a_lane_has_all_rows_and_no_large_extents() -> None:
     most = {(case.name, case.bytes): case.samples for case in quick}
     fewer = [case for case in lane if case.samples > 3 and case.name not in COMPUTING]
     assert all(case.samples <= most[case.name, case.bytes] / 5 for case in fewer)
+
+
+def test_messages_that_are_touched_between_a_page_and_a_huge_page_have_rows_of_their_own() -> None:
+    for effort, wanted in ((FULL, [64, 256, 1024]), (QUICK, [256]), (QUICK_IN_LANE, [256])):
+        for name in MEDIUM:
+            found = list(cases(effort, [name]))
+            assert [case.bytes >> 10 for case in found] == wanted
+            assert {case.label.split()[0] for case in found} == {name}
+            assert all(str(case.bytes >> 10)[0] in case.label.split()[1] for case in found)
 
 
 def test_rows_are_chosen_by_their_names_and_keep_their_order() -> None:

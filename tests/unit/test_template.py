@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 from vmm.errors import ResourceError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.memory import mapping
+from vmm.memory import template as template_module
 from vmm.memory.mapping import Mapping
 from vmm.memory.private import PrivateMemory
-from vmm.memory.region import Region
+from vmm.memory.region import OutOfBounds, Region
 from vmm.memory.template import Template
 
 SIZE = 8 * PAGE_SIZE
@@ -47,6 +49,52 @@ def mappings() -> int:
 def test_it_holds_its_parts_and_zeros_between_them_in_whole_pages(template: Template) -> None:
     assert template.size == 3 * PAGE_SIZE
     assert os.pread(template.fd, SIZE, 0) == CONTENTS.ljust(template.size, b"\0")
+
+
+def test_it_may_be_as_long_as_the_memory_which_is_one_mapping_then(no_leaks: None) -> None:
+    template = Template([(WHERE, DATA), (3, b"head")], SIZE)
+    assert template.size == os.fstat(template.fd).st_size == SIZE
+    memories = [PrivateMemory(Region(0, SIZE), template) for _ in range(2)]
+    assert mappings() == 2
+    before = memories[1].read(0, SIZE)
+    assert before == CONTENTS.ljust(SIZE, b"\0")
+    for gpa in range(0, SIZE, PAGE_SIZE):
+        memories[0].write(gpa, b"mine")
+    assert memories[1].read(0, SIZE) == before
+    assert os.pread(template.fd, SIZE, 0) == before
+    for memory in memories:
+        memory.close()
+    assert not mappings()
+    template.close()
+
+
+def test_where_address_space_is_memory_it_is_no_longer_than_its_contents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(template_module, "_strict", lambda: True)
+    template = Template([(0, DATA)], SIZE)
+    assert template.size == PAGE_SIZE
+    template.close()
+
+
+def test_pages_that_are_made_a_memorys_own_have_what_they_had(
+    pair: tuple[PrivateMemory, PrivateMemory],
+) -> None:
+    one, other = pair
+    before = other.read(0, SIZE)
+    one.own(PAGE_SIZE, PAGE_SIZE)
+    assert written_pages(one) == {1}
+    assert one.read(0, SIZE) == before
+    with pytest.raises(OutOfBounds):
+        one.own(SIZE, PAGE_SIZE)
+
+
+def written_pages(memory: PrivateMemory) -> set[int]:
+    """Return the pages that are neither the file's nor untouched (bits 63 and 61)."""
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        file.seek(memory.address // PAGE_SIZE * 8)
+        entries = struct.unpack(f"<{SIZE // PAGE_SIZE}Q", file.read(SIZE // PAGE_SIZE * 8))
+    return {page for page, entry in enumerate(entries) if entry >> 63 and not entry >> 61 & 1}
 
 
 def test_nobody_can_change_it_or_its_size(template: Template) -> None:

@@ -23,7 +23,7 @@ from types import TracebackType
 
 from vmm.bench.ends import Data, End, PipeEnd, SharedMemoryEnd, SocketEnd, Task, serve, touch
 from vmm.bench.plan import Case, Column, Unavailable
-from vmm.bench.results import RATE
+from vmm.bench.results import RATE, TOUCHED
 from vmm.guest.compiler import uninterrupted
 from vmm.sizes import format_size
 
@@ -279,6 +279,6 @@ def _numbers(channel: Channel, case: Case) -> Sequence[float]:
         return channel.rate(case.seconds, processors=2 if case.name == "rate_2_workers" else 1)
     batch = BATCH if case.name.startswith("batch") else 1
     n = case.samples if batch == 1 else case.samples // 8
-    times = channel.measure(case.bytes, n, touched=case.name == "extent_touched", batch=batch)
+    times = channel.measure(case.bytes, n, touched=case.name in TOUCHED, batch=batch)
     ways = 2 if case.name == "pingpong_page" else 1
     return [ns * ways / 1000 for ns in times]

@@ -19,7 +19,7 @@ from vmm.guest.bundled import bundled_guest
 from vmm.monitor import Monitor
 
 PATIENCE = 600.0  # seconds, for a command
-_COMMAND = struct.Struct("<6I")
+_COMMAND = struct.Struct("<7I")
 _ANSWER = struct.Struct("<QQ")
 _DESCRIPTORS_EACH, _DESCRIPTORS_BESIDES = 2, 100
 
@@ -37,14 +37,20 @@ class Kind(enum.IntEnum):
 
 
 class Command(NamedTuple):
-    """As struct bench_command; `depth` is that of the receiver's queue."""
+    """As struct bench_command.
+
+    depth      of the receiver's queue
+    populate   whether the machines are spawned so
+    """
 
     kind: Kind
     rounds: int
     pages: int = 1
     batch: int = 1
     touch: bool = False
+    used: int = 0
     depth: int = 64
+    populate: bool = False
 
     @property
     def window_pages(self) -> int:
@@ -67,6 +73,12 @@ def allow_machines(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def spawn_others(monitor: Monitor, count: int) -> None:
+    """Spawn machines that wait for ever."""
+    for index in range(count):
+        monitor.spawn(bundled_guest("bench_receiver"), name=f"other-{index}", window="2M")
+
+
 class Pair:
     """A sender and a receiver, connected; `others` are machines that wait for ever.
 
@@ -77,19 +89,20 @@ class Pair:
         allow_machines(others + 2)
         self._monitor = monitor
         window = max(64 << 20, 2 * command.window_pages * PAGE_SIZE)
-        for index in range(others):
-            monitor.spawn(bundled_guest("bench_receiver"), name=f"other-{index}", window="2M")
-        self.sender = monitor.spawn(bundled_guest("bench_sender"), window=window)
-        self.receiver = monitor.spawn(
-            bundled_guest("bench_receiver"), window=window, queue=command.depth
+        spawn_others(monitor, others)
+        self.sender, self.receiver = (
+            monitor.spawn(
+                bundled_guest(name), window=window, queue=depth, populate=command.populate
+            )
+            for name, depth in (("bench_sender", 64), ("bench_receiver", command.depth))
         )
         monitor.connect(self.sender, self.receiver)
         self._khz = self.sender.guest.vcpu.get_tsc_khz()
 
     def run(self, command: Command) -> Sequence[float]:
         """Carry a command out; return its samples, in microseconds."""
-        kind, rounds, pages, batch, touch, _ = command
-        payload = _COMMAND.pack(kind, self.receiver.number, rounds, pages, batch, touch)
+        kind, rounds, pages, batch, touch, used, _, _ = command
+        payload = _COMMAND.pack(kind, self.receiver.number, rounds, pages, batch, touch, used)
         self._monitor.host.send(self.sender, payload=payload)
         self._monitor.run(PATIENCE)
         for machine in (self.sender, self.receiver):

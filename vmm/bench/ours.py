@@ -10,14 +10,15 @@ from pathlib import Path
 
 from vmm.bench.copying import CopyMover
 from vmm.bench.floor import Floor
-from vmm.bench.machines import Command, Kind, Pair, allow_machines
+from vmm.bench.machines import Command, Kind, Pair, allow_machines, spawn_others
 from vmm.bench.plan import Case, Column, Unavailable
-from vmm.bench.results import CALLS, LINUX
+from vmm.bench.results import CALLS, LINUX, LIVES
 from vmm.bench.scene import MOVERS, scene
 from vmm.ferry.events import Event
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.bundled import bundled_guest
-from vmm.memory.movers import Mover, RemapMover
+from vmm.memory.frames import LARGE
+from vmm.memory.movers import Mover
 from vmm.monitor import Monitor
 
 _BATCH = 64
@@ -36,19 +37,27 @@ def columns(case: Case, stack: ExitStack) -> Mapping[str, Column]:
     """
     if case.name in LINUX + CALLS:
         return {}
-    if case.name in ("spawn_cold", "close"):
+    if case.name in LIVES:
         return _life(case, stack)
     if case.name.startswith("rate_"):
         return _rate(case, stack)
-    others = int(case.name.removeprefix("alive_")) - 2 if case.name.startswith("alive_") else 0
+    others = max(0, _alive(case) - 2)
     command, messages = _command(case)
     found = {
         "ours": _talk(stack, None, command, messages, others),
         "floor": _floor_talk(stack, command, messages, others),
     }
     if command.kind in (Kind.PAGES, Kind.PINGPONG, Kind.BATCH) and not others:
-        found["copy"] = _talk(stack, CopyMover, command, messages, others)
+        # Copied, it is as much as the message is, and mapped once for all.
+        copied = command._replace(pages=command.used or command.pages, used=0, populate=False)
+        found["copy"] = _talk(stack, CopyMover, copied, messages, others)
     return found
+
+
+def _alive(case: Case) -> int:
+    """Return how many machines a row says that there are, if it says so."""
+    kind, _, count = case.name.partition("_")
+    return int(count) if kind in ("alive", "spawn", "close") and count.isdigit() else 0
 
 
 def _command(case: Case) -> tuple[Command, int]:
@@ -65,6 +74,11 @@ def _command(case: Case) -> tuple[Command, int]:
             touch = case.name == "extent_touched"
             rounds = max(_LEAST_EXTENTS, case.samples // 2)
             return Command(Kind.PINGPONG, rounds, pages, touch=touch), 2
+        case "extent_populated" | "extent_in_huge":
+            rounds = max(_LEAST_EXTENTS, case.samples // 2)
+            if case.name == "extent_populated":
+                return Command(Kind.PINGPONG, rounds, pages, touch=True, populate=True), 2
+            return Command(Kind.PINGPONG, rounds, LARGE, touch=True, used=pages), 2
         case "lend_return":
             return Command(Kind.LEND, rounds, touch=True), 1
         case "share":
@@ -119,12 +133,8 @@ def _talk(
 
 def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) -> Column:
     def make() -> Column:
-        if others >= RemapMover.many and command.kind is Kind.PAGES:
-            raise Unavailable("the floor has no memslots of so many machines")
         allow_machines(2 * others + 4)
-        floor = floor_of(stack, command)
-        if others:
-            floor.ask(f"others {others}")
+        floor = floor_of(stack, command, others)
 
         def round_() -> Sequence[float]:
             return [sample / messages for sample in floor.ask(command.line())]
@@ -136,15 +146,17 @@ def _floor_talk(stack: ExitStack, command: Command, messages: int, others: int) 
     return once(make)
 
 
-def floor_of(stack: ExitStack, command: Command) -> Floor:
-    """Start the floor with a pair as ours is, that has not run, and a machine that exits."""
+def floor_of(stack: ExitStack, command: Command, others: int = 0) -> Floor:
+    """Start the floor with a pair as ours is, that has not run, and a machine that exits; and with
+    so many others, that never run.
+    """
     with Monitor() as monitor:
         if monitor.mover not in MOVERS:
             raise Unavailable(f"the floor knows no {monitor.mover}")
         pair = Pair(monitor, command)
         leaver = monitor.spawn(bundled_guest("bench_exit"))
         machines = (pair.sender, pair.receiver, leaver)
-        data = scene(machines, monitor.doorbell, monitor.mover)
+        data = scene(machines, monitor.doorbell, monitor.mover, others)
     with on_one_processor():
         return stack.enter_context(closing(Floor(data)))
 
@@ -185,11 +197,13 @@ def _rate(case: Case, stack: ExitStack) -> Mapping[str, Column]:
 
 def _life(case: Case, stack: ExitStack) -> Mapping[str, Column]:
     """Return the columns of machines made and run to their first exit, or closed after it."""
-    count, guest = min(SPAWNS, case.samples), bundled_guest("bench_exit")
-    ending = case.name == "close"
+    count, guest, others = min(SPAWNS, case.samples), bundled_guest("bench_exit"), _alive(case)
+    ending = case.name.startswith("close")
 
     def make() -> Column:
+        allow_machines(others + 1)
         monitor = stack.enter_context(Monitor())
+        spawn_others(monitor, others)
         exits: list[Event] = []
         monitor.trace.listen(exits.append)
 
@@ -201,10 +215,10 @@ def _life(case: Case, stack: ExitStack) -> Mapping[str, Column]:
         return round_
 
     def make_floor() -> Column:
-        floor = floor_of(stack, Command(Kind.INLINE, 1))
+        allow_machines(2 * others + 4)
+        floor = floor_of(stack, Command(Kind.INLINE, 1), others)
         return lambda: floor.ask(f"{'close' if ending else 'spawn'} {count}")
 
-    allow_machines(1)
     return {"ours": once(make), "floor": once(make_floor)}
 
 

@@ -17,6 +17,8 @@ from vmm.bench.results import (
     COLUMNS,
     COMPUTING,
     EXTENTS,
+    LIVES,
+    MEDIUM,
     RATE,
     ROW_NAMES,
     ROW_UNITS,
@@ -26,11 +28,13 @@ from vmm.bench.results import (
 from vmm.bench.samples import merge, unstable
 from vmm.guest.abi import PAGE_SIZE
 from vmm.host import memory_available
+from vmm.memory.mapping import HUGE
 from vmm.sizes import format_size
 
 Column = Callable[[], Sequence[float]]  # one round's numbers, in the row's unit
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_MEDIUM = 64 * _KIB
 _QUICK_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB, 128 * _MIB)
 _LANE_SIZES = (4 * _KIB, 256 * _KIB, 2 * _MIB, 16 * _MIB)
 _FULL_SIZES = (
@@ -39,7 +43,7 @@ _FULL_SIZES = (
     1 * _GIB,
 )
 _BYTES = {
-    **{"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, "spawn_cold": 0, "close": 0},
+    **{"inline_64B": 64, "rate_1_worker": 64, "rate_2_workers": 64, **dict.fromkeys(LIVES, 0)},
     **{"linux_getppid": 0, "linux_read": 64 * _KIB, "linux_start": 0},
     **{"linux_sha256": 256 * _MIB, "linux_sort": 40_000_000, "linux_tree": 8_000_000},
     **{"linux_touch_small": 256 * _MIB, "linux_touch_huge": 256 * _MIB},
@@ -160,6 +164,8 @@ def cases(effort: Effort, names: Iterable[str] = ROW_NAMES) -> Iterator[Case]:
         if name not in wanted:
             continue
         sizes = effort.sizes if name in EXTENTS else (_BYTES.get(name, PAGE_SIZE),)
+        if name in MEDIUM:
+            sizes = tuple(size for size in effort.sizes if _MEDIUM <= size < HUGE)
         if name in ALIVE:
             sizes = (64, PAGE_SIZE)  # an inline message, and a page
         if name in COMPUTING:

@@ -38,10 +38,14 @@ ROW_UNITS = {
     "batch64_adjacent": MICROSECONDS,
     "extent_untouched": MICROSECONDS,
     "extent_touched": MICROSECONDS,
+    "extent_populated": MICROSECONDS,
+    "extent_in_huge": MICROSECONDS,
     "lend_return": MICROSECONDS,
     "share": MICROSECONDS,
     "spawn_cold": MICROSECONDS,
     "close": MICROSECONDS,
+    "spawn_1000": MICROSECONDS,
+    "close_1000": MICROSECONDS,
     "alive_2": MICROSECONDS,
     "alive_10": MICROSECONDS,
     "alive_100": MICROSECONDS,
@@ -71,7 +75,14 @@ ROW_NAMES = tuple(ROW_UNITS)
 
 # Of these there are several rows each, of one size after the other.
 EXTENTS = ("extent_untouched", "extent_touched")
+# The same, touched, of sizes between a page and a huge page: to machines that are spawned to have
+# them mapped as they arrive; and in an extent of 2 MiB.
+MEDIUM = ("extent_populated", "extent_in_huge")
+TOUCHED = ("extent_touched", *MEDIUM)
 ALIVE = ("alive_2", "alive_10", "alive_100", "alive_1000")
+
+# One machine made and run to its first exit, or closed after it; some among so many that wait.
+LIVES = ("spawn_cold", "close", "spawn_1000", "close_1000")
 
 # What these do is more or less of the same, by their size.
 COMPUTING = ("linux_sha256", "linux_sort", "linux_tree", "linux_touch_small", "linux_touch_huge")
@@ -82,7 +93,7 @@ CALLS = ("call_empty", "call_1k_copied", *ARRAYS, "restore", "call_fresh", "pool
 
 def row_label(name: str, size: int) -> str:
     """Return a row in a few words: its name, and its size where that tells it from others."""
-    return f"{name} {format_size(size)}" if name in EXTENTS + ALIVE else name
+    return f"{name} {format_size(size)}" if name in EXTENTS + MEDIUM + ALIVE else name
 
 
 _FIX = "give a file that pageferry bench --json has written"

@@ -17,21 +17,30 @@ from vmm.kvm import CpuidEntry, cpuid
 from vmm.kvm.structs import kvm_cpuid2
 from vmm.linux.boot import GATE, MSR_LSTAR, MSR_SFMASK, MSR_STAR
 from vmm.linux.machine import LinuxMachine
+from vmm.memory.movers import RemapMover
 
 _MAGIC, _CALLS_MAGIC = b"PFSCENE1", b"PFCALLS1"
-_HEAD = struct.Struct("<8s4I")
+_HEAD = struct.Struct("<8s5I")
 _IMAGE = struct.Struct("<4Q")
 _CHUNK = struct.Struct("<2Q")
 _CALLS_HEAD = struct.Struct("<8s2I2Q6Q")
 _SLOT = struct.Struct("<3Q")
+_NEVER = (1 << 32) - 1
 MOVERS = {"memfd": 0, "remap": 1}  # those that the floor knows
 _ZERO = bytes(PAGE_SIZE)
 
 
-def scene(machines: Sequence[Machine], doorbell: int, mover: str) -> bytes:
-    """Return the scene of fresh machines: of the sender, the receiver, and one that exits."""
+def scene(machines: Sequence[Machine], doorbell: int, mover: str, others: int = 0) -> bytes:
+    """Return the scene of fresh machines: of the sender, the receiver, and one that exits.
+
+    others   how many there are besides, that never run
+    """
     leaves = machines[0].guest.vcpu.get_cpuid()
-    parts = [_HEAD.pack(_MAGIC, doorbell, MOVERS[mover], len(leaves), 0), _packed(leaves)]
+    many = RemapMover.many if mover == RemapMover.name else _NEVER
+    parts = [
+        _HEAD.pack(_MAGIC, doorbell, MOVERS[mover], len(leaves), others, many),
+        _packed(leaves),
+    ]
     for machine in machines:
         parts += _image(machine)
     return b"".join(parts)

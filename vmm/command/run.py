@@ -67,6 +67,9 @@ from vmm.linux.machine import LinuxMachine
     show_default=True,
     help="Messages that may wait for each machine.",
 )
+@click.option(
+    "--populate", is_flag=True, help="Map pages as they arrive: the machines read what they get."
+)
 @click.option("--audit", is_flag=True, help="Check after every operation who owns each page.")
 @program_options
 @machine_options
@@ -123,7 +126,7 @@ def run(
 
 
 _FROM_OUTSIDE = ("timeout", "killed")  # nothing is wrong with where it was
-_FOR_EACH = ("window", "memory", "stack", "quota", "queue")
+_FOR_EACH = ("window", "memory", "stack", "quota", "queue", "populate")
 
 
 def _given(

@@ -26,6 +26,7 @@ from vmm.ferry.peer import Peer
 from vmm.ferry.slices import MOMENT
 from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
+from vmm.memory.frames import LARGE
 from vmm.memory.runs import Extent
 from vmm.sizes import integer, pages_for, parse_size
 
@@ -90,13 +91,19 @@ class HostEndpoint:
 
     # ---- Buffers ----
 
-    def alloc(self, size: SupportsIndex | str) -> Buffer:
+    def alloc(self, size: SupportsIndex | str, *, huge: bool = False) -> Buffer:
         """Return zeroed pages for `size` bytes: an int, or text such as "4M".
+
+        huge   whether they are to be whole huge pages, of 2 MiB, where this host gives any: who
+               gets them has one fault for each, where 4 KiB pages would cost it as many as it
+               touches. All of these pages are the buffer's, and go where it goes
 
         Raises ResourceError, which says why, if they are not to be had; ConfigError if that is no
         size.
         """
-        return self._alloc(parse_size(size, "buffer size"))
+        count = parse_size(size, "buffer size")
+        unit = LARGE if flag(huge, "huge") else 1
+        return self._alloc(count, -(-pages_for(count) // unit) * unit)
 
     def _alloc(
         self, count: int, pages: int = 0, store: Callable[[Buffer | None], object] | None = None
@@ -111,7 +118,8 @@ class HostEndpoint:
 
         def follow(answer: Answer) -> Buffer:
             if answer.status is not Status.OK:
-                raise none_left(self._exchange.ledger, self.peer.number, answer.status, count)
+                ledger, number = self._exchange.ledger, self.peer.number
+                raise none_left(ledger, number, answer.status, count, pages)
             made = Buffer(self._window, self._window.extent(*answer.spans[0]), count)
             if store is not None:
                 self._journal.undo(partial(store, None))

@@ -6,7 +6,7 @@ from vmm.errors import GuestError, ResourceError
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Status
-from vmm.sizes import format_size, pages_for
+from vmm.sizes import format_size
 
 _WORDS = {
     Status.E_PEER: "no channel leads there",
@@ -33,12 +33,14 @@ def refused(what: str, status: Status, why: str | None = None) -> GuestError:
     return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""), status)
 
 
-def none_left(ledger: Ledger, peer: int, status: Status, count: int) -> ResourceError:
-    """Return the error for so many bytes that the host does not get: why, and what helps."""
+def none_left(ledger: Ledger, peer: int, status: Status, count: int, pages: int) -> ResourceError:
+    """Return the error for so many bytes, in so many pages, that the host does not get: why, and
+    what helps.
+    """
     free = ledger.shares.available(peer)
     if status is Status.E_WINDOW_FULL:
         why = "the host's window has no gap of that size: release buffers"
-    elif pages_for(count) > free:
+    elif pages > free:
         why = (
             f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
             "release buffers, or make the pool larger (pool=...)"

@@ -72,11 +72,13 @@ class Registry:
         depth: int,
         quota: int,
         *,
+        populate: bool = False,
         waits: bool = False,
     ) -> Machine:
         """Make a machine of the guest that `make` returns. The name is a right one.
 
-        waits   whether it runs only after `begin`
+        populate   see Window
+        waits      whether it runs only after `begin`
         """
         made: list[Given] = []
         self._turns.journal.undo(partial(give_back, made))
@@ -90,6 +92,7 @@ class Registry:
         except BaseException:
             give_back(made)
             raise
+        window.populate = populate
         peer = Peer(guest.number, name, window, depth, guest.control)
         machine = kind(guest, peer, self._exchange, self._turns)
         self._turns.journal.undo(partial(self._forget, machine))
@@ -122,11 +125,16 @@ class Registry:
         journal.later(partial(_free, machine))
 
     def close(self) -> None:
-        """Close all that the machines hold, outside any turn; they do not run any more."""
+        """Close all that the machines hold, outside any turn; they do not run any more.
+
+        All VMs first, then what is mapped: the kernel tells each VM that there still is of that.
+        """
         with contextlib.ExitStack() as freeing:
             for machine in self.by_number.values():
                 machine.closed = True
                 freeing.callback(_free, machine)
+            for machine in self.by_number.values():
+                freeing.callback(machine.guest.close_vm)
 
     def _forget(self, machine: Machine) -> None:
         """Undo a joining."""

@@ -51,6 +51,7 @@ class Wanted:
     stack: _Size | None
     queue: SupportsIndex
     quota: _Size | None
+    populate: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class _Limits:
     window: int
     queue: int
     quota: int
+    populate: bool
 
 
 class Spawning:
@@ -120,7 +122,15 @@ class Spawning:
                 registry.check_name(name)  # before there is anything to be undone
                 blueprint = self._blueprints.get(image, shape)
                 make = partial(Guest, self._kvm, blueprint, next(registry.numbers), name)
-                return registry.join(name, make, Machine, file, limits.queue, limits.quota)
+                return registry.join(
+                    name,
+                    make,
+                    Machine,
+                    file,
+                    limits.queue,
+                    limits.quota,
+                    populate=limits.populate,
+                )
 
     def _spawn_program(
         self, order: Order, loans: FileLoans, path: str, name: str, limits: _Limits
@@ -143,6 +153,7 @@ class Spawning:
                     path,
                     limits.queue,
                     limits.quota,
+                    populate=limits.populate,
                     waits=bool(loans),
                 )
             if loans:
@@ -185,6 +196,7 @@ def _checked(
     queue = integer(wanted.queue, "queue", 1, _MAX_QUEUE)
     window = _rounded(wanted.window, "window", LARGE_PAGE, _MAX_WINDOW)
     quota = window if wanted.quota is None else parse_size(wanted.quota, "quota")
+    populate = arguments.flag(wanted.populate, "populate")
     root = options.root
     options = dataclasses.replace(
         options,
@@ -194,7 +206,7 @@ def _checked(
         stderr=stream(options.stderr, "stderr"),
         clock=arguments.choice(options.clock, "clock", CLOCKS),
     )
-    return file, name, _Limits(window, queue, quota // PAGE_SIZE), options
+    return file, name, _Limits(window, queue, quota // PAGE_SIZE, populate), options
 
 
 def _tried(make: Callable[[], _T]) -> tuple[_T | None, ConfigError | None]:

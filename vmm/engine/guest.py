@@ -86,7 +86,13 @@ class Guest:
             undo.pop_all()
 
     def _prepare(self, undo: contextlib.ExitStack) -> None:
-        """Make what else there is to be shown; `undo` is for when no machine comes of it."""
+        """Make what else there is to be shown; `undo` is for when no machine comes of it.
+
+        Its variables become its own. It would read them first: then the page is there to be read
+        only, and its first write a fault more, of whose mapping the kernel tells every VM.
+        """
+        for gpa, size in self._blueprint.written:
+            self.memory.own(gpa, size)
 
     def _attach(self) -> None:
         """Show the machine its private memory."""
@@ -200,13 +206,17 @@ class Guest:
     def close(self) -> None:
         """Close the vCPU, the VM and the memory, in that order. Further calls do nothing."""
         try:
+            self.close_vm()
+        finally:
+            self.control.release()
+            self._unmap()
+
+    def close_vm(self) -> None:
+        """Close the vCPU and the VM, as `close` does. Further calls do nothing."""
+        try:
             self.vcpu.close()
         finally:
-            try:
-                self.vm.close()
-            finally:
-                self.control.release()
-                self._unmap()
+            self.vm.close()
 
     def _unmap(self) -> None:
         """Close what memory it has. Further calls do nothing."""

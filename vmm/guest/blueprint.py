@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from vmm.guest import abi, boot
+from vmm.guest.executable import page_end
 from vmm.guest.image import Image
 from vmm.kvm import CpuidTable, Kvm, Vcpu, kvm_sregs
 from vmm.kvm.given import Given, give_back, noted
@@ -20,6 +21,8 @@ from vmm.memory.template import Template
 
 _MOST = 32  # blueprints kept for guests to come, each with a descriptor,
 _MOST_BYTES = 512 << 20  # and what they and their images take together
+_WHOLE = 16 << 20  # bytes of private memory, which the template may come to take
+_MOST_OWN = 8  # pages of an image that each guest gets as its own at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,9 +46,14 @@ class Blueprint:
 
     layout      where things lie
     template    the private memory that they begin with
+    written     those of its pages that a guest may write to, as address and bytes; nothing of an
+                image that has many
     """
 
-    __slots__ = ("_cpuid", "_regs", "_sregs", "_user", "image", "layout", "shape", "template")
+    __slots__ = (
+        *("_cpuid", "_regs", "_sregs", "_user"),
+        *("image", "layout", "shape", "template", "written"),
+    )
 
     def __init__(self, image: Image, shape: Shape, cpuid: CpuidTable) -> None:
         """Lay it out. Raises GuestImageError, OSError."""
@@ -56,7 +64,12 @@ class Blueprint:
         self.layout = boot.plan(image, shape.private, shape.stack, shape.window, self._user)
         self._regs = boot.regs(image, self.layout, self._user)
         self._sregs: kvm_sregs | None = None
-        self.template = Template(boot.contents(image, self.layout))
+        # All of it in one mapping, where that is small: the more there are, the longer it takes the
+        # kernel to make another VM.
+        private = self.layout.private.size
+        whole = private if private <= _WHOLE else 0
+        self.template = Template(boot.contents(image, self.layout), whole)
+        self.written = _written(image)
 
     def enter(self, vcpu: Vcpu) -> None:
         """Set a fresh vCPU's registers to the image's entry point."""
@@ -77,6 +90,15 @@ class Blueprint:
 
 
 _Key = tuple[Image, Shape]
+
+
+def _written(image: Image) -> tuple[tuple[int, int], ...]:
+    found = [
+        (segment.first_page, page_end(segment.gpa + len(segment.data)) - segment.first_page)
+        for segment in image.segments
+        if segment.write and segment.data
+    ]
+    return tuple(found) if sum(size for _, size in found) <= _MOST_OWN * abi.PAGE_SIZE else ()
 
 
 class Blueprints:

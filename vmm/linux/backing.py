@@ -13,6 +13,7 @@ from vmm.guest.x86 import LARGE_PAGE, TABLE_SPAN
 from vmm.linux.ranges import clipped, united
 from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
+from vmm.memory.pagemap import populated
 from vmm.memory.private import PrivateMemory
 from vmm.memory.region import OutOfBounds, Region
 
@@ -164,7 +165,7 @@ class Backing:
             return False
         if clipped(self.given, source, source + size):  # what stays would not be zeros
             return False
-        if again and not mapping.populated(self.host(source, size), size):
+        if again and not populated(self.host(source, size), size):
             return True
         self._displaced = [*self._displaced, (target, target + size)]
         self.replaced = united([*self.replaced, (target, target + size)])

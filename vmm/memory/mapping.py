@@ -15,7 +15,6 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
@@ -56,12 +55,15 @@ _write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MAP_POPULATE = 0x8000
 _MAP_FIXED_NOREPLACE = 0x100000  # EEXIST if anything is there (Linux 4.17)
 _MREMAP = 0x01 | 0x02 | 0x04  # MAYMOVE, FIXED, DONTUNMAP
 _MADV_DONTNEED = 4
 _MADV_DONTFORK = 10
 _MADV_DOFORK = 11
 _MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23
+_MADV_GUARD_INSTALL, _MADV_GUARD_REMOVE = 102, 103
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 
@@ -70,8 +72,6 @@ _HIDDEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _SHOWN, _HOLE = mmap.MAP_SHARED | _MAP_FIXED, _HIDDEN | _MAP_FIXED
 
 _NOWHERE = 1 << 62  # where nothing can be mapped, nor read
-
-_PAGEMAP_STEP = 65536  # entries read at once
 
 HUGE = 2 << 20  # bytes in a huge page
 GIANT = 1 << 30  # bytes that mremap moves in one step, from a multiple to a multiple
@@ -82,15 +82,27 @@ def _fail(what: str) -> NoReturn:
     raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
-def show(address: int, size: int, fd: int, offset: int, *, writable: bool = True) -> None:
+def show(
+    address: int,
+    size: int,
+    fd: int,
+    offset: int,
+    *,
+    writable: bool = True,
+    populate: bool = False,
+) -> None:
     """Map `size` bytes of the file at `offset` over whatever is at `address`, shared, readable and,
     if it is to be so, writable.
+
+    populate   whether the kernel is to map its pages at once, rather than as each is touched; as
+               far as it can: there is no error if it has no memory for some
 
     All three are multiples of the page size. A guest running on the range sees the change at once:
     the kernel shoots its translations down before mmap returns.
     """
     protection = _READ_WRITE if writable else mmap.PROT_READ
-    if _mmap(address, size, protection, _SHOWN, fd, offset) == _MAP_FAILED:
+    flags = _SHOWN | _MAP_POPULATE if populate else _SHOWN
+    if _mmap(address, size, protection, flags, fd, offset) == _MAP_FAILED:
         _fail(f"mmap of {size} bytes for a window")
 
 
@@ -160,6 +172,23 @@ def loosen(address: int, size: int) -> None:
     _madvise(address, size, _MADV_DONTNEED)
 
 
+def guard(address: int, size: int) -> bool:
+    """Make pages of a shared mapping inaccessible, and nothing else: what is behind them stays, and
+    so does the mapping. False if the kernel cannot, or refuses: then they are as they were.
+
+    As for `hide`, a guest that runs on them has lost them when this returns.
+    """
+    if _madvise(address, size, _MADV_GUARD_INSTALL) == 0:
+        return True
+    _madvise(address, size, _MADV_GUARD_REMOVE)  # as far as it came
+    return False
+
+
+def unguard(address: int, size: int) -> bool:
+    """Undo `guard`. False if the kernel refuses."""
+    return bool(_madvise(address, size, _MADV_GUARD_REMOVE) == 0)
+
+
 def renew(address: int, size: int) -> None:
     """Map zeroed private memory over whatever is at `address`."""
     if _mmap(address, size, _READ_WRITE, _HOLE, -1, 0) == _MAP_FAILED:
@@ -209,21 +238,6 @@ def resident(address: int) -> bool:
     return _mincore(address, mmap.PAGESIZE, found) == 0 and bool(found.raw[0] & 1)
 
 
-def populated(address: int, size: int) -> bool:
-    """Whether any page of private anonymous memory is there, in memory or swapped out.
-
-    Source: the kernel's admin-guide/mm/pagemap, bits 63 and 62.
-    """
-    pages = size // mmap.PAGESIZE
-    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
-        for first in range(0, pages, _PAGEMAP_STEP):
-            count = min(_PAGEMAP_STEP, pages - first)
-            file.seek((address // mmap.PAGESIZE + first) * 8)
-            if any(byte & 0xC0 for byte in file.read(count * 8)[7::8]):
-                return True
-    return False
-
-
 def punch(fd: int, offset: int, size: int) -> None:
     """Give the file's pages back to the kernel; the range reads as zeros from now on."""
     if _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size) != 0:
@@ -233,6 +247,13 @@ def punch(fd: int, offset: int, size: int) -> None:
 def advise_huge(address: int, size: int) -> None:
     """Ask for huge pages behind a range. Where the kernel has none this does nothing."""
     _madvise(address, size, _MADV_HUGEPAGE)
+
+
+def own(address: int, size: int) -> None:
+    """Copy at once what is mapped copy-on-write, not page by page as it is written. Before Linux
+    5.14, and where there is no memory for it, this does nothing.
+    """
+    _madvise(address, size, _MADV_POPULATE_WRITE)
 
 
 def keep_from_children(address: int, size: int) -> None:
@@ -297,6 +318,12 @@ class Mapping:
         into   holds it
         """
         return cls._make(size, _READ_WRITE, _HIDDEN, -1, "private memory", into)
+
+    @classmethod
+    def copied(cls, size: int, fd: int) -> Mapping:
+        """Map a file's first `size` bytes, copy-on-write."""
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return cls._make(size, _READ_WRITE, flags, fd, "private memory")
 
     @classmethod
     def shared(cls, size: int, fd: int, into: GivenMapping | None = None) -> Mapping:

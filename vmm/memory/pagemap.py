@@ -1,4 +1,6 @@
-"""Physical frame numbers of this process's pages, for those who may know them."""
+"""What the kernel says of this process's pages: whether they are there, and their physical frame
+numbers, for those who may know them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm.given import opened
@@ -18,7 +21,25 @@ _vmsplice.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_u
 _vmsplice.restype = ctypes.c_ssize_t
 
 _PRESENT = 1 << 63
+_GUARD_BYTE = 1 << 58 - 56  # in an entry's last byte
+_STEP = 65536  # entries read at once
 _FRAME_MASK = (1 << 55) - 1
+_STEP = 65536  # entries read at once
+
+
+def populated(address: int, size: int) -> bool:
+    """Whether any page of private anonymous memory is there, in memory or swapped out.
+
+    Source: the kernel's admin-guide/mm/pagemap, bits 63 and 62.
+    """
+    pages = size // PAGE_SIZE
+    with Path("/proc/self/pagemap").open("rb", buffering=0) as file:
+        for first in range(0, pages, _STEP):
+            count = min(_STEP, pages - first)
+            file.seek((address // PAGE_SIZE + first) * 8)
+            if any(byte & 0xC0 for byte in file.read(count * 8)[7::8]):
+                return True
+    return False
 
 
 def frame_number(address: int) -> int | None:
@@ -38,6 +59,19 @@ def frame_number(address: int) -> int | None:
     with file:
         (entry,) = struct.unpack("<Q", os.pread(file.fileno(), 8, address // PAGE_SIZE * 8))
     return entry & _FRAME_MASK or None if entry & _PRESENT else None
+
+
+def guarded(address: int, pages: int) -> list[bool]:
+    """Return for each page of a range whether it is guarded (mapping.guard): bit 58, which there is
+    since Linux 6.15. Raises OSError.
+    """
+    found: list[bool] = []
+    with opened(os.open, "/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC) as file:
+        while len(found) < pages:
+            at, count = address // PAGE_SIZE + len(found), min(_STEP, pages - len(found))
+            entries = os.pread(file.fileno(), 8 * count, 8 * at)
+            found += [bool(byte & _GUARD_BYTE) for byte in entries[7::8]]
+    return found
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import forks
 from vmm.kvm.given import GivenDescriptor
 from vmm.memory import mapping
+from vmm.memory.guards import Guarded
 from vmm.memory.journal import Journal
+from vmm.memory.populating import Populating
 
 _SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -35,8 +37,10 @@ class PagePool:
     """`frames` pages of shared memory, populated when touched; frame n lies at offset n *
     PAGE_SIZE of `fd`.
 
-    journal   the undo log of whatever changes with who has which frame
-    advised   whether the kernel gives its mappings huge pages if, and only if, asked to
+    journal     the undo log of whatever changes with who has which frame
+    populating  how much is mapped at once, for windows that want that
+    advised     whether the kernel gives its mappings huge pages if, and only if, asked to
+    guarded     which of its mappings hide what they map
 
     Thread-safety: as the system calls.
     """
@@ -45,6 +49,8 @@ class PagePool:
         self.frames = frames
         self.journal = Journal()
         self.advised = _advised()
+        self.guarded = Guarded()
+        self.populating = Populating()
         self._given = GivenDescriptor()
         self.fd = self._given.take(os.memfd_create, "pageferry-pool", os.MFD_CLOEXEC)
         forks.hold(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from vmm.errors import ClosedError
+from vmm.memory import mapping
 from vmm.memory.mapping import Mapping
 from vmm.memory.region import Region
 
@@ -34,8 +35,10 @@ class PrivateMemory:
     __slots__ = ("_bytes", "_mapping", "given", "region")
 
     def __init__(self, region: Region, template: Beginning, *, aligned: bool = False) -> None:
-        """Map the memory. `region` starts at 0 and is larger than the template. `aligned` memory
-        may have huge pages.
+        """Map the memory.
+
+        region    starts at 0, and is no smaller than the template
+        aligned   whether there may be huge pages
         """
         self.region = region
         self.given = template.given
@@ -72,6 +75,14 @@ class PrivateMemory:
         self._check_open()
         start = self.region.offset(gpa, length)
         return self._bytes[start : start + length]
+
+    def own(self, gpa: int, length: int) -> None:
+        """Copy pages of the template's that are going to be written, as far as the host lets it.
+
+        Raises OutOfBounds, ClosedError.
+        """
+        self._check_open()
+        mapping.own(self._mapping.address + self.region.offset(gpa, length), length)
 
     def close(self) -> None:
         """Unmap the memory. What view() gave out must have been released by then."""

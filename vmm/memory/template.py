@@ -7,8 +7,10 @@ only when the machine, or the monitor for it, writes to it.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import forks
@@ -21,6 +23,15 @@ from vmm.memory.mapping import Mapping
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
+@functools.cache
+def _strict() -> bool:
+    """Whether the kernel counts address space as memory."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return False
+
+
 class Template:
     """Bytes from guest-physical address 0 on, which nobody can change once they are made.
 
@@ -31,8 +42,11 @@ class Template:
     Thread-safety: as the system calls. Mappings of it outlive `close`.
     """
 
-    def __init__(self, parts: Iterable[tuple[int, bytes | memoryview]]) -> None:
-        """Lay out parts, given as (guest-physical address, bytes); zeros between them.
+    def __init__(self, parts: Iterable[tuple[int, bytes | memoryview]], least: int = 0) -> None:
+        """Lay out parts, given as (guest-physical address, bytes); zeros between and after them.
+
+        least   how long it is to be; not where the kernel counts address space as memory: there it
+                may refuse a page of the memfd's to whoever touches it
 
         Raises OSError.
         """
@@ -41,14 +55,14 @@ class Template:
         self.fd = self._given.take(os.memfd_create, "pageferry-image", flags)
         forks.hold(self)
         try:
-            self.size, self.given = self._fill(parts)
+            self.size, self.given = self._fill(parts, 0 if _strict() else least)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
             self.close()
             raise
 
     def _fill(
-        self, parts: Iterable[tuple[int, bytes | memoryview]]
+        self, parts: Iterable[tuple[int, bytes | memoryview]], least: int
     ) -> tuple[int, tuple[tuple[int, int], ...]]:
         end, given = 0, set[tuple[int, int]]()
         for gpa, data in parts:
@@ -60,20 +74,22 @@ class Template:
                 written = os.pwrite(self.fd, left, gpa)
                 left, gpa = left[written:], gpa + written
                 end = max(end, gpa)
-        size = -(-end // PAGE_SIZE) * PAGE_SIZE
+        size = -(-max(end, least) // PAGE_SIZE) * PAGE_SIZE
         os.ftruncate(self.fd, size)
         return size, tuple(sorted(given))
 
     def map(self, size: int, *, aligned: bool = False) -> Mapping:
         """Map a copy of it, made page by page where it is written, and zeros after that.
 
-        size      of it all, more than the template's
+        size      of it all, no less than the template's
         aligned   whether it is to begin where a huge page can
 
         Raises OSError, ResourceError.
         """
         if aligned:
             return self._over(Mapping.park(size))
+        if size == self.size:
+            return Mapping.copied(size, self.fd)
         # To replace a mapping takes the kernel the longer the more VMs this process has: each is
         # told. And below what was mapped last there is nothing, as a rule.
         rest, below = GivenMapping(), GivenMapping()

@@ -6,6 +6,7 @@
 """
 
 from vmm.memory.movers.memfd import MemfdMover
+from vmm.memory.movers.mover import Mover
 from vmm.memory.movers.remap import RemapMover, RemapWindow
 from vmm.memory.movers.slots import SlotsMover, SlotsWindow
 from vmm.memory.movers.windows import (
@@ -13,7 +14,6 @@ from vmm.memory.movers.windows import (
     PROGRAM_SLOTS,
     WINDOW_SLOT,
     MappedWindow,
-    Mover,
     Sight,
     Stuck,
     Window,

@@ -7,7 +7,8 @@ mmu notifier shoots the guest's translations down before the call returns.
 from __future__ import annotations
 
 from vmm.kvm import Vm
-from vmm.memory.movers.windows import MappedWindow, Mover, Window
+from vmm.memory.movers.mover import Mover
+from vmm.memory.movers.windows import MappedWindow, Window
 
 
 class MemfdMover(Mover):

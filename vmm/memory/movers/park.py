@@ -17,6 +17,7 @@ from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
 from vmm.memory.movers.lodgings import Lodging, Lodgings, Restore
+from vmm.memory.pagemap import populated
 from vmm.memory.pool import PagePool
 
 SEAMS = 4096  # for all windows; the ledger leaves the kernel as many mappings more
@@ -263,7 +264,7 @@ class Park(PagePool):
         while moves:
             source, target, size = moves[-1]
             if size < 0:
-                if sure or not mapping.populated(target, -size):
+                if sure or not populated(target, -size):
                     mapping.overwrite(target, source, -size)
             elif sure or self._moved(source, target, size):
                 mapping.move(target, source, size)
@@ -272,7 +273,7 @@ class Park(PagePool):
 
     def _moved(self, source: int, target: int, size: int) -> bool:
         at_home = 0 <= target - self._homes.address < self._homes.size
-        return mapping.populated(target, size) and not (at_home and mapping.populated(source, size))
+        return populated(target, size) and not (at_home and populated(source, size))
 
     def close(self) -> None:
         super().close()

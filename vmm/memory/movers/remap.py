@@ -26,9 +26,10 @@ from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.maps import Area
 from vmm.memory.movers.lodgings import Lodging, Restore
+from vmm.memory.movers.mover import Mover
 from vmm.memory.movers.park import SEAMS, Park, Torn
 from vmm.memory.movers.park_slots import ParkSlotsWindow
-from vmm.memory.movers.windows import MappedWindow, Mover, Sight, Stuck, Window
+from vmm.memory.movers.windows import MappedWindow, Sight, Stuck, Window
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, IntervalMap, Run
 
@@ -120,6 +121,7 @@ class RemapWindow(MappedWindow):
     def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
         """Move memory here. What is only to be read is never writable here, not for a moment."""
         source, size = self._park.memory(part), part.pages * PAGE_SIZE
+        self.taken(page, part.pages)
         plain = writable and part.window is None and not self._park.wary  # a home is writable
         journal = self._park.journal
         journal.touched.append((self, page, part.pages))
@@ -247,6 +249,7 @@ class RemapWindow(MappedWindow):
         other.cover(place, count)
         if other._blank:
             other.tidy()
+        other.taken(place, count)
         self._park.journal.touched.append((other, place, count))
         try:
             self._park.move(here, there, size)
@@ -399,7 +402,7 @@ class RemapMover(Mover):
     """Mappings change behind memslots that do not; large runs move with their huge pages."""
 
     name = "remap"
-    seams = SEAMS
+    seams = Mover.seams + SEAMS
     large = LARGE  # frames of a run that gets anonymous memory, and what it is aligned to
     # Machines, beyond which each gets memslots: to tell them all of a change in a mapping costs the
     # kernel 0.2 to 0.4 µs for each, and memslots 60 to 230 µs more, whatever their number.

@@ -23,7 +23,8 @@ from vmm.kvm.uapi import (
 from vmm.memory import mapping
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.mapping import Mapping
-from vmm.memory.movers.windows import WINDOW_SLOT, Mover, Sight, Stuck, Window
+from vmm.memory.movers.mover import Mover
+from vmm.memory.movers.windows import WINDOW_SLOT, Sight, Stuck, Window
 from vmm.memory.region import Region
 from vmm.memory.runs import Extent
 

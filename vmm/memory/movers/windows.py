@@ -1,7 +1,7 @@
-"""What every mover has, and what its windows do.
+"""What the windows of every mover do.
 
-A mover makes windows; a window maps frames of the pool at its pages and hides them again. The
-exchange always hides an extent on the old side before it shows it on the new one.
+A window maps frames of the pool at its pages and hides them again. The exchange always hides an
+extent on the old side before it shows it on the new one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
-from vmm.memory import mapping, maps
+from vmm.memory import mapping, maps, pagemap
+from vmm.memory.frames import LARGE
+from vmm.memory.guards import Guards
 from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
@@ -52,6 +55,8 @@ class Window(ABC):
 
     region      where it lies: guest-physical addresses for a machine, host addresses for the host
                 process
+    populate    whether pages are to be mapped as they are shown, rather than as each is touched:
+                for who reads what it gets. Nothing more is to be seen for it
     on_spoiled  called when it is `spoiled`, in the middle of whatever it is
 
     Pages are indices into the region. Which pages hold what is the ledger's business: `show` is
@@ -64,6 +69,7 @@ class Window(ABC):
     """
 
     region: Region
+    populate = False
     blinks = False  # whether hiding some pages takes others with them for a moment
     spoiled = False
     on_spoiled: Callable[[], object] | None = None
@@ -152,34 +158,6 @@ class Window(ABC):
         """Unmap it all. Its machine's descriptors have been closed before."""
 
 
-class Mover(ABC):
-    """A strategy; it owns the page pool. Close its windows first."""
-
-    name: str
-    seams = 0  # mappings that its windows may need beyond two for each run
-
-    def __init__(self, frames: int) -> None:
-        self.pool = self._make_pool(frames)
-
-    def _make_pool(self, frames: int) -> PagePool:
-        return PagePool(frames)
-
-    @abstractmethod
-    def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
-        """Make an empty window of `size` bytes at the guest-physical address `base`.
-
-        others    how many machines there are besides
-        """
-
-    def host_window(self, size: int) -> Window:
-        """Make an empty window in this process: memory that the host itself reads and writes."""
-        return MappedWindow(self.pool, size, viewed=True)
-
-    def close(self) -> None:
-        """Free the pool's memory."""
-        self.pool.close()
-
-
 class MappedWindow(Window):
     """A window whose host mapping changes.
 
@@ -210,6 +188,7 @@ class MappedWindow(Window):
         address = self.mapping.address
         self.region = Region(address if base is None else base, size)
         self._slots: WindowSlots | None = None
+        self._guards = Guards(pool.guarded) if pool.guarded.works and not viewed else None
         if vm is not None:
             self._slots = WindowSlots(vm, WINDOW_SLOT, self.region.base, self.region.pages, address)
 
@@ -223,17 +202,34 @@ class MappedWindow(Window):
             self._slots.cover(page, count)
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
-        mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
+        at_once = self.populate and self._populates(count)
+        guards = self._guards
+        if guards is not None:
+            if at_once:
+                guards.forget(address, size)
+            elif guards.show(address, size, frame, writable=writable):
+                return
+        mapping.show(
+            address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable, populate=at_once
+        )
         if self._pool.advised:  # always: differently advised neighbours would not be one mapping
             mapping.advise_huge(address, size)
+        if guards is not None and not at_once:
+            guards.shown(address, size, frame, writable=writable)
         if self.views is not None:
             self.changed(page, count)
+
+    def _populates(self, count: int) -> bool:
+        """Whether so many pages are mapped as they are shown; not before they may be huge."""
+        large = self._pool.advised and count >= LARGE
+        return not large and self._pool.populating.wants(count, self._pool.journal.turn)
 
     def hide(self, page: int, count: int) -> None:
         self._pool.journal.touched.append((self, page, count))
         address, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
         if self.views is None:
-            mapping.hide(address, size)
+            if self._guards is None or not self._guards.hide(address, size):
+                mapping.hide(address, size)
             return
         # No hole: who still points to it finds nothing, and ends no process.
         if self.mapping.ground:
@@ -241,6 +237,11 @@ class MappedWindow(Window):
         else:
             mapping.blank(address, size)
         self.changed(page, count)
+
+    def taken(self, page: int, count: int) -> None:
+        """Something else than a frame of the memfd's is about to be mapped at these pages."""
+        if self._guards is not None:
+            self._guards.forget(self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE)
 
     def changed(self, page: int, count: int) -> None:
         """Tell the buffers of the host's window, when the turn has been."""
@@ -276,9 +277,13 @@ class MappedWindow(Window):
             return ()  # memory of nobody's
         ours = area.file == maps.identity(self._pool.fd) and area.shared and "x" not in area.access
         frame = area.offset // PAGE_SIZE if ours else None
-        return (Sight(page, pages, frame, "w" in area.access),)
+        whole = Sight(page, pages, frame, "w" in area.access)
+        if not ours or self._guards is None:
+            return (whole,)
+        return _unguarded(whole, pagemap.guarded(area.start, pages))
 
     def close(self) -> None:
+        self.taken(0, self.region.pages)  # by whoever is given these addresses
         pieces = self.kept_pieces()
         if pieces and self.mapping.size:
             self._close_around(pieces)
@@ -321,3 +326,16 @@ class MappedWindow(Window):
             if extent.page > frame:
                 self._pool.discard(frame, (extent.page - frame) * PAGE_SIZE)
             frame = max(frame, extent.end)
+
+
+def _unguarded(whole: Sight, guarded: Sequence[bool]) -> list[Sight]:
+    """Return what can be seen of pages of which some are guarded."""
+    assert whole.frame is not None
+    found, start = list[Sight](), 0
+    for hidden, run in groupby(guarded):
+        pages = len(list(run))
+        if not hidden:
+            page, frame = whole.page + start, whole.frame + start
+            found.append(Sight(page, pages, frame, whole.writable))
+        start += pages
+    return found
