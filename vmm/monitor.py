@@ -22,6 +22,7 @@ from vmm.engine.driver import Console, Driver
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.scheduler import Scheduler
 from vmm.engine.standing import Standing
+from vmm.engine.turn import Turn
 from vmm.errors import BusyError, ClosedError, ConfigError
 from vmm.ferry.accounts import UNLIMITED
 from vmm.ferry.control import Notice
@@ -189,7 +190,8 @@ class Monitor(Opened):
             audit=audit,
             copy_below=self.copy_below,
         )
-        self._driver = Driver(self._exchange, self._standing, self.trace, turns, console)
+        usual = Turn(self._exchange, self.trace, self._by_number, self._wake)
+        self._driver = Driver(self._exchange, self._standing, self.trace, turns, console, usual)
         window = self._mover.host_window(frames * PAGE_SIZE)
         closers.append(window.close)
         peer = Peer(abi.PEER_HOST, "host", window, _QUEUE, own=_ANSWER)

@@ -391,7 +391,7 @@ class Stage:
             [ledger.window(peer.number) for peer in peers],
             [ledger.account(peer.number).charged for peer in peers],
             [len(peer.queue) for peer in peers],
-            list(ledger._bonds),
+            list(ledger.bonds_by_frame),
         )
 
 

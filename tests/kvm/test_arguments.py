@@ -112,14 +112,14 @@ def _state(scene: Scene) -> object:
         monitor.audit(),
         list(monitor.machines),
         ledger.pool.runs,
-        list(ledger._bonds),
+        list(ledger.bonds_by_frame),
         [ledger.window(peer.number) for peer in peers if peer.alive],
         [ledger.account(peer.number).charged for peer in peers if peer.alive],
         [(list(peer.queue), peer.sent, peer.received) for peer in peers],
         [sorted((n, e.index, e.may_send) for n, e in peer.table.items()) for peer in peers],
         [(m.state, m.exit_code, m.fault, m.wait, m.closed) for m in machines],
         [m.guest.memory.read(abi.CONTROL_GPA, ctypes.sizeof(abi.Control)) for m in machines],
-        list(monitor._standing.line._entries),
+        list(monitor._standing.line.entries),
         [scene.buffer.read(), scene.buffer.hold, scene.lent.hold],
     )
 

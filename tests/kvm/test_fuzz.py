@@ -76,8 +76,10 @@ class Desk(ctypes.LittleEndianStructure):
 class Fuzzer:
     """A machine that does nonsense. Replaced by `respawn` when it has stopped."""
 
-    def __init__(self, monitor: Monitor, elf: Path, name: str) -> None:
-        self.machine = monitor.spawn(elf, name=name, window="2M", memory="4M", quota=QUOTA, queue=8)
+    def __init__(self, monitor: Monitor, elf: Path, name: str, depth: int = 8) -> None:
+        self.machine = monitor.spawn(
+            elf, name=name, window="2M", memory="4M", quota=QUOTA, queue=depth
+        )
         self.orders = 0
         self.desk = 0
 

@@ -19,7 +19,7 @@ from vmm.guest.abi import PAGE_SIZE, Status
 from vmm.kvm import MemoryFault, Vcpu
 from vmm.memory.guards import guards_work
 from vmm.memory.mapping import Mapping
-from vmm.memory.movers import MappedWindow
+from vmm.memory.movers import MappedWindow, Mover
 from vmm.memory.pool import PagePool
 
 pytestmark = pytest.mark.skipif(not guards_work(), reason="this kernel has no guards of memfds")
@@ -74,7 +74,7 @@ def test_a_running_guest_loses_a_hidden_page_at_once_and_finds_it_as_it_was(
     with machine() as one, machine() as two:
         threads, windows, eyes = [], [], []
         for made, frames in zip((one, two), pools, strict=True):
-            window = MappedWindow(frames, PAGES * PAGE_SIZE, NO_RAM, made.vm)
+            window = MappedWindow(frames, PAGES * PAGE_SIZE, NO_RAM, made.vm, guarded=True)
             for page in range(PAGES):
                 window.show(page, page, 1)
             user_mode(made, ROUNDS)
@@ -118,8 +118,9 @@ def test_a_running_guest_loses_a_hidden_page_at_once_and_finds_it_as_it_was(
 
 @pytest.mark.parametrize("mover", ["memfd", "remap"])
 def test_a_loan_that_goes_and_comes_changes_no_mapping_and_is_hidden_all_the_same(
-    mover: str,
+    mover: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Mover, "guards_beside", 0)
     with Monitor(mover=mover, pool="16M", audit=True, console=lambda name, line: None) as monitor:
         a, b = Stage(monitor, "ab").puppets
         (own,) = a.alloc(1)

@@ -10,7 +10,7 @@ from kvm.puppets import Puppet, Span, Stage, descriptor, spans_of
 
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
-from vmm.memory.movers import MappedWindow, SlotsWindow, Window
+from vmm.memory.movers import MappedWindow, RemapWindow, SlotsWindow, Window
 
 GIVING = (Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE)
 
@@ -112,6 +112,8 @@ def refuse_to_show(patch: pytest.MonkeyPatch, kind: type[Window], window: Window
         show(self, *what, **how)
 
     patch.setattr(kind, "show", refuse)
+    for own in (kind, RemapWindow):  # by which it would be shown without a call of `show`
+        patch.setattr(own, "pass_on", Window.pass_on)
 
 
 def test_what_the_host_cannot_map_goes_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from kvm.puppets import GATHER, Desk, Puppet, Stage, descriptor, spans_of
 
 from vmm import Monitor
+from vmm.engine.turn import Turn
 from vmm.ferry.control import ControlStructure
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
@@ -19,10 +20,8 @@ from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 ENTRIES = abi.TX_ENTRIES - 1  # the last one is for what the puppet itself has to say
 # What lies between these is rewritten in one piece: counts, the reserved fields, one extent.
 _FROM, _TO = abi.Descriptor.extent_count.offset, abi.Descriptor.extents.offset + 16
-COPYING = {
-    function.__code__
-    for function in (ControlStructure.copy_descriptor, ControlStructure.copy_letter)
-}
+# Who reads, and the variable that says which.
+COPYING = {ControlStructure.copy_descriptors.__code__: "index", Turn.take.__code__: "tail"}
 REFUSED = {Status.E_RESERVED, Status.E_LENGTH}
 
 
@@ -53,8 +52,8 @@ def rewritten(puppet: Puppet) -> Iterator[None]:
 
     def rewrite(frame: FrameType, event: str, _: object) -> None:
         nonlocal now
-        if event == "call" and frame.f_code in COPYING:
-            now = frame.f_locals["index"]
+        if frame.f_code in COPYING:
+            now = frame.f_locals.get(COPYING[frame.f_code], now)
         if now - first < ENTRIES:
             entry = ring + now % abi.TX_ENTRIES * size
             memory.write(entry + _FROM, choice.choice(parts[now - first]))

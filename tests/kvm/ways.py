@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from tests_support import IN_LANE
 
-from vmm.memory.movers import MOVERS, RemapMover
+from vmm.memory.movers import MOVERS, MemfdMover, RemapMover
 from vmm.memory.movers.in_place import InPlaceMover
 
 AMONG_MANY = "remap-among-many"
@@ -27,6 +27,8 @@ def named(way: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if way == AMONG_MANY:
             patch.setattr(RemapMover, "many", 1)
+        if way == MemfdMover.name:  # as if there were some: its pages are hidden in place
+            patch.setattr(MemfdMover, "guards_beside", 0)
         if way == IN_PLACE:
             patch.setitem(MOVERS, way, InPlaceMover)
         yield "remap" if way == AMONG_MANY else way

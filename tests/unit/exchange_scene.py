@@ -12,9 +12,10 @@ from kvm.mappings import content, mappings, views
 from unit.refusing_host import RefusingHost, fragile_window, make_fragile
 
 from vmm.ferry.books import Bond
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
 from vmm.ferry.events import Event, Trace
 from vmm.ferry.exchange import Exchange
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Answer, Message, Request, Span
 from vmm.ferry.peer import Peer
@@ -290,7 +291,7 @@ class Scene:
             untaken={p.name: tuple(p.untaken) for p in alive},
             accounts={n: (a.charged, a.quota, len(a.window)) for n, a in accounts.items()},
             memory={name: bytes(memory) for name, memory in self.memory.items()},
-            bonds=tuple(self.ledger._bonds),
+            bonds=tuple(self.ledger.bonds_by_frame),
             free=self.ledger.pool.runs,
             contents=self.contents(),
         )
@@ -299,10 +300,10 @@ class Scene:
         """Let every owner reclaim what is LENT to nobody: all of it is to be had."""
         for peer in self.peers:
             for bond in [
-                b for b in self.ledger._bonds if b.owner == peer.number and not b.borrowers
+                b for b in self.ledger.bonds_by_frame if b.owner == peer.number and not b.borrowers
             ]:
                 self.done(peer, Operation.RECLAIM, bond.place.extent)
-        assert all(bond.borrowers for bond in self.ledger._bonds)
+        assert all(bond.borrowers for bond in self.ledger.bonds_by_frame)
         self.check()
 
     def end(self) -> None:

@@ -108,9 +108,9 @@ def snapshot(ledger: Ledger) -> object:
     """All that an operation could have changed."""
     accounts = {
         peer: (tuple(account.window), account.charged, account.quota, account.pieces)
-        for peer, account in ledger._accounts.items()
+        for peer, account in ledger.accounts.items()
     }
-    bonds, tally = tuple(ledger._bonds), ledger._tally.intervals
+    bonds, tally = tuple(ledger.bonds_by_frame), ledger._tally.intervals
     return ledger.pool.runs, ledger.pool.free, accounts, bonds, tally, ledger.audit()
 
 

@@ -12,7 +12,8 @@ from kvm.mappings import content, is_anonymous, mappings, views
 from unit.exchange_scene import Scene
 from unit.test_pass_on_slots import SlotTable
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import READABLE
 from vmm.ferry.sight import check_mappings
@@ -110,7 +111,9 @@ class RefusedScene(Scene):
         self.vms[name] = RefusingSlots(self.refuser)
         vm = self.vms[name].as_vm()
         if self._mover == "memfd":
-            return MappedWindow(self.pool, size, abi.WINDOW_GPA, vm)
+            return MappedWindow(
+                self.pool, size, abi.WINDOW_GPA, vm, guarded=self.pool.guarded.works
+            )
         if self._mover == "slots":
             if self._whole is None:
                 self._whole = Mapping.shared(FRAMES * PAGE_SIZE, self.pool.fd)

@@ -85,7 +85,9 @@ class Fragile(MappedWindow):
 
 
 class FragileMappedWindow(Fragile):
-    """One that only maps."""
+    """One that only maps. What it passes on it hides and shows."""
+
+    pass_on = Window.pass_on
 
 
 class FragileRemapWindow(Fragile, RemapWindow):

@@ -76,14 +76,14 @@ Corruption = Callable[[Ledger], object]
 
 def lose(peer: int, page: int) -> Corruption:
     """A page of a window is forgotten."""
-    return lambda ledger: ledger._accounts[peer].window.remove(page, 1)
+    return lambda ledger: ledger.accounts[peer].window.remove(page, 1)
 
 
 def change(peer: int, extent: Extent, **changed: Any) -> Corruption:
     """What a window says of an extent is changed."""
 
     def corrupt(ledger: Ledger) -> None:
-        window = ledger._accounts[peer].window
+        window = ledger.accounts[peer].window
         (run,) = window.remove(*extent)
         window.insert(run._replace(**changed))
 
@@ -92,15 +92,15 @@ def change(peer: int, extent: Extent, **changed: Any) -> Corruption:
 
 def invent(peer: int, run: Run) -> Corruption:
     """A window has a run out of nothing."""
-    return lambda ledger: ledger._accounts[peer].window.insert(run)
+    return lambda ledger: ledger.accounts[peer].window.insert(run)
 
 
 def rebind(frame: int, **changed: Any) -> Corruption:
     """A bond is changed."""
 
     def corrupt(ledger: Ledger) -> None:
-        (bond,) = ledger._bonds.remove(frame, 2)
-        ledger._bonds.insert(bond._replace(**changed))
+        (bond,) = ledger.bonds_by_frame.remove(frame, 2)
+        ledger.bonds_by_frame.insert(bond._replace(**changed))
 
     return corrupt
 
@@ -109,10 +109,10 @@ def bind_once_more(frame: int, hold: Hold) -> Corruption:
     """What one peer alone may have, C has as well, in its window, too."""
 
     def corrupt(ledger: Ledger) -> None:
-        (bond,) = ledger._bonds.remove(frame, 2)
+        (bond,) = ledger.bonds_by_frame.remove(frame, 2)
         borrowers = (*bond.borrowers, Borrower(C, 8, True))
-        ledger._bonds.insert(bond._replace(borrowers=borrowers))
-        ledger._accounts[C].window.insert(Run(8, 2, frame, hold))
+        ledger.bonds_by_frame.insert(bond._replace(borrowers=borrowers))
+        ledger.accounts[C].window.insert(Run(8, 2, frame, hold))
 
     return corrupt
 
@@ -121,7 +121,7 @@ def owned_at(*places: int) -> Corruption:
     """C owns free frames, and is charged for them, at impossible places."""
 
     def corrupt(ledger: Ledger) -> None:
-        account = ledger._accounts[C]
+        account = ledger.accounts[C]
         for place in places:
             (frames,) = ledger.pool.allocate(1)
             account.window.insert(Run(place, 1, frames.first, Hold.OWNED))
@@ -132,7 +132,7 @@ def owned_at(*places: int) -> Corruption:
 
 def miscount(peer: int) -> Corruption:
     def corrupt(ledger: Ledger) -> None:
-        ledger._accounts[peer].charged += 1
+        ledger.accounts[peer].charged += 1
 
     return corrupt
 
@@ -152,10 +152,10 @@ CORRUPTIONS: dict[str, Corruption] = {
     "a frame has two owners": invent(C, Run(9, 1, 0, Hold.OWNED)),
     "a frame is one's own and another's loan": invent(C, Run(9, 1, 4, Hold.OWNED)),
     "a frame that is none": invent(C, Run(9, 1, 32, Hold.OWNED)),
-    "what is on its way is bound no more": lambda ledger: ledger._bonds.remove(2, 2),
-    "what is lent is bound no more": lambda ledger: ledger._bonds.remove(4, 2),
-    "what is shared is bound no more": lambda ledger: ledger._bonds.remove(7, 1),
-    "an orphan is bound no more": lambda ledger: ledger._bonds.remove(8, 2),
+    "what is on its way is bound no more": lambda ledger: ledger.bonds_by_frame.remove(2, 2),
+    "what is lent is bound no more": lambda ledger: ledger.bonds_by_frame.remove(4, 2),
+    "what is shared is bound no more": lambda ledger: ledger.bonds_by_frame.remove(7, 1),
+    "an orphan is bound no more": lambda ledger: ledger.bonds_by_frame.remove(8, 2),
     # the owner's place
     "the way back of what is sent is lost": lose(A, 2),
     "the way back of what is lent is lost": lose(A, 5),
@@ -198,7 +198,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "a loan to two": bind_once_more(4, Hold.BORROWED),
     "a message to two": bind_once_more(2, Hold.INCOMING),
     "a dead owner's loan to two": bind_once_more(8, Hold.BORROWED),
-    "a bond of a free frame": lambda ledger: ledger._bonds.insert(
+    "a bond of a free frame": lambda ledger: ledger.bonds_by_frame.insert(
         Bond(20, 1, Hold.LENT, A, 12, ())
     ),
     # the windows

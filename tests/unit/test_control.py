@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity, Notice, Wait
+from vmm.ferry.control import ControlStructure, Identity, Notice, Wait
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Answer, Span
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
@@ -111,7 +112,7 @@ def test_transmit_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
     indices = sides.monitor.transmit_indices()
     tags = []
     for index in indices:
-        tags.append(sides.monitor.copy_descriptor(index).tag)
+        tags.append(sides.monitor.copy_descriptors((index,))[0].tag)
         sides.monitor.answer(index, 3, Answer(Status.OK, 1))
     assert tags == [100, 101, 102, 103]
     assert sides.guest.tx_tail == 2
@@ -129,7 +130,7 @@ def test_a_tail_that_the_guest_wrote_is_not_believed(sides: Sides) -> None:
 def test_a_descriptor_is_copied_once_and_a_later_change_is_not_seen(sides: Sides) -> None:
     sides.guest.tx[5].operation = Operation.SEND
     sides.guest.tx[5].extents[0].pages = 1
-    copy = sides.monitor.copy_descriptor(5)
+    copy = sides.monitor.copy_descriptors((5,))[0]
     sides.guest.tx[5].extents[0].pages = 0xFFFFFFFF
     assert (copy.operation, copy.extents[0].pages) == (Operation.SEND, 1)
 
@@ -171,12 +172,12 @@ def test_the_longest_answer_ends_where_the_next_entry_begins(sides: Sides) -> No
 
 def test_messages_are_put_one_after_the_other_until_the_ring_is_full(sides: Sides) -> None:
     for tag in range(abi.RX_ENTRIES):
-        sides.monitor.deliver(bytes(abi.Descriptor(tag=tag)))
+        sides.monitor.deliver([bytes(abi.Descriptor(tag=tag))])
     assert sides.monitor.pending() == abi.RX_ENTRIES
     assert [entry.tag for entry in sides.guest.rx] == list(range(abi.RX_ENTRIES))
     sides.guest.rx_tail = 2
     assert sides.monitor.pending() == abi.RX_ENTRIES - 2
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=1000)))
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=1000))])
     assert (sides.guest.rx[0].tag, sides.guest.rx_head) == (1000, abi.RX_ENTRIES + 1)
 
 
@@ -184,7 +185,7 @@ def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sid
     before = bytes(sides.guest)
     raw = abi.Descriptor(tag=1)
     raw.payload[:] = b"\xaa" * abi.PAYLOAD_MAX
-    sides.monitor.deliver(bytes(raw))
+    sides.monitor.deliver([bytes(raw)])
     after = bytes(sides.guest)
     start = abi.Control.rx.offset
     head = abi.Control.rx_head.offset
@@ -195,11 +196,11 @@ def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sid
 
 
 def test_receive_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
-    sides.monitor._rx_head = TOP - 1  # as after four thousand million messages
+    sides.monitor.rx_head = TOP - 1  # as after four thousand million messages
     sides.guest.rx_tail = TOP - 2
     assert sides.monitor.pending() == 1
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=1)))
-    sides.monitor.deliver(bytes(abi.Descriptor(tag=2)))
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=1))])
+    sides.monitor.deliver([bytes(abi.Descriptor(tag=2))])
     assert (sides.guest.rx[63].tag, sides.guest.rx[0].tag) == (1, 2)
     assert sides.guest.rx_head == 1
     assert sides.monitor.pending() == 3

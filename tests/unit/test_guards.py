@@ -30,7 +30,7 @@ def pool(no_leaks: None) -> Iterator[PagePool]:
 
 @pytest.fixture
 def window(pool: PagePool) -> Iterator[MappedWindow]:
-    window = MappedWindow(pool, PAGES * PAGE_SIZE)
+    window = MappedWindow(pool, PAGES * PAGE_SIZE, guarded=True)
     yield window
     window.close()
 
@@ -120,7 +120,7 @@ def test_no_more_are_guarded_than_may_be_and_the_oldest_are_hidden_otherwise(
     window: MappedWindow, pool: PagePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guards, "MOST", 5)
-    other = MappedWindow(pool, PAGES * PAGE_SIZE)
+    other = MappedWindow(pool, PAGES * PAGE_SIZE, guarded=True)
     other.show(0, 40, 2)
     other.hide(0, 2)
     for page in range(4):
@@ -136,7 +136,7 @@ def test_a_window_that_is_closed_leaves_nothing_that_could_be_hidden_later(
     pool: PagePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what lies at its addresses by then would vanish."""
-    closed = MappedWindow(pool, PAGES * PAGE_SIZE)
+    closed = MappedWindow(pool, PAGES * PAGE_SIZE, guarded=True)
     closed.show(3, 10, 2)
     closed.hide(3, 2)
     assert pool.guarded.pieces
@@ -168,7 +168,7 @@ def test_whatever_is_shown_and_hidden_two_windows_show_that_and_nothing_else(
 ) -> None:
     """As they are asked: what is shown in one is often what was hidden there before."""
     pool = PagePool(64)
-    windows = [MappedWindow(pool, PAGES * PAGE_SIZE) for _ in range(2)]
+    windows = [MappedWindow(pool, PAGES * PAGE_SIZE, guarded=True) for _ in range(2)]
     model: list[dict[int, tuple[int, bool]]] = [{}, {}]
     for which, (page, count, shift), writable in steps:
         window, shown = windows[which], model[which]

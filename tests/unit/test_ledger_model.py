@@ -103,7 +103,7 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             for peer in self.model.members
             for account in (self.ledger.account(peer),)
         }
-        bonds, tally = tuple(self.ledger._bonds), self.ledger._tally.intervals
+        bonds, tally = tuple(self.ledger.bonds_by_frame), self.ledger._tally.intervals
         return self.ledger.pool.runs, accounts, bonds, tally, self.ledger.audit()
 
     def attempt(self, name: str, refusals: Iterator[Status], ask: Callable[[], T]) -> T | None:

@@ -8,7 +8,7 @@ import pytest
 from cut_off import Tracer
 from unit.exchange_scene import Scene
 
-from vmm.ferry import parts
+from vmm.ferry import parts, slices
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
@@ -24,6 +24,7 @@ EVERY = 3  # line is where a turn is cut off
 def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     """Machines whose every page is a run of its own."""
     monkeypatch.setattr(parts, "RUNS_MAX", AT_ONCE)
+    monkeypatch.setattr(slices, "RUNS_MAX", AT_ONCE // 2)
     for operation in parts.PARTED:
         monkeypatch.setitem(parts.PARTED, operation, AT_ONCE // 2)
     with Scene(depth=16, audit=True) as scene:

@@ -123,7 +123,7 @@ WAYS = [
     }.items()
 ] + [
     pytest.param("ziglang", flags, id=name, marks=pytest.mark.skipif(no_zig, reason="no ziglang"))
-    for name, flags in {"zig": (), "zig-dwarf-4": ("-gdwarf-4",)}.items()
+    for name, flags in {"zig": (), "zig-dwarf-5": ("-gdwarf-5",)}.items()
 ]
 
 

@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity, Notice
+from vmm.ferry.control import ControlStructure, Identity, Notice
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Message
 from vmm.ferry.peer import Peer
 from vmm.ferry.roster import _NAMES_LEFT, Roster

@@ -142,7 +142,7 @@ def snapshot(ledger: Ledger) -> object:
     return (
         ledger.pool.runs,
         [(tuple(account.window), account.charged) for account in accounts],
-        tuple(ledger._bonds),
+        tuple(ledger.bonds_by_frame),
         ledger.audit(),
     )
 

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm.ferry.books import Bond, Borrower
 from vmm.guest.abi import Hold
+from vmm.memory.run_map import RunMap
 from vmm.memory.runs import Extent, Interval, IntervalMap, Run, Tally
 
 PAGES = 24
@@ -50,12 +51,15 @@ def part(model: Model, extent: Extent) -> Model:
 
 
 class MapsAgainstPages(RuleBasedStateMachine):
-    """Two maps that share a tally."""
+    """Two maps that share a tally: one of anything, and one of runs only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tally = Tally()
-        self.maps: list[IntervalMap[Run]] = [IntervalMap(PAGES, self.tally) for _ in range(2)]
+        self.maps: list[IntervalMap[Run]] = [
+            IntervalMap(PAGES, self.tally),
+            RunMap(PAGES, self.tally),
+        ]
         self.models: list[Model] = [{}, {}]
 
     # Few distances between page and frame, so that neighbours often continue each other.
@@ -74,6 +78,12 @@ class MapsAgainstPages(RuleBasedStateMachine):
         assert len(self.maps[which]) == before + cuts - len(removed)
         for page in part(model, extent):
             del model[page]
+
+    @rule(which=maps, extent=extents)
+    def discard(self, which: int, extent: Extent) -> None:
+        self.maps[which].discard(*extent)
+        for page in part(self.models[which], extent):
+            del self.models[which][page]
 
     @rule(which=maps, extent=extents, distance=st.sampled_from([0, 0, 100]), hold=holds)
     def replace(self, which: int, extent: Extent, distance: int, hold: Hold) -> None:

@@ -15,7 +15,8 @@ import pytest
 from unit.exchange_scene import FRAMES, PAGES, Scene
 
 from vmm.ferry import control
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
@@ -92,7 +93,7 @@ def test_each_descriptor_is_read_once_as_a_whole_and_nothing_else_is(
         copies.append(offset)
         return copy(memory, offset)
 
-    for name in ("_U32", "_I32", "_U64"):
+    for name in ("U32", "I32", "U64"):
         monkeypatch.setattr(control, name, SpyStruct(getattr(control, name), reads))
     monkeypatch.setattr(abi.Descriptor, "from_buffer_copy", note_copy, raising=False)
     (own,) = scene.alloc(scene.a, 1)
@@ -109,16 +110,16 @@ def test_each_descriptor_is_read_once_as_a_whole_and_nothing_else_is(
 def test_a_descriptor_that_changes_after_it_was_read_is_what_it_was(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, junk: bytes
 ) -> None:
-    copy = ControlStructure.copy_descriptor
+    copy = ControlStructure.copy_descriptors
 
-    def copy_and_change(structure: ControlStructure, index: int) -> abi.Descriptor:
-        descriptor = copy(structure, index)
-        structure._memory[RING] = junk * (RING.stop - RING.start)
-        return descriptor
+    def copy_and_change(structure: ControlStructure, indices: range) -> list[abi.Descriptor]:
+        descriptors = copy(structure, indices)
+        structure.memory[RING] = junk * (RING.stop - RING.start)
+        return descriptors
 
     (own,) = scene.alloc(scene.a, 1)
     entry = scene.put(scene.a, Operation.LEND, own, to=scene.b, tag=5, length=9, payload=b"hello")
-    monkeypatch.setattr(ControlStructure, "copy_descriptor", copy_and_change)
+    monkeypatch.setattr(ControlStructure, "copy_descriptors", copy_and_change)
     scene.exchange.transmit(scene.a)
     (message,) = scene.b.queue
     assert (message.operation, message.sender, message.receiver) == (Operation.LEND, 1, 2)
@@ -151,7 +152,7 @@ def test_whatever_is_read_of_two_versions_is_a_request_within_bounds_or_a_refusa
     deadline = time.monotonic() + DEADLINE
     with flipping(memory[RING], HARMLESS, other):
         for index in itertools.count():
-            copy = structure.copy_descriptor(index)
+            (copy,) = structure.copy_descriptors((index,))
             check_sound(copy)
             copies.add(bytes(copy))
             if index >= 10_000 and len(copies) > 1:

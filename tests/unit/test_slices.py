@@ -265,9 +265,9 @@ def test_what_is_hidden_is_loosened_slice_by_slice_and_looks_the_same_meanwhile(
     loosened = list[tuple[int, int]]()
     loosen = type(scene.a.window).loosen
 
-    def noted(window: object, page: int, count: int) -> None:
+    def noted(window: object, page: int, count: int) -> bool:
         loosened.append((page, count))
-        loosen(window, page, count)  # type: ignore[arg-type]
+        return loosen(window, page, count) or True  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(scene.a.window), "loosen", noted)
     (own,) = scene.alloc(scene.a, 10)
@@ -298,7 +298,7 @@ def test_what_comes_back_is_loosened_where_it_is_borrowed(
     (loan,) = scene.pass_on(scene.a, Operation.LEND, own, to=scene.b)
     monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
     loosened = list[object]()
-    monkeypatch.setattr(type(scene.b.window), "loosen", lambda *what: loosened.append(what[0]))
+    monkeypatch.setattr(type(scene.b.window), "loosen", lambda *what: not loosened.append(what[0]))
     who, what = (scene.b, loan) if back is Operation.RETURN else (scene.a, own)
     scene.put(who, back, what, to=scene.a if back is Operation.RETURN else 0)
     count = 1
@@ -313,6 +313,7 @@ def test_a_request_that_is_another_than_before_is_loosened_from_its_beginning(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
+    monkeypatch.setattr(type(scene.a.window), "loosen", lambda *what: True)
     one, other = scene.alloc(scene.a, 8, 8)
     first = scene.request(Operation.SEND, one, to=scene.b)
     assert scene.exchange.serve(scene.a, lambda: first) is None
@@ -321,6 +322,18 @@ def test_a_request_that_is_another_than_before_is_loosened_from_its_beginning(
     while scene.exchange.serve(scene.a, lambda: second) is None:
         slice_ += 1
     assert slice_ == 2
+    scene.check()
+
+
+def test_what_is_moved_as_it_is_is_sent_at_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slices, "HIDDEN_AT_ONCE", LARGE)
+    (own,) = scene.alloc(scene.a, 2 * LARGE)
+    assert scene.a.window.moves(*own)
+    entry = scene.put(scene.a, Operation.SEND, own, to=scene.b)
+    assert scene.exchange.transmit(scene.a) is Status.OK
+    assert entry.status == Status.OK
     scene.check()
 
 

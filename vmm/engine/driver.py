@@ -14,6 +14,7 @@ from functools import partial
 from vmm.engine.guest import Asked
 from vmm.engine.machine import Ending, Machine, State
 from vmm.engine.standing import Standing
+from vmm.engine.turn import Turn
 from vmm.errors import GuestFault
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
@@ -39,6 +40,7 @@ class Driver:
     """Acts on exits, for all machines of one monitor.
 
     console   called with a machine's name and a line that it logged
+    usual     the turns that it is not asked for
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class Driver:
         trace: Trace,
         turns: Turns,
         console: Console,
+        usual: Turn,
     ) -> None:
+        self.usual = usual
+        self.trace = trace
         self._exchange = exchange
         self._standing = standing
-        self._trace = trace
         self._turns = turns
         self._console = console
 
@@ -78,16 +82,15 @@ class Driver:
         if machine.ending is not None:
             return Intr()
         try:
-            return machine.guest.run()
+            return machine.guest.enter()
         except OSError as error:
             machine.ending = Ending("internal", _refusal(error), error.errno or 0)
             return Intr()
 
     def tell(self, machine: Machine, exit_: Exit | Asked) -> None:
-        """Tell the trace of an exit, before anything is done about it."""
-        if self._trace.on:
-            kind, bell = type(exit_).__name__, machine.guest.bell(exit_)
-            self._trace.emit_now("exit", machine=machine.name, exit=kind, bell=bell)
+        """Tell who listens to the trace of an exit, before anything is done about it."""
+        kind, bell = type(exit_).__name__, machine.guest.bell(exit_)
+        self.trace.emit_now("exit", machine=machine.name, exit=kind, bell=bell)
 
     def handle(self, machine: Machine, exit_: Exit | Asked) -> bool:
         """Act on an exit: a doorbell is answered, anything else but a kick stops the machine.
@@ -261,8 +264,8 @@ class Driver:
         machine.state = State.STOPPED
         machine.fault = fault
         self._say(machine, ended=True)
-        if self._trace:
-            self._trace.emit(
+        if self.trace:
+            self.trace.emit(
                 "stop",
                 machine=machine.name,
                 exit_code=machine.exit_code,

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from vmm.engine.kick import drain, masked_while_running
 from vmm.errors import GuestFault
-from vmm.ferry.control import CONTROL_BYTES, ControlStructure, Identity
+from vmm.ferry.control import ControlStructure, Identity
+from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
@@ -49,12 +50,27 @@ class Guest:
     """A VM with one vCPU, made after a blueprint and ready to be entered. Its window is not its
     business.
 
+    enter   runs it until it exits
+    last, last_bell   the last doorbell as an exit, if no hypercall has come since, and its value
+    hypercall         the last exit, if it was one
+
     Thread-safety: run by any thread, one at a time. Close it when no thread runs it.
     """
 
     __slots__ = (
-        *("_blueprint", "_hypercall", "_last", "_last_bell"),
-        *("control", "memory", "name", "number", "vcpu", "vm"),
+        "_blueprint",
+        *(
+            "control",
+            "enter",
+            "hypercall",
+            "last",
+            "last_bell",
+            "memory",
+            "name",
+            "number",
+            "vcpu",
+            "vm",
+        ),
     )
 
     _aligned = False  # whether its memory may have huge pages: it takes a call more
@@ -63,9 +79,9 @@ class Guest:
         self.name = name
         self.number = number
         self._blueprint = blueprint
-        self._hypercall: Hypercall | None = None  # the last exit, if it was one
-        self._last: MmioWrite | None = None  # the last doorbell, if no hypercall has come since
-        self._last_bell = 0
+        self.hypercall: Hypercall | None = None
+        self.last: MmioWrite | None = None
+        self.last_bell = 0
         with contextlib.ExitStack() as undo:
             private = blueprint.layout.private
             self.memory = PrivateMemory(private, blueprint.template, aligned=self._aligned)
@@ -84,6 +100,7 @@ class Guest:
             self.vcpu.set_signal_mask(masked_while_running())
             blueprint.enter(self.vcpu)
             undo.pop_all()
+        self.enter: Callable[[], Exit | Asked] = self.vcpu.run
 
     def _prepare(self, undo: contextlib.ExitStack) -> None:
         """Make what else there is to be shown; `undo` is for when no machine comes of it.
@@ -127,10 +144,6 @@ class Guest:
         """What tells why it has stopped."""
         return Diagnosis(self.name, self.vcpu, self.memory, self.layout, self.image.symbols)
 
-    def run(self) -> Exit | Asked:
-        """Run until it exits."""
-        return self.vcpu.run()
-
     def takes(self, exit_: Exit | Asked) -> bool:
         """Whether an exit is dealt with when it is run again, and by itself."""
         return False
@@ -147,33 +160,33 @@ class Guest:
 
     def bell(self, exit_: Exit | Asked) -> int | None:
         """Return the value of the doorbell that an exit is, or None if it is none."""
-        if exit_ is self._last:  # the same object, as long as a guest rings the same bell
-            return self._last_bell
-        self._hypercall = None
+        if exit_ is self.last:  # the same object, as long as a guest rings the same bell
+            return self.last_bell
+        self.hypercall = None
         if type(exit_) is MmioWrite:
             if exit_.gpa == abi.DOORBELL_GPA and len(exit_.data) == 4:
-                self._last, self._last_bell = exit_, int.from_bytes(exit_.data, "little")
-                return self._last_bell
+                self.last, self.last_bell = exit_, int.from_bytes(exit_.data, "little")
+                return self.last_bell
         elif type(exit_) is IoOut:
             if (exit_.port, exit_.size, exit_.count) == (abi.DOORBELL_PORT, 4, 1):
                 return int.from_bytes(exit_.data, "little")
         elif type(exit_) is Hypercall and exit_.nr == abi.HYPERCALL:
-            self._hypercall, self._last = exit_, None
+            self.hypercall, self.last = exit_, None
             value = exit_.args[2]
             return abi.Bell.DIRECT if value & 0xFF == abi.Bell.DIRECT else value
         return None
 
     def direct_request(self) -> Request:
         """Return what a DIRECT doorbell asks for, read from its registers. Raises Refusal."""
-        if self._hypercall is None:
+        if self.hypercall is None:
             raise Refusal(Status.E_BELL)  # the value came by a doorbell that has no registers
-        gpa, pages, attributes, *_ = self._hypercall.args
+        gpa, pages, attributes, *_ = self.hypercall.args
         return Request.from_registers(gpa, pages, attributes)
 
     def answer(self, status: Status) -> None:
         """Answer the last doorbell as a whole; a hypercall returns the status too."""
         self.control.bell_status(status)
-        if self._hypercall is not None:
+        if self.hypercall is not None:
             self.vcpu.set_hypercall_result(status & _MASK64)
 
     def text(self) -> bytes | None:

@@ -19,28 +19,30 @@ STALE = 64  # entries that are over, and are kept all the same
 class Line:
     """Machines that are READY, in the order in which they became so.
 
+    entries   they, each with its place, and some that are over
+
     One may be run without being taken out, in another's slice: its entry is over then.
     """
 
     def __init__(self) -> None:
-        self._entries: collections.deque[tuple[int, Machine]] = collections.deque()
+        self.entries: collections.deque[tuple[int, Machine]] = collections.deque()
         self._numbers = itertools.count(1)
         self._crowd = STALE
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def add(self, machine: Machine) -> None:
         """Let a machine that is READY stand at the end."""
-        if len(self._entries) > self._crowd:
-            self._entries = collections.deque(filter(_in_line, self._entries))
-            self._crowd = 2 * len(self._entries) + STALE
+        if len(self.entries) > self._crowd:
+            self.entries = collections.deque(filter(_in_line, self.entries))
+            self._crowd = 2 * len(self.entries) + STALE
         machine.place = next(self._numbers)
-        self._entries.append((machine.place, machine))
+        self.entries.append((machine.place, machine))
 
     def first(self) -> Machine | None:
         """Return who is first, and stays there."""
-        entries = self._entries
+        entries = self.entries
         while entries and not _in_line(entries[0]):
             entries.popleft()
         return entries[0][1] if entries else None
@@ -49,40 +51,43 @@ class Line:
         """Return who is first, and is no longer there."""
         machine = self.first()
         if machine is not None:
-            self._entries.popleft()
+            self.entries.popleft()
         return machine
 
     def clear(self) -> None:
         """Forget them all."""
-        self._entries.clear()
+        self.entries.clear()
 
 
 class Deadlines:
-    """Machines that are PARKED, and until when at most, on time.monotonic()'s clock."""
+    """Machines that are PARKED, and until when at most, on time.monotonic()'s clock.
+
+    entries   they, and some that are over, the earliest first: to be read only
+    """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Machine]] = []
+        self.entries: list[tuple[float, int, Machine]] = []
         self._numbers = itertools.count()
         self._crowd = STALE
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def add(self, machine: Machine, deadline: float) -> None:
         """A machine waits until then; `machine.deadline` says so, too, as long as it does."""
-        if len(self._entries) > self._crowd:
+        if len(self.entries) > self._crowd:
             self.sort_out()
-        heapq.heappush(self._entries, (deadline, next(self._numbers), machine))
+        heapq.heappush(self.entries, (deadline, next(self._numbers), machine))
 
     def sort_out(self) -> None:
         """Drop those that are over."""
-        self._entries = list(filter(_counts, self._entries))
-        heapq.heapify(self._entries)
-        self._crowd = 2 * len(self._entries) + STALE
+        self.entries = list(filter(_counts, self.entries))
+        heapq.heapify(self.entries)
+        self._crowd = 2 * len(self.entries) + STALE
 
     def next(self) -> tuple[float, Machine] | None:
         """Return the earliest, which stays."""
-        entries = self._entries
+        entries = self.entries
         while entries and not _counts(entries[0]):
             heapq.heappop(entries)
         return (entries[0][0], entries[0][2]) if entries else None

@@ -51,10 +51,17 @@ class Shift(Work):
         if machine is None:
             self._woken.clear()
             standing.running.pop(thread, None)
-            machine = self._next()
+            entries = standing.line.entries
+            while entries and not (standing.ended or standing.deadlines.entries):
+                place, first = entries.popleft()  # as `_next` does, in no call
+                if first.state is State.READY and first.place == place:
+                    machine = first
+                    break
+            if machine is None:
+                machine, now = self._next(), time.monotonic()
             if machine is None:
                 return None, 0.0
-            slice_end = time.monotonic() + work.SLICE
+            slice_end = now + work.SLICE
         machine.thread = thread
         standing.running[thread] = (machine, slice_end)
         machine.state = State.RUNNING

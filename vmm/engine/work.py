@@ -14,6 +14,8 @@ from vmm.engine.guest import Asked
 from vmm.engine.kick import drain
 from vmm.engine.machine import Machine, State
 from vmm.engine.standing import Standing
+from vmm.engine.turn import Turn
+from vmm.ferry.events import Trace
 from vmm.kvm import Exit, Intr
 
 SLICE = 0.010  # seconds
@@ -25,7 +27,13 @@ class Driver(Protocol):
     """What is asked of the monitor by who runs machines.
 
     `execute`, `tell` and `diagnose` are called without the lock, the others in a turn.
+
+    usual   makes the turns that are as usual
+    trace   whether somebody is to be told
     """
+
+    usual: Turn
+    trace: Trace
 
     def prepare(self, machine: Machine) -> None:
         """Ready a machine to be entered."""
@@ -102,13 +110,13 @@ class Work:
         """
         standing, driver, thread = self._standing, self._driver, self._thread
         turns, inside, running = standing.turns, standing.inside, standing.running
-        lock, journal, outbox = standing.lock, turns.journal, turns.outbox
+        lock, journal, outbox, usual = standing.lock, turns.journal, turns.outbox, driver.usual
         machine: Machine | None = None
         slice_end = 0.0
         waited = False  # for others, since a machine has been entered
         over = False  # whether its slice is, with more to do for its exit
         while True:
-            more = told = late = False
+            more = told = late = entering = False
             with lock:
                 try:
                     turns.busy = True  # also between the turns
@@ -116,33 +124,54 @@ class Work:
                     if over:
                         over = False
                     elif machine is not None and (exit_ := machine.exit) is not None:
-                        if journal.active:  # left by who was cut off
-                            turns.cut_off()
-                        journal.begin()
-                        journal.keep(machine)
-                        standing.acting = True
-                        more = not driver.handle(machine, exit_)
-                        if not more:
-                            machine.done()
-                        standing.acting = False
-                        journal.commit()
-                        told = outbox.seal()
-                        late = time.monotonic() - now > _LONG
-                        if machine.state is not State.RUNNING:
-                            machine = None
-                        if standing.woken:
-                            at_once = self.at_once and now < slice_end and not (told or late)
-                            machine = self.see_woken(machine, at_once)
-                        if more and now >= slice_end:
-                            more, over = False, True  # the rest when it is its turn again
-                    if not (more or told or late):
+                        turn: Machine | State | None = None
+                        if now < slice_end and not (standing.ended or outbox.waiting):
+                            standing.acting = True
+                            turn = usual.take(machine, hand_on=self.at_once)
+                            standing.acting = False
+                        if turn is None:
+                            if journal.active:  # left by who was cut off
+                                turns.cut_off()
+                            journal.begin()
+                            journal.keep(machine)
+                            standing.acting = True
+                            more = not driver.handle(machine, exit_)
+                            if not more:
+                                machine.done()
+                            standing.acting = False
+                            journal.commit()
+                            told = outbox.seal()
+                            late = time.monotonic() - now > _LONG
+                            if machine.state is not State.RUNNING:
+                                machine = None
+                            if standing.woken:
+                                at_once = self.at_once and now < slice_end and not (told or late)
+                                machine = self.see_woken(machine, at_once)
+                            if more and now >= slice_end:
+                                more, over = False, True  # the rest when it is its turn again
+                        else:
+                            if machine.state is State.READY:  # as `line_up` has it
+                                standing.line.add(machine)
+                                if standing.idle:
+                                    standing.notify()
+                            machine = turn if isinstance(turn, Machine) else None
+                            if standing.woken:
+                                machine = self.see_woken(machine, self.at_once)
+                            if machine is turn and self.at_once:
+                                machine.state, machine.thread = State.RUNNING, thread
+                                running[thread] = (machine, slice_end)
+                                inside.add(machine)
+                                entering = True
+                    if not (more or told or late or entering):
                         over = False
                         machine, slice_end = self.choose(machine, now, slice_end)
                         if machine is None:
                             turns.busy = False
                             return
                         now = max(now, slice_end - SLICE)  # it may have waited for that machine
-                        if machine.exit is None:
+                        if machine.exit is None and usual.ready(machine):
+                            inside.add(machine)
+                        elif machine.exit is None:
                             if journal.active:
                                 turns.cut_off()
                             journal.begin()
@@ -176,7 +205,8 @@ class Work:
                         # a vCPU that changes threads waits for RCU, often longer than a slice. So
                         # it has its slice here, now, or it would change threads for ever.
                         slice_end = time.monotonic() + SLICE
-                driver.tell(machine, exit_)
+                if driver.trace.on:
+                    driver.tell(machine, exit_)
                 continue
             if machine is not None and more:
                 driver.diagnose(machine)

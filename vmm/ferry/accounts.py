@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from vmm.memory.runs import IntervalMap, Run
+from vmm.memory.run_map import RunMap
+from vmm.memory.runs import IntervalMap
 
 UNLIMITED = 1 << 62
 
@@ -45,7 +46,7 @@ class Account:
     loan_limit  of `loaned`; of one lender's it is four sevenths of that
     """
 
-    window: IntervalMap[Run]
+    window: RunMap
     quota: int
     pieces: int
     revoked: IntervalMap[Revoked]

@@ -112,6 +112,7 @@ class Description(NamedTuple):
 class Books:
     """What the ledger knows. Not thread-safe: the exchange uses it under its lock.
 
+    accounts   by peer, and bonds_by_frame, that bind them: to be read only
     pieces   runs that all windows may be cut into together (each costs the host two mappings)
     ask_for_pieces  called when there are too few: it may `allow` more
     share    of these, kept for each peer; half of them at most, for all
@@ -141,40 +142,40 @@ class Books:
         self._reserve = 0  # pieces that each peer has for itself
         self._reserved = 0  # and all of them
         self._tally = Tally()
-        self._accounts: dict[int, Account] = {}
-        self._bonds: IntervalMap[Bond] = IntervalMap(frames, journal=journal)
+        self.accounts: dict[int, Account] = {}
+        self.bonds_by_frame: IntervalMap[Bond] = IntervalMap(frames, journal=journal)
 
     def keep_accounts(self) -> None:
         """Keep who has an account, before somebody gets or loses one."""
-        self.journal.undo(partial(self._have_accounts, self._accounts.copy()))
+        self.journal.undo(partial(self._have_accounts, self.accounts.copy()))
 
     def _have_accounts(self, accounts: dict[int, Account]) -> None:
-        self._accounts.clear()
-        self._accounts.update(accounts)
+        self.accounts.clear()
+        self.accounts.update(accounts)
 
     def recount(self) -> None:
         """Derive again what the windows and the bonds say, after they have been restored."""
-        self._tally.intervals = sum(len(account.window) for account in self._accounts.values())
+        self._tally.intervals = sum(len(account.window) for account in self.accounts.values())
         for peer, charged in self._charges().items():
-            self._accounts[peer].charged = charged
-        taken = [(bond.frame, bond.pages) for bond in self._bonds]
+            self.accounts[peer].charged = charged
+        taken = [(bond.frame, bond.pages) for bond in self.bonds_by_frame]
         taken += self.aside
         taken += [
             (run.frame, run.pages)
-            for account in self._accounts.values()
+            for account in self.accounts.values()
             for run in account.window
             if run.hold is Hold.OWNED
         ]
         self.pool.keep_but(sorted([*taken, *self.pool.unclean]))
         self._share_out()
-        self.shares.recount(self._accounts)
+        self.shares.recount(self.accounts)
         for peer, loans in self._loans().items():
-            self._accounts[peer].loans = dict(loans)
-            self._accounts[peer].loaned = loans.total()
+            self.accounts[peer].loans = dict(loans)
+            self.accounts[peer].loaned = loans.total()
 
     def _share_out(self) -> None:
         """Say how many pieces are kept for each of the peers that there are."""
-        count = len(self._accounts)
+        count = len(self.accounts)
         self._reserve = min(self._share, self._pieces // 2 // count) if count else 0
         self._reserved = self._reserve * count
 
@@ -189,25 +190,25 @@ class Books:
 
     def account(self, peer: int) -> Account:
         """Return a peer's account, to be read."""
-        return self._accounts[peer]
+        return self.accounts[peer]
 
     def window(self, peer: int) -> tuple[Run, ...]:
         """Return what a peer's window holds, in order."""
-        return tuple(self._accounts[peer].window)
+        return tuple(self.accounts[peer].window)
 
     def runs(self, peer: int, extent: Extent) -> list[Run]:
         """Return what one extent of a peer's window holds, clipped to it."""
-        return self._accounts[peer].window.within(*extent)
+        return self.accounts[peer].window.within(*extent)
 
     def piece(self, peer: int, page: int) -> tuple[Hold, int, int]:
         """Return what is changed as one from a page of a peer's window on: what it is, where it
         ends, and in how many windows it is.
         """
-        run = self._accounts[peer].window.at(page)
+        run = self.accounts[peer].window.at(page)
         if run is None:
             return Hold.NONE, page + 1, 1
         frame = run.frame + page - run.page
-        bond = self._bonds.at(frame) if run.hold in (Hold.LENT, Hold.SHARED) else None
+        bond = self.bonds_by_frame.at(frame) if run.hold in (Hold.LENT, Hold.SHARED) else None
         if bond is None:
             return run.hold, run.end, 1
         left = bond.frame + bond.pages - frame
@@ -221,8 +222,8 @@ class Books:
     def bonds(self, runs: Sequence[Run]) -> list[Bond]:
         """Return the bonds on the frames of these runs, in order."""
         if len(runs) == 1:
-            return self._bonds.within(runs[0].frame, runs[0].pages)
-        return [bond for run in runs for bond in self._bonds.within(run.frame, run.pages)]
+            return self.bonds_by_frame.within(runs[0].frame, runs[0].pages)
+        return [bond for run in runs for bond in self.bonds_by_frame.within(run.frame, run.pages)]
 
     def describe(self, peer: int, extent: Extent) -> Description:
         """Return what the beginning of an extent is to a peer, and to whom else, as far as it may
@@ -253,7 +254,7 @@ class Books:
             "free": [(run.first, run.pages) for run in self.pool.runs],
             "owned": [
                 (run.frame, run.pages)
-                for account in self._accounts.values()
+                for account in self.accounts.values()
                 for run in account.window
                 if run.hold is Hold.OWNED
             ],
@@ -262,7 +263,7 @@ class Books:
         unclean = [*self.pool.unclean, *self.aside]
         if unclean:
             states["unclean"] = [(run.first, run.pages) for run in unclean]
-        for bond in self._bonds:
+        for bond in self.bonds_by_frame:
             states[self._state(bond)].append((bond.frame, bond.pages))
         self._check_partition(sorted(run for runs in states.values() for run in runs))
         self._check_windows()
@@ -273,7 +274,7 @@ class Books:
     def _state(self, bond: Bond) -> str:
         if bond.hold is Hold.SENT:
             return "in_flight"
-        if bond.owner not in self._accounts:
+        if bond.owner not in self.accounts:
             return "orphaned"
         return "lent" if bond.hold is Hold.LENT else "shared"
 
@@ -287,7 +288,7 @@ class Books:
             raise LedgerError(f"frame {expected} is in no state")
 
     def _check_windows(self) -> None:
-        for peer, account in self._accounts.items():
+        for peer, account in self.accounts.items():
             starts = [*(run.page for run in account.window), account.window.pages]
             ends = [0, *(run.end for run in account.window)]
             if any(end > start for end, start in zip(ends, starts, strict=True)):
@@ -298,12 +299,12 @@ class Books:
     def _check_bonds(self) -> None:
         """Check that each bond is to be seen in its peers' windows, and nothing else is there."""
         owners = borrowers = 0
-        for bond in self._bonds:
-            if bond.owner in self._accounts:
+        for bond in self.bonds_by_frame:
+            if bond.owner in self.accounts:
                 self._check_place(bond.owner, bond.place, {bond.hold})
                 owners += bond.pages
             if not bond.borrowers and (
-                bond.hold is not Hold.LENT or bond.owner not in self._accounts
+                bond.hold is not Hold.LENT or bond.owner not in self.accounts
             ):
                 raise LedgerError(f"frame {bond.frame} is bound to nobody")
             if len(bond.borrowers) > 1 and bond.hold is not Hold.SHARED:
@@ -315,7 +316,7 @@ class Books:
                 self._check_place(peer, place, holds)
                 borrowers += bond.pages
         held = dict.fromkeys(Hold, 0)
-        for account in self._accounts.values():
+        for account in self.accounts.values():
             for run in account.window:
                 held[run.hold] += run.pages
         if owners != held[Hold.SENT] + held[Hold.LENT] + held[Hold.SHARED]:
@@ -325,7 +326,7 @@ class Books:
 
     def _check_place(self, peer: int, place: Run, holds: set[Hold]) -> None:
         page, frame = place.page, place.frame
-        if peer not in self._accounts:
+        if peer not in self.accounts:
             raise LedgerError(f"frame {frame} is bound to peer {peer}, which is not there")
         for run in self.runs(peer, place.extent):
             if (run.page, run.frame) != (page, frame) or run.hold not in holds:
@@ -339,27 +340,27 @@ class Books:
         owners = {Hold.OWNED, Hold.SENT, Hold.LENT, Hold.SHARED}
         charged = {
             peer: sum(run.pages for run in account.window if run.hold in owners)
-            for peer, account in self._accounts.items()
+            for peer, account in self.accounts.items()
         }
-        for bond in self._bonds:
+        for bond in self.bonds_by_frame:
             if bond.hold is Hold.SENT:
                 charged[bond.borrowers[0].peer] += bond.pages
         return charged
 
     def _check_accounts(self) -> None:
         charged = self._charges()
-        for peer, account in self._accounts.items():
+        for peer, account in self.accounts.items():
             if account.charged != charged[peer]:
                 raise LedgerError(f"peer {peer} has {charged[peer]} pages, not {account.charged}")
         self._check_loans()
-        pieces = sum(len(account.window) for account in self._accounts.values())
+        pieces = sum(len(account.window) for account in self.accounts.values())
         if pieces != self._tally.intervals:
             raise LedgerError(f"the windows have {pieces} runs, not {self._tally.intervals}")
 
     def _check_loans(self) -> None:
         """Check that what loans take up is what is borrowed, or was until it was reclaimed."""
         loans = self._loans()
-        for peer, account in self._accounts.items():
+        for peer, account in self.accounts.items():
             revoked = [run.extent for run in account.window if run.hold is Hold.REVOKED]
             if sum(place.pages for place in account.revoked) != sum(e.pages for e in revoked):
                 raise LedgerError(f"peer {peer} has other places revoked than were lent")
@@ -368,12 +369,12 @@ class Books:
 
     def _loans(self) -> dict[int, Counter[int]]:
         """Return what lenders' loans take up of each window, those that were reclaimed included."""
-        loans: dict[int, Counter[int]] = {peer: Counter() for peer in self._accounts}
-        for bond in self._bonds:
+        loans: dict[int, Counter[int]] = {peer: Counter() for peer in self.accounts}
+        for bond in self.bonds_by_frame:
             if bond.hold is not Hold.SENT:
                 for borrower in bond.borrowers:
                     loans[borrower.peer][bond.owner] += bond.pages
-        for peer, account in self._accounts.items():
+        for peer, account in self.accounts.items():
             for place in account.revoked:
                 loans[peer][place.lender] += place.pages
         return loans

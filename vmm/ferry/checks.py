@@ -26,7 +26,7 @@ class Checks(Books):
     def allowed(self, operation: Operation, peer: int, extents: Sequence[Extent]) -> list[Run]:
         """Return what is in the extents, in their order. Refused as the rules say."""
         found = []
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         for page, pages in extents:
             end = page + pages
             for run in window.within(page, pages):
@@ -57,7 +57,7 @@ class Checks(Books):
         Refused: E_QUOTA if that is too many. A change of whole runs makes none, and is never
         refused.
         """
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         growth = sum([account.window.cuts(*extent) for extent in extents])
         if growth and len(account.window) + growth > account.pieces:
             raise Refusal(Status.E_QUOTA)
@@ -66,7 +66,7 @@ class Checks(Books):
     def _check_cuts(self, growth: Mapping[int, int]) -> None:
         """Refused: E_QUOTA if windows that grow by so many runs would have too many."""
         for peer, more in growth.items():
-            account = self._accounts[peer]
+            account = self.accounts[peer]
             if more and len(account.window) + more > account.pieces:
                 raise Refusal(Status.E_QUOTA)
 
@@ -89,17 +89,17 @@ class Checks(Books):
 
     def _left_of_share(self, peer: int) -> int:
         """Return by how many runs a peer's window may grow, whatever the others have."""
-        return self._reserve - len(self._accounts[peer].window)
+        return self._reserve - len(self.accounts[peer].window)
 
     def _left_for_all(self) -> int:
         """Return how many runs there may be besides those that are there, or kept for somebody."""
-        reserve, accounts = self._reserve, self._accounts.values()
+        reserve, accounts = self._reserve, self.accounts.values()
         used = sum([max(len(account.window), reserve) for account in accounts])
         return self._pieces - used
 
     def growth_left(self, peer: int) -> int:
         """Return by how many runs a peer's window may grow, by its own limit and the host's."""
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         left = max(self._left_of_share(peer), 0) + max(self._left_for_all(), 0)
         return min(account.pieces - len(account.window), left)
 
@@ -107,7 +107,7 @@ class Checks(Books):
         """Check that there is room for a lender's loan in a borrower's window, of which a part is
         kept from lenders, and another from each of them. Refused: E_WINDOW_FULL.
         """
-        account = self._accounts[borrower]
+        account = self.accounts[borrower]
         limit, half = account.loan_limit, account.pieces // 2
         if limit is UNLIMITED:
             return
@@ -119,7 +119,7 @@ class Checks(Books):
 
     def _pieces_of(self, lender: int, borrower: int) -> int:
         """Return how many pieces of a window are loans of one lender's."""
-        account = self._accounts[borrower]
+        account = self.accounts[borrower]
         holds = (Hold.INCOMING, Hold.BORROWED, Hold.VIEWED)
         runs = [run for run in account.window if run.hold in holds]
         lent = sum(bond.owner == lender for run in runs for bond in self.bonds([run]))
@@ -138,7 +138,7 @@ class Checks(Books):
         Refused: E_NO_MEMORY, also if there are only smaller runs than can be taken in one go;
         E_QUOTA if the window would have too many. And none are taken.
         """
-        account, runs = self._accounts[peer], list[Run]()
+        account, runs = self.accounts[peer], list[Run]()
         if sum([place.pages for place in places]) > self.shares.available(peer):
             raise Refusal(Status.E_NO_MEMORY)
         try:

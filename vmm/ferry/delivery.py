@@ -104,7 +104,7 @@ class Delivery:
         Those that the host refuses to map are not among them, and have gone back.
         """
         count, runs = self._few(peer, count)
-        messages, number = [self._roster.get_message(peer) for _ in range(count)], peer.number
+        messages, number = self._roster.get_messages(peer, count), peer.number
         if runs:
             try:
                 with self._carrier.all_or_nothing() as moves:
@@ -112,8 +112,10 @@ class Delivery:
             except Refusal:
                 return [message for message in messages if self._bring(peer, message)]
             self._ledger.arrive(number, runs)
-        for message in messages:
-            self._taken(peer, message)
+        peer.received += count
+        if self._trace.on:
+            for message in messages:
+                self._tell("deliver", message)
         return messages
 
     def _few(self, peer: Peer, count: int) -> tuple[int, list[Run]]:

@@ -1,49 +1,43 @@
 """The exchange: the monitor's supervision of every message.
 
-The way of one message, in one direction, no module visited twice:
+The way of a doorbell's descriptors, a batch of which one is the usual number:
 
-    transmit  copy the descriptor out of shared memory, once; check the copy     message
-              check against rules and limits, and plan                           ledger
-              take the pages out of the sender's window                          carry, movers
-              commit: they are in flight                                         ledger
-              put the message into the receiver's queue                          roster, queue
-    deliver   dequeue, bring the pages into the receiver's window                delivery
-              write the descriptor into its control structure                    control
+    doorbell   copied out of shared memory, once each; the copies are checked       message
+               run by run: checked against rules and limits, planned,               sending, one_run
+               taken out of the sender's window, committed: they are in flight      parting, movers
+               put into the receiver's queue; each descriptor is answered           roster, control
+    deliver    dequeued, their pages brought into the receiver's window             delivery
+               written into its receive ring                                        control
+
+The usual turn does all of this at once (vmm.engine.turn).
 
 Not thread-safe: the monitor calls it under its lock.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from vmm.ferry import carry, slices
 from vmm.ferry.carry import Carrier
-from vmm.ferry.checks import RUNS_MAX
-from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
+from vmm.ferry.doorbell import Doorbell
 from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Answer, Message, Request, Span
+from vmm.ferry.message import Answer, Message, Request, descriptors
 from vmm.ferry.operations import Operations
 from vmm.ferry.peer import Peer
 from vmm.ferry.repair import Repair
 from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import TOGETHER, Parted, adjacent, overlap, touching
 from vmm.ferry.sight import check_mappings
 from vmm.ferry.slices import Slices
+from vmm.ferry.telling import Telling
 from vmm.guest import abi
-from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
+from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent
 
 _RX_ENTRIES = abi.RX_ENTRIES
-_FREES = frozenset({Operation.RELEASE, Operation.RETURN})
-_TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
 
 
 class Exchange:
@@ -71,11 +65,14 @@ class Exchange:
         carrier = Carrier(ledger, self.roster, pool)
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.slices = Slices(ledger, pool, carrier.window, self.operations)
-        self.delivery = Delivery(ledger, self.roster, carrier, trace, self._tell_delivery)
+        self.telling = Telling(trace, self.roster)
+        self.delivery = Delivery(ledger, self.roster, carrier, trace, self.telling.delivery)
+        self.doorbell = Doorbell(
+            ledger, self.operations, self.slices, self.delivery, self.telling, audited=audit
+        )
+        self.transmit = self.doorbell.transmit
         self._trace = trace
-        self._audit = audit
-        self._start = 0
-        self._freed: set[int] = set()  # whose doorbells have left something to be zeroed
+        self.audited = audit
 
     def join(self, peer: Peer, quota: int, pieces: int) -> None:
         """Admit a peer with an empty window, no channels, and limits (see books.Account).
@@ -91,7 +88,7 @@ class Exchange:
         turns of their own: it must not run meanwhile.
         """
         self.journal.keep(peer)
-        self._start = time.perf_counter_ns()
+        self.telling.begin()
         if peer.alive:
             peer.alive = False
             self._forget_taken(peer)
@@ -104,7 +101,7 @@ class Exchange:
         return True
 
     def _check(self) -> None:
-        if self._audit:
+        if self.audited:
             self.ledger.audit()
 
     def audit(self, *, mappings: bool = False) -> dict[str, int]:
@@ -121,166 +118,22 @@ class Exchange:
 
     # ---- Requests ----
 
-    def transmit(self, sender: Peer) -> Status | None:
-        """Process a machine's transmit ring; each descriptor gets its own answer.
-
-        Returns OK, or E_RING if the guest's index makes no sense, and nothing was processed; None
-        if there are descriptors left, to be processed in a turn of their own.
-        """
-        control = sender.control
-        assert control is not None
-        if self._freed and self._clean(sender):
-            return None
-        if sender.turn != self.journal.turn:
-            self.journal.keep(sender)
-        try:
-            indices = control.transmit_indices()
-        except Refusal as refusal:
-            return refusal.status
-        self.ledger.soiled = False
-        if len(indices) > 1:
-            done = self._transmit_many(sender, control, indices)
-            return None if self._soiled(sender) or done < len(indices) else Status.OK
-        plain = not (self._trace.on or self._audit)  # nobody wants to know of each operation
-        for index in indices:
-            if plain and self._express(sender, control, index):
-                break
-            answer = self.serve(sender, Request.from_descriptor, control.copy_descriptor(index))
-            if answer is None:
-                self._soiled(sender)
-                return None
-            self._answer(sender, control, index, answer)
-            if self._soiled(sender):
-                return None
-        return Status.OK
-
-    def _soiled(self, sender: Peer) -> bool:
-        """Whether a sender has freed so much that it is zeroed later: by itself, in this doorbell,
-        so that it is its own time that this takes.
-        """
-        if self.ledger.soiled:
-            self._freed.add(sender.number)
-        return self.ledger.soiled
-
-    def _clean(self, sender: Peer) -> bool:
-        """Zero a slice if a sender has left anything to be zeroed. True if more is left."""
-        if sender.number not in self._freed:
-            return False
-        if not self.slices.chores():
-            self._freed.clear()
-        return bool(self._freed)
-
-    def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
-        """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
-        if answer.spans or answer.payload:
-            asked = control.descriptor(index)
-            self.journal.undo(partial(control.put_descriptor, index, asked))
-        control.answer(index, sender.number, answer)
-
-    def _express(self, sender: Peer, control: ControlStructure, index: int) -> bool:
-        """Do what `serve` does for a payload sent to a peer whose queue has room, at less than half
-        its price. False, with nothing done, if it is anything else, or to be refused.
-        """
-        letter = control.copy_letter(index)
-        if letter is None:
-            return False
-        number = self.operations.post(sender, *letter)
-        if number is None:
-            return False
-        control.stamp(index, sender.number, number)
-        return True
-
     def post(self, sender: Peer, to: int, tag: int, payload: bytes) -> bool:
-        """The same for the host: `payload` has been checked. False, with nothing done, too, if
-        somebody wants to know of each operation.
+        """Do what `serve` does for a payload of the host's, which has been checked, sent to a peer
+        whose queue has room. False, with nothing done, if it is to be refused, or if somebody wants
+        to know of each operation.
         """
-        if self._trace.on or self._audit:
+        if self._trace.on or self.audited:
             return False
         self.journal.keep(sender)
         return self.operations.post(sender, to, tag, payload) is not None
-
-    def _transmit_many(self, sender: Peer, control: ControlStructure, indices: range) -> int:
-        """Process several descriptors, in order. What adjacent ones send to one peer is one run to
-        the ledger; what they send to several is hidden together: before anything else is done with
-        these pages, and before anybody can see them elsewhere. Returns how many were processed.
-        """
-        self._start = time.perf_counter_ns()
-        requests = [self._read(control, index) for index in indices]
-        requests = _one_turn(self.slices.first(sender, requests))
-        answers: list[Answer] = []
-        refused: set[int] = set()
-        together: list[Parted] = []
-        limit = self._start + slices.LONG * 1e9
-        for run, touched in _runs(requests):
-            if answers and (time.perf_counter_ns() > limit or _many(together)):
-                break
-            if isinstance(run, Status):
-                answers.append(Answer(run))
-                continue
-            request = run[0]
-            if together and request.operation not in TOGETHER:
-                refused |= self._hide(sender, together)
-            joint = together if touched or not _idle(sender, request) else None
-            if len(run) == 1:
-                answers.append(self._ask(sender, request, joint))
-                continue
-            served = self.operations.transfer_run(sender, run, joint)
-            answers += served or [self._ask(sender, each, together) for each in run]
-        refused |= self._hide(sender, together)
-        for index, asked, answer in zip(indices, requests, answers, strict=False):
-            if answer.number in refused:
-                answer = Answer(Status.E_NO_MEMORY)
-            sender.refused += answer.status is not Status.OK
-            if self._trace.on:
-                self._tell_answer(sender, None if isinstance(asked, Status) else asked, answer)
-            self._answer(sender, control, index, answer)
-        self._check()
-        return len(answers)
-
-    @staticmethod
-    def _read(control: ControlStructure, index: int) -> Request | Status:
-        """Return what a descriptor asks for, or why it is none."""
-        try:
-            return Request.from_descriptor(control.copy_descriptor(index))
-        except Refusal as refusal:
-            return refusal.status
-
-    def _ask(self, peer: Peer, request: Request, together: list[Parted] | None) -> Answer:
-        try:
-            return self.slices.parts.done(peer) or self.operations.serve(peer, request, together)
-        except Refusal as refusal:
-            return Answer(refusal.status)
-
-    def _hide(self, sender: Peer, together: list[Parted]) -> set[int]:
-        """Hide what is to be hidden together; return the numbers of the messages that the host
-        refuses, and that are taken back.
-        """
-        refused = set[int]()
-        if not together:
-            return refused
-        for part, seen in self.operations.hide_together(sender, together):
-            for message in part.messages:
-                self.delivery.take_back(part.receiver, message, seen)
-                refused.add(message.number)
-            sender.sent -= len(part.messages)
-        if sender.untaken:
-            self._note_parted(sender, together, refused)
-        together.clear()
-        return refused
-
-    def _note_parted(self, sender: Peer, together: Sequence[Parted], refused: set[int]) -> None:
-        for part in together:
-            for message in part.messages:
-                if message.number not in refused:
-                    homes = carry.spans(sender.window, message.homes)
-                    self.operations.note_parted(sender, message.operation, homes)
 
     def serve(self, peer: Peer, read: Callable[..., Request], *what: object) -> Answer | None:
         """Do what a peer asks for; `read(*what)` reads and checks it. The answer says if it was
         done. None if a slice of it has been, and the rest belongs into a turn of its own.
         """
         if self._trace.on:
-            self._start = time.perf_counter_ns()
+            self.telling.begin()
         request: Request | None = None
         self.journal.keep(peer)
         try:
@@ -292,8 +145,8 @@ class Exchange:
             answer = Answer(refusal.status)
             peer.refused += 1
         if self._trace.on:
-            self._tell_answer(peer, request, answer)
-        if self._audit:
+            self.telling.answer(peer, request, answer)
+        if self.audited:
             self.ledger.audit()
         return answer
 
@@ -315,10 +168,10 @@ class Exchange:
             waiting = len(peer.queue)
             room = _RX_ENTRIES - pending
             count = waiting if waiting < room else room
-            for message in self._take(peer, count):
-                control.deliver(message.descriptor())
-                peer.untaken.append(message)
-                pending += 1
+            messages = self._take(peer, count)
+            control.deliver(descriptors(messages))
+            peer.untaken.extend(messages)
+            pending += len(messages)
         return pending
 
     def take(self, peer: Peer) -> Message | None:
@@ -328,13 +181,13 @@ class Exchange:
 
     def _take(self, peer: Peer, count: int) -> Sequence[Message]:
         if self._trace.on:
-            self._start = time.perf_counter_ns()
+            self.telling.begin()
         if count == 1:
             message = self.delivery.take(peer)
             taken = [] if message is None else [message]
         else:
             taken = self.delivery.take_many(peer, count) if count else []
-        if self._audit:
+        if self.audited:
             self.ledger.audit()
         return taken
 
@@ -355,97 +208,3 @@ class Exchange:
         while len(untaken) > pending:
             peer.parted.discard(untaken.popleft().number)
         return pending
-
-    # ---- The trace ----
-
-    def _tell_answer(self, peer: Peer, request: Request | None, answer: Answer) -> None:
-        """Tell of a request and how it was answered, done or not."""
-        if request is None:
-            self._trace.emit("refuse", machine=peer.name, status=answer.status.name)
-            return
-        receiver = self.roster.name(request.receiver)
-        self._emit(
-            request.operation.name.lower(),
-            message=answer.number,
-            op=request.operation.name.lower(),
-            sender=peer.name,
-            receiver=receiver if request.has_receiver else None,
-            tag=request.tag,
-            bytes=request.length or len(request.payload),
-            extents=answer.spans or request.spans,
-            status=answer.status.name,
-            brought=answer.brought,
-        )
-
-    def _tell_delivery(self, kind: str, message: Message) -> None:
-        self._emit(
-            kind,
-            message=message.number,
-            op=message.operation.name.lower(),
-            sender=self.roster.name(message.sender),
-            receiver=self.roster.name(message.receiver),
-            tag=message.tag,
-            bytes=message.length or len(message.payload),
-            extents=message.spans,
-            status=message.status.name,
-            brought=message.brought,
-        )
-
-    def _emit(self, kind: str, *, extents: Iterable[Span], **fields: Any) -> None:
-        took_us = (time.perf_counter_ns() - self._start) / 1000
-        runs = [{"gpa": span.gpa, "pages": span.pages} for span in extents]
-        self._trace.emit(kind, **fields, extents=runs, took_us=took_us)
-
-
-def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
-    """Return the requests that can be processed in one turn.
-
-    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before;
-    so is what a copied exchange leaves, with which nothing else is done before.
-    """
-    freed, exchanged = False, list[Span]()
-    for index, request in enumerate(requests):
-        if isinstance(request, Status):
-            continue
-        if freed and request.operation in _TAKES:
-            return requests[:index]
-        if exchanged and overlap(exchanged, request.spans):
-            return requests[:index]
-        if request.operation is Operation.EXCHANGE:
-            exchanged += request.spans
-        freed = freed or request.operation in _FREES
-    return requests
-
-
-def _many(together: Sequence[Parted]) -> bool:
-    """Whether there is as much to be hidden as takes a few milliseconds."""
-    return sum([len(parted.runs) for parted in together]) >= RUNS_MAX
-
-
-def _idle(sender: Peer, request: Request) -> bool:
-    """Whether a request is to one whose pages can be brought at once."""
-    receiver = sender.receiver(request.receiver)
-    return receiver is not None and receiver.idle
-
-
-def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | Status, bool]]:
-    """Return the requests in runs, each adjacent to the one before, and with each run whether its
-    pages touch those of a neighbour. What is no request is a run of its own.
-    """
-    runs: list[tuple[list[Request] | Status, bool]] = []
-    run: list[Request] = []
-    before: Request | Status = Status.OK
-    for request in requests:
-        if isinstance(request, Status):
-            runs.append((request, False))
-        elif isinstance(before, Status) or not touching(before, request):
-            run = [request]
-            runs.append((run, False))
-        elif adjacent(before, request):
-            run.append(request)
-        else:
-            runs[-1] = run, True
-            run = [request]
-            runs.append((run, True))
-        before = request
-    return runs

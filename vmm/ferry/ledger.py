@@ -21,6 +21,7 @@ from vmm.ferry.rules import READABLE, Refusal
 from vmm.ferry.transit import Transit
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames
+from vmm.memory.run_map import RunMap
 from vmm.memory.runs import Extent, IntervalMap, Run
 
 
@@ -38,12 +39,12 @@ class Ledger(Transit):
         loan_limit: int = UNLIMITED,
     ) -> None:
         """Add a peer with an empty window of `pages` pages, and limits (see Account)."""
-        if peer in self._accounts:
+        if peer in self.accounts:
             raise LedgerError(f"peer {peer} is already there")
-        window = IntervalMap[Run](pages, self._tally, self.journal)
+        window = RunMap(pages, self._tally, self.journal)
         revoked = IntervalMap[Revoked](pages, None, self.journal)
         self.keep_accounts()
-        self._accounts[peer] = Account(window, quota, pieces, revoked, loan_limit)
+        self.accounts[peer] = Account(window, quota, pieces, revoked, loan_limit)
         self._share_out()
         self.shares.join(peer)
 
@@ -52,11 +53,11 @@ class Ledger(Transit):
 
         What it has sent stays in flight; what others borrow of it stays theirs until they let go.
         """
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         if any(run.hold in (Hold.INCOMING, Hold.BORROWED, Hold.VIEWED) for run in account.window):
             raise LedgerError(f"peer {peer} has not let go of everything")
         self.keep_accounts()
-        del self._accounts[peer]
+        del self.accounts[peer]
         self._share_out()
         self.shares.leave(peer)
         runs = list(account.window)
@@ -69,9 +70,11 @@ class Ledger(Transit):
 
     def _orphan(self, run: Run) -> list[Frames]:
         """Return what nobody borrows of a dead owner's run; its bonds go."""
-        bonds = [bond for bond in self._bonds.within(run.frame, run.pages) if not bond.borrowers]
+        bonds = [
+            bond for bond in self.bonds_by_frame.within(run.frame, run.pages) if not bond.borrowers
+        ]
         for bond in bonds:
-            self._bonds.remove(bond.frame, bond.pages)
+            self.bonds_by_frame.remove(bond.frame, bond.pages)
         return [Frames(bond.frame, bond.pages) for bond in bonds]
 
     # ---- From and to the pool ----
@@ -84,7 +87,7 @@ class Ledger(Transit):
         """
         if any(count < 1 for count in counts):
             raise Refusal(Status.E_RANGE)
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         if account.charged + sum(counts) > account.quota:
             raise Refusal(Status.E_QUOTA)
         places = reserve(account.window, counts)
@@ -105,7 +108,7 @@ class Ledger(Transit):
 
     def release(self, peer: int, runs: Sequence[Run]) -> list[Frames]:
         """Commit: the places hold nothing, what was owned there is freed and returned."""
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         for run in runs:
             account.window.remove(*run.extent)
             if run.hold is Hold.REVOKED:
@@ -152,7 +155,7 @@ class Ledger(Transit):
         if any(bond.owner != owner for bond in bonds):
             raise Refusal(Status.E_NOT_LENT)
         growth = self._check_pieces(peer, extents)
-        alive = owner in self._accounts
+        alive = owner in self.accounts
         self._check_host({peer: growth, owner: growth} if alive else {peer: growth})
         if growth and alive:  # it must not cut up the owner's window either
             self._check_pieces(owner, [bond.place.extent for bond in bonds])
@@ -181,7 +184,7 @@ class Ledger(Transit):
                 shown.append(bond.place)
             for peer, page, _ in bond.borrowers:
                 place = Extent(page, bond.pages)
-                cuts = self._accounts[peer].window.cuts(*place)
+                cuts = self.accounts[peer].window.cuts(*place)
                 growth[peer] = growth.get(peer, 0) + cuts
                 hidden += [(peer, r) for r in self.runs(peer, place) if r.hold in READABLE]
         if growth[
@@ -194,10 +197,10 @@ class Ledger(Transit):
     def commit_reclaim(self, plan: Reclaim) -> set[int]:
         """The owner has its pages again, alone; return who had borrowed them, or was to."""
         robbed: set[int] = set()
-        window = self._accounts[plan.owner].window
+        window = self.accounts[plan.owner].window
         for run in plan.runs:
             window.replace(run._replace(hold=Hold.OWNED))
-            for bond in self._bonds.remove(run.frame, run.pages):
+            for bond in self.bonds_by_frame.remove(run.frame, run.pages):
                 for peer, page, _ in bond.borrowers:
                     self._revoke(peer, Extent(page, bond.pages), plan.owner)
                     robbed.add(peer)
@@ -205,7 +208,7 @@ class Ledger(Transit):
 
     def _revoke(self, peer: int, place: Extent, lender: int) -> None:
         """Keep a borrower's place for nothing, until it lets go: nothing else appears there."""
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         account.window.replace(Run(place.page, place.pages, place.page, Hold.REVOKED))
         account.revoked.insert(Revoked(place.page, place.pages, lender))
 
@@ -215,10 +218,10 @@ class Ledger(Transit):
         `revoked`: its places are kept, as after a RECLAIM.
         """
         home = Homecoming()
-        account = self._accounts[peer]
+        account = self.accounts[peer]
         for run in runs:
             account.window.remove(*run.extent)
-            for bond in self._bonds.remove(run.frame, run.pages):
+            for bond in self.bonds_by_frame.remove(run.frame, run.pages):
                 if bond.hold is Hold.SENT:
                     account.charged -= bond.pages
                 elif not revoked:
@@ -233,9 +236,9 @@ class Ledger(Transit):
 
     def _settle(self, bond: Bond, home: Homecoming) -> None:
         """Keep what is left of a bond after one of its borrowers has gone."""
-        owner = self._accounts.get(bond.owner)
+        owner = self.accounts.get(bond.owner)
         if bond.borrowers:
-            self._bonds.insert(bond)
+            self.bonds_by_frame.insert(bond)
         elif owner is None:
             home.freed.append(Frames(bond.frame, bond.pages))
         else:
@@ -245,15 +248,15 @@ class Ledger(Transit):
                 return
             bond = bond._replace(hold=Hold.LENT)
             owner.window.insert(bond.place)
-            self._bonds.insert(bond)
+            self.bonds_by_frame.insert(bond)
             home.back.append((bond.owner, bond.place))
 
     def restore(self, owner: int, runs: Iterable[Run]) -> None:
         """Commit: what is LENT to nobody is its owner's, who sees it again."""
-        window = self._accounts[owner].window
+        window = self.accounts[owner].window
         for run in runs:
             window.replace(run._replace(hold=Hold.OWNED))
-            self._bonds.remove(run.frame, run.pages)
+            self.bonds_by_frame.remove(run.frame, run.pages)
 
     def withhold(self, peer: int, run: Run) -> list[Frames]:
         """Follow a host that has hidden a run, OWNED, BORROWED or VIEWED, and refuses to show it
@@ -264,7 +267,7 @@ class Ledger(Transit):
         """
         if run.hold is not Hold.OWNED:
             return self.let_go(peer, [run], revoked=True).freed
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         window.replace(run._replace(hold=Hold.LENT))
-        self._bonds.insert(Bond(run.frame, run.pages, Hold.LENT, peer, run.page, ()))
+        self.bonds_by_frame.insert(Bond(run.frame, run.pages, Hold.LENT, peer, run.page, ()))
         return []

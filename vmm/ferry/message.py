@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from vmm.ferry.layout import EXTENT, HEAD, INLINE, NO_EXTENTS, NO_PAYLOAD, PAYLOAD, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -36,19 +36,9 @@ _NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answer
 _REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
 _READONLY = int(abi.Flags.READONLY)
 
-# A descriptor's fields before its extents, in one go: one by one they cost ctypes as much as all
-# the rest that is done for a message.
-_HEAD = struct.Struct("<HHiIIQQQHHIQQ")
-_EXTENTS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
-_DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
-_PAYLOAD = _HEAD.size + abi.EXTENTS_MAX * ctypes.sizeof(abi.Extent)
-_NONE_RESERVED = [0, 0, 0]
 _EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
-_EXTENT = ctypes.sizeof(abi.Extent)
-_NO_PAYLOAD = bytes(_DESCRIPTOR - _PAYLOAD)
-_LETTER = struct.Struct(f"{_HEAD.format}{_PAYLOAD - _HEAD.size}x{_DESCRIPTOR - _PAYLOAD}s")
-_NO_EXTENTS = bytes(_PAYLOAD - _HEAD.size)
-_NO_MORE_EXTENTS = _NO_EXTENTS[_EXTENT:]
+_new = tuple.__new__
+_NO_MORE_EXTENTS = NO_EXTENTS[EXTENT:]
 
 
 class Request(NamedTuple):
@@ -72,31 +62,11 @@ class Request(NamedTuple):
 
     @classmethod
     def from_descriptor(cls, descriptor: abi.Descriptor) -> Request:
-        """Read a request out of a private copy of a guest's descriptor.
-
-        The sender's identity is not read: it is the monitor's to say. Raises Refusal.
-        """
-        number, flags, _, _, receiver, tag, length, _, count, payload_length, *reserved = (
-            _HEAD.unpack_from(descriptor)
-        )
-        operation = _REQUESTS.get(number) or _operation(number)
-        if count > _EXTENTS_MAX or payload_length > _PAYLOAD_MAX:
-            raise Refusal(Status.E_LENGTH)  # nothing beyond the descriptor is read
-        spans: tuple[Span, ...] = ()
-        payload, wrong = b"", reserved != _NONE_RESERVED
-        if count == 1:  # as most have
-            gpa, pages, attributes = _EXTENTS[1].unpack_from(descriptor, _HEAD.size)
-            spans = (Span(gpa, pages),)
-            wrong = wrong or attributes
-        elif count:
-            raw = _EXTENTS[count].unpack_from(descriptor, _HEAD.size)
-            spans = tuple(map(Span, raw[::3], raw[1::3]))
-            wrong = wrong or any(raw[2::3])
-        if payload_length:
-            payload = bytes(descriptor)[_PAYLOAD : _PAYLOAD + payload_length]
-        if wrong or (flags and flags & ~_FLAGS.get(operation, 0)):
-            raise Refusal(Status.E_RESERVED)
-        return cls(receiver, tag, length, spans, payload, operation, not flags & _READONLY)
+        """Read a request out of a private copy of a guest's descriptor. Raises Refusal."""
+        (request,) = requests((descriptor,))
+        if isinstance(request, Status):
+            raise Refusal(request)
+        return request
 
     @classmethod
     def from_registers(cls, gpa: int, pages: int, attributes: int) -> Request:
@@ -159,6 +129,63 @@ class Request(NamedTuple):
             raise Refusal(Status.E_LENGTH)
 
 
+def requests(descriptors: Iterable[abi.Descriptor]) -> list[Request | Status]:
+    """Read requests out of private copies of a guest's descriptors, all of a doorbell's in one
+    call; a status is why it is none.
+
+    The sender's identity is not read: it is the monitor's to say.
+    """
+    found: list[Request | Status] = []
+    for descriptor in descriptors:
+        number, flags, _, _, receiver, tag, length, _, count, size, r0, r1, r2 = HEAD.unpack_from(
+            descriptor
+        )
+        operation = _REQUESTS.get(number)
+        if operation is None:
+            found.append(Status.E_OPERATION)
+            continue
+        if count > _EXTENTS_MAX or size > _PAYLOAD_MAX:
+            found.append(Status.E_LENGTH)  # nothing beyond the descriptor is read
+            continue
+        spans: tuple[Span, ...] = ()
+        wrong = r0 or r1 or r2
+        if count == 1:  # as most have
+            gpa, pages, attributes = SPANS[1].unpack_from(descriptor, HEAD.size)
+            spans = (_new(Span, (gpa, pages)),)
+            wrong = wrong or attributes
+        elif count:
+            raw = SPANS[count].unpack_from(descriptor, HEAD.size)
+            spans = tuple(map(Span, raw[::3], raw[1::3]))
+            wrong = wrong or any(raw[2::3])
+        payload = bytes(descriptor)[PAYLOAD : PAYLOAD + size] if size else b""
+        if wrong or (flags and flags & ~_FLAGS.get(operation, 0)):
+            found.append(Status.E_RESERVED)
+            continue
+        request = (receiver, tag, length, spans, payload, operation, not flags & _READONLY)
+        found.append(_new(Request, request))
+    return found
+
+
+def descriptors(messages: Iterable[Message]) -> list[bytes]:
+    """Return messages as their receiver reads them, each the bytes of a struct pf_descriptor."""
+    found: list[bytes] = []
+    for message in messages:
+        number, operation, status, sender, receiver, tag, length, payload, spans, *_ = message
+        count, flags = len(spans), 0 if message.writable else _READONLY
+        head = (operation, flags, status, sender, receiver, tag, length, number, count)
+        if not count:
+            found.append(INLINE.pack(*head, len(payload), 0, 0, 0, payload))
+            continue
+        first = HEAD.pack(*head, len(payload), 0, 0, 0)
+        if count == 1:
+            extents = SPANS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
+        else:
+            words = [word for span in spans for word in (*span, 0)]
+            extents = SPANS[count].pack(*words) + NO_EXTENTS[count * EXTENT :]
+        found.append(first + extents + payload + NO_PAYLOAD[len(payload) :])
+    return found
+
+
 def _operation(number: int) -> Operation:
     """Return an operation that may be asked for. Raises Refusal."""
     operation = _REQUESTS.get(number)
@@ -173,7 +200,7 @@ def _extent(gpa: int, pages: int, window: Region) -> Extent:
     offset = gpa - window.base
     if offset < 0 or pages < 1 or offset + pages * PAGE_SIZE > window.size:  # nothing wraps
         raise Refusal(Status.E_RANGE)
-    return Extent(offset // PAGE_SIZE, pages)
+    return _new(Extent, (offset // PAGE_SIZE, pages))
 
 
 class Answer(NamedTuple):
@@ -221,18 +248,7 @@ class Message(NamedTuple):
 
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
-        number, operation, status, sender, receiver, tag, length, payload, spans, *_ = self
-        count, flags = len(spans), 0 if self.writable else _READONLY
-        head = (operation, flags, status, sender, receiver, tag, length, number, count)
-        if not count:
-            return _LETTER.pack(*head, len(payload), 0, 0, 0, payload)
-        first = _HEAD.pack(*head, len(payload), 0, 0, 0)
-        if count == 1:
-            extents = _EXTENTS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
-        else:
-            words = [word for span in spans for word in (*span, 0)]
-            extents = _EXTENTS[count].pack(*words) + _NO_EXTENTS[count * _EXTENT :]
-        return first + extents + payload + _NO_PAYLOAD[len(payload) :]
+        return descriptors((self,))[0]
 
 
 _SEND, _OK = Operation.SEND, Status.OK

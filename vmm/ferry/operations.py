@@ -17,11 +17,12 @@ from operator import itemgetter
 from vmm.ferry.carry import spans
 from vmm.ferry.control import Notice
 from vmm.ferry.message import Answer, Message, Request
+from vmm.ferry.parting import TOGETHER, Parted
 from vmm.ferry.peer import Peer
 from vmm.ferry.places import without
 from vmm.ferry.plans import Reclaim
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import TOGETHER, Parted, Sending
+from vmm.ferry.sending import Sending
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.runs import Extent, Run
@@ -67,7 +68,7 @@ class Operations(Sending):
         if owner is None:
             return Answer(Status.OK)
         message = Message(
-            number=next(self._numbers),
+            number=next(self.numbers),
             operation=Operation.RETURN,
             status=Status.OK,
             sender=borrower.number,

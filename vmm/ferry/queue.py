@@ -6,7 +6,7 @@ Messages that wait for it, in the monitor's own memory, where no guest can reach
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,6 +58,14 @@ class Queue(collections.deque["Message"]):
             raise OverflowError("the queue is full")
         self.append(message)
 
+    def put_all(self, messages: Sequence[Message]) -> None:
+        """Enqueue as many messages as there is room for."""
+        room = self.room - len(messages)
+        if room < 0:
+            raise OverflowError("the queue is full")
+        self.room = room
+        self.extend(messages)
+
     def put_back(self, message: Message) -> None:
         """Enqueue a message that has come back to its sender, whether there is room or not.
 
@@ -72,6 +80,13 @@ class Queue(collections.deque["Message"]):
         room = self.depth - len(self)
         self.room = room if room > 0 else 0
         return message
+
+    def get_all(self, count: int) -> list[Message]:
+        """Dequeue so many of the oldest messages, of which there are as many."""
+        take = self.popleft
+        messages = [take() for _ in range(count)]
+        self.room = max(0, self.depth - len(self))
+        return messages
 
     def withdraw(self, message: Message) -> None:
         """Take a message out, wherever in the queue it is. Raises ValueError if it is not."""

@@ -143,8 +143,10 @@ class Roster:
         if receiver.turn != self._journal.turn:
             self._journal.keep(receiver)
         queue = receiver.queue
-        for message in messages:
-            queue.put(message)
+        if len(messages) > 1:
+            queue.put_all(messages)
+        else:
+            queue.put(*messages)
         if receiver.full is bool(queue.room):
             self._room_changed(receiver)
         control = sender.control
@@ -174,6 +176,15 @@ class Roster:
         elif peer.full:
             self._place_free(peer, message.sender)
         return message
+
+    def get_messages(self, peer: Peer, count: int) -> list[Message]:
+        """Take so many of the oldest messages out of a queue, which has them."""
+        messages: list[Message] = []
+        while peer.full and len(messages) < count:  # each may make room for somebody
+            messages.append(self.get_message(peer))
+        if peer.turn != self._journal.turn:
+            self._journal.keep(peer)
+        return messages + peer.queue.get_all(count - len(messages))
 
     def _place_free(self, peer: Peer, number: int) -> None:
         """Tell a sender whose message has left a queue that is full of others' that it has room."""

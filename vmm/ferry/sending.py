@@ -5,71 +5,24 @@ Not thread-safe: the monitor calls it under its lock.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import NamedTuple
+import time
+from collections.abc import Sequence
 
-from vmm.ferry import carry
-from vmm.ferry.carry import Carrier, spans
-from vmm.ferry.ledger import Ledger
+from vmm.ferry.carry import spans
 from vmm.ferry.message import Answer, Message, Request, Span
+from vmm.ferry.parting import PARTING, Parted, Parting
 from vmm.ferry.peer import Peer
-from vmm.ferry.places import joined, without
 from vmm.ferry.plans import Transfer
-from vmm.ferry.roster import Roster
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
-from vmm.memory import mapping
-from vmm.memory.movers import Stuck
-from vmm.memory.pool import PagePool
-from vmm.memory.runs import Extent, Run
+from vmm.memory.runs import Extent
 
-_PARTING = frozenset(
-    {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}
-)  # by which other pages can come to the same places
+_new = tuple.__new__
 
 
-# What may be taken out of a window together: nothing else is done with its pages meanwhile.
-TOGETHER = frozenset({Operation.SEND, Operation.LEND})
-
-
-class Parted(NamedTuple):
-    """Messages in their receiver's queue whose pages are still to be hidden from their sender."""
-
-    receiver: Peer
-    messages: Sequence[Message]
-    runs: tuple[Run, ...]
-
-
-class Sending:
-    """The operations that are messages.
-
-    copy_below   an EXCHANGE of fewer bytes is copied: to move it takes three calls and the faults
-                 after them
-    """
-
-    def __init__(
-        self,
-        ledger: Ledger,
-        roster: Roster,
-        carrier: Carrier,
-        pool: PagePool,
-        copy_below: int = 0,
-    ) -> None:
-        self._ledger = ledger
-        self._roster = roster
-        self._carrier = carrier
-        self._pool = pool
-        self.copy_below = copy_below
-        self._numbers = itertools.count(1)
-
-    @staticmethod
-    def note_parted(peer: Peer, operation: Operation, there: Sequence[Span]) -> None:
-        """Remember which messages a peer has not taken, and has parted with pages of."""
-        if peer.untaken and operation in _PARTING:
-            peer.parted |= {m.number for m in peer.untaken if overlap(m.spans, there)}
+class Sending(Parting):
+    """The operations that are messages."""
 
     def transfer(
         self, sender: Peer, request: Request, together: list[Parted] | None = None
@@ -93,7 +46,7 @@ class Sending:
             plan, brought = self._part(sender, receiver, request, extents, hide=together is None)
             arrived = spans(receiver.window, plan.targets), plan.targets, plan.sources
         message = Message(
-            next(self._numbers),
+            next(self.numbers),
             Operation.SEND if operation is Operation.EXCHANGE else operation,
             Status.OK,
             sender.number,  # the monitor's word, as the receiver's is
@@ -118,7 +71,7 @@ class Sending:
         receiver = sender.receiver(to)
         if receiver is None or not receiver.alive or not receiver.queue.room:
             return None
-        number = next(self._numbers)
+        number = next(self.numbers)
         sender.sent += 1
         message = Message.letter(number, sender.number, receiver.number, tag, payload)
         self._roster.put(sender, receiver, message)
@@ -137,13 +90,14 @@ class Sending:
         receiver = sender.receiver(first.receiver)
         if receiver is None or not receiver.alive or receiver.queue.room < len(requests):
             return None
-        counts = [request.spans[0].pages for request in requests]
-        if not all(counts) or any(
-            request.length > count * PAGE_SIZE
-            for request, count in zip(requests, counts, strict=True)
-        ):
-            return None
-        whole = first._replace(spans=(Span(first.spans[0].gpa, sum(counts)),), length=0)
+        pages = 0
+        for _, _, length, ((_, count),), *_ in requests:
+            pages += count
+            if not count or length > count * PAGE_SIZE:
+                return None
+        number, tag, _, ((start, _),), payload, operation, writable = first
+        spread = (_new(Span, (start, pages)),)
+        whole = _new(Request, (number, tag, 0, spread, payload, operation, writable))
         try:
             extents = whole.extents(sender.window.region)
             plan, brought = self._part(
@@ -152,26 +106,13 @@ class Sending:
         except Refusal:
             return None
         target, home = plan.targets[0].page, plan.sources[0].page
-        base, numbers = receiver.window.region.base, self._numbers
-        messages = []
+        base, numbers = receiver.window.region.base, self.numbers
+        own, to, messages = sender.number, receiver.number, list[Message]()
         for _, tag, length, ((_, count),), payload, operation, writable in requests:
-            messages.append(
-                Message(
-                    next(numbers),
-                    operation,
-                    Status.OK,
-                    sender.number,
-                    receiver.number,
-                    tag,
-                    length,
-                    payload,
-                    (Span(base + target * PAGE_SIZE, count),),
-                    (Extent(target, count),),
-                    (Extent(home, count),),
-                    writable,
-                    brought,
-                )
-            )
+            places = (_new(Span, (base + target * PAGE_SIZE, count)),)
+            targets, homes = (_new(Extent, (target, count)),), (_new(Extent, (home, count)),)
+            head = (next(numbers), operation, Status.OK, own, to, tag, length, payload)
+            messages.append(_new(Message, (*head, places, targets, homes, writable, brought)))
             target, home = target + count, home + count
         sender.sent += len(messages)
         self._roster.put(sender, receiver, *messages)
@@ -179,190 +120,57 @@ class Sending:
             self.note_parted(sender, whole.operation, whole.spans)
         else:
             together.append(Parted(receiver, messages, plan.runs))
-        return [Answer(Status.OK, message.number, brought=brought) for message in messages]
+        answers: list[Answer] = []
+        for message in messages:
+            answers.append(_new(Answer, (Status.OK, message[0], (), b"", brought)))
+        return answers
 
-    def _part(
-        self,
-        sender: Peer,
-        receiver: Peer,
-        request: Request,
-        extents: Sequence[Extent],
-        *,
-        hide: bool,
-        messages: int = 1,
-    ) -> tuple[Transfer, bool]:
-        """Take the pages of so many messages from their owner into flight; return whether they
-        have been brought to their receiver as well.
+    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Answer]:
+        """SEND or LEND runs to one that waits for a message, each by itself: as `transfer` does, in
+        fewer calls.
 
-        hide    whether they are to be hidden now, and not by `hide_together`, which could not bring
-                them anywhere
+        until   nanoseconds on time.perf_counter_ns()'s clock, when it is enough
+
+        Returns the answers of the first of them, until one that is not as usual; maybe of none.
         """
-        plan = self._ledger.transfer(
-            request.operation,
-            sender.number,
-            receiver.number,
-            extents,
-            writable=request.writable,
-            copied=request.operation is Operation.EXCHANGE and self._to_be_copied(extents),
-        )
-        if plan.copied:
-            self._copy(sender, plan)
-            return plan, False
-        if not hide:
-            self._ledger.commit_transfer(plan)
-            return plan, False
-        if (
-            receiver.idle
-            and len(plan.runs) == 1
-            and not plan.fresh
-            and len(receiver.queue) + messages <= abi.RX_ENTRIES  # as its ring takes at its entry
-        ):
-            return plan, self._pass_on(sender, receiver, plan)
-        kept: list[Run] = []
-
-        def keep(fresh: Run) -> None:
-            kept.append(fresh)
-            self._replace(plan, fresh)
-
-        try:
-            if plan.fresh or len(plan.runs) > 1 or request.operation is Operation.SHARE:
-                with self._carrier.all_or_nothing() as moves:
-                    if request.operation is Operation.SHARE:
-                        moves.make_shareable(sender.number, plan.runs)
-                    else:
-                        moves.hide(sender.number, plan.runs)
-                    moves.show(sender.number, plan.fresh, keep)
-            else:
-                carry.hide(sender, plan.runs[0])
-        except Refusal:
-            fresh = tuple(part for run in plan.fresh for part in without(run, kept))
-            self._carrier.zero(self._ledger.abandon(plan._replace(fresh=fresh)))
-            raise
-        self._ledger.commit_transfer(plan)
-        return plan, False
-
-    def _pass_on(self, sender: Peer, receiver: Peer, plan: Transfer) -> bool:
-        """Bring the pages of a SEND, LEND or SHARE to an idle receiver at once, while they are at
-        hand; if the host refuses that, they are in flight, but for what can be seen there. Return
-        whether they have been brought.
-        """
-        ((page, pages, frame, _),) = plan.runs
-        writable = plan.writable or plan.operation is Operation.SEND
-        window, place = receiver.window, plan.places[0]
-        there: Sequence[Extent] = ()
-        sender.hold_still()
-        try:
-            if plan.operation is Operation.SHARE:
-                sender.window.make_shareable(page, pages)
-                brought = window.try_to_show(place, frame, pages, writable=writable)
-            else:
-                brought = sender.window.pass_on(
-                    page, frame, pages, window, place, writable=writable
-                )
-        except Stuck as stuck:
-            brought, there = False, stuck.shown
-        except OSError:
-            raise Refusal(Status.E_NO_MEMORY) from None
-        if brought:
-            self._ledger.hand_over(plan)
-            return True
-        self._ledger.commit_transfer(plan)
-        if there:
-            self._ledger.arrive(receiver.number, self._ledger.arriving(receiver.number, there))
-        return False
-
-    def _to_be_copied(self, extents: Sequence[Extent]) -> bool:
-        size = sum([extent.pages for extent in extents]) * PAGE_SIZE
-        return size < self.copy_below and self._pool.fillable
-
-    def _copy(self, sender: Peer, plan: Transfer) -> None:
-        """Let an EXCHANGE's fresh frames have the bytes of the sender's pages, and those be zeros.
-
-        Nobody writes to these meanwhile: they are nobody else's to see, and the sender is in its
-        doorbell, or, if it is the host, under the monitor's lock. Raises Refusal(E_NO_MEMORY).
-        """
-        window, cleared = sender.window, list[tuple[int, int]]()
-        try:
-            for (page, pages, _, _), (_, _, frame, _) in plan.copies():
-                for address, count in window.pieces(page, pages):
-                    self._pool.fill_for_now(frame, address, count * PAGE_SIZE)
-                    cleared.append((address, count * PAGE_SIZE))
-                    frame += count
-        except OSError:
-            self._carrier.zero(self._ledger.abandon(plan))
-            raise Refusal(Status.E_NO_MEMORY) from None
-        self._ledger.commit_transfer(plan)
-        for address, size in cleared:
-            self._pool.journal.later(partial(mapping.clear, address, size))
-
-    def hide_together(
-        self, sender: Peer, parted: Sequence[Parted]
-    ) -> Iterator[tuple[Parted, list[Run]]]:
-        """Hide what messages have left to be hidden, with one call for what is adjacent.
-
-        Yields those of which the host refuses that, and what their sender still sees of each.
-        """
-        sender.hold_still()
-        hidden: list[Extent] = []
-        try:
-            for extent in joined([run.extent for part in parted for run in part.runs]):
-                sender.window.hide(*extent)
-                hidden.append(extent)
-        except OSError:
-            for part in parted:
-                seen = [run for run in part.runs if not any(map(run.extent.overlaps, hidden))]
-                try:
-                    while seen:
-                        sender.window.hide(*seen[0].extent)
-                        del seen[0]
-                except OSError:
-                    yield part, seen
-
-    def _replace(self, plan: Transfer, fresh: Run) -> None:
-        """Let a sender keep some of an EXCHANGE's fresh pages, although it is refused.
-
-        What they have replaced is LENT to nobody, at the place that was for it to come back to.
-        """
-        runs: list[Run] = []
-        homes: list[int] = []
-        places: list[int] = []
-        for run, home, place in zip(plan.runs, plan.homes, plan.places, strict=True):
-            part = run.clip(fresh.page, fresh.end)
-            if part.pages > 0:
-                runs.append(part)
-                homes.append(home + part.page - run.page)
-                places.append(place + part.page - run.page)
-        part_of = plan._replace(
-            runs=tuple(runs), homes=tuple(homes), places=tuple(places), fresh=(fresh,)
-        )
-        self._ledger.commit_transfer(part_of)
-        coming = [run._replace(page=place) for run, place in zip(runs, places, strict=True)]
-        self._ledger.let_go(plan.receiver, coming)
-
-
-def touching(one: Request, other: Request) -> bool:
-    """Whether the pages of two requests can be hidden with one call: the last of the one and the
-    first of the other are adjacent.
-    """
-    return (
-        bool(one.spans and other.spans)
-        and one.spans[-1].end == other.spans[0].gpa
-        and one.operation in TOGETHER
-        and other.operation in TOGETHER
-    )
-
-
-def adjacent(one: Request, other: Request) -> bool:
-    """Whether two requests that touch are alike, to one peer, and of an extent each."""
-    return (
-        other.operation is one.operation
-        and other.receiver == one.receiver
-        and other.writable is one.writable
-        and len(one.spans) == 1
-        and len(other.spans) == 1
-    )
-
-
-def overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
-    """Whether any of some extents has a page in common with any of others."""
-    return any(a.gpa < b.end and b.gpa < a.end for a in some for b in others)
+        receiver = sender.receiver(requests[0].receiver)
+        if receiver is None or not receiver.alive or not receiver.idle:
+            return []
+        region, base = sender.window.region, receiver.window.region.base
+        room = min(receiver.queue.room, abi.RX_ENTRIES - len(receiver.queue))
+        own, to, numbers, ledger = sender.number, receiver.number, self.numbers, self._ledger
+        messages, answers, parted = list[Message](), list[Answer](), list[Span]()
+        for _, tag, length, (span,), payload, operation, writable in requests[:room]:
+            gpa, pages = span
+            offset, size = gpa - region.base, pages * PAGE_SIZE
+            if (
+                offset < 0
+                or offset % PAGE_SIZE
+                or pages < 1
+                or offset + size > region.size
+                or length > size
+                or (answers and time.perf_counter_ns() > until)
+            ):
+                break
+            page = offset // PAGE_SIZE
+            try:
+                plan = ledger.transfer_one(operation, own, to, page, pages, writable)
+                if plan is None:
+                    break
+                brought = self._pass_on(sender, receiver, plan)
+            except Refusal:
+                break
+            if operation in PARTING:
+                parted.append(span)
+            targets = plan.targets
+            places = (_new(Span, (base + targets[0][0] * PAGE_SIZE, pages)),)
+            number = next(numbers)
+            head = (number, operation, Status.OK, own, to, tag, length, payload, places)
+            messages.append(_new(Message, (*head, targets, plan.sources, writable, brought)))
+            answers.append(_new(Answer, (Status.OK, number, (), b"", brought)))
+        if messages:
+            sender.sent += len(messages)
+            self._roster.put(sender, receiver, *messages)
+            if parted:
+                self.note_parted(sender, Operation.SEND, parted)
+        return answers

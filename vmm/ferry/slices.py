@@ -19,10 +19,10 @@ from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
 from vmm.ferry.message import Request, Span
 from vmm.ferry.operations import Operations
+from vmm.ferry.parting import touching
 from vmm.ferry.parts import PARTED, Parts
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
-from vmm.ferry.sending import touching
 from vmm.guest import abi
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.movers import Window
@@ -158,17 +158,19 @@ class Slices:
         return wanted > PARTED.get(operation, sys.maxsize) and self.parts.go_on(peer, request)
 
     def _loosen(self, peer: Peer, request: Request) -> bool:
-        """Loosen a slice of what a request hides. False if all has been."""
+        """Loosen a slice of what a request hides. False if all has been that can be."""
         spans, done = self._loosened.pop(peer.number, ((), 0))
         if spans != request.spans:
             done = 0
         start = done
         for window, (page, pages) in self._hidden(peer, request):
-            if pages > start:
+            while pages > start:
                 most = min(pages - start, HIDDEN_AT_ONCE)
-                window.loosen(page + start, most)
-                self._loosened[peer.number] = request.spans, done + most
-                return True
+                done += most
+                if window.loosen(page + start, most):
+                    self._loosened[peer.number] = request.spans, done
+                    return True
+                start += most
             start -= pages
         return False
 

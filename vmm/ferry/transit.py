@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vmm.ferry.books import Bond, Borrower
-from vmm.ferry.checks import Checks
-from vmm.ferry.places import moved, place_for, reserve
+from vmm.ferry.books import Bond
+from vmm.ferry.one_run import OneRun
+from vmm.ferry.places import moved, reserve
 from vmm.ferry.plans import Transfer
-from vmm.ferry.rules import RULES, Refusal
+from vmm.ferry.rules import Refusal
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import Frames
 from vmm.memory.runs import Extent, Run
 
 _GIVEN = frozenset({Operation.SEND, Operation.EXCHANGE})  # the receiver is to own the pages
-_PARTED = {Operation.SEND: Hold.SENT, Operation.EXCHANGE: Hold.SENT, Operation.LEND: Hold.LENT}
 
 
-class Transit(Checks):
+class Transit(OneRun):
     """SEND, LEND, SHARE and EXCHANGE."""
 
     def transfer(
@@ -41,45 +40,11 @@ class Transit(Checks):
         Refused, copied or not, as the rules say, and: E_LENGTH, E_REPEATED, E_QUOTA, E_WINDOW_FULL,
         E_NO_MEMORY. A plan for EXCHANGE holds frames: commit or `abandon` it.
         """
-        if len(extents) == 1 and operation is not Operation.EXCHANGE:
-            one = self._accounts[sender].window.part(*extents[0])
-            if one is not None and one[0].hold is not Hold.SHARED:  # as most are
-                return self._transfer_run(operation, sender, receiver, extents[0], *one, writable)
+        if len(extents) == 1 and operation is not Operation.EXCHANGE:  # as most are
+            one = self.transfer_one(operation, sender, receiver, *extents[0], writable)
+            if one is not None:
+                return one
         return self._transfer_runs(operation, sender, receiver, extents, writable, copied)
-
-    def _transfer_run(
-        self,
-        operation: Operation,
-        sender: int,
-        receiver: int,
-        extent: Extent,
-        run: Run,
-        growth: int,
-        writable: bool,
-    ) -> Transfer:
-        """Plan a SEND, LEND or SHARE of a run that is not shared yet, or of a part of one, without
-        which it is in `growth` pieces more: what `_transfer_runs` would, in a third of the time.
-        """
-        status = RULES[operation, run.hold]
-        if status is not Status.OK:
-            raise Refusal(status)
-        source, target = self._accounts[sender], self._accounts[receiver]
-        if growth and len(source.window.items) + growth > source.pieces:
-            raise Refusal(Status.E_QUOTA)
-        page, pages, _, _ = run
-        there = place_for(target.window, pages)
-        if operation is Operation.SEND and target.charged + pages > target.quota:
-            raise Refusal(Status.E_QUOTA)
-        if len(target.window.items) >= target.pieces:
-            raise Refusal(Status.E_WINDOW_FULL)
-        if operation is not Operation.SEND:
-            self._check_loans_of(sender, receiver, pages)
-        if self._tally.intervals + growth + 1 + self._reserved > self._pieces:
-            self._check_host({sender: growth, receiver: 1})
-        runs, sources, targets = (run,), (extent,), (Extent(there, pages),)
-        return Transfer(
-            operation, sender, receiver, writable, runs, (page,), (there,), sources, targets
-        )
 
     def _transfer_runs(
         self,
@@ -90,7 +55,7 @@ class Transit(Checks):
         writable: bool,
         copied: bool,
     ) -> Transfer:
-        target = self._accounts[receiver]
+        target = self.accounts[receiver]
         runs = self.allowed(operation, sender, extents)
         shared = self.bonds([run for run in runs if run.hold is Hold.SHARED])
         self._check_runs(len(runs), len(shared))
@@ -132,7 +97,7 @@ class Transit(Checks):
         """Choose where exchanged pages go should they come back, as their places are taken again,
         and by what. Refused: E_QUOTA, E_WINDOW_FULL, E_NO_MEMORY.
         """
-        account, counts = self._accounts[sender], [extent.pages for extent in extents]
+        account, counts = self.accounts[sender], [extent.pages for extent in extents]
         if account.charged + sum(counts) > account.quota:
             raise Refusal(Status.E_QUOTA)
         homes = reserve(account.window, counts)
@@ -145,7 +110,7 @@ class Transit(Checks):
 
     def commit_transfer(self, plan: Transfer) -> None:
         """The pages are on their way: no longer the sender's to use, unless they are shared."""
-        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
+        source, target = self.accounts[plan.sender], self.accounts[plan.receiver]
         if plan.fresh:  # which come where the others were
             for run in plan.runs:
                 source.window.remove(run.page, run.pages)
@@ -161,54 +126,18 @@ class Transit(Checks):
             if plan.copied:  # what is in flight is the sender's until then, besides what it keeps
                 source.charged += pages
 
-    def hand_over(self, plan: Transfer) -> None:
-        """Commit a SEND, LEND or SHARE whose pages have reached their receiver already: as
-        `commit_transfer` and `arrive` together.
-        """
-        source, target = self._accounts[plan.sender], self._accounts[plan.receiver]
-        given = plan.operation is Operation.SEND
-        arrived = Hold.OWNED if given else Hold.BORROWED if plan.writable else Hold.VIEWED
-        for run, home, there in zip(plan.runs, plan.homes, plan.places, strict=True):
-            _, pages, frame, _ = run
-            target.window.insert(Run(there, pages, frame, arrived))
-            if given:
-                source.window.discard(home, pages)
-                source.charged -= pages
-                target.charged += pages
-            else:
-                self._promise(plan, run, home, there)
-
-    def _promise(self, plan: Transfer, run: Run, home: int, there: int) -> None:
-        """Keep a run's place for its owner, and bind it to its receiver."""
-        _, pages, frame, was = run
-        hold = _PARTED.get(plan.operation, Hold.SHARED)
-        borrower = Borrower(plan.receiver, there, plan.writable)
-        if hold is not Hold.SENT:
-            self._accounts[plan.receiver].lend(plan.sender, pages)
-        if was is Hold.SHARED:
-            self._bind(frame, pages, borrower)
-            return
-        self._accounts[plan.sender].window.replace(Run(home, pages, frame, hold))
-        self._bonds.insert(Bond(frame, pages, hold, plan.sender, home, (borrower,)))
-
-    def _bind(self, frame: int, pages: int, borrower: Borrower) -> None:
-        """Bind frames that are shared already to one more borrower."""
-        for bond in self._bonds.remove(frame, pages):
-            own = borrower._replace(page=borrower.page + bond.frame - frame)
-            self._bonds.insert(bond._replace(borrowers=(*bond.borrowers, own)))
-
     def arriving(self, peer: int, targets: Sequence[Extent]) -> list[Run]:
         """Return what is still to come to these places, as what it will be there, joined.
 
         What its owner has reclaimed meanwhile is not among it.
         """
         found: list[Run] = []
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         for page, pages in targets:
             for place in window.within(page, pages):
                 if place.hold is not Hold.INCOMING:
                     continue
-                for bond in self._bonds.within(place.frame, place.pages):
+                for bond in self.bonds_by_frame.within(place.frame, place.pages):
                     run = _arrived(bond, peer)
                     if found and found[-1].continues(run):
                         run = found.pop().lengthened(run.pages)
@@ -217,12 +146,12 @@ class Transit(Checks):
 
     def arrive(self, peer: int, runs: Sequence[Run]) -> None:
         """Commit a delivery of what is `arriving`: it is the peer's, or borrowed by it."""
-        window = self._accounts[peer].window
+        window = self.accounts[peer].window
         for run in runs:
             window.replace(run)
             if run.hold is Hold.OWNED:
-                for bond in self._bonds.remove(run.frame, run.pages):
-                    sender = self._accounts.get(bond.owner)
+                for bond in self.bonds_by_frame.remove(run.frame, run.pages):
+                    sender = self.accounts.get(bond.owner)
                     if sender is not None:  # it forgets what has been delivered
                         sender.window.remove(bond.page, bond.pages)
                         sender.charged -= bond.pages

@@ -36,8 +36,9 @@ LINK_FLAGS = (
     *("-static", "-nostdlib", "-no-pie", "-Wl,--build-id=none"),
     *("-Wl,-z,max-page-size=4096", "-Wl,-z,noexecstack"),
 )
-# For programs that are linked with a C library, and are machines all the same.
-LIBC_COMPILE_FLAGS = ("-O2", "-g", "-Wall", "-Wextra")
+# For programs that are linked with a C library, and are machines all the same. DWARF 5 says which
+# types are atomic; zig writes DWARF 4 for -g.
+LIBC_COMPILE_FLAGS = ("-O2", "-gdwarf-5", "-Wall", "-Wextra")
 # zig builds its C library as the program is linked: optimized, if that says so.
 LIBC_LINK_FLAGS = ("-O2", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 # For programs of this system, not guests.

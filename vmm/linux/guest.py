@@ -150,6 +150,7 @@ class LinuxGuest(Guest):
                 input_fd=input_fd,
                 on_call=given.on_call,
             )
+            self.enter = self.process.run
         except BaseException:
             super().close()
             raise
@@ -221,9 +222,6 @@ class LinuxGuest(Guest):
         if process is not None:
             process.files.changes.since = None
         give_back(self._given)
-
-    def run(self) -> Exit | Asked:
-        return self.process.run()
 
     def takes(self, exit_: Exit | Asked) -> bool:
         return not isinstance(exit_, Asked) and self.process.takes(exit_)

@@ -38,6 +38,7 @@ class Journal:
 
     turn      the number of the present turn, or of the last one
     active    whether a turn is under way
+    left      what the last turn has left to do, if it was cut off in that; or this one will have
     finishing whether what a turn has left to do is being done: no other may come in between
     touched   windows, and the pages of them, whose mapping has been, or may have been, changed
     moves     memory that has been moved, or may have been: from, to, bytes; less than none, if it
@@ -49,9 +50,9 @@ class Journal:
 
     __slots__ = (
         "_kept",
-        "_later",
         "active",
         "finishing",
+        "left",
         "moves",
         "repair",
         "settled",
@@ -69,19 +70,35 @@ class Journal:
         self.repair: Callable[[], None] = _nothing
         self.undone: Callable[[], None] = _nothing
         self._kept: list[tuple[Kept, Any]] = []
-        self._later: list[Callable[[], object]] = []
+        self.left: list[Callable[[], object]] = []
 
     def begin(self) -> None:
         """Begin a turn. What the last one has left to do is done first."""
         if self.active:
             self.roll_back()
-        if self._later:
+        if self.left:
             self.finish()
         self._kept.clear()
         if self.touched or self.moves or self.settled:
             self._forget()
         self.turn += 1
         self.active = True
+
+    def open(self, table: Kept, saved: Any) -> bool:
+        """Begin a turn that changes what `saved` says of `table`, and no more. False, with nothing
+        done, if there is anything to be done before.
+        """
+        if self.active or self.left:
+            return False
+        self._kept.clear()
+        if self.touched or self.moves or self.settled:  # as `_forget`
+            self.touched.clear()
+            self.moves.clear()
+            self.settled.clear()
+        self.turn += 1
+        self._kept.append((table, saved))
+        self.active = True
+        return True
 
     def keep(self, table: Kept) -> None:
         """Keep a table as it is, unless that has been done in this turn."""
@@ -99,23 +116,23 @@ class Journal:
 
         It is done once at least, before anything else: twice must be as good as once.
         """
-        self._later.append(action)
+        self.left.append(action)
         if not self.active:
             self.finish()
 
     def commit(self) -> None:
         """End the turn."""
         self.active = False  # from here on it has been
-        if self._later:
+        if self.left:
             self.finish()
 
     def finish(self) -> None:
         """Do what the last turn has left to do, if it was cut off in that."""
         self.finishing = True
         try:
-            while self._later:
-                self._later[0]()
-                del self._later[0]
+            while self.left:
+                self.left[0]()
+                del self.left[0]
         finally:
             self.finishing = False
 
@@ -124,14 +141,14 @@ class Journal:
         for table, saved in reversed(self._kept):
             table.restore(saved)
         self.repair()
-        self._later.clear()
+        self.left.clear()
         self.undone()
         self.active = False
 
     def abandon(self) -> None:
         """Forget a turn, and what the last one has left to do: they are another process's."""
         self.active = self.finishing = False
-        self._later.clear()
+        self.left.clear()
         self._forget()
 
     def _forget(self) -> None:

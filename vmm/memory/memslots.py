@@ -21,9 +21,10 @@ class WindowSlots:
 
     base, pages    where the window lies, and how large it is
     address        the host address of its first page, mapped for as long as the VM lives
+    chunk, made    how many pages a slot has, and which there are: to be read only
     """
 
-    __slots__ = ("_address", "_base", "_chunk", "_first", "_made", "_pages", "_vm")
+    __slots__ = ("_address", "_base", "_first", "_pages", "_vm", "chunk", "made")
 
     def __init__(self, vm: Vm, first: int, base: int, pages: int, address: int) -> None:
         self._vm = vm
@@ -31,8 +32,8 @@ class WindowSlots:
         self._base = base
         self._pages = pages
         self._address = address
-        self._chunk = max(CHUNK, -(-pages // (MOST * _LARGE)) * _LARGE)
-        self._made: set[int] = set()
+        self.chunk = max(CHUNK, -(-pages // (MOST * _LARGE)) * _LARGE)
+        self.made: set[int] = set()
 
     def cover(self, page: int, count: int) -> None:
         """Make the slots that `count` pages from `page` on lie in.
@@ -40,14 +41,14 @@ class WindowSlots:
         Raises OSError; what has been made by then stays, and is of no harm: the host's mapping
         decides what is seen through a slot.
         """
-        for chunk in range(page // self._chunk, (page + count - 1) // self._chunk + 1):
-            if chunk not in self._made:
+        for chunk in range(page // self.chunk, (page + count - 1) // self.chunk + 1):
+            if chunk not in self.made:
                 self._make(chunk)
 
     def _make(self, chunk: int) -> None:
-        start = chunk * self._chunk
-        offset, pages = start * PAGE_SIZE, min(self._chunk, self._pages - start)
+        start = chunk * self.chunk
+        offset, pages = start * PAGE_SIZE, min(self.chunk, self._pages - start)
         self._vm.set_user_memory_region(
             self._first + chunk, self._base + offset, pages * PAGE_SIZE, self._address + offset
         )
-        self._made.add(chunk)
+        self.made.add(chunk)

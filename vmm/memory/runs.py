@@ -103,9 +103,9 @@ T = TypeVar("T", bound=Interval)
 class IntervalMap(Generic[T]):
     """Disjoint intervals among `pages` places, in order; those that belong together are joined.
 
-    items   they, in order: to be read only
-
-    journal where it is kept before a turn's first change of it
+    items, starts, ends   they, in order, and their bounds: to be read only
+    journal   where it is kept before a turn's first change of it
+    full      below it is no hole
 
     Most changes concern one interval, or a part of one: what they cost is a search and a copy of
     the tail of three lists.
@@ -114,21 +114,21 @@ class IntervalMap(Generic[T]):
     def __init__(self, pages: int, tally: Tally | None = None, journal: Journal = IDLE) -> None:
         self.pages = pages
         self.turn = 0
-        self._journal = journal
-        self._tally = tally or Tally()
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self.journal = journal
+        self.tally = tally or Tally()
+        self.starts: list[int] = []
+        self.ends: list[int] = []
         self.items: list[T] = []
-        self._full = 0  # below it is no hole
+        self.full = 0
 
     def saved(self) -> list[T]:
         return self.items.copy()
 
     def restore(self, saved: list[T]) -> None:
         self.items[:] = saved
-        self._starts[:] = [item[0] for item in saved]
-        self._ends[:] = [item[0] + item[1] for item in saved]
-        self._full = 0
+        self.starts[:] = [item[0] for item in saved]
+        self.ends[:] = [item[0] + item[1] for item in saved]
+        self.full = 0
 
     def kept(self) -> Callable[[], None]:
         """Return what puts it back to what it is now."""
@@ -142,36 +142,36 @@ class IntervalMap(Generic[T]):
 
     def _slice(self, start: int, end: int) -> tuple[int, int]:
         """Return the range of indices of the intervals that overlap start..end."""
-        first = bisect_right(self._starts, start) - 1
-        if first < 0 or self._ends[first] <= start:
+        first = bisect_right(self.starts, start) - 1
+        if first < 0 or self.ends[first] <= start:
             first += 1
-        return first, bisect_left(self._starts, end, first)
+        return first, bisect_left(self.starts, end, first)
 
     def within(self, start: int, pages: int) -> list[T]:
         """Return the intervals that overlap `pages` places from `start`, clipped to them."""
         end = start + pages
-        first = bisect_right(self._starts, start) - 1
-        if first >= 0 and self._ends[first] >= end:
+        first = bisect_right(self.starts, start) - 1
+        if first >= 0 and self.ends[first] >= end:
             item = self.items[first]
-            whole = self._starts[first] == start and self._ends[first] == end
+            whole = self.starts[first] == start and self.ends[first] == end
             return [item if whole else item.clip(start, end)]
         first, last = self._slice(start, end)
         return [item.clip(start, end) for item in self.items[first:last]]
 
     def at(self, place: int) -> T | None:
         """Return the interval that holds a place, whole."""
-        index = bisect_right(self._starts, place) - 1
-        return self.items[index] if index >= 0 and self._ends[index] > place else None
+        index = bisect_right(self.starts, place) - 1
+        return self.items[index] if index >= 0 and self.ends[index] > place else None
 
     def part(self, start: int, pages: int) -> tuple[T, int] | None:
         """Return the part of the one interval that holds all of these places, and in how many
         pieces more it would be without them, as `cuts` says; None if there is no such interval.
         """
         end = start + pages
-        index = bisect_right(self._starts, start) - 1
-        if index < 0 or self._ends[index] < end:
+        index = bisect_right(self.starts, start) - 1
+        if index < 0 or self.ends[index] < end:
             return None
-        cuts = (self._starts[index] != start) + (self._ends[index] != end)
+        cuts = (self.starts[index] != start) + (self.ends[index] != end)
         item = self.items[index]
         return (item.clip(start, end) if cuts else item), cuts
 
@@ -181,18 +181,18 @@ class IntervalMap(Generic[T]):
 
     def _inside(self, place: int) -> bool:
         """Whether an interval begins before `place` and goes on beyond it."""
-        index = bisect_left(self._starts, place) - 1
-        return index >= 0 and self._ends[index] > place
+        index = bisect_left(self.starts, place) - 1
+        return index >= 0 and self.ends[index] > place
 
     def remove(self, start: int, pages: int) -> list[T]:
         """Cut a range out, splitting what crosses its ends; return what was there, clipped."""
-        if self.turn != self._journal.turn:
-            self._journal.keep(self)
+        if self.turn != self.journal.turn:
+            self.journal.keep(self)
         end = start + pages
-        if start < self._full:
-            self._full = start
-        index = bisect_right(self._starts, start) - 1
-        if index >= 0 and self._ends[index] >= end:
+        if start < self.full:
+            self.full = start
+        index = bisect_right(self.starts, start) - 1
+        if index >= 0 and self.ends[index] >= end:
             item = self.items[index]
             self._cut(index, item, start, end)
             return [item.clip(start, end)]
@@ -203,121 +203,123 @@ class IntervalMap(Generic[T]):
 
     def discard(self, start: int, pages: int) -> None:
         """Cut a range out as `remove` does, whatever was there."""
-        if self.turn != self._journal.turn:
-            self._journal.keep(self)
+        if self.turn != self.journal.turn:
+            self.journal.keep(self)
         end = start + pages
-        index = bisect_right(self._starts, start) - 1
-        if index >= 0 and self._ends[index] >= end:
-            if start < self._full:
-                self._full = start
+        index = bisect_right(self.starts, start) - 1
+        if index >= 0 and self.ends[index] >= end:
+            if start < self.full:
+                self.full = start
             self._cut(index, self.items[index], start, end)
         else:
             self.remove(start, pages)
 
     def _cut(self, index: int, item: T, start: int, end: int) -> None:
         """Cut a range out of one interval, which it lies in."""
-        first, last = self._starts[index], self._ends[index]
+        first, last = self.starts[index], self.ends[index]
         if first != start:
             self.items[index] = item.clip(first, start)
-            self._ends[index] = start
+            self.ends[index] = start
             if last != end:
                 self._add(index + 1, item.clip(end, last), end, last)
         elif last != end:
             self.items[index] = item.clip(end, last)
-            self._starts[index] = end
+            self.starts[index] = end
         else:
-            del self.items[index], self._starts[index], self._ends[index]
-            self._tally.intervals -= 1
+            del self.items[index], self.starts[index], self.ends[index]
+            self.tally.intervals -= 1
 
     def _add(self, index: int, item: T, start: int, end: int) -> None:
         self.items.insert(index, item)
-        self._starts.insert(index, start)
-        self._ends.insert(index, end)
-        self._tally.intervals += 1
+        self.starts.insert(index, start)
+        self.ends.insert(index, end)
+        self.tally.intervals += 1
 
     def _outside(self, first: int, last: int, start: int, end: int) -> list[T]:
         """Return what is left of some intervals on either side of a range."""
         keep: list[T] = []
         if first < last:
-            if self._starts[first] < start:
-                keep.append(self.items[first].clip(self._starts[first], start))
-            if self._ends[last - 1] > end:
-                keep.append(self.items[last - 1].clip(end, self._ends[last - 1]))
+            if self.starts[first] < start:
+                keep.append(self.items[first].clip(self.starts[first], start))
+            if self.ends[last - 1] > end:
+                keep.append(self.items[last - 1].clip(end, self.ends[last - 1]))
         return keep
 
     def insert(self, item: T) -> None:
         """Add an interval where there is none, joined with the neighbours that it continues."""
-        if self.turn != self._journal.turn:
-            self._journal.keep(self)
+        if self.turn != self.journal.turn:
+            self.journal.keep(self)
         start = item[0]
-        end, index = start + item[1], bisect_left(self._starts, start)
-        ends, items = self._ends, self.items
+        end, index = start + item[1], bisect_left(self.starts, start)
+        ends, items = self.ends, self.items
         if index and ends[index - 1] == start and items[index - 1].continues(item):
             index -= 1
             items[index], ends[index] = items[index].lengthened(item[1]), end
             self._join_next(index)
         elif (
             index < len(items)
-            and self._starts[index] == end
+            and self.starts[index] == end
             and item.continues(right := items[index])
         ):
-            items[index], self._starts[index] = item.lengthened(right[1]), start
+            items[index], self.starts[index] = item.lengthened(right[1]), start
         else:
             self._add(index, item, start, end)
 
     def _join_next(self, index: int) -> None:
         """Join an interval with the next one, if that continues it."""
         after = index + 1
-        if after < len(self.items) and self._starts[after] == self._ends[index]:
+        if after < len(self.items) and self.starts[after] == self.ends[index]:
             item, right = self.items[index], self.items[after]
             if item.continues(right):
                 self.items[index] = item.lengthened(right[1])
-                self._ends[index] = self._ends[after]
-                del self.items[after], self._starts[after], self._ends[after]
-                self._tally.intervals -= 1
+                self.ends[index] = self.ends[after]
+                del self.items[after], self.starts[after], self.ends[after]
+                self.tally.intervals -= 1
 
     def replace(self, item: T) -> None:
         """Put an interval in the place of whatever is there, joined with the neighbours."""
-        if self.turn != self._journal.turn:
-            self._journal.keep(self)
+        if self.turn != self.journal.turn:
+            self.journal.keep(self)
         start = item[0]
-        end, index = start + item[1], bisect_right(self._starts, start) - 1
-        if index >= 0 and self._ends[index] >= end:
-            if self._starts[index] == start and self._ends[index] == end:
+        end, index = start + item[1], bisect_right(self.starts, start) - 1
+        if index >= 0 and self.ends[index] >= end:
+            if self.starts[index] == start and self.ends[index] == end:
                 self.items[index] = item
-                self._join_next(index)
-                if index and self._ends[index - 1] == start:
+                after = index + 1
+                if after < len(self.items) and self.starts[after] == end:
+                    self._join_next(index)
+                if index and self.ends[index - 1] == start:
                     self._join_next(index - 1)
                 return
             self._cut(index, self.items[index], start, end)
         else:
-            full = self._full
+            full = self.full
             self.remove(start, end - start)
-            self._full = full
+            self.full = full
         self.insert(item)
 
     def _put(self, first: int, last: int, items: list[T]) -> None:
-        self._tally.intervals += len(items) - (last - first)
+        self.tally.intervals += len(items) - (last - first)
         self.items[first:last] = items
-        self._starts[first:last] = [item[0] for item in items]
-        self._ends[first:last] = [item[0] + item[1] for item in items]
+        self.starts[first:last] = [item[0] for item in items]
+        self.ends[first:last] = [item[0] + item[1] for item in items]
 
     def clear(self) -> None:
         """Remove everything."""
-        if self.turn != self._journal.turn:
-            self._journal.keep(self)
+        if self.turn != self.journal.turn:
+            self.journal.keep(self)
         self._put(0, len(self.items), [])
-        self._full = 0
+        self.full = 0
 
     def gap(self, count: int, align: int = 1) -> int | None:
         """Return the lowest place, a multiple of `align`, from which `count` hold nothing."""
-        starts, ends = self._starts, self._ends
-        index = bisect_left(starts, self._full)
-        hole = max(self._full, ends[index - 1]) if index else self._full
+        starts, ends = self.starts, self.ends
+        index = bisect_left(starts, self.full)
+        hole = max(self.full, ends[index - 1]) if index else self.full
         while index < len(starts) and starts[index] == hole:
             hole = ends[index]
             index += 1
-        self._full = hole
+        self.full = hole
         for after in range(index, len(starts)):
             place = -(-hole // align) * align
             if place + count <= starts[after]:
@@ -329,10 +331,10 @@ class IntervalMap(Generic[T]):
     def gap_from_top(self, count: int, align: int = 1) -> int | None:
         """Return the highest such place."""
         hole_end = self.pages
-        for index in range(len(self._starts) - 1, -1, -1):
+        for index in range(len(self.starts) - 1, -1, -1):
             place = (hole_end - count) // align * align
-            if place >= self._ends[index]:
+            if place >= self.ends[index]:
                 return place
-            hole_end = self._starts[index]
+            hole_end = self.starts[index]
         place = (hole_end - count) // align * align
         return place if place >= 0 else None

@@ -7,11 +7,14 @@ same fields: what types are called is for people, and is not compared.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, TypeAlias
 
 # Of one type: scalars and bytes, which is what taking it apart may cost.
 MOST_CELLS, MOST_SIZE = 1 << 18, 1 << 24
+# What members are aligned to at most, in a structure of one kind or another: the first is not
+# packed, those between are those of `#pragma pack`.
+_PACKED = (1 << 32, 16, 8, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,12 +108,21 @@ class Field:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Struct:
-    """A structure; or a union, whose fields lie over each other."""
+    """A structure; or a union, whose fields lie over each other.
+
+    aligns    what it may be aligned to for all that is known, `align` being the greatest; none if
+              `align` is sure
+    loose     it has numbers or pointers that are aligned to less than their size
+    atomic    it is `_Atomic`, or has members that are
+    """
 
     name: str = dataclasses.field(compare=False)
     size: int
     align: int
     fields: tuple[Field, ...]
+    aligns: tuple[int, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    loose: bool = dataclasses.field(default=False, compare=False, repr=False)
+    atomic: bool = dataclasses.field(default=False, compare=False, repr=False)
     cells: int = dataclasses.field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -182,15 +194,43 @@ def scalars(kind: CType, offset: int = 0) -> Iterator[tuple[int, CType]]:
 
 
 def layout(name: str, fields: tuple[Field, ...], size: int, at_least: int = 1) -> Struct:
-    """Return a structure with the alignment that its size and offsets allow: nothing else tells of
-    a packed one. (One with over-aligned members at aligned offsets is so taken for aligned.)
+    """Return a structure with the alignment that its size and offsets allow, see `alignments`."""
+    found = alignments([(field.offset, possible(field.type)) for field in fields], size, at_least)
+    return Struct(name, size, found[0], fields, found)
 
+
+def possible(kind: CType) -> tuple[int, ...]:
+    """Return what a type may be aligned to: more than one if it is a structure's guess."""
+    kind = innermost(kind)
+    return (isinstance(kind, Struct) and kind.aligns) or (kind.align,)
+
+
+def alignments(
+    members: Iterable[tuple[int, tuple[int, ...]]], size: int, at_least: int = 1
+) -> tuple[int, ...]:
+    """Return what a structure may be aligned to, the greatest first: nothing but sizes and offsets
+    tells of a packed one. What a member lies at may be so because it, or the structure, is packed:
+    a packed member is no sign that the structure is. (One with over-aligned members at aligned
+    offsets may be either.)
+
+    members     offsets, and what each may be aligned to: powers of 2
     at_least    the alignment that it is said to have
     """
-    align = max((field.type.align for field in fields), default=1)
-    while align > 1 and (size % align or any(f.offset % min(align, f.type.align) for f in fields)):
-        align //= 2
-    return Struct(name, size, max(align, at_least), fields)
+    found: set[int] = set()
+    spots = {(offset & -offset, aligns) for offset, aligns in members}
+    for most in _PACKED:
+        allowed = [
+            {min(align, most) for align in aligns if not spot % min(align, most)}
+            for spot, aligns in spots
+        ]
+        if all(allowed):
+            least = max(map(min, allowed), default=1)
+            found.update(
+                max(align, at_least)
+                for align in {1}.union(*allowed)
+                if align >= least and not size % align
+            )
+    return tuple(sorted(found, reverse=True))
 
 
 def declare(kind: CType, name: str = "") -> str:

@@ -6,7 +6,6 @@ be pointed to. So it is with what pointers within structures point to, and there
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from vmm.guest.elf import Malformed
@@ -22,13 +21,12 @@ from vmm.sandbox.ctype import (
     Int,
     Opaque,
     Pointer,
-    Struct,
     Void,
-    layout,
 )
 from vmm.sandbox.dwarf import Entries, Entry, Reference
 from vmm.sandbox.forms import uleb
 from vmm.sandbox.prototype import Parameter
+from vmm.sandbox.record import Record
 
 _MOST_DEPTH = 40  # of types within types
 _QUALIFIERS = frozenset(
@@ -98,6 +96,19 @@ class Types:
             name = name or (_text(entry) if entry.tag == "typedef" else "")
         raise Malformed
 
+    def _is_atomic(self, entry: Entry) -> bool:
+        """Whether what an entry is, or the elements of it if it is an array, are atomic."""
+        for _ in range(_MOST_DEPTH):
+            offset = entry.attributes.get("type")
+            if not isinstance(offset, int):
+                return False
+            entry = self._entries.at(offset)
+            if entry.tag == "atomic_type":
+                return True
+            if entry.tag not in _QUALIFIERS and entry.tag != "array_type":
+                return False
+        return False
+
     def _type(self, entry: Entry, within: bool, depth: int) -> CType:
         """Return the type of what an entry is.
 
@@ -115,7 +126,7 @@ class Types:
         if found.tag == "enumeration_type":
             return self._enum(found, name)
         if found.tag in _RECORDS:
-            return self._record(found, name, depth)
+            return self._record(found, name, depth, self._is_atomic(entry))
         if found.tag == "array_type":
             return self._array(found, name, depth)
         return Opaque(name or _text(found) or "type", "is no type of C's")
@@ -171,7 +182,7 @@ class Types:
             kind = Array(kind, count if kind.size else 0)
         return _bounded(kind, name or "array")
 
-    def _record(self, entry: Entry, name: str, depth: int) -> CType:
+    def _record(self, entry: Entry, name: str, depth: int, atomic: bool) -> CType:
         spelled, said = _spelled(entry, name), entry.attributes
         size = said.get("byte_size")
         if said.get("declaration") or not isinstance(size, int):
@@ -180,9 +191,7 @@ class Types:
             return Opaque(spelled, "is too large")
         if said.get("calling_convention") == _BY_REFERENCE or "containing_type" in said:
             return Opaque(spelled, "has a constructor or destructor, or virtual functions")
-        fields: list[Field] = []
-        align = _align(entry)
-        cells = 0
+        record = Record(spelled, size)
         for child in self._entries.children(entry, frozenset(("member", "inheritance"))):
             if child.tag == "inheritance":
                 return Opaque(spelled, "has base classes")
@@ -190,29 +199,21 @@ class Types:
                 continue  # a static one of C++
             if "bit_size" in child.attributes:
                 return Opaque(spelled, "has bit-fields")
-            for field in self._members(child, depth):
-                if isinstance(field.type, Opaque):
-                    return Opaque(spelled, f"has a {field.type.name}, which {field.type.why}")
-                cells += field.type.cells
-                if field.offset + field.type.size > size or cells > MOST_CELLS:
-                    return Opaque(spelled, "is too large" if cells > MOST_CELLS else "is malformed")
-                fields.append(field)
-            align = max(align, _align(child))
-        return layout(spelled, tuple(fields), size, align)
+            kind = self._type(child, True, depth + 1)
+            member = Field(_text(child), _location(child), kind)
+            instead = record.add(member, _align(child), self._is_atomic(child))
+            if instead is not None:
+                return instead
+        return record.made(_align(entry), atomic)
 
-    def _members(self, entry: Entry, depth: int) -> Iterator[Field]:
-        """Yield what a member is: of a structure or union without a name, its fields."""
-        kind, name = self._type(entry, True, depth + 1), _text(entry)
-        at = entry.attributes.get("data_member_location", 0)
-        if isinstance(at, bytes) and at and at[0] == _PLUS:
-            at = uleb(at, 1)[0]
-        if not isinstance(at, int):
-            raise Malformed
-        if not name and isinstance(kind, Struct):
-            for field in kind.fields:
-                yield Field(field.name, at + field.offset, field.type)
-        else:
-            yield Field(name, at, kind)
+
+def _location(entry: Entry) -> int:
+    at = entry.attributes.get("data_member_location", 0)
+    if isinstance(at, bytes) and at and at[0] == _PLUS:
+        at = uleb(at, 1)[0]
+    if not isinstance(at, int):
+        raise Malformed
+    return at
 
 
 def _text(entry: Entry) -> str:
@@ -227,8 +228,10 @@ def _spelled(entry: Entry, name: str) -> str:
 
 
 def _align(entry: Entry) -> int:
-    align = entry.attributes.get("alignment", 1)
-    return align if isinstance(align, int) and 0 < align <= 1 << 32 else 1
+    """Return the alignment that is said, a power of 2; 0 if none is."""
+    align = entry.attributes.get("alignment", 0)
+    sound = isinstance(align, int) and 0 < align <= 1 << 32 and not align & (align - 1)
+    return align if sound else 0
 
 
 def _count(entry: Entry) -> int | None:

@@ -18,7 +18,7 @@ _PREFIX = "pageferry_function_"
 _FILE = "pageferry-functions"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ERROR = re.compile(rf"^{_FILE}:(\d+):(?:\d+:)? (?:fatal )?error", re.MULTILINE)
-_FLAGS = ("-x", "c", "-g", "-O0", "-fno-lto", "-w")
+_FLAGS = ("-x", "c", "-gdwarf-5", "-O0", "-fno-lto", "-w")
 # clang stops after 20 errors otherwise, and gcc has no such end.
 _FAMILY_FLAGS = {"clang": ("-ferror-limit=0",), "zig": ("-ferror-limit=0", "-fno-sanitize=all")}
 _MOST_ROUNDS = 4

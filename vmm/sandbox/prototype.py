@@ -11,7 +11,7 @@ from typing import Any
 
 from vmm.errors import ArgumentTypeError, ConfigError
 from vmm.guest.lines import Line
-from vmm.sandbox.ctype import INT, CType, Float, FunctionPointer, Pointer, Void, declare
+from vmm.sandbox.ctype import INT, CType, Float, FunctionPointer, Pointer, Struct, Void, declare
 from vmm.sandbox.foreign import as_ctype
 from vmm.sandbox.plain import Plain
 from vmm.sandbox.references import Reference, refer
@@ -109,12 +109,16 @@ class Prototype:
                 types[fixed:] = [
                     _DOUBLE if kind == Float("float", 4) else kind for kind in types[fixed:]
                 ]
+            types[: len(parameters)] = [
+                _as_declared(kind, parameter.type)
+                for kind, parameter in zip(types, parameters, strict=False)
+            ]
             names = [parameter.name for parameter in parameters]
             names += [""] * (len(types) - len(names))
             parameters = tuple(map(Parameter, names, types))
             variadic = False
         if restype is not dataclasses.MISSING:
-            result = as_ctype(restype, f"{self.name}.restype")
+            result = _as_declared(as_ctype(restype, f"{self.name}.restype"), self.result)
         elif self.unknown:
             result = INT  # as C has it without a declaration, and ctypes
         return dataclasses.replace(
@@ -198,3 +202,21 @@ class Prototype:
         if self.variadic or self.unknown:
             taken.append(inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL))
         return inspect.Signature(taken, return_annotation=declare(self.result))
+
+
+def _as_declared(kind: CType, declared: CType) -> CType:
+    """Return a type with what ctypes has no word for, if it is a structure like the declared one:
+    where it is passed hangs on that.
+    """
+    if (
+        not isinstance(kind, Struct)
+        or not isinstance(declared, Struct)
+        or kind.size != declared.size
+    ):
+        return kind
+    return dataclasses.replace(
+        kind,
+        align=max(kind.align, declared.align),
+        loose=declared.loose,
+        atomic=declared.atomic,
+    )

@@ -22,6 +22,7 @@ from vmm.sandbox.ctype import (
     round_up,
     scalars,
 )
+from vmm.sandbox.halves import is_halved
 
 GENERAL, SSE = "general", "sse"  # classes of an eightbyte; a value of neither is in memory
 _REGISTERS = {GENERAL: 6, SSE: 8}
@@ -161,12 +162,22 @@ def _classes(kind: CType, what: str) -> list[str | None] | None:
     if not isinstance(kind, Int | Float | Pointer | FunctionPointer | Struct):
         why = getattr(kind, "why", "is no value")
         raise ConfigError(f"{what}: {declare(kind)} {why}: it cannot be passed")
+    if isinstance(kind, Struct) and kind.atomic:
+        raise ConfigError(
+            f"{what}: {declare(kind)} is atomic, or has atomic members: compilers differ on where"
+            " it is passed: pass a pointer"
+        )
     classes: list[str | None] = [None] * (round_up(kind.size, 8) // 8)
     in_memory = kind.size > 16
     for offset, part in _distinct(kind):
         if not isinstance(part, Int | Float | Pointer | FunctionPointer) or part.size > 8:
             raise ConfigError(f"{what}: {declare(part)} cannot be passed by value")
         if in_memory or offset % part.align:
+            if not in_memory and isinstance(kind, Struct) and kind.loose:
+                raise ConfigError(
+                    f"{what}: {declare(kind)} has members that are aligned to less than their size:"
+                    " compilers differ on where it is passed: pass a pointer"
+                )
             in_memory = True
             continue
         index = offset // 8
@@ -174,7 +185,16 @@ def _classes(kind: CType, what: str) -> list[str | None] | None:
             classes[index] = classes[index] or SSE
         else:
             classes[index] = GENERAL
-    return None if in_memory else classes
+    if in_memory:
+        return None
+    if isinstance(kind, Struct) and any(
+        name == SSE and is_halved(kind, 8 * index) for index, name in enumerate(classes)
+    ):
+        raise ConfigError(
+            f"{what}: {declare(kind)} has a float where another member of a union has more:"
+            " compilers differ on what is passed: pass a pointer"
+        )
+    return classes
 
 
 def _distinct(kind: CType) -> Iterable[tuple[int, CType]]:

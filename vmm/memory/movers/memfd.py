@@ -17,4 +17,4 @@ class MemfdMover(Mover):
     name = "memfd"
 
     def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
-        return MappedWindow(self.pool, size, base, vm)
+        return MappedWindow(self.pool, size, base, vm, guarded=self.guards(others))

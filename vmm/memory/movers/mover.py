@@ -15,6 +15,9 @@ class Mover(ABC):
 
     name: str
     seams = 2 * MOST  # mappings that its windows may need beyond two for each run
+    # Machines, beyond which windows are `guarded`: of each change of a mapping the kernel tells all
+    # of them, which guards spare. Among few, these take as long as they spare.
+    guards_beside = 8
 
     def __init__(self, frames: int) -> None:
         self.pool = self._make_pool(frames)
@@ -28,6 +31,10 @@ class Mover(ABC):
 
         others    how many machines there are besides
         """
+
+    def guards(self, others: int) -> bool:
+        """Whether the window of a machine beside so many is to be `guarded`."""
+        return others >= self.guards_beside and self.pool.guarded.works
 
     def host_window(self, size: int) -> Window:
         """Make an empty window in this process: memory that the host itself reads and writes."""

@@ -34,12 +34,14 @@ class ParkSlotsWindow(SlotsWindow):
         for part in self._park.lodgings.within(frame, count):
             yield self._park.memory(part), part.pages
 
-    def loosen(self, page: int, count: int) -> None:
-        end = page + count
+    def loosen(self, page: int, count: int) -> bool:
+        end, loosened = page + count, False
         for shown in [slot.clip(page, end) for slot in self.overlapping(page, end)]:
             for part in self._park.lodgings.within(shown.frame, shown.pages):
                 if not part.anonymous:
                     mapping.loosen(self._park.memory(part), part.pages * PAGE_SIZE)
+                    loosened = True
+        return loosened
 
     def make_shareable(self, page: int, count: int) -> None:
         end = page + count

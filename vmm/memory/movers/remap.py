@@ -53,8 +53,9 @@ class RemapWindow(MappedWindow):
         vm: Vm | None = None,
         *,
         viewed: bool = False,
+        guarded: bool = False,
     ) -> None:
-        super().__init__(park, size, base, vm, viewed=viewed)
+        super().__init__(park, size, base, vm, viewed=viewed, guarded=guarded)
         self._park = park
         self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
         self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
@@ -208,14 +209,18 @@ class RemapWindow(MappedWindow):
     def kept(self) -> Restore:
         return self._shown.kept()
 
-    def loosen(self, page: int, count: int) -> None:
+    def loosen(self, page: int, count: int) -> bool:
         # Not what is anonymous, which exists here only: it is moved with its translations.
-        end = page + count
+        end, loosened = page + count, False
         for run in (*self._shown.within(page, count), None):
             start = end if run is None else run.page
             if start > page:
-                super().loosen(page, start - page)
+                loosened = super().loosen(page, start - page)
             page = end if run is None else run.end
+        return loosened
+
+    def moves(self, page: int, count: int) -> bool:
+        return self._shown.part(page, count) is not None
 
     def lose(self, part: Lodging) -> None:
         """Follow memory that has been taken from here to where it is wanted.
@@ -233,17 +238,12 @@ class RemapWindow(MappedWindow):
         self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
     ) -> bool:
         if not isinstance(other, RemapWindow):
-            return super().pass_on(page, frame, count, other, place, writable=writable)
-        if not self._shown.items and not other._blank:  # the memfd's, here and there
-            MappedWindow.hide(self, page, count)
-            try:
-                MappedWindow.show(other, place, frame, count, writable=writable)
-            except OSError:
-                return False
-            return True
+            return Window.pass_on(self, page, frame, count, other, place, writable=writable)
+        if not self._shown.items and not other._blank:
+            return self._pass_on(page, frame, count, other, place, writable)
         part = self._shown.part(page, count)
         if part is None or part[0].hold is not Hold.OWNED or not writable:
-            return super().pass_on(page, frame, count, other, place, writable=writable)
+            return Window.pass_on(self, page, frame, count, other, place, writable=writable)
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
         here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
         other.cover(place, count)
@@ -418,7 +418,7 @@ class RemapMover(Mover):
     def machine_window(self, vm: Vm, base: int, size: int, others: int = 0) -> Window:
         if others >= self.many:
             return ParkSlotsWindow(self._park, vm, base, size)
-        return RemapWindow(self._park, size, base, vm)
+        return RemapWindow(self._park, size, base, vm, guarded=self.guards(others))
 
     def host_window(self, size: int) -> Window:
         return RemapWindow(self._park, size, viewed=True)

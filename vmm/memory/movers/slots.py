@@ -214,9 +214,10 @@ class PoolSlotsWindow(SlotsWindow):
     def places(self, page: int, frame: int, count: int) -> Iterable[tuple[int, int]]:
         return self.lodged(frame, count)
 
-    def loosen(self, page: int, count: int) -> None:
+    def loosen(self, page: int, count: int) -> bool:
         for address, pages in self.pieces(page, count):
             mapping.loosen(address, pages * PAGE_SIZE)
+        return True
 
     def lodged(self, frame: int, count: int) -> Iterable[tuple[int, int]]:
         return ((self._pool.address + frame * PAGE_SIZE, count),)

@@ -122,10 +122,17 @@ class Window(ABC):
         """
         return False
 
-    def loosen(self, page: int, count: int) -> None:  # noqa: B027 - see those that can
+    def loosen(self, page: int, count: int) -> bool:
         """Take a part of the kernel's work out of a `hide` that follows: to drop the translations
-        of so many pages, if they are in use. Nobody sees anything of it.
+        of so many pages, if they are in use. Nobody sees anything of it. False if that cannot be.
         """
+        return False
+
+    def moves(self, page: int, count: int) -> bool:
+        """Whether these pages are moved as they are when they are hidden, with whatever leads to
+        them: to loosen them first is no use.
+        """
+        return False
 
     @abstractmethod
     def address(self, page: int) -> int:
@@ -163,6 +170,7 @@ class MappedWindow(Window):
 
     base, vm   its guest-physical address, and the machine that sees it; the host's has neither
     viewed     whether Python may have views of it, as of the host's
+    guarded    whether its pages are hidden where they are mapped, if they are to come back there
     views      what Python may see of the host's (vmm.memory.views); None for a machine's
     """
 
@@ -176,6 +184,7 @@ class MappedWindow(Window):
         vm: Vm | None = None,
         *,
         viewed: bool = False,
+        guarded: bool = False,
     ) -> None:
         self._pool = pool
         self._pieces: list[Piece] | None = None  # that are kept, when it is being closed
@@ -188,7 +197,7 @@ class MappedWindow(Window):
         address = self.mapping.address
         self.region = Region(address if base is None else base, size)
         self._slots: WindowSlots | None = None
-        self._guards = Guards(pool.guarded) if pool.guarded.works and not viewed else None
+        self._guards = Guards(pool.guarded) if guarded else None
         if vm is not None:
             self._slots = WindowSlots(vm, WINDOW_SLOT, self.region.base, self.region.pages, address)
 
@@ -238,6 +247,43 @@ class MappedWindow(Window):
             mapping.blank(address, size)
         self.changed(page, count)
 
+    def pass_on(
+        self, page: int, frame: int, count: int, other: Window, place: int, *, writable: bool = True
+    ) -> bool:
+        if not isinstance(other, MappedWindow):
+            return super().pass_on(page, frame, count, other, place, writable=writable)
+        return self._pass_on(page, frame, count, other, place, writable)
+
+    def _pass_on(
+        self, page: int, frame: int, count: int, other: MappedWindow, place: int, writable: bool
+    ) -> bool:
+        """Pass on what is the memfd's, here and there: `hide` and `show`, with no calls between."""
+        viewed = self.views is not None or other.views is not None
+        guarded = self._guards is not None or other._guards is not None
+        if viewed or guarded or other.populate or self._pool.advised:
+            MappedWindow.hide(self, page, count)
+            try:
+                MappedWindow.show(other, place, frame, count, writable=writable)
+            except OSError:
+                return False
+            return True
+        slots, size = other._slots, count * PAGE_SIZE
+        self._pool.journal.touched.append((self, page, count))
+        mapping.hide(self.mapping.address + page * PAGE_SIZE, size)
+        try:
+            if slots is not None and (
+                place // slots.chunk not in slots.made
+                or (place + count - 1) // slots.chunk not in slots.made
+                or count > slots.chunk
+            ):
+                slots.cover(place, count)
+            self._pool.journal.touched.append((other, place, count))
+            address = other.mapping.address + place * PAGE_SIZE
+            mapping.show(address, size, self._pool.fd, frame * PAGE_SIZE, writable=writable)
+        except OSError:
+            return False
+        return True
+
     def taken(self, page: int, count: int) -> None:
         """Something else than a frame of the memfd's is about to be mapped at these pages."""
         if self._guards is not None:
@@ -252,8 +298,9 @@ class MappedWindow(Window):
         """Return where memory is here that children do not inherit: address, bytes."""
         return []
 
-    def loosen(self, page: int, count: int) -> None:
+    def loosen(self, page: int, count: int) -> bool:
         mapping.loosen(self.address(page), count * PAGE_SIZE)
+        return True
 
     def address(self, page: int) -> int:
         return self.mapping.address + page * PAGE_SIZE
