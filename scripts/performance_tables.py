@@ -193,6 +193,7 @@ def linux_table(results: Results) -> Iterator[str]:
 # What calls are to reach: a column by another, at most or at least so much.
 CALL_TARGETS = {
     "call_empty": (("ours", "bare", "≤", 1.5),),
+    "call_1k_copied": (("ours", "plain", "≤", 1.5),),
     "call_64m": (
         ("ours", "floor", "≤", 1.3),
         ("ours", "host", "≤", 1.1),

@@ -66,6 +66,10 @@ class ArgumentRangeError(ConfigError, OverflowError):
     """A number that does not fit the C type that it is for."""
 
 
+class HandleError(ConfigError):
+    """An address that a function has returned, of a machine that is gone, or of another one."""
+
+
 class GuestImageError(PageferryError):
     """A file that is not a guest this monitor can load."""
 
@@ -100,7 +104,9 @@ class GuestError(PageferryError):
 
 
 class AccessError(PageferryError):
-    """A buffer that cannot be read, or written, at present: lent, read-only, or reclaimed."""
+    """A buffer that cannot be read, or written, at present: lent, read-only, or reclaimed; or
+    memory of a machine's that is not there, or that it cannot write.
+    """
 
 
 class LiveViewError(PageferryError, BufferError):

@@ -204,12 +204,17 @@ struct pf_answer {
  *
  * What follows struct pf_call are 64-bit words: `general` for RDI, RSI, RDX, RCX, R8 and R9, `vector` for the low halves of XMM0 to
  * XMM7, `stack` for the stack, in order; `places` that say which of these words are pointers; then `data` bytes, which are
- * arguments as well. The host keeps the data aligned to 16 bytes, from the payload's beginning on. With PF_CALL_SPILLED all this is at the beginning of the message's first extent instead. Data bytes that
- * were in the payload follow struct pf_result in the answer; elsewhere the host sees them where they are.
+ * arguments as well. The host keeps the data aligned to 16 bytes, from the payload's beginning on. With PF_CALL_SPILLED all this
+ * is at the beginning of the message's last extent instead. Data bytes that were in the payload follow struct pf_result in the
+ * answer; elsewhere the host sees them where they are.
  *
- * With PF_CALL_MORE a message only brings pages for the call that the next message asks for, as what may only be read comes by a
- * message of its own. The extents are numbered in the order in which they come. */
-#define PF_CALL_VERSION 1
+ * With PF_CALL_MORE a message only brings pages for the call that the next message asks for: what may only be read comes by
+ * messages of its own, and so does what one has no room for. The extents are numbered in the order in which they come, 255 at most,
+ * and go back by as many messages, those of each by one of its own.
+ *
+ * A word may as well be the address of memory that the host has shared with the machine before, for as long as that is there:
+ * no message tells of it, and no answer returns it. */
+#define PF_CALL_VERSION 2
 #define PF_CALL_READY 0xffffffffffffffff /* a tag */
 #define PF_CALL_DATA 0xff                /* instead of an extent's number: the data */
 #define PF_CALL_GENERAL 6                /* registers */

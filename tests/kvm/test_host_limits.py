@@ -200,3 +200,36 @@ lib.close()
     ended = pageferry(code=code)
     assert ended.code == 0, ended.err
     assert ended.out.startswith("2 2 a call in another thread: no thread can be started")
+
+
+@pytest.mark.not_in_ept("tasks are the kernel's, whatever the hardware")
+def test_a_machine_for_calls_for_which_there_is_no_task_is_no_crash_of_a_function(
+    sandboxed: Elf,
+) -> None:
+    as_root()
+    code = f"""{NO_MORE_TASKS}
+from vmm import CallCrash, ResourceError, Sandbox
+lib = Sandbox({str(sandboxed("keeper"))!r}, pool="16M")
+try:
+    lib.crash()
+except CallCrash:
+    pass
+limit = resource.getrlimit(resource.RLIMIT_NPROC)
+os.setresuid(65534, 65534, 0)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, limit[1]))
+for _ in range(2):
+    try:
+        print(lib.twice(4), end=" ")
+    except ResourceError as error:
+        print(error.errno, error, end=" ")
+os.setresuid(0, 0, 0)
+resource.setrlimit(resource.RLIMIT_NPROC, limit)
+print(lib.twice(5))
+lib.close()
+"""
+    ended = pageferry(code=code)
+    assert ended.code == 0, ended.err
+    if ended.out == "8 8 10\n":  # an older kernel needs none
+        return
+    assert ended.out.count("11 a machine for calls: the kernel had no task left for it") == 2
+    assert ended.out.endswith(" 10\n")

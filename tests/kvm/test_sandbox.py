@@ -40,6 +40,7 @@ LIBRARY = SANDBOXED / "library.elf"
 @pytest.fixture(scope="module")
 def shared_lib(test_guests: Path) -> Iterator[Sandbox]:
     with Sandbox(LIBRARY, pool="256M") as lib:
+        lib.total(bytes(1000), 1000)  # so that there is memory for copies, which is kept
         yield lib
 
 
@@ -51,7 +52,7 @@ def lib(shared_lib: Sandbox) -> Iterator[Sandbox]:
     tidy(shared_lib)
     mappings.check(shared_lib.monitor)
     for worker in shared_lib._crew.workers:
-        worker._drop_scratch()
+        worker._copies.drop()
         worker.start()  # another machine, if the test has ended the last one
     assert shared_lib.monitor.audit()["free"] >= before
 
@@ -181,6 +182,18 @@ def test_dir_lists_the_functions_that_are_there_to_be_called(lib: Sandbox) -> No
     listed = dir(lib)
     assert {"nap", "call_back", "empty", "stats"} <= set(listed)
     assert not [name for name in listed if name == "main" or name.startswith(("pf_", "_Z"))]
+    libc = {"printf", "malloc", "free", "exit", "strlen", "fopen", "abort", "setvbuf", "memcpy"}
+    assert not libc & set(listed)
+    assert lib["exit"].__doc__ == "void exit(int)"  # there all the same
+
+
+def test_a_name_that_is_not_there_is_told_of_as_by_ctypes(lib: Sandbox) -> None:
+    for kind in (AttributeError, KeyError):
+        with pytest.raises(kind) as raised:
+            lib["countr"]
+        said = "there is no global function 'countr' in library; did you mean 'counter'"
+        assert str(raised.value).startswith(said)
+    assert not hasattr(lib, "countr")
 
 
 def test_a_function_is_of_this_process_alone(lib: Sandbox) -> None:
@@ -293,8 +306,7 @@ def test_arrays_have_the_shape_and_type_that_is_asked_for(lib: Sandbox) -> None:
 
 def test_an_array_is_seen_during_its_call_and_not_before_nor_after(lib: Sandbox) -> None:
     mine, other = lib.array([1.0, 2.0]), lib.array([3.0, 4.0])
-    address = lib.where(mine)
-    assert isinstance(address, int)
+    address = int(lib.where(mine))
     for _ in range(2):
         with pytest.raises(CallCrash, match=r"SIGSEGV|SIGBUS"):
             lib.peek(address)

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,44 @@ def test_a_call_is_cut_off_at_any_line(lib: Sandbox, what: str) -> None:
         assert not lib._crew._line, where
         assert (array == 7).all(), where
         assert books(lib) == before, where
+
+
+INSIDE: dict[str, Callable[[Sandbox, Any], object]] = {
+    "a handle that is read": lambda lib, handle: lib.read(handle, 8),
+    "a handle that is written to": lambda lib, handle: lib.write(handle, bytes(8)),
+    "a variable": lambda lib, handle: lib.globals["motto"],
+    "a variable that is assigned": lambda lib, handle: lib.globals.__setitem__("level", 5),
+    "an array of texts": lambda lib, handle: lib.last(["a", "b" * 500], None),
+    "texts that are written to": lambda lib, handle: lib.raise_letters([bytearray(b"a" * 500)]),
+    "a text in an argument": lambda lib, handle: lib.find("a" * 5000, b"a"),
+}
+
+
+@pytest.mark.parametrize("what", INSIDE)
+def test_what_is_done_with_a_machines_memory_is_cut_off_at_any_line(
+    sandboxed: Elf, what: str
+) -> None:
+    with Sandbox(sandboxed("keeper"), pool="16M", timeout=20) as lib:
+        act = INSIDE[what]
+        handle = lib.tally_new(3)
+        lines = lines_of(lambda: act(lib, handle))
+        lib.find("a" * 5000, b"a")  # so that there is memory for copies
+        before = lib.monitor.audit(mappings=True)
+        for line in some(lines, sized(30, 3)):
+            with Tracer(line) as tracer, contextlib.suppress(CallError):
+                act(lib, handle)
+            where = tracer.where
+            lib.twice(1)  # a machine that was left in the midst of something goes now
+            if handle.stale:
+                handle = lib.tally_new(3)
+            act(lib, handle)
+            assert lib.find("a" * 5000, b"x") is None, where
+            with ThreadPoolExecutor(1) as threads:  # nobody has left a lock behind
+                assert len(threads.submit(lib.read, handle, 8).result(10)) == 8, where
+            assert len(lib.monitor.machines) == 1, where
+            assert not lib._crew._owners, where
+            assert not lib._crew._line, where
+            assert lib.monitor.audit(mappings=True) == before, where
 
 
 def books(lib: Sandbox) -> dict[str, int]:

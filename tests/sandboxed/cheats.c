@@ -189,3 +189,65 @@ void answers_without_its_data(uint8_t *bytes, uint64_t tag)
     answer(tag, 666); /* and nothing of what was copied */
     pf_receive(&m, PF_FOREVER);
 }
+
+/* ---- The memory that copies lie in ---- */
+
+void fills(uint8_t *bytes, int length, int value)
+{
+    for (int i = 0; i < length; i++)
+        bytes[i] = (uint8_t)value;
+}
+
+/* How many bytes of the window's first `length` are not zeros: whoever may look there. */
+long finds(uint64_t address, long length)
+{
+    long found = 0;
+
+    for (long i = 0; i < length; i++)
+        found += ((volatile uint8_t *)address)[i] != 0;
+    return found;
+}
+
+void pokes(uint64_t address, long length, int value)
+{
+    for (long i = 0; i < length; i++)
+        ((volatile uint8_t *)address)[i] = (uint8_t)value;
+}
+
+uint64_t where(const uint8_t *bytes)
+{
+    return (uint64_t)bytes;
+}
+
+/* Gives back a page that it was to keep, keeps one that it was to give back, and answers itself. */
+void swaps(uint64_t kept, uint8_t *bytes, uint64_t tag)
+{
+    pf_message m;
+
+    pf_return(HOST, (void *)kept, 1, 0);
+    pf_return(HOST, bytes + PF_PAGE_SIZE, 2, 0);
+    answer(tag, 666);
+    pf_receive(&m, PF_FOREVER);
+}
+
+int gives_back_what_it_keeps(uint64_t kept, int pages)
+{
+    return pf_return(HOST, (void *)kept, (uint64_t)pages, 0);
+}
+
+/* ---- What lies beyond an array ---- */
+
+long finds_beyond(const uint8_t *bytes, long from, long to)
+{
+    return finds((uint64_t)bytes + (uint64_t)from, to - from);
+}
+
+void pokes_beyond(uint8_t *bytes, long from, long to, int value)
+{
+    pokes((uint64_t)bytes + (uint64_t)from, to - from, value);
+}
+
+void pokes_beyond_const(const uint8_t *bytes, long from, long to, int value)
+{
+    pokes((uint64_t)bytes + (uint64_t)from, to - from, value);
+}

@@ -9,6 +9,7 @@ import functools
 import inspect
 import mmap
 import struct
+import types
 from typing import Any
 
 import numpy as np
@@ -290,14 +291,26 @@ def test_what_is_pointed_to_is_not_resized_meanwhile() -> None:
 
 
 def test_a_c_string_is_text_or_bytes_and_ends_with_a_nul() -> None:
-    for const in (False, True):
-        for value in ("é", "é".encode(), ctypes.c_char_p("é".encode())):
-            found = reference(Pointer(CHAR, const), value)
-            assert (found.data, found.size) == (b"\xc3\xa9", 2)
-            assert found.terminated
-            assert found.temporary
-    assert reference(Pointer(CHAR), b"a\0b").data == b"a\0b"
-    assert "a NUL in it" in refusal(Pointer(CHAR), "a\0b", ConfigError)
+    text = Pointer(CHAR, const=True)
+    for value in ("é", "é".encode(), ctypes.c_char_p("é".encode())):
+        found = reference(text, value)
+        assert (found.data, found.size) == (b"\xc3\xa9", 2)
+        assert found.terminated
+        assert found.temporary
+    assert reference(text, b"a\0b").data == b"a\0b"
+    assert "a NUL in it" in refusal(text, "a\0b", ConfigError)
+
+
+def test_what_would_lose_what_a_function_writes_is_refused_with_what_to_do() -> None:
+    for value in ("é", b"text", ctypes.c_char_p(b"text")):
+        said = refusal(Pointer(CHAR), value, ArgumentTypeError)
+        assert "may be written to" in said
+        assert (
+            "give a bytearray with a NUL at its end, or, if it is only read, set argtypes" in said
+        )
+    for fields in ((1, 2), [1, 2], types.MappingProxyType({"x": 1})):
+        assert "give a dict" in refusal(Pointer(POINT), fields, ArgumentTypeError)
+        assert reference(Pointer(POINT, const=True), fields).temporary
     assert not reference(Pointer(CHAR), bytearray(b"ab")).terminated
 
 
@@ -367,6 +380,6 @@ def test_a_mapping_that_a_structure_is_made_from_has_what_it_has_become() -> Non
     made = refer(0, Pointer(line), value, "f: l")
     assert isinstance(made, Reference)
     assert made.mapping is value
-    written_back(made, struct.pack("<i4xdi4xd", 5, 6, 7, 8))
+    written_back(made, struct.pack("<i4xdi4xd", 5, 6, 7, 8), int)
     assert value == {"a": {"x": 5, "y": 6.0}, "b": (7, 8.0)}
     assert getattr(refer(0, Pointer(line, const=True), value, "f: l"), "mapping", 0) is None

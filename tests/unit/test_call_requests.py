@@ -73,9 +73,9 @@ class Reader:
         if head.flags & CallFlags.SPILLED:
             assert not body
             assert last.writable
-            self.scratch = len(self.extents)
             body = spill
         self.add(last)
+        self.scratch = len(self.extents) - 1
         self.function = head.function
         count = head.general + head.vector + head.stack
         self.counts = head.general, head.vector, head.stack
@@ -145,6 +145,31 @@ def test_each_word_arrives_and_each_pointer_points_to_its_bytes(
 def meet(one: Copied, at: int, other: Copied, there: int) -> bool:
     """Whether bytes of one are bytes of the other's, too, by where these are."""
     return max(at, there) < min(at + len(one.data), there + len(other.data))
+
+
+@given(calls(), st.integers(1, 1 << 40))
+def test_what_a_machine_keeps_seeing_is_pointed_to_by_address(
+    call: tuple[Words, list[Seen], list[Copied]], page: int
+) -> None:
+    words, seen, copied = call
+    shared, address = request.areas(seen), page * PAGE_SIZE
+    copies, size = request.laid_out(copied)
+    if not request.fits(words, seen):
+        return
+    parts = request.kept(words, seen, copies, shared, address)
+    assert all(len(part.payload) <= abi.PAYLOAD_MAX for part in parts)
+    reader = Reader(parts, b"")
+    assert reader.counts == (len(words.general), len(words.vector), len(words.stack))
+    pointed = {one.word for one in (*seen, *copied)}
+    for index, value in enumerate([*words.general, *words.vector, *words.stack]):
+        assert index in pointed or reader.words[index] == value
+    for one in seen:
+        number, offset = reader.words[one.word]
+        assert reader.extents[number][0].page * PAGE_SIZE + offset == one.start
+    for copy, at in copies:
+        assert reader.words[copy.word] == address + at
+        assert at + len(copy.data) <= size
+        assert copy.address or at % copy.align == 0
 
 
 @given(calls())

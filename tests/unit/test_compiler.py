@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from vmm.guest.compiler import uninterrupted
+from vmm.guest.inputs import dependencies
 
 
 def test_ctrl_c_waits_for_the_end_of_a_block_whichever_thread_is_given_it() -> None:
@@ -27,3 +28,20 @@ def test_ctrl_c_waits_for_the_end_of_a_block_whichever_thread_is_given_it() -> N
     assert steps == ["done"]
     assert signal.getsignal(signal.SIGINT) is handler
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+@pytest.mark.parametrize(
+    ("rule", "files"),
+    [
+        ("x.o: x.c\n", ["x.c"]),
+        (
+            "x.o: x.c \\\n /usr/include/a.h \\\n  b\\ c.h\n\n/usr/include/a.h:\n",
+            ["x.c", "/usr/include/a.h", "b c.h"],
+        ),
+        ("x.o: a$$b.h c\\#d.h", ["a$b.h", "c#d.h"]),
+        ("x.o:\n", []),
+        ("", []),
+    ],
+)
+def test_the_files_of_a_rule_of_makes_are_found(rule: str, files: list[str]) -> None:
+    assert dependencies(rule) == files

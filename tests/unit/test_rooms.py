@@ -126,8 +126,8 @@ HELD = (
         "GuestError",
         "GuestFault",
     ),
-    *("GuestImageError", "HostEndpoint", "HostError", "Machine", "Monitor", "PageferryError"),
-    *("Place", "Received", "ResourceError", "State"),
+    *("GuestImageError", "HandleError", "HostEndpoint", "HostError", "Machine", "Monitor"),
+    *("PageferryError", "Place", "Received", "ResourceError", "State"),
     *("Hold", "LinuxMachine", "Operation", "Status"),
     *("CallCancelled", "CallCrash", "CallError", "CallExit", "CallTimeout", "Pool", "Sandbox"),
 )

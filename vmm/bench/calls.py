@@ -66,6 +66,8 @@ class Calls:
                     "ours": column(lambda: self._dirty(stack, case, fresh=True), count),
                     "plain": column(lambda: self._dirty(stack, case, fresh=False), count),
                 }
+            case "call_1k_copied":
+                return self._small(case, stack)
             case "pool_2":
                 return {
                     "ours": once(lambda: self._pool(stack, _MACHINES)),
@@ -117,6 +119,21 @@ class Calls:
         if copied:  # they take the same array, in the same way
             del found["executor"], found["wasm"]
         return found
+
+    def _small(self, case: Case, stack: ExitStack) -> Mapping[str, Column]:
+        """Return the columns of a call that copies more than its message takes, and of one that
+        copies nothing.
+        """
+        size = case.bytes
+
+        def ours() -> Callable[[], object]:
+            return partial(self._sandbox(stack)["contrast"], array_of(size), size)
+
+        return {
+            "ours": column(ours, case.samples),
+            **Rivals(stack, self._library("functions"), size, case.samples).columns(copied=True),
+            "plain": column(lambda: self._sandbox(stack)["empty"], case.samples),
+        }
 
     def _floor(self, stack: ExitStack, case: Case, *, copied: bool) -> Column:
         """Return the column of the C program: the same messages, and the same machine."""

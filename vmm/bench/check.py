@@ -63,6 +63,7 @@ LIMITS = (
     Limit("linux_sort", "ours", "host", at_most=2),
     Limit("linux_tree", "ours", "host", at_most=3),
     Limit("call_empty", "ours", "bare", at_most=4),
+    Limit("call_1k_copied", "ours", "plain", at_most=2.6),
     Limit("call_64m", "ours", "floor", at_most=2.6),
     Limit("call_64m", "executor", "ours", at_least=5),
     Limit("call_64m_copied", "ours", "floor", at_most=10),

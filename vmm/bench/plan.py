@@ -47,7 +47,8 @@ _BYTES = {
     **{"linux_getppid": 0, "linux_read": 64 * _KIB, "linux_start": 0},
     **{"linux_sha256": 256 * _MIB, "linux_sort": 40_000_000, "linux_tree": 8_000_000},
     **{"linux_touch_small": 256 * _MIB, "linux_touch_huge": 256 * _MIB},
-    **{"call_empty": 0, "call_64m": 64 * _MIB, "call_64m_copied": 64 * _MIB, "decoder": 0},
+    **{"call_empty": 0, "call_1k_copied": _KIB, "decoder": 0},
+    **{"call_64m": 64 * _MIB, "call_64m_copied": 64 * _MIB},
     **{"restore": 64 * PAGE_SIZE, "call_fresh": 64 * PAGE_SIZE, "pool_2": 0},
 }
 

@@ -63,6 +63,7 @@ ROW_UNITS = {
     "linux_touch_huge": MICROSECONDS,
     # Of functions in a sandbox: one call, what is put back after one, an item of a pool's.
     "call_empty": MICROSECONDS,
+    "call_1k_copied": MICROSECONDS,
     "call_64m": MICROSECONDS,
     "call_64m_copied": MICROSECONDS,
     "restore": MICROSECONDS,
@@ -87,7 +88,7 @@ LIVES = ("spawn_cold", "close", "spawn_1000", "close_1000")
 COMPUTING = ("linux_sha256", "linux_sort", "linux_tree", "linux_touch_small", "linux_touch_huge")
 LINUX = ("linux_getppid", "linux_read", "linux_start", *COMPUTING)
 ARRAYS = ("call_64m", "call_64m_copied")
-CALLS = ("call_empty", *ARRAYS, "restore", "call_fresh", "pool_2", "decoder")
+CALLS = ("call_empty", "call_1k_copied", *ARRAYS, "restore", "call_fresh", "pool_2", "decoder")
 
 
 def row_label(name: str, size: int) -> str:

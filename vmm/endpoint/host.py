@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, SupportsIndex, TypeVar
 from vmm.endpoint.arguments import check_machine, contiguous, flag, wrong_type
 from vmm.endpoint.buffer import Buffer, check_unviewed, refresh
 from vmm.endpoint.lending import Lending, take_back
-from vmm.endpoint.refusals import refused, why_no_pages
+from vmm.endpoint.refusals import none_left, refused
 from vmm.endpoint.window import HostWindow
 from vmm.engine.machine import Machine
-from vmm.errors import ConfigError, ResourceError
+from vmm.errors import ConfigError
 from vmm.ferry import carry
 from vmm.ferry.exchange import Exchange
 from vmm.ferry.message import Answer, Message, Request, Span
@@ -28,7 +28,7 @@ from vmm.ferry.turns import Turns
 from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, Operation, Status
 from vmm.memory.frames import LARGE
 from vmm.memory.runs import Extent
-from vmm.sizes import format_size, integer, pages_for, parse_size
+from vmm.sizes import integer, pages_for, parse_size
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
@@ -103,16 +103,28 @@ class HostEndpoint:
         """
         count = parse_size(size, "buffer size")
         unit = LARGE if flag(huge, "huge") else 1
-        pages = -(-pages_for(count) // unit) * unit
+        return self._alloc(count, -(-pages_for(count) // unit) * unit)
+
+    def _alloc(
+        self, count: int, pages: int = 0, store: Callable[[Buffer | None], object] | None = None
+    ) -> Buffer:
+        """Return zeroed pages for `count` bytes, and more of them if `pages` says so.
+
+        store    called with the buffer in the turn that gets it, and with None if that is undone:
+                 so that nothing is lost, wherever this is cut off
+        """
+        pages = max(pages, pages_for(count))
         request = Request(spans=(Span(0, pages),), operation=Operation.ALLOC)
 
         def follow(answer: Answer) -> Buffer:
-            if answer.status is Status.OK:
-                return Buffer(self._window, self._window.extent(*answer.spans[0]), count)
-            why = why_no_pages(self._exchange.ledger, self.peer.number, answer.status, pages)
-            raise ResourceError(
-                f"no {format_size(count)} for a buffer ({answer.status.name}): {why}"
-            )
+            if answer.status is not Status.OK:
+                ledger, number = self._exchange.ledger, self.peer.number
+                raise none_left(ledger, number, answer.status, count, pages)
+            made = Buffer(self._window, self._window.extent(*answer.spans[0]), count)
+            if store is not None:
+                self._journal.undo(partial(store, None))
+                store(made)
+            return made
 
         return self._serve(lambda: request, follow)
 

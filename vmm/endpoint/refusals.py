@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.errors import GuestError
+from vmm.errors import GuestError, ResourceError
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Status
@@ -33,19 +33,23 @@ def refused(what: str, status: Status, why: str | None = None) -> GuestError:
     return GuestError(f"cannot {what}: {status.name}" + (f": {words}" if words else ""), status)
 
 
-def why_no_pages(ledger: Ledger, peer: int, status: Status, pages: int) -> str:
-    """Return why so many pages are not to be had for the host, and what helps."""
+def none_left(ledger: Ledger, peer: int, status: Status, count: int, pages: int) -> ResourceError:
+    """Return the error for so many bytes, in so many pages, that the host does not get: why, and
+    what helps.
+    """
     free = ledger.shares.available(peer)
     if status is Status.E_WINDOW_FULL:
-        return "the host's window has no gap of that size: release buffers"
-    if pages > free:
-        return (
+        why = "the host's window has no gap of that size: release buffers"
+    elif pages > free:
+        why = (
             f"{format_size(free * PAGE_SIZE)} are left in the page pool: "
             "release buffers, or make the pool larger (pool=...)"
         )
-    if ledger.growth_left(peer) < 1:
-        return (
+    elif ledger.growth_left(peer) < 1:
+        why = (
             "the windows are cut into as many pieces as this host can map: "
             "release buffers, or raise vm.max_map_count"
         )
-    return "the pool has as much, but the kernel refused to map it: see ulimit -v"
+    else:
+        why = "the pool has as much, but the kernel refused to map it: see ulimit -v"
+    return ResourceError(f"no {format_size(count)} for a buffer ({status.name}): {why}")

@@ -84,7 +84,7 @@ class Driver:
         try:
             return machine.guest.enter()
         except OSError as error:
-            machine.ending = Ending("internal", _refusal(error))
+            machine.ending = Ending("internal", _refusal(error), error.errno or 0)
             return Intr()
 
     def tell(self, machine: Machine, exit_: Exit | Asked) -> None:
@@ -256,7 +256,7 @@ class Driver:
         """Stop a machine that is not running, with a fault that says why. False if there is more to
         do, in turns of their own; `ending` is to be its own until then.
         """
-        return self._stop(machine, machine.guest.diagnosis.fault(*ending))
+        return self._stop(machine, machine.guest.diagnosis.fault(ending.kind, ending.reason))
 
     def _stop(self, machine: Machine, fault: GuestFault | None) -> bool:
         if not self._exchange.leave(machine.peer):

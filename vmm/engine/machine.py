@@ -30,10 +30,13 @@ class State(enum.Enum):
 
 
 class Ending(NamedTuple):
-    """Why a machine is stopped from outside: the kind and the reason of its fault."""
+    """Why a machine is stopped from outside: the kind and the reason of its fault, and the errno
+    if the kernel has refused to run it.
+    """
 
     kind: str
     reason: str
+    code: int = 0
 
 
 class Machine:

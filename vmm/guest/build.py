@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from .builds import (
@@ -36,8 +37,9 @@ from .builds import (
     to_standard_error,
 )
 from .compiler import PROGRAM_FLAGS, STRICT_FLAGS, BuildError, Compiler, run, work_directory
-from .inputs import absolute, sort_inputs
+from .inputs import absolute, dependencies, sort_inputs
 
+_LINKED = "linked.d"
 _LINK_PREFIXES = ("-O", "-flto", "-fuse-ld", "-Wl,")  # of a user's flags, those that linking needs
 
 
@@ -57,6 +59,7 @@ def build_guest(
     libraries: Iterable[str] = (),
     flags: Iterable[str] = (),
     report: Callable[[str], None] = to_standard_error,
+    reads: list[Path] | None = None,
 ) -> Path:
     """Build one guest from ``sources`` and the guest library; returns ``output``.
 
@@ -70,6 +73,8 @@ def build_guest(
     library_dirs    its -L, and libraries its -l, by their names
     flags           other options of the compiler's, for these sources
     report          is told of the compiler's warnings, as text
+    reads           is filled with all files that compiler and linker have read; they are to be
+                    gcc's or clang's
 
     The options concern ``sources`` only; the library is compiled as it always is. Nothing is kept
     but ``output``, which is replaced only when all of it succeeded. Raises BuildError with the
@@ -91,8 +96,16 @@ def build_guest(
         libraries=tuple(f"-l{name}" for name in libraries),
     )
     with work_directory("pageferry-build-") as work:
+        if reads is not None:
+            linked = f"-Wl,--dependency-file={work / _LINKED}"
+            target = replace(target, compile=(*target.compile, "-MD"), link=(*target.link, linked))
         kind = SandboxBuild if sandbox else LibcBuild if libc else Build
         kind(compiler, work, library_dir, include_dirs).build([target], report)
+        if reads is not None:
+            rules = [rule.read_text() for rule in work.glob("*.d")]
+            found = {work / path for rule in rules for path in dependencies(rule)}
+            ours = work, work.resolve()
+            reads += sorted(path for path in found if path.parent not in ours)
     return output.resolve()
 
 

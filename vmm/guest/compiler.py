@@ -128,6 +128,16 @@ def find_compiler(prefer: str | None = None) -> Compiler:
     return compiler
 
 
+def likely_compiler(prefer: str | None = None) -> Compiler | None:
+    """What find_compiler() will answer with, if that can link; None if it is not known so soon."""
+    named = prefer or os.environ.get("PAGEFERRY_CC")
+    if named:
+        return None if named == "ziglang" else _named_compiler(named)
+    paths = (shutil.which(name) for name in SYSTEM_COMPILERS)
+    found = next((path for path in paths if path), None)
+    return _identify((found,)) if found else None
+
+
 def needs_ziglang() -> bool:
     """Whether find_compiler() could only answer with the ziglang wheel."""
     named = os.environ.get("PAGEFERRY_CC")

@@ -6,6 +6,7 @@ Uses the standard library and, by a relative import, ``compiler``: see ``build``
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def _check_object(path: Path, header: bytes) -> None:
 def absolute(flag: str, directories: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
     """Return a flag for each directory, by its absolute path: compilers run elsewhere."""
     return tuple(f"{flag}{Path(directory).absolute()}" for directory in directories)
+
+
+def dependencies(rule: str) -> list[str]:
+    """Return the files that a rule of make's, as compilers write them, says a target depends on."""
+    _, _, rest = rule.replace("\\\n", " ").partition(": ")
+    first = rest.partition("\n")[0]  # what follows are rules without dependencies
+    words = re.findall(r"(?:\\[ #]|\$\$|[^\s])+", first)
+    return [re.sub(r"\\([ #])", r"\1", word).replace("$$", "$") for word in words]

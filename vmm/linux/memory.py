@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
@@ -87,7 +87,9 @@ class Memory(Pointers):
         self._heap_is_huge = False
         self._slots: Memslots | None = None
         self._forget_all = self._lends = self._closed = False
-        self._guard = threading.RLock()  # a debugger may raise as a `with` ends: it is held then
+        self._guard: Any = (
+            threading.RLock()
+        )  # a debugger may raise as a `with` ends: it is held then
 
     def attach(self, vm: Vm, numbers: Sequence[int]) -> None:
         """Make the memslots of what is mapped; `numbers` of four are for it. Raises OSError."""

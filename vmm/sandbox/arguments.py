@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
@@ -51,7 +51,7 @@ class Placed(NamedTuple):
     """The arguments of a call that are pointers.
 
     kept         views of what they point to: to live as long as the call
-    structures   those that are to be known when it is over, and their bytes
+    structures   those, and texts, that are to be known when it is over, and their bytes
     """
 
     seen: list[Seen]
@@ -59,10 +59,13 @@ class Placed(NamedTuple):
     kept: list[memoryview]
     structures: list[tuple[Reference, bytearray]]
 
-    def finish(self) -> None:
-        """Give structures back that were given as mappings: the function has returned."""
+    def finish(self, pointer: Callable[[int], int]) -> None:
+        """Give structures back that were given as mappings, and texts: the function has returned.
+
+        pointer    makes handles of addresses
+        """
         for reference, data in self.structures:
-            written_back(reference, bytes(data))
+            written_back(reference, bytes(data), pointer)
 
     def let_go(self) -> None:
         """Let what they point to be resized again. Nothing here is to be used any more."""
@@ -77,14 +80,17 @@ def place(references: Iterable[tuple[int, Reference]], window: Region) -> Placed
     """
     placed = Placed([], [], [], [])
     for word, reference in references:
-        if reference.mapping is not None:
+        if reference.mapping is not None or reference.texts:
+            placed.kept.extend(map(memoryview, reference.texts.values()))
             structure = bytearray(reference.data)
             placed.structures.append((reference, structure))
-            placed.copied.append(Copied(word, memoryview(structure), False, _align(reference)))
+            one = Copied(word, memoryview(structure), False, _align(reference))
+            placed.copied.append(one._replace(pointers=reference.pointers))
             continue
         if reference.temporary:
             data = reference.data + b"\0" * reference.terminated
-            placed.copied.append(Copied(word, memoryview(data), True, _align(reference)))
+            one = Copied(word, memoryview(data), True, _align(reference))
+            placed.copied.append(one._replace(pointers=reference.pointers))
             continue
         placed.kept.append(reference.data)
         address, size = address_of(reference.data), reference.size

@@ -206,6 +206,11 @@ class Crew:
         if self._line:
             _wake(self._line[0])
 
+    @property
+    def binds(self) -> bool:
+        """Whether all calls of the calling thread are one worker's."""
+        return getattr(self._local, "worker", None) is not None
+
     @contextlib.contextmanager
     def bound(self, worker: Worker) -> Iterator[None]:
         """Let all calls of this thread be the worker's, for the time of a block."""

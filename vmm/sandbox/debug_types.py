@@ -51,6 +51,10 @@ class Types:
         """Return a function's parameters, its result, and whether more arguments may follow."""
         return self._function(entry, False, 0)
 
+    def variable(self, entry: Entry) -> CType:
+        """Return a variable's type."""
+        return self._type(entry, False, 0)
+
     def pointed_to(self, entry: Entry) -> Entry | None:
         """Return the function type that a variable of a pointer type points to, if it does."""
         pointer = self._stripped(entry)[0]

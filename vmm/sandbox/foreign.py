@@ -95,7 +95,7 @@ def _of(kind: Any, within: bool) -> CType:
         return FunctionPointer(Void(), ())
     if issubclass(kind, ctypes._Pointer):
         target = kind._type_
-        if within:
+        if within and not (issubclass(target, ctypes._SimpleCData) and target._type_ in _SIMPLE):
             return Pointer(Opaque(target.__name__))
         return Pointer(of_ctypes(target, within=issubclass(target, ctypes._Pointer)))
     if issubclass(kind, ctypes._SimpleCData) and kind._type_ in _SIMPLE and not _swapped(kind):

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import inspect
-import math
 import struct
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from vmm.endpoint import arguments
-from vmm.errors import CallError, ConfigError
-from vmm.memory.region import Region
-from vmm.sandbox.arguments import Placed, copied_bytes, place
-from vmm.sandbox.crew import Crew, Place, Ticket, in_thread
+from vmm.errors import ConfigError
+from vmm.sandbox.arguments import place
+from vmm.sandbox.caller import Caller, tell
+from vmm.sandbox.crew import Place, Ticket
 from vmm.sandbox.ctype import Pointer, innermost
+from vmm.sandbox.handle import Handle, handles
 from vmm.sandbox.lengths import Length
 from vmm.sandbox.plain import Plain
 from vmm.sandbox.prototype import Prototype
@@ -29,78 +25,10 @@ from vmm.sandbox.references import Reference
 from vmm.sandbox.request import ALIGNED, Copied, Result, Words
 from vmm.sandbox.sysv import Layout
 from vmm.sandbox.values import decode, plain
-from vmm.sandbox.worker import Worker
+from vmm.sandbox.worker import TEXT_MAX, Worker
 from vmm.sizes import shown
 
-_TEXT_MAX = 1 << 20  # bytes of a C string that a function returns
 _NO_TEXT = object()
-
-
-@dataclasses.dataclass
-class Stats:
-    """What the calls of a sandbox have cost so far.
-
-    calls           that have returned
-    copied_bytes    of arguments outside the window, there and back
-    shared_bytes    of arguments in the window, which were not copied
-    failures        calls that have raised CallError
-    """
-
-    calls: int = 0
-    copied_bytes: int = 0
-    shared_bytes: int = 0
-    failures: int = 0
-
-
-class Caller:
-    """What all functions of a sandbox have in common.
-
-    timeout   of a call, in seconds, if it says nothing else
-    threads   run calls for those who do not wait for them: as many as there are workers
-    """
-
-    def __init__(
-        self,
-        crew: Crew,
-        window: Region,
-        timeout: float | None,
-        threads: ThreadPoolExecutor,
-    ) -> None:
-        self.crew = crew
-        self.window = window
-        self.timeout = timeout
-        self.threads = threads
-        self.stats = Stats()
-        self._counting: Any = threading.RLock()
-
-    def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Make a call in another thread. Raises ClosedError, ResourceError."""
-        self.crew.check()
-        return in_thread(self.threads, call)
-
-    def count(self, placed: Placed | None) -> None:
-        """Count a call that has returned; None, if it had no pointers."""
-        if placed is None:
-            self._count(1, 0, 0, 0)
-            return
-        copied = copied_bytes(placed.copied) if placed.copied else 0
-        self._count(1, copied, sum([one.size for one in placed.seen]), 0)
-
-    def count_failure(self) -> None:
-        """Count one that has raised CallError."""
-        self._count(0, 0, 0, 1)
-
-    def _count(self, calls: int, copied: int, shared: int, failures: int) -> None:
-        stats = self.stats
-        try:
-            with self._counting:
-                stats.calls += calls
-                stats.copied_bytes += copied
-                stats.shared_bytes += shared
-                stats.failures += failures
-        finally:  # a debugger may raise as the block ends, which leaves the lock held then
-            while self._counting._is_owned():
-                self._counting.release()
 
 
 class Function:
@@ -109,8 +37,9 @@ class Function:
     Numbers are Python's. A pointer takes whatever has the buffer protocol: memory of the sandbox's
     (`Sandbox.empty`) is shared with the machine for the time of the call, read-only if the
     parameter is `const`; all else is copied there and, unless it is `const`, back. Text and bytes
-    make C strings; None is NULL; an int is an address in the machine, as functions return them.
-    Structures are mappings, or their fields in order. A `char *` that is returned is bytes.
+    make C strings; None is NULL; an int is an address in the machine, as functions return them
+    (Handle: of one that is gone, or of another, it is refused). Structures are mappings, or their
+    fields in order. A `char *` that is returned is bytes.
 
     argtypes, restype   as with ctypes, instead of what the debug information says; see Prototype
     lengths   how many items arrays must have at least, by the parameters' names: numbers, or text
@@ -120,8 +49,9 @@ class Function:
     timeout= takes seconds, after which the function is stopped (unless it has a parameter of that
     name: `with_timeout` then).
 
-    Raises TypeError, ValueError, OverflowError or BufferError for arguments that do not fit, and
-    nothing has been done then; CallError, of one kind or another, if the function does not return.
+    Raises TypeError, ValueError (HandleError), OverflowError or BufferError for arguments that do
+    not fit, and nothing has been done then; CallError, of one kind or another, if the function does
+    not return.
 
     Thread-safety: may be called from any thread; a call waits for a machine that is free.
     """
@@ -229,7 +159,7 @@ class Function:
         def call(worker: Worker, until: float) -> Any:
             return worker.ask(name, payload, until, plain.result)
 
-        return self._in_worker(name, limit, ticket, call, None)
+        return self._caller.run(name, limit, ticket, call, None)
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it in another thread: return a concurrent.futures.Future.
@@ -247,7 +177,7 @@ class Function:
         loop = asyncio.get_running_loop()
         over = loop.create_future()
         future = self._caller.submit(call)
-        future.add_done_callback(functools.partial(_tell, loop, over))
+        future.add_done_callback(functools.partial(tell, loop, over))
         cancelled: asyncio.CancelledError | None = None
         try:
             while not over.done():
@@ -279,7 +209,10 @@ class Function:
         values = prototype.bind(args, kwargs)
         if self._lengths:
             self._check_lengths(values, dict(zip(prototype.keywords, args, strict=False)) | kwargs)
-        return functools.partial(self._run, prototype, values, limit, ticket or Place())
+        found = handles((*args, *kwargs.values()))
+        for one in found:  # also those for whole numbers
+            one.check(prototype.name)
+        return functools.partial(self._run, prototype, values, found, limit, ticket or Place())
 
     def _check_lengths(self, values: Sequence[bytes | Reference], given: Mapping[str, Any]) -> None:
         """Raise ConfigError if an array is too short."""
@@ -300,6 +233,7 @@ class Function:
         self,
         prototype: Prototype,
         values: Sequence[bytes | Reference],
+        given: Sequence[Handle],
         limit: float | None,
         ticket: Place,
     ) -> Any:
@@ -310,64 +244,30 @@ class Function:
         if layout.hidden:
             placed.copied.append(Copied(0, memoryview(hidden), False, max(layout.align, ALIGNED)))
         kind = prototype.result
+        is_text = isinstance(kind, Pointer) and kind.is_text
+        pointer: Callable[[int], int] = int
 
         def call(worker: Worker, until: float) -> Any:
             def finish(result: Result) -> Any:
+                nonlocal pointer
+                pointer = worker.pointer()
                 data = layout.unpack(*result, memory=bytes(hidden))
-                if isinstance(kind, Pointer) and kind.is_text:
+                if is_text:
                     return _text(worker, data)
-                return decode(kind, data)
+                return decode(kind, data, pointer)
 
-            return worker.call(name, words, placed.seen, placed.copied, until, finish)
+            return worker.call(
+                name, words, placed.seen, placed.copied, until, finish, given, is_text
+            )
 
-        value = self._in_worker(name, limit, ticket, call, placed)
+        value = self._caller.run(name, limit, ticket, call, placed)
+        placed.finish(pointer)
         if value is _NO_TEXT:
             raise ConfigError(
-                f"{name} has returned a char * to what is no text of at most {_TEXT_MAX >> 20} MiB "
-                "in the machine's own memory: have it written into an array, or set restype to "
-                "ctypes.c_void_p for the address"
+                f"{name} has returned a char * to no text of at most {TEXT_MAX >> 20} MiB: have "
+                "it written into an array, or set restype to ctypes.c_void_p for the address"
             )
         return value
-
-    def _in_worker(
-        self,
-        name: str,
-        limit: float | None,
-        ticket: Place,
-        call: Callable[[Worker, float], Any],
-        placed: Placed | None,
-    ) -> Any:
-        """Have a call made by a worker that is free, and count it."""
-        caller, crew = self._caller, self._caller.crew
-        until = math.inf if limit is None else time.monotonic() + limit
-        try:
-            try:
-                value = call(crew.take(ticket, name, until), until)
-            finally:
-                crew.leave(ticket)
-        except CallError:
-            caller.count_failure()
-            raise
-        finally:  # once more, should a signal's handler raise just there
-            if not ticket.over:
-                crew.leave(ticket)
-            if placed is not None:
-                placed.let_go()
-        if placed is not None:
-            placed.finish()
-        caller.count(placed)
-        return value
-
-
-def _tell(loop: asyncio.AbstractEventLoop, over: asyncio.Future[None], future: Future[Any]) -> None:
-    """Tell an event loop that a call is over; not, if the loop has been closed."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_set, over)
-
-
-def _set(over: asyncio.Future[None]) -> None:
-    if not over.done():
-        over.set_result(None)
 
 
 def _words(
@@ -394,5 +294,5 @@ def _text(worker: Worker, data: bytes) -> Any:
     address = int.from_bytes(data, "little")
     if not address:
         return None
-    text = worker.text(address, _TEXT_MAX)
+    text = worker.text(address, TEXT_MAX)
     return _NO_TEXT if text is None else text

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import itertools
 import math
 import os
 import weakref
-from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,24 +17,31 @@ from vmm import host
 from vmm.endpoint import Buffer, arguments
 from vmm.endpoint.arrays import layout, numpy
 from vmm.endpoint.calling import Desk
-from vmm.endpoint.host import HostEndpoint
 from vmm.endpoint.opened import Opened
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
-from vmm.errors import ClosedError, GuestError, LiveViewError
+from vmm.errors import ClosedError, GuestImageError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
 from vmm.memory.movers.in_place import InPlaceMover
 from vmm.monitor import Monitor, print_line
+from vmm.sandbox.caller import Caller, Stats
+from vmm.sandbox.copies import Copies
 from vmm.sandbox.crew import Crew
-from vmm.sandbox.function import Caller, Function, Stats
+from vmm.sandbox.function import Function
+from vmm.sandbox.globals import Globals
+from vmm.sandbox.inside import Inside
+from vmm.sandbox.names import missing
 from vmm.sandbox.program import program
+from vmm.sandbox.rooms import Rooms
+from vmm.sandbox.unused import Unused
 from vmm.sandbox.worker import Worker
 from vmm.sizes import integer
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Buffer as Bytes  # whatever has the buffer protocol
 
 Size = SupportsIndex | str
 
@@ -60,7 +65,7 @@ class Sandbox(Opened):
 
     sources    C and C++ (`extern "C"`) files, objects and archives, which are compiled and linked
                with a C library; or one program, built by `pageferry build --sandbox`. Archives
-               alone are linked with all that is in them
+               alone are linked with all that is in them; without any source so are `libraries`
     fresh      each call finds the machine as it was before the first: nothing is remembered
     machines   how many calls can be under way at a time, each in a machine of its own
     timeout    of a call, in seconds, if it says nothing else
@@ -74,6 +79,7 @@ class Sandbox(Opened):
     name       of its machines; by default the first source's
 
     stats      what has been called and copied so far
+    globals    its global variables, by name; see Globals
 
     Raises GuestImageError for what cannot be built, with what the compiler says, HostError where
     there is no KVM, ConfigError and ResourceError; CallError if a machine does not become ready.
@@ -116,21 +122,26 @@ class Sandbox(Opened):
         limit = arguments.seconds(timeout, "timeout")
         wanted = None if name is None else arguments.text(name, "name")
         self._functions: dict[str, Function] = {}
-        self._unused = _Unused()
-        self._program = program(
-            sources,
-            header,
-            cflags,
-            cc,
-            wanted,
-            includes=includes,
-            libraries=libraries,
-            library_dirs=library_dirs,
-        )
+        self._unused = Unused()
         try:
-            self.monitor = Monitor(
-                mover=_mover(device), pool=pool, console=console, audit=audit, device=device
+            self._program = program(
+                sources,
+                header,
+                cflags,
+                cc,
+                wanted,
+                includes=includes,
+                libraries=libraries,
+                library_dirs=library_dirs,
             )
+        except GuestImageError as error:  # what the compiler says: it matters not where of ours
+            raise error.with_traceback(None) from None
+        try:
+            mover = _mover(device)
+            self.monitor = Monitor(
+                mover=mover, pool=pool, console=console, audit=audit, device=device
+            )
+            self._rooms = Rooms(self.monitor.host, roomy=mover is InPlaceMover)
             window = self.monitor.host.peer.window.region
             title = (wanted or self._program.path.stem).encode()[:_NAME_MAX]
             names = map(partial("{}-{}".format, title.decode(errors="ignore")), itertools.count(1))
@@ -153,18 +164,31 @@ class Sandbox(Opened):
                 stderr=stderr,
             )
             desk = Desk(self.monitor.host)
-            alloc = partial(self._unused.alloc, self.monitor.host)
+            endpoint = self.monitor.host
+            tidy = partial(self._unused.release, endpoint)  # not its own: that is a cycle
             self._crew = Crew(
                 [
-                    Worker(self.monitor, desk, spawn, names, alloc, patience=_PATIENCE, fresh=fresh)
+                    Worker(
+                        self.monitor,
+                        desk,
+                        spawn,
+                        names,
+                        Copies(endpoint, desk, tidy, fresh=fresh),
+                        self._rooms,
+                        patience=_PATIENCE,
+                        fresh=fresh,
+                    )
                     for _ in range(count)
                 ]
             )
             self._threads = ThreadPoolExecutor(count, "pageferry-call", self._crew.enlist)
             self._caller = Caller(self._crew, window, limit, self._threads)
+            self._inside = Inside(self._crew, fresh)
             machine = self._crew.workers[0].boot()
             # What is added to the addresses that the program is linked at: in every machine.
             self._base: int = getattr(machine.guest, "base", 0)
+            told, where = self._program.prototypes, self._program.path.stem
+            self.globals = Globals(self._inside, told, self._base, where)
         except BaseException:
             self._close_all()
             raise
@@ -174,10 +198,14 @@ class Sandbox(Opened):
     # ---- Functions ----
 
     def __getitem__(self, name: str) -> Function:
-        """Return a function by its name in C. Raises KeyError."""
+        """Return a function by its name in C. Raises NoSuchName: AttributeError, and KeyError."""
         found = self._functions.get(name)
         if found is None:
-            prototype = self._program.prototypes[name]
+            try:
+                prototype = self._program.prototypes[name]
+            except KeyError:
+                where = self._program.path.stem
+                raise missing(name, "function", where, self._program.functions) from None
             made = Function(self._caller, prototype, self._base, self._program.lengths(name))
             found = self._functions.setdefault(name, made)
         return found
@@ -185,24 +213,10 @@ class Sandbox(Opened):
     def __getattr__(self, name: str) -> Function:
         if name.startswith("__") or "_program" not in self.__dict__:
             raise AttributeError(name)
-        try:
-            return self[name]
-        except KeyError:
-            near = difflib.get_close_matches(name, self._told_of, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            where = self._program.path.stem
-            raise AttributeError(f"there is no global function {name!r} in {where}{hint}") from None
+        return self[name]
 
     def __dir__(self) -> Iterable[str]:
-        return [*super().__dir__(), *self._told_of]
-
-    @property
-    def _told_of(self) -> list[str]:
-        """The functions that there is debug information of: the C library's are a thousand more."""
-        known = self._program.prototypes
-        inner = "_", "pf_"  # names of C++'s, the compiler's, and the frame's
-        told_of = (name for name in known if name != "main" and not name.startswith(inner))
-        return [name for name in told_of if not known[name].unknown]
+        return {*super().__dir__(), *self._program.functions}
 
     @property
     def stats(self) -> Stats:
@@ -216,16 +230,15 @@ class Sandbox(Opened):
 
     @property
     def stdout(self) -> bytes:
-        """What the present machines have printed so far; see LinuxMachine."""
-        return b"".join(getattr(machine, "stdout", b"") for machine in self._machines())
+        """What the machines have printed so far; of those that are gone, and of calls that a fresh
+        one has served, the last 64 KiB. It stays when the sandbox is closed.
+        """
+        return b"".join([worker.stdout for worker in self._crew.workers])
 
     @property
     def stderr(self) -> bytes:
-        """What the present machines have printed to standard error so far."""
-        return b"".join(getattr(machine, "stderr", b"") for machine in self._machines())
-
-    def _machines(self) -> list[Machine]:
-        return [w.machine for w in self._crew.workers if w.machine is not None]
+        """The same of standard error."""
+        return b"".join([worker.stderr for worker in self._crew.workers])
 
     # ---- Memory that calls share ----
 
@@ -238,12 +251,14 @@ class Sandbox(Opened):
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
         """Return a zeroed NumPy array in such memory.
 
-        It may be used like any other; its memory is freed when its last view is gone. Raises
+        It may be used like any other; its memory is freed when its last view is gone. One of half a
+        MiB or more may have its last huge page to itself. Raises
         ResourceError if there is none, ConfigError, ImportError without NumPy.
         """
         kind, sizes = layout(dtype, shape, 0)
         size = math.prod(sizes) * kind.itemsize
-        buffer = self.alloc(max(size, 1))
+        self._unused.release(self.monitor.host)
+        buffer = self._rooms.alloc(max(size, 1))
         array: np.ndarray[Any, Any] = buffer.array(kind, sizes)
         # Not released there: that may be at any line of any thread, within a turn as well. Nor for
         # certain then: slices may be left.
@@ -256,6 +271,23 @@ class Sandbox(Opened):
         made = self.empty(source.shape, source.dtype)
         made[...] = source
         return made
+
+    # ---- Memory of the machine's own ----
+
+    def read(self, address: SupportsIndex, size: SupportsIndex) -> bytes:
+        """Return bytes of the machine's own memory, where a function's result points to.
+
+        Raises AccessError if they are not all there, HandleError for an address of a machine that
+        is gone, ConfigError where it is not said which machine's: in a sandbox of several only a
+        function that is submitted to a Pool may ask, for the machine that it has.
+        """
+        return self._inside.read(address, size)
+
+    def write(self, address: SupportsIndex, data: Bytes) -> None:
+        """Write bytes to the machine's own memory: all of them, or none. Raises as `read` does, and
+        ConfigError if each call finds the machine fresh.
+        """
+        self._inside.write(address, data)
 
     # ---- The end ----
 
@@ -308,43 +340,6 @@ class Sandbox(Opened):
 
 def _spawn(monitor: Monitor, path: Path, name: str, **options: Any) -> Machine:
     return monitor.spawn(path, name=name, **options)
-
-
-class _Unused:
-    """The memory of arrays that are no more; slices of them may be left. Any thread may use it."""
-
-    def __init__(self) -> None:
-        self._buffers: deque[Buffer] | None = deque()
-
-    def note(self, buffer: Buffer) -> None:
-        """Called by the garbage collector: whenever, and wherever."""
-        if self._buffers is not None:
-            self._buffers.append(buffer)
-
-    def alloc(self, host: HostEndpoint, size: Size) -> Buffer:
-        """Return memory, some of this perhaps. Raises as `host.alloc` does."""
-        self.release(host)
-        return host.alloc(size)
-
-    def release(self, host: HostEndpoint) -> None:
-        """Give back what nobody has a slice of."""
-        for buffer in self._taken():
-            try:
-                host.release(buffer)
-            except ClosedError:  # it has been
-                pass
-            except (LiveViewError, GuestError):  # a slice is left, or a call has it
-                self.note(buffer)
-
-    def _taken(self) -> list[Buffer]:
-        buffers, found = self._buffers, list[Buffer]()
-        while buffers:
-            found.append(buffers.popleft())
-        return found
-
-    def close(self) -> None:
-        """Know of none from now on: addresses are kept for as long as their buffers are."""
-        self._buffers = None
 
 
 def _mover(device: str | bytes | os.PathLike[str]) -> str | type[Mover]:

@@ -11,12 +11,11 @@ from typing import Any
 
 from vmm.endpoint import arguments
 from vmm.errors import ConfigError, GuestImageError
-from vmm.guest.build import build_guest
-from vmm.guest.bundled import ROOT
 from vmm.guest.compiler import BuildError, find_compiler
 from vmm.guest.elf import Source
 from vmm.guest.inputs import CPP_SUFFIXES, absolute
-from vmm.sandbox import prototypes
+from vmm.sandbox import archives, prototypes
+from vmm.sandbox.building import build, found_archives
 from vmm.sandbox.header import read_header
 from vmm.sandbox.lengths import Length, declared
 from vmm.sandbox.prototypes import Prototypes
@@ -24,6 +23,8 @@ from vmm.sandbox.prototypes import Prototypes
 _TYPE = slice(16, 18)  # of an ELF file's header, e_type
 _WRITTEN = (".c", ".h", *CPP_SUFFIXES)
 _PROGRAMS = (b"\x02\0", b"\x03\0")  # ET_EXEC, ET_DYN
+# Libraries that come with a compiler, and are linked as far as others need them.
+_OF_COMPILERS = frozenset(("c", "c++", "c++abi", "dl", "gcc", "m", "pthread", "rt", "stdc++"))
 _RUNTIME = "pf_enter_function"  # which every sandbox has
 # The first error that a compiler or a linker tells of.
 _ERROR = re.compile(r"^.*(error: |undefined (reference|symbol)|cannot find ).*$", re.MULTILINE)
@@ -35,7 +36,10 @@ class Program:
     path        where it is
     prototypes  its functions
     said        what the compiler warned of
+    archives    those that are linked, as far as that is known; None, if it was built before
     """
+
+    archives: Sequence[Path] | None = None
 
     def __init__(
         self,
@@ -63,8 +67,22 @@ class Program:
         try:
             found = read_header(header, self.prototypes, find_compiler(compiler), flags)
         except BuildError as error:
-            raise _failure(str(error)) from error
+            raise _failure(str(error)) from None
         self.prototypes.learn(found)
+
+    @property
+    def functions(self) -> list[str]:
+        """The functions that are the library's, and can be called: not those of the C library, nor
+        what a compiler or this has added.
+        """
+        known = self.prototypes
+        if self.archives is None:
+            others = known.learned
+        else:
+            there = {name for path in self.archives for name in archives.names(path)}
+            others = {name for name in there & known.keys() if not known[name].unknown}
+        told = (*known.defined, *sorted(others.difference(known.defined)))
+        return [name for name in told if name != "main" and not name.startswith(("_", "pf_"))]
 
     def lengths(self, name: str) -> dict[str, Length]:
         """Return how long the sources say that a function's arrays are."""
@@ -94,17 +112,24 @@ def program(
 ) -> Program:
     """Build a program from sources, objects and archives; or take the one that is given.
 
+    sources    if there are none, the libraries that are named in `options` are all there is
     headers    what declares its functions: the name of one, or several
     options    as `build_guest` has them
 
-    Raises GuestImageError for what is none, or cannot be built.
+    Raises ConfigError, GuestImageError for what is none, or cannot be built.
     """
-    if not sources:
-        raise ConfigError("a sandbox needs a source: Sandbox('blur.c')")
-    paths = [Path(arguments.file_path(source, "source")) for source in sources]
-    if isinstance(flags, str | bytes):
-        raise arguments.wrong_type("cflags", "a list of options", flags)
+    for what, given in (("cflags", flags), *options.items()):
+        if isinstance(given, str | bytes):
+            raise arguments.wrong_type(what, "a list", given)
     flags = tuple(flags)
+    options = {what: tuple(given) for what, given in options.items()}  # looked at several times
+    if sources:
+        paths = [Path(arguments.file_path(source, "source")) for source in sources]
+    elif options["libraries"]:
+        name = name or options["libraries"][0]
+        paths, options["libraries"] = _whole(options, compiler)
+    else:
+        raise ConfigError("a sandbox needs a source: Sandbox('blur.c')")
     try:
         with paths[0].open("rb") as file:
             head = file.read(_TYPE.stop)
@@ -141,29 +166,41 @@ def _built(
     paths: Sequence[Path], flags: tuple[str, ...], compiler: str | None, name: str, options: Any
 ) -> Program:
     directory = tempfile.TemporaryDirectory(prefix="pageferry-sandbox-")
-    said: list[str] = []
     try:
+        into = Path(directory.name).resolve() / f"{Path(name).name}.elf"
         try:
-            elf = build_guest(
-                paths,
-                Path(directory.name) / f"{Path(name).name}.elf",
-                include_dirs=[ROOT / "include"],
-                library_dir=ROOT / "lib",
-                compiler=find_compiler(compiler),
-                sandbox=True,
-                flags=flags,
-                report=said.append,
-                **options,
-            )
+            about = build(paths, into, flags, compiler, options)
         except BuildError as error:
-            raise _failure(str(error)) from error
+            raise _failure(str(error)) from None
         texts = [path.read_text(errors="replace") for path in paths if path.suffix in _WRITTEN]
-        made = Program(elf, directory, texts)
-        made.said = "\n".join(said)
+        made = Program(into, directory, texts)
+        made.said, made.archives = about.said, [Path(path) for path in about.archives]
         return made
     except BaseException:
         directory.cleanup()
         raise
+
+
+def _whole(options: Any, compiler: str | None) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the archives of libraries that are to be all there is, and the names of the others,
+    which are linked as far as those need them. Raises GuestImageError.
+    """
+    try:
+        chosen = find_compiler(compiler)
+    except BuildError as error:
+        raise _failure(str(error)) from None
+    wanted = [name for name in options["libraries"] if name not in _OF_COMPILERS]
+    found = {name: found_archives(options | {"libraries": [name]}, chosen) for name in wanted}
+    for name, paths in found.items():
+        if not paths:
+            raise GuestImageError(
+                f"there is no lib{name}.a where the compiler looks: install the library's "
+                "development package, name its directory (library_dirs), or give its sources"
+            )
+    if not wanted:
+        raise ConfigError(f"{options['libraries'][0]} is the compiler's own: name a library")
+    rest = tuple(name for name in options["libraries"] if name in _OF_COMPILERS)
+    return [path for paths in found.values() for path in paths], rest
 
 
 def _failure(text: str) -> GuestImageError:

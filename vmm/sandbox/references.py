@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from vmm.endpoint.arguments import wrong_type
@@ -61,6 +61,8 @@ class Reference:
     terminated   a NUL is to follow the bytes in the machine: it is a C string
     temporary    the bytes are nobody's: what the function writes there is lost, but for
     mapping      which has the values of a structure, and gets those that it has afterwards
+    pointers     what the words at its beginning point to: offsets within it, 0 for NULL
+    texts        by such an offset what gets the text that is there afterwards
     """
 
     index: int
@@ -72,6 +74,8 @@ class Reference:
     terminated: bool = False
     temporary: bool = False
     mapping: MutableMapping[str, Any] | None = None
+    pointers: Sequence[int] = ()
+    texts: Mapping[int, bytearray] = dataclasses.field(default_factory=dict)
 
 
 def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) -> bytes | Reference:
@@ -92,15 +96,26 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     if isinstance(value, str):
         if not kind.is_text:
             raise wrong_type(what, f"bytes or a buffer for {declare(kind)}", value)
+        if not kind.const:
+            raise _lost(what, value, "c_char_p")
         return _temporary(index, kind, c_text(value, what), terminated=True)
     if isinstance(value, bytes) and kind.is_text:
+        if not kind.const:
+            raise _lost(what, value, "c_char_p")
         return _temporary(index, kind, value, terminated=True)
     target = kind.target
     if isinstance(target, Struct) and isinstance(value, Mapping | tuple | list):
         made = _temporary(index, kind, encode(target, value, what))
-        if kind.const or not isinstance(value, MutableMapping):
+        if kind.const:
             return made
+        if not isinstance(value, MutableMapping):
+            raise ArgumentTypeError(
+                f"{what} may be written to, which a {type(value).__name__} cannot be: give a "
+                "dict, which has the new values afterwards"
+            )
         return dataclasses.replace(made, mapping=value)
+    if isinstance(target, Pointer) and target.is_text and _holds_texts(value):
+        return _texts(index, target, value, what)
     if isinstance(value, list | tuple) and isinstance(target, Int | Float | Struct):
         if not kind.const:
             raise ArgumentTypeError(
@@ -112,21 +127,64 @@ def refer(index: int, kind: Pointer | FunctionPointer, value: Any, what: str) ->
     return _buffer(index, kind, value, what)
 
 
-def written_back(reference: Reference, data: bytes) -> None:
-    """Let the mapping that a structure was made from have what it is now."""
+def _holds_texts(value: Any) -> bool:
+    """Whether it is a list, perhaps of texts, or ctypes' array of them."""
+    if isinstance(value, ctypes.Array):
+        return isinstance(value._type_, type) and issubclass(value._type_, ctypes.c_char_p)
+    return isinstance(value, list | tuple)
+
+
+def _texts(index: int, target: Pointer, given: Iterable[Any], what: str) -> Reference:
+    """Return an array of C strings, with a NULL at its end. Where they may be written to, they are
+    bytearrays; pointers that are written there are not given back.
+    """
+    values = list(given)
+    pointers, data = [0] * (len(values) + 1), bytearray(8 * (len(values) + 1))
+    texts: dict[int, bytearray] = {}
+    for at, value in enumerate(values):
+        name = f"{what}[{at}]"
+        if value is None:
+            continue
+        if not isinstance(value, str | bytes | bytearray):
+            raise wrong_type(name, "text, bytes or None", value)
+        pointers[at] = len(data)
+        if isinstance(value, bytearray) and not target.const:
+            texts[len(data)] = value
+        elif not target.const:
+            raise _lost(name, value, "POINTER(c_char_p)")
+        data += (c_text(value, name) if isinstance(value, str) else value) + b"\0"
+    made = Reference(index, bytes(data), 8 * len(values), 8, target, target.const, False, True)
+    return dataclasses.replace(made, pointers=pointers, texts=texts)
+
+
+def _lost(what: str, value: Any, kind: str) -> ArgumentTypeError:
+    """Return the error for text that a function may write to."""
+    return ArgumentTypeError(
+        f"{what} may be written to, which a {type(value).__name__} cannot be: give a bytearray "
+        f"with a NUL at its end, or, if it is only read, set argtypes ({kind})"
+    )
+
+
+def written_back(reference: Reference, data: bytes, pointer: Callable[[int], int]) -> None:
+    """Let the mapping that a structure was made from, or texts, have what is there now."""
+    for at, text in reference.texts.items():
+        text[:] = data[at : at + len(text)]
+    if reference.mapping is None:
+        return
     assert isinstance(reference.type, Struct)
-    assert reference.mapping is not None
-    _update(reference.mapping, reference.type, data)
+    _update(reference.mapping, reference.type, data, pointer)
 
 
-def _update(mapping: MutableMapping[str, Any], kind: Struct, data: bytes) -> None:
+def _update(
+    mapping: MutableMapping[str, Any], kind: Struct, data: bytes, pointer: Callable[[int], int]
+) -> None:
     for field in kind.fields:
         part = data[field.offset : field.offset + field.type.size]
         inner = mapping.get(field.name)
         if isinstance(field.type, Struct) and isinstance(inner, MutableMapping):
-            _update(inner, field.type, part)
+            _update(inner, field.type, part, pointer)
         else:
-            mapping[field.name] = decode(field.type, part)
+            mapping[field.name] = decode(field.type, part, pointer)
 
 
 def _unwrapped(value: Any, what: str) -> Any:

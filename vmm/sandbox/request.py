@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.calling import Part
-from vmm.errors import ConfigError
 from vmm.guest.abi import (
     CALL_DATA,
-    EXTENTS_MAX,
     PAGE_SIZE,
     PAYLOAD_MAX,
     CallFlags,
@@ -55,6 +53,8 @@ class Copied(NamedTuple):
     align      of the copy
     address    of the bytes here; 0 if no other's can be the same ones. What overlaps here does so
                in the machine
+    pointers   what the words that it begins with are to point to there: offsets within it, or 0 for
+               NULL. It is not `inline` then
     """
 
     word: int
@@ -62,6 +62,7 @@ class Copied(NamedTuple):
     const: bool
     align: int = ALIGNED
     address: int = 0
+    pointers: Sequence[int] = ()
 
 
 class Result(NamedTuple):
@@ -77,19 +78,27 @@ class Areas(NamedTuple):
     """What a call shares: extents of the host's window that are disjoint, by their rights.
 
     where    for each Seen its extent, and the offset within: of `const` ones, then `writable` ones
+    roomy    whether any is more than what is pointed to, and the rest of its last page
     """
 
     const: Sequence[Extent]
     writable: Sequence[Extent]
     where: Sequence[tuple[Extent, int]]
+    roomy: bool = False
 
 
 _NONE = Areas((), (), ())
 
 
-def areas(seen: Sequence[Seen]) -> Areas:
+def _as_it_is(first: int, end: int) -> int:
+    return end
+
+
+def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> Areas:
     """Say which pages are to be shared, and how. What has a page in common is one extent, writable
     if any of it is.
+
+    room    says where pages first..end are to end: what follows them may belong to them
     """
     if not seen:
         return _NONE
@@ -102,7 +111,7 @@ def areas(seen: Sequence[Seen]) -> Areas:
             before = merged.pop()
             first, end, writable = before[0], max(end, before[1]), writable or before[2]
         merged.append((first, end, writable))
-    extents = [Extent(first, end - first) for first, end, _ in merged]
+    extents = [Extent(first, room(first, end) - first) for first, end, _ in merged]
     where = []
     for start in (s.start for s in seen):
         page = start // PAGE_SIZE
@@ -113,11 +122,12 @@ def areas(seen: Sequence[Seen]) -> Areas:
         [extent for extent, (_, _, writable) in pairs if not writable],
         [extent for extent, (_, _, writable) in pairs if writable],
         where,
+        any(extent.end != end for extent, (_, end, _) in pairs),
     )
 
 
 class Spill(NamedTuple):
-    """What is put into memory of the host's that is shared for the call.
+    """What is put into memory of the host's that the machine sees.
 
     head        at its beginning: the words, the places
     copies      each Copied and where it is
@@ -150,8 +160,8 @@ def inline(
     copies: list[tuple[Copied, int]] = []
     size = 0
     if copied:
-        if max([one.align for one in copied]) > ALIGNED:  # as payloads are not
-            return None
+        if len(copied[0].data) > _DATA_MAX or max([one.align for one in copied]) > ALIGNED:
+            return None  # payloads are not aligned to more
         words = _evened(words)
         copies, size = _placed(copied, 0)
     count = len(words.general) + len(words.vector) + len(words.stack)
@@ -172,11 +182,45 @@ def inline(
     return Inline(parts, copies, size)
 
 
+def kept(
+    words: Words,
+    seen: Sequence[Seen],
+    copies: Sequence[tuple[Copied, int]],
+    shared: Areas,
+    address: int,
+) -> list[Part]:
+    """Return the messages of a call whose `copies` (of `laid_out`) lie in memory that the machine
+    has from one call to the next, at `address` there. Its words are to fit (`fits`): those that
+    point there are sent as what they are to be.
+    """
+    values = [*words.general, *words.vector, *words.stack]
+    for one, at in copies:
+        values[one.word] = address + at
+    first, second = len(words.general), len(words.general) + len(words.vector)
+    words = Words(words.function, values[:first], values[first:second], values[second:])
+    places: Sequence[tuple[int, int, int]] = ()
+    if seen:
+        numbers = _numbers((*shared.const, *shared.writable))
+        places = list(_seen_places(seen, shared, numbers))
+    return _parts(words, 0, places, _body(words, places), b"", shared)
+
+
+def fits(words: Words, seen: Sequence[Seen]) -> bool:
+    """Whether the words of a call fit a payload, if what it copies is elsewhere."""
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    return _HEAD.size + 8 * count + _PLACE.size * len(seen) <= PAYLOAD_MAX
+
+
+def laid_out(copied: Sequence[Copied]) -> tuple[list[tuple[Copied, int]], int]:
+    """Return each Copied and where it is to be in memory for them, and how much that is in all."""
+    return _placed(copied, 0)
+
+
 def spilled(
     words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas, scratch: Extent
 ) -> tuple[list[Part], Spill]:
     """Return the messages of a call that does not fit them, and what is put into `scratch`."""
-    writable = [scratch, *shared.writable]
+    writable = [*shared.writable, scratch]
     numbers = _numbers((*shared.const, *writable))
     count = len(words.general) + len(words.vector) + len(words.stack)
     head = 8 * count + _PLACE.size * (len(seen) + len(copied))
@@ -194,15 +238,6 @@ def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -
     """Return how many bytes `spilled` needs."""
     count = len(words.general) + len(words.vector) + len(words.stack)
     return _placed(copied, 8 * count + _PLACE.size * (len(seen) + len(copied)))[1]
-
-
-def check(name: str, parts: Sequence[Part]) -> None:
-    """Raise ConfigError for more extents than the messages of a call can have."""
-    if max([len(part.extents) for part in parts]) > EXTENTS_MAX:
-        raise ConfigError(
-            f"{name}: at most {EXTENTS_MAX} arrays of a kind can be shared, and what is copied is "
-            "as one of those that may be written"
-        )
 
 
 def result(payload: bytes) -> tuple[Result, bytes]:
@@ -270,9 +305,14 @@ def _parts(
 ) -> list[Part]:
     counts = len(words.general), len(words.vector), len(places), len(words.stack), len(data)
     payload = _HEAD.pack(words.function, flags, *counts) + body + data
-    if not shared.const:
-        return [Part(payload, shared.writable)]
-    if not shared.writable:
-        return [Part(payload, shared.const, writable=False)]
+    if not (shared.const or shared.writable):
+        return [Part(payload)]
     more = _HEAD.pack(0, _MORE, 0, 0, 0, 0, 0)
-    return [Part(more, shared.const, writable=False), Part(payload, shared.writable)]
+    if not shared.const:
+        return [Part(payload, shared.writable, more=more)]
+    if not shared.writable:
+        return [Part(payload, shared.const, writable=False, more=more)]
+    return [
+        Part(more, shared.const, writable=False, more=more),
+        Part(payload, shared.writable, more=more),
+    ]

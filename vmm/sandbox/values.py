@@ -13,7 +13,7 @@ import functools
 import keyword
 import operator
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.endpoint.arguments import wrong_type
@@ -32,6 +32,7 @@ from vmm.sandbox.ctype import (
     scalars,
 )
 from vmm.sandbox.foreign import of_items
+from vmm.sandbox.handle import Handle
 from vmm.sizes import shown
 
 _RAW = (bytes, bytearray, memoryview, ctypes.Structure, ctypes.Union)
@@ -71,21 +72,25 @@ def plain(value: Any) -> Any:
 
 
 def address(value: Any, what: str) -> bytes:
-    """Return an address in the machine, or NULL for None."""
+    """Return an address in the machine, or NULL for None. Raises HandleError for one of a machine
+    that is gone.
+    """
     if value is None:
         return bytes(8)
+    if type(value) is Handle:
+        value.check(what)
     number = _index(value, what, "an address in the machine, or None")
     if not 0 <= number < 1 << 64:
         raise ArgumentRangeError(f"{what}: {shown(number)} is no address")
     return number.to_bytes(8, "little")
 
 
-def decode(kind: CType, data: bytes) -> Any:
+def decode(kind: CType, data: bytes, pointer: Callable[[int], int] = int) -> Any:
     """Return the Python value of bytes that lie in memory.
 
-    int, bool, float; `char`: bytes of length 1; a pointer: an int, or None for NULL; a structure: a
-    named tuple; an array: a tuple, or bytes if its elements are `char` (up to the first NUL) or
-    unsigned bytes.
+    int, bool, float; `char`: bytes of length 1; a pointer: what `pointer` makes of an address, or
+    None for NULL; a structure: a named tuple; an array: a tuple, or bytes if its elements are
+    `char` (up to the first NUL) or unsigned bytes.
     """
     if isinstance(kind, Void):
         return None
@@ -97,25 +102,26 @@ def decode(kind: CType, data: bytes) -> Any:
     if isinstance(kind, Float) and kind.size in _FLOATS:
         return _FLOATS[kind.size].unpack_from(data)[0]
     if isinstance(kind, Struct):
-        parts = (_part(data, field.offset, field.type) for field in kind.fields)
+        parts = (_part(data, field.offset, field.type, pointer) for field in kind.fields)
         return _tuple(kind.name, tuple(field.name for field in kind.fields))(*parts)
     if isinstance(kind, Array):
-        return _elements(kind, data)
-    return int.from_bytes(data[:8], "little") or None
+        return _elements(kind, data, pointer)
+    number = int.from_bytes(data[:8], "little")
+    return pointer(number) if number else None
 
 
-def _part(data: bytes, offset: int, kind: CType) -> Any:
-    return decode(kind, data[offset : offset + kind.size])
+def _part(data: bytes, offset: int, kind: CType, pointer: Callable[[int], int]) -> Any:
+    return decode(kind, data[offset : offset + kind.size], pointer)
 
 
-def _elements(kind: Array, data: bytes) -> Any:
+def _elements(kind: Array, data: bytes, pointer: Callable[[int], int]) -> Any:
     element = kind.element
     if isinstance(element, Int) and element.size == 1:
         if element.kind == "char":
             return data[: kind.size].partition(b"\0")[0]
         if element.kind == "int" and not element.signed:
             return data[: kind.size]
-    return tuple(_part(data, index * element.size, element) for index in range(kind.count))
+    return tuple(_part(data, index * element.size, element, pointer) for index in range(kind.count))
 
 
 @functools.lru_cache(maxsize=256)

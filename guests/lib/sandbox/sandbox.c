@@ -21,14 +21,17 @@ _Static_assert(offsetof(struct frame, words) == 136 && offsetof(struct frame, re
 
 void pf_enter_function(struct frame *frame);
 
-#define EXTENTS (2 * PF_EXTENTS_MAX)
+#define EXTENTS 255  /* as a place can tell apart, and the data */
+#define MESSAGES 63 /* whose pages go back by as many: one less than the transmit ring takes */
 #define STACK_WORDS 8193 /* 64 KiB, and one that makes their number even */
 
 /* What a call has brought. */
 struct call {
     pf_message message; /* the last one, which asks */
     uint32_t count;
+    uint32_t messages; /* before it */
     struct pf_extent extents[EXTENTS];
+    uint32_t ends[MESSAGES]; /* of what each of them has brought */
 };
 
 static _Alignas(16) struct call call; /* as the data in its payload is to be */
@@ -36,7 +39,8 @@ static pf_message answer;
 
 static void add_extents(const pf_message *message)
 {
-    for (uint32_t i = 0; i < message->extent_count && call.count < EXTENTS; i++)
+    PF_CHECK(call.count + message->extent_count <= EXTENTS);
+    for (uint32_t i = 0; i < message->extent_count; i++)
         call.extents[call.count++] = message->extents[i];
 }
 
@@ -57,9 +61,9 @@ static size_t serve(void)
 
     memcpy(&asked, call.message.payload, sizeof asked);
     PF_CHECK(asked.general <= PF_CALL_GENERAL && asked.vector <= PF_CALL_VECTOR && asked.stack <= STACK_WORDS);
-    bool spilled = asked.flags & PF_CALL_SPILLED;
+    bool spilled = (asked.flags & PF_CALL_SPILLED) && call.count;
     if (spilled)
-        body = (uint8_t *)call.message.extents[0].gpa;
+        body = (uint8_t *)call.extents[call.count - 1].gpa;
     size_t count = (size_t)asked.general + asked.vector + asked.stack;
     const uint8_t *places = take(words, body, count);
     uint8_t *data = (uint8_t *)places + asked.places * sizeof(struct pf_place);
@@ -89,29 +93,34 @@ static size_t serve(void)
     return sizeof frame.result + asked.data;
 }
 
-/* Writes the descriptor that answers: its pages go back with it. */
+/* Has a message give back extents first..end of the call's. */
+static void give_back(pf_message *message, uint32_t first, uint32_t end)
+{
+    message->length = 0;
+    message->extent_count = (uint16_t)(end - first);
+    for (uint32_t i = first; i < end; i++) {
+        message->extents[i - first] = call.extents[i];
+        message->length += (uint64_t)call.extents[i].pages * PF_PAGE_SIZE;
+    }
+}
+
+/* Writes the descriptor that answers: its pages go back with it, and those that came by other messages by others. */
 static void reply(size_t bytes)
 {
+    uint32_t first = 0;
+
     answer.operation = call.count ? PF_OP_RETURN : PF_OP_SEND;
     answer.receiver = call.message.sender;
     answer.tag = call.message.tag;
-    answer.length = 0;
-    answer.payload_length = (uint16_t)bytes;
-    uint32_t more = call.count > PF_EXTENTS_MAX ? call.count - PF_EXTENTS_MAX : 0;
-    if (more) { /* more than one message takes */
-        pf_message first = answer;
+    for (uint32_t i = 0; i < call.messages; i++) {
+        pf_message before = answer;
 
-        first.payload_length = 0;
-        first.extent_count = (uint16_t)more;
-        memcpy(first.extents, call.extents, more * sizeof *call.extents);
-        for (uint32_t i = 0; i < more; i++)
-            first.length += (uint64_t)first.extents[i].pages * PF_PAGE_SIZE;
-        pf_post(&first);
+        give_back(&before, first, call.ends[i]);
+        first = call.ends[i];
+        pf_post(&before);
     }
-    answer.extent_count = (uint16_t)(call.count - more);
-    memcpy(answer.extents, call.extents + more, answer.extent_count * sizeof *call.extents);
-    for (uint32_t i = 0; i < answer.extent_count; i++)
-        answer.length += (uint64_t)answer.extents[i].pages * PF_PAGE_SIZE;
+    answer.payload_length = (uint16_t)bytes;
+    give_back(&answer, first, call.count);
 }
 
 int main(void)
@@ -125,13 +134,15 @@ int main(void)
     answer.payload_length = sizeof version;
     memcpy(answer.payload, &version, sizeof version);
     for (;;) {
-        call.count = 0;
+        call.count = call.messages = 0;
         if (pf_call(&answer, PF_FOREVER) != PF_OK)
             pf_panic("the host does not take the answer to a call");
         /* pf_call() has put the message that came into `answer`'s place. */
         memcpy(&call.message, &answer, sizeof call.message);
         while (call.message.payload_length >= sizeof(struct pf_call) && call.message.payload[8] & PF_CALL_MORE) {
+            PF_CHECK(call.messages < MESSAGES);
             add_extents(&call.message);
+            call.ends[call.messages++] = call.count;
             PF_CHECK(pf_receive(&call.message, PF_FOREVER) == PF_OK);
         }
         add_extents(&call.message);

@@ -1,0 +1,224 @@
+"""What calls copy lies in memory that a machine keeps seeing: the call's, and nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cut_off import Tracer
+from tests_support import sized
+
+from vmm import CallCrash, CallError, Sandbox
+from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.sandbox.copies import SCRATCH
+from vmm.sandbox.worker import Worker
+
+Elf = Callable[[str], Path]
+
+EVERY = os.environ.get("PAGEFERRY_SWEEP") == "all"
+SMALL = 1000  # bytes that do not fit a payload
+PAGES = SCRATCH // PAGE_SIZE
+FIRST, LATER = 5, 7
+
+
+@pytest.fixture
+def lib(sandboxed: Elf) -> Iterator[Sandbox]:
+    with Sandbox(sandboxed("cheats"), pool="16M", timeout=20, audit=True) as lib:
+        yield lib
+        assert lib.honest(1) == 1
+        lib.monitor.audit(mappings=True)
+
+
+def worker(lib: Sandbox) -> Worker:
+    (found,) = lib._crew.workers
+    return found
+
+
+def borrowed(lib: Sandbox) -> int:
+    """How many pages the machine has between calls that are not its own."""
+    one = worker(lib)
+    assert one.machine is not None
+    return lib.monitor._exchange.ledger.account(one.machine.number).loaned
+
+
+def fill(lib: Sandbox, size: int = SMALL, value: int = FIRST) -> None:
+    """Have copied bytes written."""
+    given = bytearray(size)
+    lib.fills(given, size, value)
+    assert given == bytes([value]) * size
+
+
+def keeping(lib: Sandbox) -> int:
+    """Return where the machine keeps seeing memory of the host's."""
+    fill(lib)
+    machine = worker(lib).machine
+    assert machine is not None
+    kept = worker(lib)._copies.kept(machine)
+    assert kept is not None
+    return kept.address
+
+
+def test_it_is_shared_once_and_nothing_else_is_left_with_the_machine(lib: Sandbox) -> None:
+    assert borrowed(lib) == 0
+    address = keeping(lib)
+    assert borrowed(lib) == PAGES
+    array = lib.alloc(3 * PAGE_SIZE)
+    for _ in range(5):
+        assert lib.where(bytes(SMALL)) == address
+        fill(lib, 4 * SCRATCH)
+        lib.fills(array, array.size, FIRST)
+        assert borrowed(lib) == PAGES
+    assert bytes(array) == bytes([FIRST]) * array.size
+
+
+@pytest.mark.parametrize("less", [-1, 0, 1])
+@pytest.mark.parametrize("size", [160, PAGE_SIZE, SCRATCH, 1 << 21])
+def test_sizes_around_each_limit(lib: Sandbox, size: int, less: int) -> None:
+    fill(lib, size - less, LATER)
+    assert borrowed(lib) in (0, PAGES)
+
+
+def test_a_new_machine_finds_zeros(lib: Sandbox) -> None:
+    address = keeping(lib)
+    fill(lib, SCRATCH)
+    with pytest.raises(CallCrash):
+        lib.pokes(8, 1, 0)
+    assert keeping(lib) == address
+    assert lib.finds(address, SCRATCH) == SMALL
+
+
+def test_with_fresh_each_call_finds_zeros_besides_its_own(sandboxed: Elf) -> None:
+    with Sandbox(sandboxed("cheats"), pool="16M", timeout=20, fresh=True) as lib:
+        address = keeping(lib)
+        fill(lib, SCRATCH)
+        assert lib.finds(address, SCRATCH) == 0
+        lib.pokes(address, SCRATCH, LATER)
+        assert lib.finds(address, SCRATCH) == 0
+        lib.pokes(address, SCRATCH, LATER)
+        found = bytearray(b"\1" * SMALL)
+        lib.fills(found, SMALL - 1, 2)
+        assert found == b"\2" * (SMALL - 1) + b"\1"
+        lib.pokes(address, SCRATCH, LATER)
+        assert lib.where(bytes(SMALL)) == address
+        assert len(lib.monitor.machines) == 1  # put back, not made anew
+        assert borrowed(lib) == PAGES
+
+
+@pytest.mark.parametrize("audit", [False, True], ids=["posted", "served"])
+def test_with_fresh_calls_of_numbers_only_find_zeros_too(sandboxed: Elf, audit: bool) -> None:
+    with Sandbox(sandboxed("cheats"), pool="16M", timeout=20, fresh=True, audit=audit) as lib:
+        pokes, finds = lib["pokes"], lib["finds"]
+        assert pokes._typed.plain is not None
+        assert finds._typed.plain is not None
+        address = keeping(lib)
+        fill(lib, SCRATCH)  # by the caller's bytes, and then by the machine's own hand
+        for _ in range(2):
+            assert finds(address, SCRATCH) == 0
+            pokes(address, SCRATCH, LATER)
+        assert len(lib.monitor.machines) == 1
+        assert borrowed(lib) == PAGES
+
+
+@pytest.mark.parametrize("pages", [1, PAGES])
+def test_who_gives_it_back_has_not_answered_as_it_should(lib: Sandbox, pages: int) -> None:
+    address = keeping(lib)
+    with pytest.raises(CallCrash, match="memory"):
+        lib.gives_back_what_it_keeps(address, pages)
+    assert borrowed_by_next(lib) == PAGES
+
+
+def test_as_many_pages_of_others_are_not_these(lib: Sandbox) -> None:
+    address = keeping(lib)
+    array = lib.alloc(3 * PAGE_SIZE)
+    with pytest.raises(CallCrash, match="it has kept memory"):
+        lib.swaps(address, array, worker(lib)._tag + 1)
+    assert holds_of(lib) == {Hold.OWNED}
+    array.write(bytes([LATER]) * array.size)
+    assert borrowed_by_next(lib) == PAGES
+
+
+def borrowed_by_next(lib: Sandbox) -> int:
+    keeping(lib)
+    return borrowed(lib)
+
+
+def holds_of(lib: Sandbox) -> set[Hold]:
+    ledger, host = lib.monitor._exchange.ledger, lib.monitor.host.peer.number
+    return {run.hold for run in ledger.window(host)}
+
+
+def test_where_there_is_no_room_for_it_less_is_shared_for_the_call(lib: Sandbox) -> None:
+    buffer = lib.alloc((16 << 20) - 2 * PAGE_SIZE)
+    fill(lib, 2 * PAGE_SIZE - 64)
+    assert borrowed(lib) == 0
+    lib.monitor.host.release(buffer)
+    fill(lib, 2 * PAGE_SIZE - 64)
+    assert borrowed(lib) == PAGES
+
+
+@pytest.mark.not_in_lanes("a call with a tracer takes fifty times as long there")
+@pytest.mark.timeout(3600 if EVERY else 60)
+def test_a_call_that_needs_more_than_there_was_is_cut_off_at_any_line(lib: Sandbox) -> None:
+    fill(lib)
+
+    def more() -> None:
+        """Have memory for copies taken that is more than the last call of this kind had."""
+        fill(lib, SCRATCH + 1)
+        fill(lib, 3 << 20)
+
+    def begin() -> None:
+        fill(lib, SCRATCH + 1)
+        worker(lib)._copies.drop()
+        books = lib.monitor.audit(mappings=True)
+        assert books["owned"] + books["shared"] == PAGES
+
+    with Tracer() as tracer:
+        more()
+    step = 1 if EVERY else max(tracer.lines // 20, 1)
+    for line in range(1 + random.randrange(step), tracer.lines + 1, step):
+        begin()
+        with Tracer(line) as tracer, contextlib.suppress(CallError):
+            more()
+        more()
+        assert len(lib.monitor.machines) == 1, tracer.where
+    begin()
+
+
+@pytest.mark.smaller_in_lanes("a call with a tracer takes fifty times as long there")
+@pytest.mark.not_in_ept("a call with a tracer takes two hundred times as long there")
+@pytest.mark.timeout(3600 if EVERY else 60)
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("had", [False, True], ids=["first", "for another machine"])
+def test_the_call_that_needs_it_first_is_cut_off_at_any_line(
+    sandboxed: Elf, fresh: bool, had: bool
+) -> None:
+    with Sandbox(sandboxed("cheats"), pool="16M", timeout=20, fresh=fresh) as lib:
+
+        def begin() -> None:
+            """Have a machine that sees nothing, and memory for copies or none."""
+            worker(lib)._discard()
+            worker(lib).start()
+            copies = worker(lib)._copies
+            if copies._scratch is not None and not had:
+                lib.monitor.host.release(copies._scratch)
+                copies._scratch = None
+
+        fill(lib)
+        begin()
+        before = lib.monitor.audit(mappings=True)
+        with Tracer() as tracer:
+            fill(lib)
+        step = 1 if EVERY else max(tracer.lines // sized(20, 4), 1)
+        for line in range(1 + random.randrange(step), tracer.lines + 1, step):
+            begin()
+            with Tracer(line) as tracer, contextlib.suppress(CallError):
+                fill(lib)
+            fill(lib, value=LATER)
+            assert borrowed(lib) == PAGES, tracer.where
+            assert len(lib.monitor.machines) == 1, tracer.where
+            begin()
+            assert lib.monitor.audit(mappings=True) == before, tracer.where
