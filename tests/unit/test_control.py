@@ -9,7 +9,7 @@ import pytest
 
 from vmm.ferry.control import ControlStructure, Identity, Notice, Wait
 from vmm.ferry.layout import CONTROL_BYTES
-from vmm.ferry.message import Answer, Span
+from vmm.ferry.message import Answer, Message, Span
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Doorbell, Operation, PeerFlags, Status, WaitFor
@@ -172,20 +172,29 @@ def test_the_longest_answer_ends_where_the_next_entry_begins(sides: Sides) -> No
 
 def test_messages_are_put_one_after_the_other_until_the_ring_is_full(sides: Sides) -> None:
     for tag in range(abi.RX_ENTRIES):
-        sides.monitor.deliver([bytes(abi.Descriptor(tag=tag))])
+        sides.monitor.deliver([Message.letter(1, 2, 3, tag, b"")])
     assert sides.monitor.pending() == abi.RX_ENTRIES
     assert [entry.tag for entry in sides.guest.rx] == list(range(abi.RX_ENTRIES))
     sides.guest.rx_tail = 2
     assert sides.monitor.pending() == abi.RX_ENTRIES - 2
-    sides.monitor.deliver([bytes(abi.Descriptor(tag=1000))])
+    sides.monitor.deliver([Message.letter(1, 2, 3, 1000, b"")])
     assert (sides.guest.rx[0].tag, sides.guest.rx_head) == (1000, abi.RX_ENTRIES + 1)
 
 
-def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(sides: Sides) -> None:
+@pytest.mark.parametrize("extents", [0, 1, abi.EXTENTS_MAX])
+def test_a_delivered_message_is_written_to_its_entry_and_nowhere_else(
+    sides: Sides, extents: int
+) -> None:
+    sides.guest.rx[0].payload[:] = b"\xff" * abi.PAYLOAD_MAX  # of an earlier one
     before = bytes(sides.guest)
-    raw = abi.Descriptor(tag=1)
-    raw.payload[:] = b"\xaa" * abi.PAYLOAD_MAX
-    sides.monitor.deliver([bytes(raw)])
+    payload = b"\xaa" * (abi.PAYLOAD_MAX - 1)
+    raw = abi.Descriptor(operation=1, sender=2, receiver=3, tag=1, message=7)
+    raw.extent_count, raw.payload_length = extents, len(payload)
+    raw.payload[: len(payload)] = payload
+    for index in range(extents):
+        raw.extents[index].gpa, raw.extents[index].pages = 4096 * index, index + 1
+    spans = tuple(Span(extent.gpa, extent.pages) for extent in raw.extents[:extents])
+    sides.monitor.deliver([Message.letter(7, 2, 3, 1, payload)._replace(spans=spans)])
     after = bytes(sides.guest)
     start = abi.Control.rx.offset
     head = abi.Control.rx_head.offset
@@ -199,8 +208,8 @@ def test_receive_indices_wrap_at_2_to_the_32(sides: Sides) -> None:
     sides.monitor.rx_head = TOP - 1  # as after four thousand million messages
     sides.guest.rx_tail = TOP - 2
     assert sides.monitor.pending() == 1
-    sides.monitor.deliver([bytes(abi.Descriptor(tag=1))])
-    sides.monitor.deliver([bytes(abi.Descriptor(tag=2))])
+    sides.monitor.deliver([Message.letter(1, 2, 3, 1, b"")])
+    sides.monitor.deliver([Message.letter(1, 2, 3, 2, b"")])
     assert (sides.guest.rx[63].tag, sides.guest.rx[0].tag) == (1, 2)
     assert sides.guest.rx_head == 1
     assert sides.monitor.pending() == 3

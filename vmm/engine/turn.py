@@ -26,6 +26,7 @@ from vmm.ferry.layout import (
     LETTER,
     MASK,
     MESSAGE,
+    ONE_EXTENT,
     PAYLOAD,
     PEER,
     PEERS,
@@ -287,12 +288,12 @@ class Turn:
         number, _, _, sender, to, tag, length, payload, spans, *_ = message
         head, memory, size, count = control.rx_head, control.memory, len(payload), len(spans)
         entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        INLINE.pack_into(
-            *(memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number),
-            *(count, size, 0, 0, 0, payload),
-        )
+        lay = (memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number)
         if count:
-            SPANS[1].pack_into(memory, entry + EXTENTS, *spans[0], 0)
+            gpa, pages = spans[0]
+            ONE_EXTENT.pack_into(*lay, 1, size, 0, 0, 0, gpa, pages, 0, payload)
+        else:
+            INLINE.pack_into(*lay, 0, size, 0, 0, 0, payload)
         control.rx_head = head = (head + 1) & MASK
         U32.pack_into(memory, RX_HEAD, head)
         peer.untaken.append(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmm.ferry.layout import (
@@ -52,7 +52,7 @@ from vmm.ferry.layout import (
     WAIT_TIMEOUT,
     offset_of,
 )
-from vmm.ferry.message import Answer
+from vmm.ferry.message import Answer, Message, lay_out
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Status
@@ -227,17 +227,14 @@ class ControlStructure:
             raise Refusal(Status.E_RING)
         return count
 
-    def deliver(self, descriptors: Iterable[bytes]) -> None:
-        """Put messages, each a whole struct pf_descriptor, into the receive ring, which has room,
-        and move rx_head past them.
-        """
-        head, memory = self.rx_head, self.memory
-        for descriptor in descriptors:
-            entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-            memory[entry : entry + DESCRIPTOR] = descriptor
-            head += 1
-        self.rx_head = head = head & MASK
-        U32.pack_into(memory, RX_HEAD, head)
+    def deliver(self, messages: Sequence[Message]) -> None:
+        """Put messages into the receive ring, which has room, and move rx_head past them."""
+        head, places = self.rx_head, list[int]()
+        for index in range(head, head + len(messages)):
+            places.append(RX + index % _RX_ENTRIES * DESCRIPTOR)
+        lay_out(messages, self.memory, places)
+        self.rx_head = head = (head + len(messages)) & MASK
+        U32.pack_into(self.memory, RX_HEAD, head)
 
     # ---- Peers ----
 

@@ -249,7 +249,8 @@ def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | St
     """
     runs: list[tuple[list[Request] | Status, bool]] = []
     run: list[Request] = []
-    end, like = -1, None  # where the last request's pages end, if others can follow, and what it is
+    end = -1  # where the last request's pages end, if others can follow
+    alone, peer, what, how = False, -1, Operation.SEND, True  # of one extent; and what it is
     for request in requests:
         if isinstance(request, Status):
             runs.append((request, False))
@@ -260,16 +261,17 @@ def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | St
             runs.append(([request], False))
             end = -1
             continue
-        kind = (operation, receiver, writable) if len(spans) == 1 else None
+        single = len(spans) == 1
         if end != spans[0][0]:
             run = [request]
             runs.append((run, False))
-        elif kind is not None and kind == like:
+        elif single and alone and receiver == peer and operation is what and writable is how:
             run.append(request)
         else:
             runs[-1] = runs[-1][0], True
             run = [request]
             runs.append((run, True))
         gpa, pages = spans[-1]
-        end, like = gpa + pages * PAGE_SIZE, kind
+        end = gpa + pages * PAGE_SIZE
+        alone, peer, what, how = single, receiver, operation, writable
     return runs

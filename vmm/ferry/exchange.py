@@ -23,7 +23,7 @@ from vmm.ferry.delivery import Delivery
 from vmm.ferry.doorbell import Doorbell
 from vmm.ferry.events import Trace
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Answer, Message, Request, descriptors
+from vmm.ferry.message import Answer, Message, Request
 from vmm.ferry.operations import Operations
 from vmm.ferry.peer import Peer
 from vmm.ferry.repair import Repair
@@ -169,7 +169,7 @@ class Exchange:
             room = _RX_ENTRIES - pending
             count = waiting if waiting < room else room
             messages = self._take(peer, count)
-            control.deliver(descriptors(messages))
+            control.deliver(messages)
             peer.untaken.extend(messages)
             pending += len(messages)
         return pending

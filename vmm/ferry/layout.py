@@ -69,6 +69,8 @@ EXTENTS = offset_of(abi.Descriptor, "extents")
 PAYLOAD = offset_of(abi.Descriptor, "payload")
 EXTENT = ctypes.sizeof(abi.Extent)
 SPANS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
-NO_EXTENTS = bytes(PAYLOAD - HEAD.size)
-NO_PAYLOAD = bytes(DESCRIPTOR - PAYLOAD)
-INLINE = struct.Struct(f"{HEAD.format}{PAYLOAD - HEAD.size}x{DESCRIPTOR - PAYLOAD}s")  # no extents
+# All of it, with no extents and with one, as most have: one call, which fills the rest with zeros.
+INLINE = struct.Struct(f"{HEAD.format}{PAYLOAD - HEAD.size}x{DESCRIPTOR - PAYLOAD}s")
+_REST = f"{PAYLOAD - HEAD.size - EXTENT}x{DESCRIPTOR - PAYLOAD}s"
+ONE_EXTENT = struct.Struct(f"{HEAD.format}QII{_REST}")
+ASKED = struct.Struct(f"{HEAD.format}QII")  # up to the first extent

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vmm.ferry.layout import EXTENT, HEAD, INLINE, NO_EXTENTS, NO_PAYLOAD, PAYLOAD, SPANS
+from vmm.ferry.layout import ASKED, DESCRIPTOR, HEAD, INLINE, ONE_EXTENT, PAYLOAD, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -38,7 +38,6 @@ _READONLY = int(abi.Flags.READONLY)
 
 _EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
 _new = tuple.__new__
-_NO_MORE_EXTENTS = NO_EXTENTS[EXTENT:]
 
 
 class Request(NamedTuple):
@@ -137,9 +136,8 @@ def requests(descriptors: Iterable[abi.Descriptor]) -> list[Request | Status]:
     """
     found: list[Request | Status] = []
     for descriptor in descriptors:
-        number, flags, _, _, receiver, tag, length, _, count, size, r0, r1, r2 = HEAD.unpack_from(
-            descriptor
-        )
+        number, flags, _, _, receiver, tag, length, _, *rest = ASKED.unpack_from(descriptor)
+        count, size, r0, r1, r2, gpa, pages, attributes = rest
         operation = _REQUESTS.get(number)
         if operation is None:
             found.append(Status.E_OPERATION)
@@ -150,7 +148,6 @@ def requests(descriptors: Iterable[abi.Descriptor]) -> list[Request | Status]:
         spans: tuple[Span, ...] = ()
         wrong = r0 or r1 or r2
         if count == 1:  # as most have
-            gpa, pages, attributes = SPANS[1].unpack_from(descriptor, HEAD.size)
             spans = (_new(Span, (gpa, pages)),)
             wrong = wrong or attributes
         elif count:
@@ -166,24 +163,24 @@ def requests(descriptors: Iterable[abi.Descriptor]) -> list[Request | Status]:
     return found
 
 
-def descriptors(messages: Iterable[Message]) -> list[bytes]:
-    """Return messages as their receiver reads them, each the bytes of a struct pf_descriptor."""
-    found: list[bytes] = []
-    for message in messages:
+def lay_out(messages: Iterable[Message], memory: memoryview, places: Iterable[int]) -> None:
+    """Write messages as their receiver reads them, each a whole struct pf_descriptor, to these
+    places.
+    """
+    for message, place in zip(messages, places, strict=True):
         number, operation, status, sender, receiver, tag, length, payload, spans, *_ = message
-        count, flags = len(spans), 0 if message.writable else _READONLY
+        count, flags = len(spans), 0 if message[11] else _READONLY  # writable
         head = (operation, flags, status, sender, receiver, tag, length, number, count)
-        if not count:
-            found.append(INLINE.pack(*head, len(payload), 0, 0, 0, payload))
-            continue
-        first = HEAD.pack(*head, len(payload), 0, 0, 0)
         if count == 1:
-            extents = SPANS[1].pack(*spans[0], 0) + _NO_MORE_EXTENTS
-        else:
+            gpa, pages = spans[0]
+            ONE_EXTENT.pack_into(
+                memory, place, *head, len(payload), 0, 0, 0, gpa, pages, 0, payload
+            )
+            continue
+        INLINE.pack_into(memory, place, *head, len(payload), 0, 0, 0, payload)
+        if count:
             words = [word for span in spans for word in (*span, 0)]
-            extents = SPANS[count].pack(*words) + NO_EXTENTS[count * EXTENT :]
-        found.append(first + extents + payload + NO_PAYLOAD[len(payload) :])
-    return found
+            SPANS[count].pack_into(memory, place + HEAD.size, *words)
 
 
 def _operation(number: int) -> Operation:
@@ -248,7 +245,9 @@ class Message(NamedTuple):
 
     def descriptor(self) -> bytes:
         """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
-        return descriptors((self,))[0]
+        descriptor = bytearray(DESCRIPTOR)
+        lay_out((self,), memoryview(descriptor), (0,))
+        return bytes(descriptor)
 
 
 _SEND, _OK = Operation.SEND, Status.OK
