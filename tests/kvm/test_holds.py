@@ -315,6 +315,7 @@ def test_what_is_refused_in_the_end_is_as_it_was(
 # ---- Others meanwhile ----
 
 
+@pytest.mark.parametrize("mover", ["memfd", "slots"])  # `remap` moves it all as it is, in one step
 def test_a_thread_that_waits_for_the_lock_has_it_between_two_slices(
     open_monitor: Callable[..., Monitor], mover: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from cut_off import Tracer
 
 from vmm.ferry.books import UNLIMITED
 from vmm.ferry.ledger import Ledger
@@ -92,3 +93,22 @@ def test_members_of_several_threads_keep_to_it() -> None:
     for thread in threads:
         thread.join()
     assert TOTAL * 3 // 4 < sum(one.pieces_used() for one in members) <= TOTAL + 4 * LEAST
+
+
+def test_whatever_is_raised_at_any_line_other_threads_have_their_turn() -> None:
+    """What is held for ever would be so for all monitors of the process."""
+    budget = Budget()
+    ledger = member(budget)
+    with Tracer() as counted:
+        budget.leave(ledger)
+        budget.join(ledger, TOTAL)
+    for line in range(1, counted.lines + 1):
+        with Tracer(line) as tracer:
+            budget.leave(ledger)
+            budget.join(ledger, TOTAL)
+        assert tracer.where is not None
+        other = threading.Thread(target=budget.balance, daemon=True)
+        other.start()
+        other.join(20)
+        assert not other.is_alive(), tracer.where
+    assert counted.lines > 20

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from vmm.kvm import forks
 
@@ -34,27 +35,37 @@ class Budget:
 
     def let_go(self) -> None:
         """Begin anew: in a child the members, and whoever holds the lock, are the parent's."""
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()
         self._members: weakref.WeakSet[Member] = weakref.WeakSet()
         self._total = 0
 
     def join(self, member: Member, total: int) -> None:
         """Let a member have its part, until it leaves."""
-        with self._lock:
-            self._members.add(member)
-            self._total = total
-            self._balance()
+        self._alone(self._join, member, total)
+
+    def _join(self, member: Member, total: int) -> None:
+        self._members.add(member)
+        self._total = total
 
     def leave(self, member: Member) -> None:
         """Let the others have its part. Further calls do nothing."""
-        with self._lock:
-            self._members.discard(member)
-            self._balance()
+        self._alone(self._members.discard, member)
 
     def balance(self) -> None:
         """Share out what is left now."""
-        with self._lock:
-            self._balance()
+        self._alone()
+
+    def _alone(self, change: Callable[..., object] | None = None, *what: object) -> None:
+        """Change something, with no other thread in between, and share out what is left."""
+        held = self._lock._is_owned()
+        try:
+            with self._lock:
+                if change is not None:
+                    change(*what)
+                self._balance()
+        finally:  # a debugger may raise as a `with` ends: other monitors would wait for ever
+            while not held and self._lock._is_owned():
+                self._lock.release()
 
     def _balance(self) -> None:
         # What others use is read without their locks: they may have a few more by now, for which
