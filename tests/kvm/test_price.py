@@ -25,6 +25,11 @@ from vmm.kvm import Vcpu
 Open = Callable[..., Monitor]
 
 ROUNDS = 60
+IN_REGISTERS = (
+    6  # calls more in each turn, where a doorbell is a hypercall: it is read, and answered
+)
+
+pytestmark = pytest.mark.not_in_lanes("slices end in the midst of it there, and others take turns")
 
 
 class Turns:
@@ -85,7 +90,7 @@ def test_a_message_takes_few_calls_from_exit_to_entry(
     monitor = open_monitor()
     turns = turns_of(monitor, command)
     if monitor.doorbell in HYPERCALLS:  # which has registers to be read, and answered
-        most += 4
+        most += IN_REGISTERS
     print(f"Python {statistics.mode(turns.python)}, C {statistics.mode(turns.others)}")
     usual = sorted(turns.python)[: len(turns.python) * 9 // 10]  # the rest starts, and ends it
     assert len(usual) > ROUNDS
@@ -94,8 +99,10 @@ def test_a_message_takes_few_calls_from_exit_to_entry(
 
 def test_a_page_of_a_batch_takes_next_to_none(open_monitor: Open) -> None:
     batch = abi.TX_ENTRIES
-    turns = turns_of(open_monitor(mover="memfd"), Command(Kind.BATCH, ROUNDS, 0, batch, True))
+    monitor = open_monitor(mover="memfd")
+    turns = turns_of(monitor, Command(Kind.BATCH, ROUNDS, 0, batch, True))
+    most = 2 * batch + (IN_REGISTERS if monitor.doorbell in HYPERCALLS else 0)
     assert len(turns.batches) == ROUNDS
-    each = [turns.python[number] / batch for number in turns.batches]
-    print(f"{statistics.median(each):.2f} of Python for each")
-    assert statistics.median(each) <= 2
+    calls = statistics.median([turns.python[number] for number in turns.batches])
+    print(f"{calls / batch:.2f} of Python for each")
+    assert calls <= most

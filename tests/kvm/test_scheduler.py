@@ -19,8 +19,8 @@ from vmm import Machine, Monitor, State
 from vmm.engine import work
 from vmm.engine.driver import Driver
 from vmm.engine.kick import KICK
+from vmm.ferry.doorbell import Doorbell
 from vmm.ferry.events import Event
-from vmm.ferry.exchange import Exchange
 from vmm.ferry.peer import Peer
 from vmm.guest.abi import Status
 from vmm.kvm import Exit, Intr
@@ -190,23 +190,23 @@ def test_who_has_much_to_do_for_one_exit_lets_others_run_after_each_slice(
     listening: bool,
 ) -> None:
     """Also if each part of it takes long, or there is something to be told of each."""
-    transmit, execute = Exchange.transmit, Driver.execute
+    transmit, execute = Doorbell.transmit, Driver.execute
     done: list[str] = []
 
-    def in_parts(exchange: Exchange, peer: Peer) -> Status | None:
+    def in_parts(doorbell: Doorbell, peer: Peer) -> Status | None:
         done.append("part")
         if listening:
             monitor.trace.emit("part")
         if done.count("part") <= 50:
             time.sleep(0.002)
             return None
-        return transmit(exchange, peer)
+        return transmit(doorbell, peer)
 
     def noted(driver: Driver, machine: Machine) -> Exit:
         done.append(machine.name)
         return execute(driver, machine)
 
-    monkeypatch.setattr(Exchange, "transmit", in_parts)
+    monkeypatch.setattr(Doorbell, "transmit", in_parts)
     monkeypatch.setattr(Driver, "execute", noted)
     monitor = open_monitor()
     if listening:
