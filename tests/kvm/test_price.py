@@ -25,9 +25,7 @@ from vmm.kvm import Vcpu
 Open = Callable[..., Monitor]
 
 ROUNDS = 60
-IN_REGISTERS = (
-    6  # calls more in each turn, where a doorbell is a hypercall: it is read, and answered
-)
+IN_REGISTERS = 6  # calls more in each turn where a doorbell is a hypercall, to be answered
 
 pytestmark = pytest.mark.not_in_lanes("slices end in the midst of it there, and others take turns")
 

@@ -141,7 +141,8 @@ class Doorbell:
                 continue
             served = self._operations.transfer_run(sender, run, joint)
             answers += served or [self._ask(sender, each, together) for each in run]
-        refused |= self._hide(sender, together)
+        if together:
+            refused |= self._hide(sender, together)
         stamps: list[tuple[Status, int]] = []
         told = False  # of more than whether it was done
         for number, answer in enumerate(answers):

@@ -83,8 +83,9 @@ class Queue(collections.deque["Message"]):
 
     def get_all(self, count: int) -> list[Message]:
         """Dequeue so many of the oldest messages, of which there are as many."""
-        take = self.popleft
-        messages = [take() for _ in range(count)]
+        messages: list[Message] = []
+        for _ in range(count):
+            messages.append(self.popleft())
         self.room = max(0, self.depth - len(self))
         return messages
 

@@ -79,8 +79,10 @@ class Journal:
         if self.left:
             self.finish()
         self._kept.clear()
-        if self.touched or self.moves or self.settled:
-            self._forget()
+        if self.touched or self.moves or self.settled:  # as `_forget`
+            self.touched.clear()
+            self.moves.clear()
+            self.settled.clear()
         self.turn += 1
         self.active = True
 
