@@ -16,7 +16,8 @@ class Mover(ABC):
     name: str
     seams = 2 * MOST  # mappings that its windows may need beyond two for each run
     # Machines, beyond which windows are `guarded`: of each change of a mapping the kernel tells all
-    # of them, which guards spare. Among few, these take as long as they spare.
+    # of them, which guards spare. Between two, a page lent and returned, or sent to and fro, takes
+    # 6 % less with them, and one that is sent on 4 % more.
     guards_beside = 8
 
     def __init__(self, frames: int) -> None:
