@@ -7,6 +7,7 @@ import ctypes
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
+from unit.descriptors import request_of, written
 
 from vmm.ferry.message import Message, Request, Span
 from vmm.ferry.rules import Refusal
@@ -34,7 +35,7 @@ def descriptor(spans: tuple[Span, ...] = (), **fields: int) -> abi.Descriptor:
 
 def refusal_of(raw: abi.Descriptor) -> Status:
     with pytest.raises(Refusal) as caught:
-        Request.from_descriptor(raw)
+        request_of(raw)
     return caught.value.status
 
 
@@ -49,13 +50,13 @@ def test_a_descriptor_is_read_field_by_field() -> None:
     spans = (Span(page(1), 2), Span(page(9), 1))
     raw = descriptor(spans, receiver=7, tag=U64, length=9000, payload_length=3)
     raw.payload[:5] = b"abcde"
-    assert Request.from_descriptor(raw) == Request(7, U64, 9000, spans, b"abc")
+    assert request_of(raw) == Request(7, U64, 9000, spans, b"abc")
 
 
 def test_what_a_guest_writes_of_its_own_identity_is_ignored() -> None:
-    honest = Request.from_descriptor(descriptor(receiver=2))
+    honest = request_of(descriptor(receiver=2))
     raw = descriptor(receiver=2, sender=99, message=12345, status=Status.PENDING)
-    assert Request.from_descriptor(raw) == honest
+    assert request_of(raw) == honest
 
 
 @pytest.mark.parametrize("operation", [0, 10, Operation.UNDELIVERED, 0xFFFF])
@@ -66,7 +67,7 @@ def test_an_operation_that_is_not_served_is_refused(operation: int) -> None:
 @pytest.mark.parametrize("operation", SERVED)
 def test_an_operation_is_what_the_descriptor_says(operation: Operation) -> None:
     spans = (Span(page(1), 2),)
-    request = Request.from_descriptor(descriptor(spans, operation=operation, receiver=7, tag=3))
+    request = request_of(descriptor(spans, operation=operation, receiver=7, tag=3))
     assert request == Request(7, 3, 0, spans, b"", operation)
     to_a_peer = {Operation.SEND, *LOANS, Operation.EXCHANGE, Operation.RETURN}
     assert request.has_receiver == (operation in to_a_peer)
@@ -79,7 +80,7 @@ def test_an_operation_is_what_the_descriptor_says(operation: Operation) -> None:
 def test_a_count_may_reach_its_limit_and_not_pass_it(
     operation: Operation, field: str, limit: int
 ) -> None:
-    request = Request.from_descriptor(descriptor(operation=operation, **{field: limit}))
+    request = request_of(descriptor(operation=operation, **{field: limit}))
     assert limit in (len(request.spans), len(request.payload))
     for over in (limit + 1, 0xFFFF):
         raw = descriptor(operation=operation, **{field: over})
@@ -93,7 +94,7 @@ def test_a_flag_is_refused_but_for_a_loan_that_is_read_only(operation: Operation
             assert refusal_of(descriptor(operation=operation, flags=flags)) is Status.E_RESERVED
     raw = descriptor(operation=operation, flags=READONLY)
     if operation in LOANS:
-        assert not Request.from_descriptor(raw).writable
+        assert not request_of(raw).writable
     else:
         assert refusal_of(raw) is Status.E_RESERVED
 
@@ -113,7 +114,7 @@ def test_an_extents_attributes_are_reserved_where_the_extent_is_used(index: int)
     raw = descriptor()
     raw.extents[index].attributes = 1
     raw.extent_count = index
-    assert len(Request.from_descriptor(raw).spans) == index
+    assert len(request_of(raw).spans) == index
     raw.extent_count = index + 1
     assert refusal_of(raw) is Status.E_RESERVED
 
@@ -133,7 +134,7 @@ def test_any_512_bytes_are_a_request_or_a_refusal(data: bytes, plausible: bool) 
             extent.gpa = page(extent.gpa % (PAGES + 1)) + extent.gpa % 2
             extent.pages %= 3
     try:
-        request = Request.from_descriptor(raw)
+        request = request_of(raw)
         extents = request.extents(WINDOW)
     except Refusal as refusal:
         assert refusal.status < 0
@@ -219,9 +220,9 @@ spans = st.lists(st.builds(Span, u64, st.integers(0, U32)), max_size=abi.EXTENTS
 
 def as_read(message: Message) -> abi.Descriptor:
     """What a receiver finds in its ring."""
-    written = message.descriptor()
-    assert len(written) == ctypes.sizeof(abi.Descriptor)
-    return abi.Descriptor.from_buffer_copy(written)
+    found = written(message)
+    assert len(found) == ctypes.sizeof(abi.Descriptor)
+    return abi.Descriptor.from_buffer_copy(found)
 
 
 @settings(max_examples=100, deadline=None)
@@ -232,7 +233,7 @@ def test_a_message_reaches_the_receiver_as_it_was_sent(
     message = Message(number, Operation.SEND, Status.OK, 3, receiver, tag, length, payload, where)
     read = as_read(message)
     assert (read.message, read.sender, read.status) == (number, 3, Status.OK)
-    assert Request.from_descriptor(read) == Request(receiver, tag, length, where, payload)
+    assert request_of(read) == Request(receiver, tag, length, where, payload)
 
 
 def test_a_message_that_came_back_says_so_and_why() -> None:

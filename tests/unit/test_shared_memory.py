@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from unit.descriptors import request_of
 from unit.exchange_scene import FRAMES, PAGES, Scene
 
 from vmm.ferry import control
 from vmm.ferry.control import ControlStructure, Identity
 from vmm.ferry.layout import CONTROL_BYTES
-from vmm.ferry.message import Request
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Doorbell, Hold, Operation, Status
@@ -174,7 +174,7 @@ def test_any_piece_of_one_version_in_the_other_is_a_request_within_bounds_or_a_r
 def check_sound(copy: abi.Descriptor) -> None:
     """Check that a copy is a request for what it says, within bounds; or that it is refused."""
     try:
-        request = Request.from_descriptor(copy)
+        request = request_of(copy)
     except Refusal as refusal:
         assert refusal.status < 0
         return

@@ -45,7 +45,6 @@ from vmm.ferry.layout import (
     TX,
     TX_HEAD,
     TX_TAIL,
-    U16,
     U32,
     U64,
     WAIT,
@@ -182,11 +181,6 @@ class ControlStructure:
         """Write a transmit descriptor as it was before it was answered."""
         entry = TX + index % _TX_ENTRIES * DESCRIPTOR
         self.memory[entry : entry + DESCRIPTOR] = descriptor
-
-    def operation(self, index: int) -> int:
-        """Return what a transmit descriptor asks for, unchecked; it is read again when served."""
-        entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-        return int(U16.unpack_from(self.memory, entry)[0])
 
     def stamp(self, index: int, sender: int, number: int, status: int = 0) -> None:
         """Answer a descriptor with a status, and nothing but the message's number."""

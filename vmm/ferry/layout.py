@@ -17,7 +17,6 @@ def offset_of(structure: type[ctypes.Structure], field: str) -> int:
     return int(getattr(structure, field).offset)
 
 
-U16 = struct.Struct("<H")
 U32 = struct.Struct("<I")
 I32 = struct.Struct("<i")
 U64 = struct.Struct("<Q")

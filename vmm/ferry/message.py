@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vmm.ferry.layout import ASKED, DESCRIPTOR, HEAD, INLINE, ONE_EXTENT, PAYLOAD, SPANS
+from vmm.ferry.layout import ASKED, HEAD, INLINE, ONE_EXTENT, PAYLOAD, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -58,14 +58,6 @@ class Request(NamedTuple):
     payload: bytes = b""
     operation: Operation = Operation.SEND
     writable: bool = True
-
-    @classmethod
-    def from_descriptor(cls, descriptor: abi.Descriptor) -> Request:
-        """Read a request out of a private copy of a guest's descriptor. Raises Refusal."""
-        (request,) = requests((descriptor,))
-        if isinstance(request, Status):
-            raise Refusal(request)
-        return request
 
     @classmethod
     def from_registers(cls, gpa: int, pages: int, attributes: int) -> Request:
@@ -242,12 +234,6 @@ class Message(NamedTuple):
     def letter(cls, number: int, sender: int, receiver: int, tag: int, payload: bytes) -> Message:
         """Return one that has been sent, and is a payload and nothing else: most are."""
         return tuple.__new__(cls, (number, _SEND, _OK, sender, receiver, tag, 0, payload, *_REST))
-
-    def descriptor(self) -> bytes:
-        """Return the message as its receiver reads it: the bytes of a struct pf_descriptor."""
-        descriptor = bytearray(DESCRIPTOR)
-        lay_out((self,), memoryview(descriptor), (0,))
-        return bytes(descriptor)
 
 
 _SEND, _OK = Operation.SEND, Status.OK
