@@ -15,6 +15,7 @@ from vmm.ferry import carry
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.message import Request
 from vmm.ferry.peer import Peer
+from vmm.ferry.places import joined
 from vmm.guest.abi import EXTENTS_MAX, PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.runs import Extent
 
@@ -74,17 +75,18 @@ class Showing:
         Raises GuestError, and what it sees is among what it has seen then.
         """
         number = to.number
-        self.called.add(number)
-        shown = self.seen.get(number, ())
+        with self._turns.lock:  # nobody else changes what it sees from now on
+            self.called.add(number)
+            shown = self.seen.get(number, ())
+            self._peers[number] = to.peer
         if [one[:2] for one in shown] == wanted:
             return shown
-        self._peers[number] = to.peer
         try:
-            self._take_less(to.peer, [one for one in shown if one[:2] not in wanted])
             try:
+                self._take_less(to.peer, [one for one in shown if one[:2] not in wanted])
                 return self._show(to, wanted)
-            except Undone:  # as many pieces as there may be, perhaps
-                self._relax()
+            except (GuestError, Undone):  # windows are in as many pieces as there may be, perhaps
+                self._relax(number)
                 return self._show(to, wanted)
         except BaseException as error:
             self.called.discard(number)
@@ -106,11 +108,14 @@ class Showing:
             self._keep(number, shown)
         return shown
 
-    def _relax(self) -> None:
-        """Take what they are shown from all machines that are not called."""
-        for number, shown in [*self.seen.items()]:
-            if number not in self.called:
-                self._take_less(self._peers[number], list(shown))
+    def _relax(self, number: int) -> None:
+        """Take what they are shown from a machine, and all those that are not called."""
+        for other in tuple(self.seen):
+            if other == number or other not in self.called:
+                with self._turns.telling, self._turns.lock, self._turns.change:
+                    shown = self.seen.get(other, ())
+                    if shown:
+                        self._withdraw(self._peers[other], shown)
 
     def _take_less(self, peer: Peer, less: list[Shown]) -> None:
         """Take some of what a machine is shown from it, in turns of their own."""
@@ -163,12 +168,26 @@ class Showing:
             yield Shown(source, request.writable, extent, there.gpa)
 
     def _withdraw(self, peer: Peer, shown: Sequence[Shown]) -> None:
-        """Take from a machine that does not run what it is shown. In a turn. Raises GuestError."""
-        number = peer.number
-        for one in shown if peer.alive else ():
-            self._take_back(peer, one.extent)
-            left = [other for other in self.seen.get(number, ()) if other is not one]
-            self._keep(number, tuple(left))
+        """Take from a machine that does not run what it is shown. In a turn. Raises GuestError, and
+        has taken none of it, or is to be asked for all of it again.
+        """
+        if peer.alive:
+            self._take_back(peer, joined(sorted([one.extent for one in shown])))
+        left = [one for one in self.seen.get(peer.number, ()) if one not in shown]
+        self._keep(peer.number, tuple(left))
+
+    def _take_back(self, peer: Peer, extents: list[Extent]) -> None:
+        status = self._host._exchange.withdraw(peer, self._host.peer.number, extents)
+        if status is Status.E_LENGTH and len(extents) > 1:
+            half = len(extents) // 2
+            self._take_back(peer, extents[:half])
+            self._take_back(peer, extents[half:])
+        elif status is Status.E_LENGTH and extents[0].pages > 1:  # shared since in more pieces
+            ((page, pages),) = extents
+            self._take_back(peer, [Extent(page, pages // 2)])
+            self._take_back(peer, [Extent(page + pages // 2, pages - pages // 2)])
+        elif status is not Status.OK:
+            raise refused(f"take memory back from {peer.name}", status)
 
     def _keep(self, number: int, shown: tuple[Shown, ...]) -> None:
         """Know what a machine is shown. In a turn."""
@@ -177,15 +196,6 @@ class Showing:
             self.seen[number] = shown
         else:
             self.seen.pop(number, None)
-
-    def _take_back(self, peer: Peer, extent: Extent) -> None:
-        status = self._host._exchange.withdraw(peer, self._host.peer.number, [extent])
-        if status is Status.E_LENGTH and extent.pages > 1:  # shared since in more pieces
-            half = extent.pages // 2
-            self._take_back(peer, Extent(extent.page, half))
-            self._take_back(peer, Extent(extent.page + half, extent.pages - half))
-        elif status is not Status.OK:
-            raise refused(f"take memory back from {peer.name}", status)
 
     def _take_in(self, extents: Sequence[Extent]) -> None:
         """Take extents of the host's from machines that are not called. In a turn."""
@@ -217,5 +227,5 @@ class Showing:
         """Know nothing of a machine any more: it has gone."""
         with self._turns.telling, self._turns.lock, self._turns.change:
             self._keep(machine.number, ())
-        self._peers.pop(machine.number, None)
+            self._peers.pop(machine.number, None)
         self.called.discard(machine.number)

@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vmm.endpoint.calling import Desk
+from vmm.endpoint.showing import Shown
 from vmm.engine.machine import Machine, State
 from vmm.errors import CallCrash, ClosedError, GuestError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.linux import outside
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
+from vmm.memory.runs import Extent
 from vmm.monitor import Monitor
 from vmm.sandbox import request
 from vmm.sandbox.copies import Copies
@@ -90,7 +92,7 @@ class Worker(Station):
             used = copies.room(machine, request.spilled_size(words, copied))
         if used is not None or seen or machine.number in self._showing.seen:
             own = copies.extents(machine, used)
-            shown = self._showing.show(machine, [*own, *areas.extents])
+            shown = self._show(machine, name, [*own, *areas.extents])
             starts = {one.source: one.address for one in shown}
             words = request.pointed(words, seen, areas, starts)
             if used is not None:
@@ -130,7 +132,7 @@ class Worker(Station):
         self._monitor._check_idle()
         machine, until = self._begin(until)
         if machine.number in self._showing.seen:  # what this call is not given
-            self._showing.show(machine, self._copies.extents(machine, None))
+            self._show(machine, name, self._copies.extents(machine, None))
         self._whole = False
         try:
             fill = self._copies.wiping(machine) if self._fresh else None
@@ -209,6 +211,17 @@ class Worker(Station):
         self._monitor._check_idle()
         self.start()
         return act(self)
+
+    def _show(
+        self, machine: Machine, name: str, wanted: Sequence[tuple[Extent, bool]]
+    ) -> Sequence[Shown]:
+        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then."""
+        try:
+            return self._showing.show(machine, wanted)
+        except GuestError:
+            if machine.state is State.STOPPED:  # it has been cancelled
+                raise self._failure(machine, name, in_time=True) from None
+            raise
 
     def _exchange(
         self,
