@@ -46,6 +46,7 @@ class Scheduler:
         self._expired = False
         self._limit: float | None = None  # when the run ends, whatever the machines do
         self._clock = Clock(self._tick)
+        self._stood = 0  # the first place in line when the clock looked last
         self._ticking = False
 
     @property
@@ -217,9 +218,12 @@ class Scheduler:
                 )
                 standing.end()
             again = now + work.SLICE / 2 if limit is None else min(now + work.SLICE / 2, limit)
-            others = standing.line.first() is not None
-            if others and standing.idle:  # of whom they have not been told (Shift.see_woken)
-                standing.notify()
+            first = standing.line.first()
+            others = first is not None
+            place = 0 if first is None else first.place
+            if standing.idle and place and place == self._stood:  # as no worker has been told
+                standing.notify()  # (Shift.see_woken), and nobody has come back since
+            self._stood = place
             for thread, until in standing.driving.items():
                 if now >= until:
                     kick(thread)
