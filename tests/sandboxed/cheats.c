@@ -66,6 +66,17 @@ void keeps(uint8_t *bytes, uint64_t tag)
     pf_receive(&m, PF_FOREVER);
 }
 
+/* Answers by its own words, and goes on when it is woken. */
+void lurks(uint8_t *bytes, uint64_t tag)
+{
+    pf_message m;
+
+    answer(tag, 666);
+    pf_wait(PF_FOREVER);
+    bytes[0] += 1;
+    pf_receive(&m, PF_FOREVER);
+}
+
 void never_answers(uint8_t *bytes)
 {
     pf_message m;
