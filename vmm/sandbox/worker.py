@@ -249,13 +249,20 @@ class Worker(Station):
     def _show(
         self, machine: Machine, name: str, wanted: Sequence[tuple[Extent, bool]]
     ) -> Sequence[Shown]:
-        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then."""
+        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then;
+        CallCrash, and it is gone, if it does not wait for calls.
+        """
         try:
             return self._showing.show(machine, wanted)
         except GuestError:
             if machine.state is State.STOPPED:  # it has been cancelled
                 raise self._failure(machine, name, in_time=True) from None
+            if machine.peer.queue:  # else it had taken that
+                self._whole = False
+                raise CallCrash(name, "it has not taken a message, which is no call") from None
             raise
+        finally:
+            self._settle()
 
     def _exchange(
         self,
