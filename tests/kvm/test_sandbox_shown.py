@@ -274,7 +274,7 @@ def test_nobody_takes_what_a_machine_is_being_called_with_since_just_now(
 
     with monkeypatch.context() as patch:
         patch.setattr(showing._turns, "telling", Telling())
-        showing._relax(0)
+        showing._relax()
     assert showing.seen[machine.number] == before
     showing.called.clear()
 

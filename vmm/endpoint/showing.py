@@ -107,12 +107,13 @@ class Showing:
             self._keep(number, shown)
         return shown
 
-    def _relax(self, number: int) -> None:
+    def _relax(self, number: int | None = None) -> None:
         """Take what they are shown from a machine, and all those that are not called."""
         for other in tuple(self.seen):
             with self._turns.telling, self._turns.lock, self._turns.change:
-                if other == number or other not in self.called:
-                    self._withdraw(self._peers[other], self.seen.get(other, ()))
+                shown = self.seen.get(other, ())  # none, if it has gone meanwhile
+                if shown and (other == number or other not in self.called):
+                    self._withdraw(self._peers[other], shown)
 
     def _take_less(self, peer: Peer, less: list[Shown]) -> None:
         """Take some of what a machine is shown from it, in turns of their own."""
@@ -214,8 +215,7 @@ class Showing:
         """
         if self.called:
             raise BusyError("a function is being called: wait until it has returned")
-        for number in tuple(self.seen):
-            self._take_less(self._peers[number], [*self.seen.get(number, ())])
+        self._relax()
 
     def _viewers(self, extents: Sequence[Extent]) -> Collection[int]:
         """Return the numbers of machines that see any of these extents of the host's."""
@@ -246,5 +246,5 @@ class Showing:
         """Know nothing of a machine any more: it has gone."""
         with self._turns.telling, self._turns.lock, self._turns.change:
             self._keep(machine.number, ())
-            self._peers.pop(machine.number, None)
+        self._peers.pop(machine.number, None)  # not before: whose turn is undone is known again
         self.called.pop(machine.number, None)
