@@ -20,6 +20,7 @@ machines; without it that is known when the first sandbox comes.
     here         those of this process
     clients      how a sandbox comes to a cluster
     running      calls that Dask may want no more
+    plan         what a call does with its arguments
     function     a C function as a task
     sandboxes    what users make
     plugins      what workers and the scheduler do for it

@@ -23,11 +23,11 @@ def ticket() -> Iterator[Ticket]:
     A call that has been cancelled is no failure of the task: Dask may have changed its mind. Nor is
     one that a worker ends which is about to close.
     """
-    made = Ticket()
-    try:
+    made, place = Ticket(), None
+    with contextlib.suppress(ValueError, KeyError):  # there is no task
         worker = get_worker()
         place = worker.id, worker.get_current_task()
-    except (ValueError, KeyError):  # there is no task
+    if place is None:
         yield made
         return
     with _lock:
