@@ -23,6 +23,7 @@ from vmm import CallCrash, ConfigError, HostError  # noqa: E402
 from vmm.dask import DaskSandbox, here, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
+LARGE = (np.arange(1 << 19) % 61).astype(np.uint8).reshape(512, 1024)
 
 pytestmark = pytest.mark.not_in_lanes("no Dask there, and no compiler")
 
@@ -84,21 +85,24 @@ def test_an_array_that_may_be_written_to_comes_back_and_stays_as_it_was(
     assert (lib.scale(pixels[:, ::2], 3) == before[:, ::2] * 3).all()
 
 
-def test_what_is_written_is_never_what_another_call_was_given(
-    lib: DaskSandbox, pixels: Any
-) -> None:
-    first = lib.scale(pixels, 2)  # in memory that calls share
+def test_what_is_written_is_never_what_another_call_was_given(lib: DaskSandbox) -> None:
+    first = lib.scale(LARGE, 2)  # in memory that calls share
     second = lib.scale(first, 2)
-    assert (first == pixels * 2).all()
-    assert (second == pixels * 4).all()
+    assert (first == LARGE * 2).all()
+    assert (second == LARGE * 4).all()
     shared = lib.pool.stats.shared_bytes
     assert lib.mean(first, first.size) == first.mean()
     assert lib.pool.stats.shared_bytes == shared + first.nbytes  # read where it is
+    with pytest.raises(CallCrash, match="write"):
+        lib.overwrite(first)
+    assert (first == LARGE * 2).all()
 
 
-def test_what_is_copied_into_shared_memory_is_counted(lib: DaskSandbox, pixels: Any) -> None:
+def test_what_is_copied_is_counted(lib: DaskSandbox, pixels: Any) -> None:
+    lib.scale(LARGE, 2)
+    assert lib.pool.stats.copied_bytes == LARGE.nbytes  # into shared memory
     lib.scale(pixels, 2)
-    assert lib.pool.stats.copied_bytes == pixels.nbytes
+    assert lib.pool.stats.copied_bytes == LARGE.nbytes + 2 * pixels.nbytes  # there and back
 
 
 def test_a_number_comes_back_as_it_is_and_of_several_arrays_all(lib: DaskSandbox) -> None:

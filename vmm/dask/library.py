@@ -37,6 +37,7 @@ class Library:
     ) -> None:
         self.spec = spec
         self.machines = machines
+        self.plans: dict[Any, Any] = {}  # of calls; see vmm.dask.plan
         self._told = told
         self._parent = directory
         self._directory: tempfile.TemporaryDirectory[str] | None = None

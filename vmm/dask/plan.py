@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from vmm.sandbox.prototype import Prototype
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 META = "computing_meta"  # as dask.array.utils.compute_meta has it
+SHARED = 256 << 10  # bytes: less is copied to a machine, and back, more quickly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,14 @@ class Plan:
 
     @classmethod
     def of(cls, library: Library, name: str, use: Use) -> Plan:
-        """Return that of a function."""
+        """Return that of a function: the same, while the library is."""
+        found = library.plans.get((name, use))
+        if found is None:
+            found = library.plans[name, use] = cls._made(library, name, use)
+        return found
+
+    @classmethod
+    def _made(cls, library: Library, name: str, use: Use) -> Plan:
         prototype = library.prototype(name)
         bounds = library.bounds(name) | dict(use.shapes)
         given = {one: inner for one, inner in bounds.items() if one not in use.new}
@@ -87,7 +97,7 @@ class Plan:
                 continue
             if one in self.use.new:
                 shape = shapes.made(self.prototype.name, one, self.bounds[one], values)
-                values[one] = _memory(pool.empty, np.zeros, shape, _dtype(kind.target, one))
+                values[one] = _zeros(pool, shape, _dtype(kind.target, one))
             elif isinstance(values[one], np.ndarray):
                 values[one] = self._array(values[one], kind, library, pool)
             elif not kind.const:
@@ -98,7 +108,9 @@ class Plan:
     ) -> np.ndarray[Any, Any]:
         if kind.const:
             return np.ascontiguousarray(array) if array.ndim else array
-        made = _memory(pool.empty, np.zeros, array.shape, array.dtype)
+        if array.nbytes < SHARED:
+            return np.array(array, order="C")
+        made = _zeros(pool, array.shape, array.dtype)
         made[...] = array
         library.copied(array.nbytes)
         return made
@@ -107,10 +119,12 @@ class Plan:
         """Take what is returned out of the memory that calls share, once half of it is in use: a
         worker may keep results for long, and calls need room.
         """
-        names = self._names(values)
+        large = [one for one in self._names(values) if getattr(values[one], "nbytes", 0) >= SHARED]
+        if not large:
+            return
         pool._unused.release(pool.monitor.host)
-        if names and pool._rooms._scarce(0):
-            for one in names:
+        if pool._rooms._scarce(0):
+            for one in large:
                 values[one] = np.array(values[one])
                 library.copied(values[one].nbytes)
 
@@ -140,17 +154,14 @@ class Plan:
         return None if isinstance(kind, Void) else np.zeros((), _dtype(kind, "the result"))[()]
 
 
-def _memory(
-    shared: Callable[..., np.ndarray[Any, Any]],
-    other: Callable[..., np.ndarray[Any, Any]],
-    shape: tuple[int, ...],
-    dtype: Any,
-) -> np.ndarray[Any, Any]:
-    """Return an array of zeros in memory that calls share; elsewhere, if there is none left."""
-    try:
-        return shared(shape, dtype)
-    except ResourceError:
-        return other(shape, dtype)
+def _zeros(pool: Pool, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return an array that a call shares, if it is large enough for that to pay, and there is room;
+    else any other.
+    """
+    if math.prod(shape) * dtype.itemsize >= SHARED:
+        with contextlib.suppress(ResourceError):
+            return pool.empty(shape, dtype)
+    return np.zeros(shape, dtype)
 
 
 def _writable(value: Any, target: CType) -> Any:
