@@ -154,6 +154,26 @@ def test_what_others_may_need_is_not_written_to(client: Client, lib: DaskSandbox
     assert (shared.result() == 2).all()
 
 
+@pytest.mark.parametrize("mebibytes", [1, 24])
+def test_what_comes_from_another_worker_lands_where_machines_see_it(
+    client: Client, mebibytes: int
+) -> None:
+    first, second = client.scheduler_info()["workers"]
+    with sandbox(TASKS, pool="256M", seed=mebibytes) as lib:
+
+        def added(block: Any) -> tuple[Any, ...]:
+            stats, library = lib.pool.stats, lib._origin.library()
+            before = stats.copied_bytes, stats.shared_bytes
+            total = lib.add(block)
+            after = stats.copied_bytes, stats.shared_bytes
+            seen = tuple(np.subtract(after, before))
+            return total, seen, block.flags.aligned, library.landed >= block.nbytes
+
+        made = client.submit(np.ones, mebibytes << 17, workers=[first], pure=False)
+        found = client.submit(added, made, workers=[second], pure=False).result()
+        assert found == (mebibytes << 17, (0, mebibytes << 20), True, True)
+
+
 # ---- what goes wrong ----
 
 
@@ -252,13 +272,12 @@ def test_a_worker_that_comes_later_has_it_and_takes_what_waits(
     until(lambda: len(client.scheduler_info()["workers"]) == 2, "it is still there")
 
 
-def test_a_worker_gives_back_all_when_its_plug_in_goes(client: Client, cluster: Cluster) -> None:
+def test_a_worker_gives_back_all_when_it_is_uninstalled(client: Client, cluster: Cluster) -> None:
     counts = [len(machines_of(cluster.pid(name))) for name in WORKERS]
     with sandbox(TASKS, seed=8, pool="64M") as lib:
         assert client.submit(lib.count).result() == 1
         assert [len(machines_of(cluster.pid(name))) for name in WORKERS] != counts
-        (plugin,) = lib.resources
-        client.unregister_worker_plugin(plugin)
+        lib.uninstall()
     until(
         lambda: [len(machines_of(cluster.pid(name))) for name in WORKERS] == counts,
         "they hold more than before",

@@ -19,6 +19,7 @@ machines; without it that is known when the first sandbox comes.
     library      a sandbox in one process, and its machines
     here         those of this process
     clients      how a sandbox comes to a cluster
+    landing      where arrays from other workers land
     running      calls that Dask may want no more
     plan         what a call does with its arguments
     function     a C function as a task

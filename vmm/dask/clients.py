@@ -49,6 +49,14 @@ def install(digest: str, client: Client) -> Awaitable[Any] | None:
     return None
 
 
+def uninstall(digest: str, plugin: str, client: Client) -> Awaitable[Any] | None:
+    """Have the workers of a cluster let go of a sandbox; as `install`."""
+    if digest in _told:
+        _told[digest].discard(client)
+    done: Awaitable[Any] = client.unregister_worker_plugin(plugin)  # type: ignore[no-untyped-call]
+    return done if client.asynchronous else None
+
+
 async def _install(client: Client, *plugins: Any) -> None:
     for plugin in plugins:
         await client.register_plugin(plugin)

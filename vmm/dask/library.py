@@ -38,6 +38,7 @@ class Library:
         self.spec = spec
         self.machines = machines
         self.plans: dict[Any, Any] = {}  # of calls; see vmm.dask.plan
+        self.landed = 0  # bytes that came from other workers into memory that calls share
         self._told = told
         self._parent = directory
         self._directory: tempfile.TemporaryDirectory[str] | None = None

@@ -107,7 +107,8 @@ class Plan:
         self, array: np.ndarray[Any, Any], kind: Pointer, library: Library, pool: Pool
     ) -> np.ndarray[Any, Any]:
         if kind.const:
-            return np.ascontiguousarray(array) if array.ndim else array
+            # C's functions may count on alignment; what comes from a network need not have it.
+            return np.require(array, requirements=["C", "A"]) if array.ndim else array
         if array.nbytes < SHARED:
             return np.array(array, order="C")
         made = _zeros(pool, array.shape, array.dtype)

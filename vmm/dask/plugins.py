@@ -18,8 +18,9 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from distributed.threadpoolexecutor import ThreadPoolExecutor
 
 from vmm import host
-from vmm.dask import here, running
+from vmm.dask import here, landing, running
 from vmm.dask.function import Function
+from vmm.dask.library import Library
 from vmm.dask.spec import Spec
 from vmm.errors import HostError, PageferryError
 
@@ -53,6 +54,7 @@ class Machines(WorkerPlugin):
         self._machines = machines
         self._worker: Worker | None = None
         self._held = False
+        self._library: Library | None = None  # while arrays may land there
 
     async def setup(self, worker: Worker) -> None:
         self._worker = worker
@@ -66,6 +68,8 @@ class Machines(WorkerPlugin):
             _log.warning("the sandbox %s cannot be run here: %s", spec.name, error)
             self._tell(f"{type(error).__name__}: {error}")
             return
+        landing.begin(library)
+        self._library = library
         await worker.set_resources(**{spec.resource: count})
         _log.info("the sandbox %s has %d machines here", spec.name, count)
         self._tell(None)
@@ -80,6 +84,9 @@ class Machines(WorkerPlugin):
         )
 
     async def teardown(self, worker: Worker) -> None:
+        if self._library is not None:
+            landing.end(self._library)
+            self._library = None
         if self._held:
             self._held = False
             await asyncio.to_thread(here.release, self._spec.digest)

@@ -60,14 +60,18 @@ class DaskSandbox:
         """Have the workers of a cluster know it, those that come later as well. That is done when
         it is made, if there is a client then. To be awaited, if the client is asynchronous.
         """
-        chosen = clients.present() if client is None else client
-        if chosen is None:
-            raise ClosedError("there is no client: make one, or give it")
-        return clients.install(self._origin.digest, chosen)
+        return clients.install(self._origin.digest, _client(client))
+
+    def uninstall(self, client: Client | None = None) -> Awaitable[Any] | None:
+        """Have the workers of a cluster give back its machines, which ends calls that are under way
+        there. Without it they keep them as long as they live.
+        """
+        (plugin,) = self.resources
+        return clients.uninstall(self._origin.digest, plugin, _client(client))
 
     def close(self) -> None:
-        """Close its machines in this process, once for each `sandbox` of it. Those of workers stay
-        as long as these. What is left is closed when the process ends.
+        """Close its machines in this process, once for each `sandbox` of it; not those of workers.
+        What is left is closed when the process ends.
         """
         if not self.__dict__.get("_made"):
             return
@@ -94,6 +98,13 @@ class DaskSandbox:
 
     def __repr__(self) -> str:
         return f"<sandbox {self._origin.name} on Dask>"
+
+
+def _client(given: Client | None) -> Client:
+    chosen = clients.present() if given is None else given
+    if chosen is None:
+        raise ClosedError("there is no client: make one, or give it")
+    return chosen
 
 
 def sandbox(
