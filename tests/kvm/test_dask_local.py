@@ -19,7 +19,7 @@ import dask.array as da  # noqa: E402
 import dask.bag as db  # noqa: E402
 from dask.base import tokenize  # noqa: E402
 
-from vmm import CallCrash, ConfigError, HostError  # noqa: E402
+from vmm import CallCrash, CallTimeout, ConfigError, HostError  # noqa: E402
 from vmm.dask import DaskSandbox, here, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
@@ -218,6 +218,13 @@ def test_a_crash_is_the_tasks_and_pickles_with_all_that_is_known(lib: DaskSandbo
     assert told.fault.printed[-1] == "about to crash"
     assert (told.fault.place.symbol, told.fault.place.file) == ("crash", "tasks.c")
     assert lib.mean(b"\x01", 1) == 1
+
+
+def test_a_function_that_takes_too_long_is_stopped(lib: DaskSandbox) -> None:
+    with pytest.raises(CallTimeout):
+        lib.hang(1, timeout=0.1)
+    with pytest.raises(CallTimeout):
+        lib.hang.using(timeout=0.1)(1)
 
 
 def test_a_processor_that_lacks_what_it_was_compiled_for_is_named_before_it_runs(

@@ -95,6 +95,8 @@ class Plan:
             kind = parameter.type
             if not isinstance(kind, Pointer):
                 continue
+            if hasattr(values[one], "__array__") and not isinstance(values[one], np.generic):
+                values[one] = np.asarray(values[one])  # what pandas has, say
             if one in self.use.new:
                 shape = shapes.made(self.prototype.name, one, self.bounds[one], values)
                 values[one] = _zeros(pool, shape, _dtype(kind.target, one))
