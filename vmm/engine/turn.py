@@ -22,11 +22,10 @@ from vmm.ferry.layout import (
     DESCRIPTOR,
     EXTENTS,
     I32,
-    INLINE,
+    LAID,
     LETTER,
     MASK,
     MESSAGE,
-    ONE_EXTENT,
     PAYLOAD,
     PEER,
     PEERS,
@@ -55,6 +54,7 @@ _FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi
 _TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
 _OK = Status.OK
 _NO_PAGES = (), (), (), True, False  # what a message says that has none
+_NOWHERE = 0, 0
 _new = tuple.__new__
 
 
@@ -286,14 +286,10 @@ class Turn:
         """Put a message into the receive ring of a machine that waits for it, and end its wait."""
         control = machine.guest.control
         number, _, _, sender, to, tag, length, payload, spans, *_ = message
-        head, memory, size, count = control.rx_head, control.memory, len(payload), len(spans)
-        entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        lay = (memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number)
-        if count:
-            gpa, pages = spans[0]
-            ONE_EXTENT.pack_into(*lay, 1, size, 0, 0, 0, gpa, pages, 0, payload)
-        else:
-            INLINE.pack_into(*lay, 0, size, 0, 0, 0, payload)
+        head, memory, counts = control.rx_head, control.memory, len(spans) | len(payload) << 16
+        gpa, pages = spans[0] if spans else _NOWHERE
+        lay = kind, 0, sender, to, tag, length, number, counts, gpa, pages, payload
+        LAID.pack_into(memory, RX + head % _RX_ENTRIES * DESCRIPTOR, *lay)
         control.rx_head = head = (head + 1) & MASK
         U32.pack_into(memory, RX_HEAD, head)
         peer.untaken.append(message)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.ferry.layout import (
@@ -39,6 +40,7 @@ from vmm.ferry.layout import (
     RX,
     RX_HEAD,
     RX_TAIL,
+    SENDER,
     STAMP,
     START,
     STATUS,
@@ -56,9 +58,8 @@ from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Status
 
-_SEND = int(abi.Operation.SEND)  # with no flags
+_WORDS, _LONGS = DESCRIPTOR // 4, DESCRIPTOR // 8  # from one to the same of the next
 _TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
-_PAYLOAD_MAX = abi.PAYLOAD_MAX
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,15 +163,15 @@ class ControlStructure:
             raise Refusal(Status.E_RING)
         return range(self.tx_tail, self.tx_tail + count)
 
-    def copy_descriptors(self, indices: Iterable[int]) -> list[abi.Descriptor]:
+    def copy_descriptors(self, indices: range) -> bytes:
         """Copy transmit descriptors out of shared memory, each once.
 
-        Only the copies are ever looked at.
+        Only the copy is ever looked at.
         """
-        copy, memory, copies = abi.Descriptor.from_buffer_copy, self.memory, list[abi.Descriptor]()
-        for index in indices:
-            copies.append(copy(memory, TX + index % _TX_ENTRIES * DESCRIPTOR))
-        return copies
+        copy, memory = b"", self.memory
+        for start, end, _ in _pieces(TX, _TX_ENTRIES, indices.start, len(indices)):
+            copy += memory[start:end]
+        return copy
 
     def descriptor(self, index: int) -> bytes:
         """Return a transmit descriptor's bytes, to be put back and not to be looked at."""
@@ -201,15 +202,20 @@ class ControlStructure:
             memory[entry : entry + len(payload)] = payload
         self.stamp(index, sender, number, status)
 
-    def stamp_all(self, index: int, sender: int, answers: Iterable[tuple[int, int]]) -> None:
+    def stamp_all(
+        self, index: int, sender: int, statuses: Sequence[int], numbers: Sequence[int]
+    ) -> None:
         """Stamp descriptors from this one on, each with a status and a number."""
-        memory = self.memory
-        for status, number in answers:
-            entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-            STAMP.pack_into(memory, entry + STATUS, status, sender)
-            U64.pack_into(memory, entry + MESSAGE, number)
-            index += 1
-        self.tx_tail = tail = index & MASK
+        memory, count = self.memory, len(statuses)
+        with memory.cast("i") as words, memory.cast("I") as unsigned, memory.cast("Q") as longs:
+            for start, end, part in _pieces(TX, _TX_ENTRIES, index, count):
+                some = numbers[part]
+                words[(start + STATUS) // 4 : end // 4 : _WORDS] = array("i", statuses[part])
+                unsigned[(start + SENDER) // 4 : end // 4 : _WORDS] = array(
+                    "I", [sender] * len(some)
+                )
+                longs[(start + MESSAGE) // 8 : end // 8 : _LONGS] = array("Q", some)
+        self.tx_tail = tail = (index + count) & MASK
         U32.pack_into(memory, TX_TAIL, tail)
 
     # ---- Receive ring ----
@@ -223,10 +229,10 @@ class ControlStructure:
 
     def deliver(self, messages: Sequence[Message]) -> None:
         """Put messages into the receive ring, which has room, and move rx_head past them."""
-        head, places = self.rx_head, list[int]()
-        for index in range(head, head + len(messages)):
-            places.append(RX + index % _RX_ENTRIES * DESCRIPTOR)
-        lay_out(messages, self.memory, places)
+        head, laid, done = self.rx_head, lay_out(messages), 0
+        for start, end, _ in _pieces(RX, _RX_ENTRIES, head, len(messages)):
+            self.memory[start:end] = laid[done : done + end - start]
+            done += end - start
         self.rx_head = head = (head + len(messages)) & MASK
         U32.pack_into(self.memory, RX_HEAD, head)
 
@@ -299,3 +305,16 @@ class ControlStructure:
     def notice_count(self) -> int:
         """Notices of all kinds so far, modulo 2^32."""
         return sum(self._noticed.values()) & MASK
+
+
+def _pieces(ring: int, entries: int, index: int, count: int) -> list[tuple[int, int, slice]]:
+    """Return where entries of a ring lie, and which of them, from one index on: in two pieces, if
+    the ring begins again in between.
+    """
+    first = index % entries
+    before = min(count, entries - first)
+    start = ring + first * DESCRIPTOR
+    pieces = [(start, start + before * DESCRIPTOR, slice(before))]
+    if before < count:
+        pieces.append((ring, ring + (count - before) * DESCRIPTOR, slice(before, count)))
+    return pieces
