@@ -15,7 +15,7 @@ import pytest
 from unit.descriptors import request_of
 from unit.exchange_scene import FRAMES, PAGES, Scene
 
-from vmm.ferry import control
+from vmm.ferry import control, rings
 from vmm.ferry.control import ControlStructure, Identity
 from vmm.ferry.layout import CONTROL_BYTES
 from vmm.ferry.rules import Refusal
@@ -87,16 +87,17 @@ def test_each_descriptor_is_read_once_as_a_whole_and_nothing_else_is(
 ) -> None:
     reads: list[int] = []
     copies: list[tuple[int, int]] = []
-    pieces = control._pieces
+    pieces = rings._pieces
 
     def note_pieces(*what: int) -> list[tuple[int, int, slice]]:
         found = pieces(*what)
         copies.extend((start, end) for start, end, _ in found)
         return found
 
-    for name in ("U32", "I32", "U64"):
-        monkeypatch.setattr(control, name, SpyStruct(getattr(control, name), reads))
-    monkeypatch.setattr(control, "_pieces", note_pieces)
+    for module, *names in (rings, "U32", "U64"), (control, "U32", "I32", "U64"):
+        for name in names:
+            monkeypatch.setattr(module, name, SpyStruct(getattr(module, name), reads))
+    monkeypatch.setattr(rings, "_pieces", note_pieces)
     (own,) = scene.alloc(scene.a, 1)
     scene.put(scene.a, Operation.SEND, own, to=scene.b, payload=b"hello")
     scene.put(scene.a, Operation.ALLOC, Extent(-abi.WINDOW_GPA // PAGE_SIZE, 1))

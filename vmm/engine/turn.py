@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.engine.machine import Machine, State
+from vmm.engine.undoing import Undoing
 from vmm.ferry.at_once import MOST, OPERATIONS, SENT, Runs, moves
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
@@ -52,9 +53,9 @@ from vmm.guest.abi import PAGE_SIZE, Bell, Status, WaitFor
 _TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
 _FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi.FOREVER
 _TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
-_OK = Status.OK
 _NO_PAGES = (), (), (), True, False  # what a message says that has none
-_NOWHERE = 0, 0
+_OK, _NOWHERE = Status.OK, (0, 0)
+_UNDOING = Undoing()
 _new = tuple.__new__
 
 
@@ -64,8 +65,6 @@ class Turn:
     machines  by their peers' numbers
     wake      called with a peer whose machine waits, and for which a message has come
     """
-
-    turn = 0  # never kept but by `Journal.open`
 
     def __init__(
         self,
@@ -204,10 +203,10 @@ class Turn:
         moved: tuple[Any, ...] = _NO_PAGES
         if pages:
             assert receiver is not None
-            moved = self._runs.bring(kind, peer, receiver, page, pages, self, saved)
+            moved = self._runs.bring(kind, peer, receiver, page, pages, _UNDOING, saved)
             if not moved:
                 return None
-        elif not self._journal.open(self, saved):
+        elif not self._journal.open(_UNDOING, saved):
             return None
 
         if receiver is not None:
@@ -229,12 +228,11 @@ class Turn:
             else:
                 self._deliver(next_, receiver, _new(Message, message), kind)
 
-        if wait is not None and len(untaken) > left:
-            if left:
-                while len(untaken) > left:
-                    untaken.popleft()
-            else:
+        if wait is not None and untaken:
+            if not left:
                 untaken.clear()
+            while len(untaken) > left:
+                untaken.popleft()
         if parks or stands:
             machine.wait, machine.deadline = wait, None
             peer.idle = parks
@@ -300,31 +298,3 @@ class Turn:
         machine.wait = machine.deadline = None
         machine.state = State.READY
         peer.entered, peer.idle = True, False
-
-    def saved(self) -> Any:
-        """Nothing is kept of it in a turn of others."""
-
-    def restore(self, saved: Any) -> None:
-        """Undo a turn."""
-        own, (untaken, sent), receiver, there, other, wanted, *tables = saved
-        for table, items in tables[0] if tables else ():
-            table.restore(items)
-        machine, exit_, wait, deadline, tail, head = own
-        peer = machine.peer
-        machine.exit, machine.wait, machine.deadline = exit_, wait, deadline
-        machine.state = State.RUNNING
-        machine.guest.control.places = tail, head
-        peer.idle, peer.sent = False, sent
-        peer.untaken.clear()
-        peer.untaken.extend(untaken)
-        if there is not None:
-            queue, received = there
-            receiver.queue.restore(queue)
-            receiver.received = received
-        if other is not None:
-            other.wait, other.deadline, head = wanted
-            other.state = State.PARKED
-            control = other.guest.control
-            control.places = control.tx_tail, head
-            other.peer.untaken.clear()
-            other.peer.idle = True

@@ -33,6 +33,8 @@ SHARED_AT_ONCE = 512  # pages (2 MiB): to copy them takes about as long as to ze
 ZEROED_AT_ONCE = 4096  # pages
 PARTS_AT_ONCE = 64  # in which they lie
 HIDDEN_AT_ONCE = 16384  # pages (64 MiB), whose translations take the kernel 3 ms
+RUNS_AT_ONCE = 128  # that are shown, or hidden, before others have their turns
+RUNS_OF_SLOTS = 16  # the same, by memslots
 MOMENT = 20e-6  # seconds in between, in which others come to have the lock
 LONG = 0.002  # seconds, after which a doorbell's next descriptor, or a queue's next message, waits
 
