@@ -117,18 +117,26 @@ def read(descriptors: bytes) -> Batch:
     """
     series, others = list[Series | Status](), list[tuple[int, int, int, bytes]]()
     operations = set[Operation]()
+    spans: tuple[Span, ...]
+    request: Request | Status
     extents = total = here = 0
     end = like = peer = -1  # where the last one's pages end, if others can follow, and which
     for kind, to, tag, length, counts, r1, r2, gpa, pages in ASKED.iter_unpack(descriptors):
         entry, here = here, here + DESCRIPTOR
-        if gpa == end and kind == like and to == peer and counts in _SINGLE and not (r1 or r2):
-            size = pages * PAGE_SIZE
-            if 0 < pages <= MASK and length <= size:  # it goes with the last one
-                payload = descriptors[entry + PAYLOAD : entry + PAYLOAD + (counts >> 16)]
+        known = _KINDS.get(kind)
+        if known is not None and counts in _SINGLE and not (r1 or r2) and pages <= MASK:
+            size, payload = counts >> 16, b""
+            if size:
+                payload = descriptors[entry + PAYLOAD : entry + PAYLOAD + size]
+            follows = gpa == end and kind == like and to == peer
+            if follows and pages > 0 and length <= pages * PAGE_SIZE:  # it goes with the last one
                 others.append((tag, length, pages, payload))
-                extents, total, end = extents + 1, total + pages, end + size
+                extents, total, end = extents + 1, total + pages, end + pages * PAGE_SIZE
                 continue
-        request = _request(descriptors[entry:here], kind, to, tag, length, counts, r1 or r2)
+            spans = (_new(Span, (gpa, pages)),)
+            request = _new(Request, (to, tag, length, spans, payload, *known))
+        else:
+            request = _request(descriptors[entry:here], kind, to, tag, length, counts, r1 or r2)
         if isinstance(request, Status):
             series.append(request)
             end = -1
@@ -137,7 +145,8 @@ def read(descriptors: bytes) -> Batch:
         operations.add(operation)
         follows = False
         if spans:
-            extents, total = extents + len(spans), total + sum(map(_PAGES, spans))
+            extents += len(spans)
+            total += pages if len(spans) == 1 else sum(map(_PAGES, spans))
             follows = gpa == end and operation in TOGETHER
             if follows and not isinstance(last := series[-1], Status):
                 series[-1] = last._replace(touched=True)

@@ -19,7 +19,7 @@ from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.layout import DESCRIPTOR
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import TOGETHER, Answer, Request
+from vmm.ferry.message import TOGETHER, Answer, Request, Told
 from vmm.ferry.operations import Operations
 from vmm.ferry.parting import Parted
 from vmm.ferry.peer import Peer
@@ -104,7 +104,7 @@ class Doorbell:
         count = min(self._slices.first(sender, batch), batch.one_turn())
         if count < len(indices):
             batch = read(copies[: count * DESCRIPTOR])
-        answers: list[Answer] = []
+        answers: list[Told] = []
         refused: set[int] = set()
         together: list[Parted] = []
         limit = self._telling.start + slices.LONG * 1e9
@@ -138,7 +138,7 @@ class Doorbell:
             refused |= self._hide(sender, together)
         if refused:
             refusal = Answer(Status.E_NO_MEMORY)
-            answers = [refusal if answer.number in refused else answer for answer in answers]
+            answers = [refusal if answer[1] in refused else answer for answer in answers]
         self._give(sender, control, indices, batch, answers)
         if self.audited:
             self._ledger.audit()
@@ -150,7 +150,7 @@ class Doorbell:
         control: ControlStructure,
         indices: range,
         batch: Batch,
-        answers: Sequence[Answer],
+        answers: Sequence[Told],
     ) -> None:
         """Answer descriptors, in order; what is put where the guest has asked is undone with the
         turn.
@@ -160,12 +160,14 @@ class Doorbell:
         statuses, numbers, spans, payloads, _ = zip(*answers, strict=True)
         sender.refused += len(statuses) - statuses.count(Status.OK)
         if self._telling.trace.on:
-            for asked, answer in zip(batch.requests(), answers, strict=False):
-                self._telling.answer(sender, None if isinstance(asked, Status) else asked, answer)
+            for asked, told in zip(batch.requests(), answers, strict=False):
+                request = None if isinstance(asked, Status) else asked
+                self._telling.answer(sender, request, Answer(*told))
         if not (any(spans) or any(payloads)):  # as most: of no more than whether it was done
             control.stamp_all(indices.start, sender.number, statuses, numbers)
             return
-        for index, answer in zip(indices, answers, strict=False):
+        for index, told in zip(indices, answers, strict=False):
+            answer = Answer(*told)
             if answer.spans or answer.payload:
                 before = control.descriptor(index)
                 self._journal.undo(partial(control.put_descriptor, index, before))

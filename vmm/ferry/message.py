@@ -190,6 +190,10 @@ class Answer(NamedTuple):
     brought: bool = False
 
 
+# The same without its name, as most are made and nobody asks for its parts by theirs.
+Told = tuple[Status, int, tuple[Span, ...], bytes, bool]
+
+
 class Message(NamedTuple):
     """A message in a queue: both identities travel with it, the sender's as the monitor stamped it.
 

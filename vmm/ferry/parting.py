@@ -136,7 +136,8 @@ class Parting:
         writable = plan.writable or plan.operation is Operation.SEND
         window, place = receiver.window, plan.places[0]
         there: Sequence[Extent] = ()
-        sender.hold_still()
+        if sender.window.blinks:
+            sender.hold_still()
         try:
             if plan.operation is Operation.SHARE:
                 sender.window.make_shareable(page, pages)

@@ -11,7 +11,7 @@ from operator import itemgetter
 
 from vmm.ferry.batch import Series
 from vmm.ferry.carry import spans
-from vmm.ferry.message import Answer, Message, Request, Span
+from vmm.ferry.message import Answer, Message, Request, Span, Told
 from vmm.ferry.parting import PARTING, Parted, Parting
 from vmm.ferry.peer import Peer
 from vmm.ferry.plans import Transfer
@@ -83,7 +83,7 @@ class Sending(Parting):
 
     def transfer_run(
         self, sender: Peer, series: Series, together: list[Parted] | None = None
-    ) -> list[Answer] | None:
+    ) -> list[Told] | None:
         """SEND or LEND the pages of a series as the one run that they are: the ledger is asked
         once, whatever their number. `together` is as for `serve`.
 
@@ -109,7 +109,7 @@ class Sending(Parting):
             return None
         (target, _), (home, _) = plan.targets[0], plan.sources[0]
         gpa = receiver.window.region.base + target * PAGE_SIZE
-        own, to, messages, answers = sender.number, receiver.number, list[Message](), list[Answer]()
+        own, to, messages, answers = sender.number, receiver.number, list[Message](), list[Told]()
         each = zip(((tag, length, count, payload), *others), self.numbers, strict=False)
         for (tag, length, pages, payload), number in each:
             spans_ = (_new(Span, (gpa, pages)),)
@@ -130,7 +130,7 @@ class Sending(Parting):
                 brought,
             )
             messages.append(_new(Message, message))
-            answers.append(_new(Answer, (_OK, number, (), b"", brought)))
+            answers.append((_OK, number, (), b"", brought))
             target, home, gpa = target + pages, home + pages, gpa + pages * PAGE_SIZE
         sender.sent += total
         self._roster.put(sender, receiver, *messages)
@@ -140,7 +140,7 @@ class Sending(Parting):
             together.append(Parted(receiver, messages, plan.runs))
         return answers
 
-    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Answer]:
+    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Told]:
         """SEND or LEND runs to one that waits for a message, each by itself: as `transfer` does, in
         fewer calls.
 
@@ -154,7 +154,7 @@ class Sending(Parting):
         region, base = sender.window.region, receiver.window.region.base
         room = min(receiver.queue.room, abi.RX_ENTRIES - len(receiver.queue))
         own, to, numbers, ledger = sender.number, receiver.number, self.numbers, self._ledger
-        messages, answers, parted = list[Message](), list[Answer](), list[Span]()
+        messages, answers, parted = list[Message](), list[Told](), list[Span]()
         for _, tag, length, (span,), payload, operation, writable in requests[:room]:
             gpa, pages = span
             offset, size = gpa - region.base, pages * PAGE_SIZE
@@ -182,7 +182,7 @@ class Sending(Parting):
             number = next(numbers)
             head = (number, operation, _OK, own, to, tag, length, payload, places)
             messages.append(_new(Message, (*head, targets, plan.sources, writable, brought)))
-            answers.append(_new(Answer, (_OK, number, (), b"", brought)))
+            answers.append((_OK, number, (), b"", brought))
         if messages:
             sender.sent += len(messages)
             self._roster.put(sender, receiver, *messages)
