@@ -129,12 +129,12 @@ def lay_out(messages: Sequence[Message]) -> bytearray:
     for message in messages:
         number, what, status, sender, to, tag, length, payload, spans, _, _, writable, _ = message
         kind = what if writable else what | _READONLY << 16
-        counts = len(spans) | len(payload) << 16
-        gpa, pages = spans[0] if spans else _NOWHERE
+        count, (gpa, pages) = len(spans), spans[0] if spans else _NOWHERE
+        counts = count | len(payload) << 16
         lay(laid, at, kind, status, sender, to, tag, length, number, counts, gpa, pages, payload)
-        if len(spans) > 1:
+        if count > 1:
             words = [word for span in spans for word in (*span, 0)]
-            SPANS[len(spans)].pack_into(laid, at + EXTENTS, *words)
+            SPANS[count].pack_into(laid, at + EXTENTS, *words)
         at += DESCRIPTOR
     return laid
 
