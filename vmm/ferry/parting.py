@@ -136,8 +136,7 @@ class Parting:
         writable = plan.writable or plan.operation is Operation.SEND
         window, place = receiver.window, plan.places[0]
         there: Sequence[Extent] = ()
-        if sender.window.blinks:
-            sender.hold_still()
+        sender.hold_still()
         try:
             if plan.operation is Operation.SHARE:
                 sender.window.make_shareable(page, pages)
