@@ -136,7 +136,11 @@ def _build(source: Path, output: Path, compiler: Compiler, options: Sequence[str
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(f".{os.getpid()}")
-    done = subprocess.run([*command, "-o", partial], capture_output=True, text=True)
+    # Run above ziglang, it would know its own files by relative paths, and build its libraries once
+    # more than for what is built elsewhere.
+    done = subprocess.run(
+        [*command, "-o", partial], cwd=output.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     partial.replace(output)
     stamp.write_text(key)

@@ -198,31 +198,23 @@ struct pf_answer {
 
 /* A machine can be a library whose functions the host calls: a convention between the host and guests/lib/sandbox, made of
  * messages as above. The machine says that it is ready by a message without pages whose tag is PF_CALL_READY and whose payload
- * is one 32-bit word, PF_CALL_VERSION. Then each call is a message from the host whose payload begins with struct pf_call,
- * and whose pages are the arguments that are pointers; the answer is a message with the same tag that returns the pages,
- * and whose payload begins with struct pf_result.
+ * is one 32-bit word, PF_CALL_VERSION. Then each call is a message from the host without pages whose payload begins with
+ * struct pf_call; the answer is a message with the same tag, without pages, whose payload begins with struct pf_result.
  *
  * What follows struct pf_call are 64-bit words: `general` for RDI, RSI, RDX, RCX, R8 and R9, `vector` for the low halves of XMM0 to
- * XMM7, `stack` for the stack, in order; `places` that say which of these words are pointers; then `data` bytes, which are
- * arguments as well. The host keeps the data aligned to 16 bytes, from the payload's beginning on. With PF_CALL_SPILLED all this
- * is at the beginning of the message's last extent instead. Data bytes that were in the payload follow struct pf_result in the
- * answer; elsewhere the host sees them where they are.
+ * XMM7, `stack` for the stack, in order; then `data` bytes, which are arguments as well; then `places` that say which words are to
+ * point to these. The host keeps the data aligned to 16 bytes, from the payload's beginning on. They follow struct pf_result in
+ * the answer. With PF_CALL_SPILLED there is one word instead: the address of the words; there are no data then.
  *
- * With PF_CALL_MORE a message only brings pages for the call that the next message asks for: what may only be read comes by
- * messages of its own, and so does what one has no room for. The extents are numbered in the order in which they come, 255 at most,
- * and go back by as many messages, those of each by one of its own.
- *
- * A word may as well be the address of memory that the host has shared with the machine before, for as long as that is there:
- * no message tells of it, and no answer returns it. */
-#define PF_CALL_VERSION 2
+ * Words are addresses, too: of the machine's memory, or of what the host shares with it. That no message tells of, and no
+ * answer returns it. The host shares it before it asks for a call, and takes it back when the machine is not running. */
+#define PF_CALL_VERSION 3
 #define PF_CALL_READY 0xffffffffffffffff /* a tag */
-#define PF_CALL_DATA 0xff                /* instead of an extent's number: the data */
 #define PF_CALL_GENERAL 6                /* registers */
 #define PF_CALL_VECTOR 8
 
 enum pf_call_flags {
-    PF_CALL_MORE = 1,
-    PF_CALL_SPILLED = 2,
+    PF_CALL_SPILLED = 1,
 };
 
 struct pf_call {
@@ -235,13 +227,10 @@ struct pf_call {
     uint16_t data;     /* 14 */
 };
 
-/* Word `word` is the address of byte `offset` of an extent, or of the data. */
+/* Word `word` is the address of byte `offset` of the data. */
 struct pf_place {
-    uint16_t word;      /* 0 */
-    uint8_t extent;     /* 2 */
-    uint8_t reserved;   /* 3: zero */
-    uint32_t reserved1; /* 4: zero */
-    uint64_t offset;    /* 8 */
+    uint16_t word;   /* 0 */
+    uint16_t offset; /* 2 */
 };
 
 struct pf_result {
@@ -328,7 +317,7 @@ _Static_assert(sizeof(struct pf_answer) == 112, "struct pf_answer");
 _Static_assert(sizeof(struct pf_answer) <= PF_PAYLOAD_MAX, "an answer fits a payload");
 _Static_assert(sizeof(struct pf_peer) == 64, "struct pf_peer");
 _Static_assert(sizeof(struct pf_call) == 16, "struct pf_call");
-_Static_assert(sizeof(struct pf_place) == 16, "struct pf_place");
+_Static_assert(sizeof(struct pf_place) == 4, "struct pf_place");
 _Static_assert(sizeof(struct pf_result) == 32, "struct pf_result");
 _Static_assert(offsetof(struct pf_control, tx_head) == 128, "guest-written fields on a line of their own");
 _Static_assert(offsetof(struct pf_control, tx_tail) == 192, "monitor-written fields on a line of their own");

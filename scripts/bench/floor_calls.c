@@ -11,8 +11,8 @@
  *     go                            the program is run to its end, in a new machine; the samples are what it has
  *                                   written (guests/linux)
  *     call N PAGES COPIED PAYLOAD   a function of a program that waits for calls is called N times ("Calls" in
- *                                   pageferry.h). PAYLOAD is the message's, in hexadecimal; PAGES of its window are
- *                                   shared for the time of each call. COPIED: their bytes are copied there, and back
+ *                                   pageferry.h). PAYLOAD is the message's, in hexadecimal; the first PAGES of its
+ *                                   window are shared, and stay so. COPIED: their bytes are copied there, and back
  */
 #include "floor.h"
 
@@ -278,30 +278,26 @@ static void call_command(unsigned count, unsigned pages, int copied, const char 
     static char *shared, *outside;
     static size_t shared_bytes;
     size_t bytes = (size_t)pages * PF_PAGE_SIZE;
-    struct pf_descriptor asked = {.operation = pages ? PF_OP_SHARE : PF_OP_SEND, .sender = PF_PEER_HOST, .tag = 1};
+    struct pf_descriptor asked = {.operation = PF_OP_SEND, .sender = PF_PEER_HOST, .tag = 1};
 
     if (!m.page)
         m = make(); /* once: that it is warm is what is measured */
+    volatile struct pf_control *control = (void *)at(PF_CONTROL_GPA, sizeof *control);
     if (shared_bytes < bytes) {
+        if (shared_bytes)
+            set_slot(&m, WINDOW_SLOT, control->window_gpa, 0, shared);
         shared = huge(bytes);
         outside = huge(bytes);
         shared_bytes = bytes;
+        set_slot(&m, WINDOW_SLOT, control->window_gpa, bytes, shared);
     }
-    volatile struct pf_control *control = (void *)at(PF_CONTROL_GPA, sizeof *control);
     asked.payload_length = from_hexadecimal(asked.payload, payload);
-    asked.length = bytes;
-    asked.extent_count = pages != 0;
-    asked.extents[0] = (struct pf_extent){.gpa = control->window_gpa, .pages = pages};
     for (unsigned i = 0; i < count; i++) {
         uint64_t start = now();
 
         if (copied)
             memcpy(shared, outside, bytes);
-        if (pages)
-            set_slot(&m, WINDOW_SLOT, control->window_gpa, bytes, shared);
         call(&m, control, &asked);
-        if (pages)
-            set_slot(&m, WINDOW_SLOT, control->window_gpa, 0, shared);
         if (copied)
             memcpy(outside, shared, bytes);
         printf("%llu ", (unsigned long long)(now() - start));

@@ -135,13 +135,15 @@ def test_of_several_machines_or_fresh_ones_variables_are_an_initializers(sandbox
         pool.globals["level"]
 
 
-def test_a_text_may_lie_in_what_has_been_copied_and_the_machine_keeps_seeing(lib: Sandbox) -> None:
+def test_a_text_may_lie_in_what_the_machine_has_been_given_last(lib: Sandbox) -> None:
     lib.find.restype = ctypes.c_void_p
     given = b"a" * 5000 + b"zone"
     lib.globals["motto"] = lib.find(given, b"z")
     assert lib.globals["motto"] == b"zone"
     shared = lib.array(np.frombuffer(given + b"\0", np.uint8))
     lib.globals["motto"] = lib.find(shared, b"z")
+    assert lib.globals["motto"] == b"zone"
+    lib.find(given, b"z")
     with pytest.raises(ConfigError, match="a char \\* to no text"):  # it sees that no more
         lib.globals["motto"]
     del shared

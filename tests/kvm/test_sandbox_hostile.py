@@ -71,12 +71,26 @@ def test_a_function_that_goes_on_after_its_answer_has_not_returned(
         lib[cheat](tag(lib), timeout=0.2)
 
 
-@pytest.mark.parametrize("cheat", ["keeps", "never_answers"])
-def test_pages_that_are_not_given_back_are_taken_back(lib: Sandbox, cheat: str) -> None:
+def test_who_never_answers_has_nothing_afterwards(lib: Sandbox) -> None:
     mine = array(lib)
     with pytest.raises(CallCrash):
-        lib[cheat](mine, tag(lib)) if cheat == "keeps" else lib[cheat](mine)
+        lib.never_answers(mine)
     assert mine.tolist() == [1] + [5] * (SIZE - 1)
+    mine[:] = 6
+    del mine
+
+
+def test_who_answers_by_its_own_words_and_waits_has_nothing_when_it_is_called_next(
+    lib: Sandbox,
+) -> None:
+    mine = array(lib)
+    lib.keeps(mine, tag(lib))
+    one = next(reversed(lib._crew._idle))
+    assert one.machine is not None
+    assert [seen.source.pages for seen in one._showing.seen[one.machine.number]] == [PAGES]
+    with pytest.raises(CallCrash):  # which has been taken by the function that has not returned
+        lib.looks_at(mine.ctypes.data)
+    assert one._showing.seen == {}
     mine[:] = 6
     del mine
 

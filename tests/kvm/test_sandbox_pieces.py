@@ -60,6 +60,7 @@ def test_arrays_in_many_pieces_are_shared_by_several_messages(sandboxed: Elf) ->
             )
         assert all(bytes(array) == b"\1" * size for array in arrays[:2])
         assert all(bytes(array) == b"\4" * size for array in arrays[2:])
+        assert lib.one() == 1  # which is given none of them
         assert lib.monitor.audit(mappings=True) == before
         assert sorted(lib.monitor.machines) == ["borrower", "pieces-1"]
         lib.monitor.host.release(rest)
@@ -86,7 +87,9 @@ def test_one_array_that_is_shared_in_too_many_pieces_is_refused_in_words(sandbox
         mine = borrower(lib, sandboxed)
         for at in range(0, buffer.extent.pages, 2):
             extent = buffer.extent._replace(page=buffer.extent.page + at, pages=1)
-            lib._crew.workers[0]._desk.keep(mine, extent)
+            part = Buffer(buffer._window, extent, PAGE_SIZE)
+            lib.monitor.host.share(mine, part)
+            lib.monitor._exchange.take(mine.peer)
         given = bytearray(b"\5" * 500)
         before = lib.monitor.audit(mappings=True)
         with pytest.raises(GuestError, match=f"more than {RUNS_MAX} pieces") as raised:

@@ -40,7 +40,8 @@ def shared(lib: Sandbox, *arrays: Any) -> list[Extent]:
     for array in arrays:
         start = address_of(memoryview(array)) - base
         areas = request.areas([Seen(0, start, array.nbytes, const=False)], lib._rooms.end)
-        (extent,) = areas.writable
+        ((extent, writable),) = areas.extents
+        assert writable
         found.append(Extent(extent.page - start // PAGE_SIZE, extent.pages))
     return found
 

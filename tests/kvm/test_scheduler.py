@@ -6,6 +6,7 @@ Waiting, time-outs, fairness, several workers, and how a run ends.
 from __future__ import annotations
 
 import signal
+import struct
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from vmm import Machine, Monitor, State
 from vmm.engine import work
 from vmm.engine.driver import Driver
 from vmm.engine.kick import KICK
+from vmm.engine.standing import Standing
 from vmm.ferry.doorbell import Doorbell
 from vmm.ferry.events import Event
 from vmm.ferry.peer import Peer
@@ -107,6 +109,48 @@ def test_a_page_goes_round_a_ring_of_machines_with_any_number_of_workers(
     assert received.sender == ring[(hops - 1) % len(ring)].number
     assert sum(machine.peer.sent for machine in ring) == hops
     assert [m.state for m in ring].count(State.PARKED) == len(ring) - 1
+
+
+def test_who_sends_one_message_after_the_other_has_its_receiver_run_by_its_own_worker(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, real = [0], Standing.notify
+
+    def counting(standing: Standing) -> None:
+        told[0] += 1
+        real(standing)
+
+    def stream() -> int:
+        monitor = open_monitor(workers=2)
+        pair = [monitor.spawn(test_guest("flood"), name=name, window="2M") for name in ("a", "b")]
+        monitor.connect(*pair)
+        for one, other in (pair, pair[::-1]):
+            count = sized(2000, 200)
+            order = struct.pack("<4I", other.number, other.number, count, count)
+            monitor.host.send(one, payload=order)
+        told[0] = 0
+        monitor.run(60)
+        assert [machine.exit_code for machine in pair] == [0, 0]
+        return told[0]
+
+    monkeypatch.setattr(Standing, "notify", counting)
+    monkeypatch.setattr(work, "_BRISK", 0.0)
+    at_once = stream()
+    monkeypatch.setattr(work, "_BRISK", 60.0)
+    assert 2 * stream() < at_once
+
+
+def test_who_computes_after_it_has_sent_does_not_keep_its_receiver_waiting(
+    open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_BRISK", 60.0)  # as if it were to come back soon
+    monitor = open_monitor(workers=2)
+    sender = monitor.spawn(test_guest("sends_and_spins"), name="sender", window="2M")
+    receiver = monitor.spawn(test_guest("says_and_waits"), name="receiver", window="2M")
+    monitor.connect(sender, receiver)
+    monitor.run(sized(0.5, 5.0))
+    assert receiver.exit_code == 7
+    assert sender.state is not State.STOPPED
 
 
 def test_what_a_listener_raises_ends_the_run_and_reaches_the_caller(

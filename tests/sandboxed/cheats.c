@@ -104,6 +104,32 @@ int looks(void)
     return *(volatile uint8_t *)remembered;
 }
 
+int looks_at(uint8_t *bytes)
+{
+    return *(volatile uint8_t *)bytes;
+}
+
+int reads(const uint8_t *bytes)
+{
+    return *(volatile const uint8_t *)bytes;
+}
+
+void writes_to_what_it_reads(const uint8_t *bytes)
+{
+    *(volatile uint8_t *)bytes = 1;
+}
+
+int reads_both(const uint8_t *one, const uint8_t *other)
+{
+    return reads(one) + reads(other);
+}
+
+void fills_both(uint8_t *one, uint8_t *other, uint64_t n, int value)
+{
+    memset(one, value, n);
+    memset(other, value, n);
+}
+
 int floods(int messages)
 {
     int sent = 0;

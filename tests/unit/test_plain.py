@@ -55,11 +55,9 @@ def generally(called: Prototype, args: list[Any]) -> bytes:
     """Return the payload as calls of any kind get theirs."""
     words, references = _words(called.layout, FUNCTION, called.bind(args))
     assert not references
-    inline = request.inline(words, (), (), request.areas(()))
-    assert inline is not None
-    (part,) = inline.parts
-    assert not part.extents
-    return part.payload
+    asked = request.inline(words, ())
+    assert asked is not None
+    return asked.payload
 
 
 def fitting(kind: CType) -> st.SearchStrategy[Any]:

@@ -32,7 +32,7 @@ from vmm.guest.compiler import work_directory
 from vmm.linux.machine import LinuxMachine
 from vmm.sandbox import request
 from vmm.sandbox.library import Sandbox
-from vmm.sandbox.request import Seen, Words
+from vmm.sandbox.request import Words
 
 _MIB = 1 << 20
 _MEMORY = "32M"  # of a machine: the functions need little
@@ -139,18 +139,17 @@ class Calls:
         """Return the column of the C program: the same messages, and the same machine."""
         with ExitStack() as short:
             lib = self._sandbox(short)
-            seen = [Seen(0, 0, case.bytes, const=False)] if case.bytes else []
-            function = lib._program.prototypes["contrast" if seen else "empty"]
-            general = [0, case.bytes] if seen else []
-            words = Words(lib._base + function.address, general, [], [])
-            inline = request.inline(words, seen, [], request.areas(seen))
-            assert inline is not None
-            (part,) = inline.parts
-            data = waiting_scene(_machine(lib))
+            function = lib._program.prototypes["contrast" if case.bytes else "empty"]
+            machine = _machine(lib)
+            window = machine.peer.window.region.base  # what it sees is at the beginning
+            general = [window, case.bytes] if case.bytes else []
+            asked = request.inline(Words(lib._base + function.address, general, [], []), [])
+            assert asked is not None
+            data = waiting_scene(machine)
         with on_one_processor():
             floor = stack.enter_context(closing(Floor(data, "floor_calls")))
         pages = case.bytes // PAGE_SIZE
-        line = f"{pages} {int(copied)} {part.payload.hex()}"
+        line = f"{pages} {int(copied)} {asked.payload.hex()}"
         floor.ask(f"call 3 {line}")
         return lambda: floor.ask(f"call {case.samples} {line}")
 

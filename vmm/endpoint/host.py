@@ -258,9 +258,11 @@ class HostEndpoint:
         del inline  # which may be a view of a buffer that is to go
 
         def read() -> Request:
-            spans = carry.spans(self.peer.window, [buffer.extent for buffer in buffers])
+            extents = [buffer.extent for buffer in buffers]
+            spans = carry.spans(self.peer.window, extents)
             if operation in _TAKES:
                 check_unviewed(buffers, self._journal)
+            self._window.take_in(extents)
             length = sum(span.pages for span in spans[:-1]) * PAGE_SIZE
             length += buffers[-1].size if buffers else 0
             return Request(receiver, word, length, spans, copied, operation, writable)

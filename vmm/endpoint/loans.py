@@ -126,6 +126,7 @@ class FileLoans:
             check_unviewed([file.buffer for file in part], self._host._journal)
         except LiveViewError as error:
             raise Undone(error) from None
+        self._host._window.take_in([file.buffer.extent for file in part])
         status = served(self._host, partial(self._request, to, part)).status
         message = self._host._exchange.take(to.peer) if status is Status.OK else None
         if message is None:

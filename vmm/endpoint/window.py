@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 
 from vmm.errors import AccessError
 from vmm.ferry.books import Description
@@ -15,12 +16,20 @@ from vmm.memory.runs import Extent
 from vmm.memory.views import Export, Views
 
 
+def _nothing(extents: Sequence[Extent]) -> None:
+    pass
+
+
 class HostWindow:
     """The pages of the host process, and what each is to it.
 
-    turns   the monitor's. Every method is called in a turn, which nobody interrupts, and what
-            `address` and `view` return is not used after it
+    turns     the monitor's. Every method is called in a turn, which nobody interrupts, and what
+              `address` and `view` return is not used after it
+    take_in   called before anything is done with extents but to read and write them: takes them
+              from machines that see them, and do not run until they are called
     """
+
+    take_in: Callable[[Sequence[Extent]], object] = staticmethod(_nothing)
 
     def __init__(self, peer: Peer, exchange: Exchange, turns: Turns) -> None:
         self.peer = peer
@@ -29,6 +38,7 @@ class HostWindow:
 
     def describe(self, extent: Extent) -> Description:
         """Return what an extent is to the host."""
+        self.take_in([extent])
         return self._ledger.describe(self.peer.number, extent)
 
     def holds(self, extent: Extent, holds: frozenset[Hold]) -> bool:
@@ -37,6 +47,7 @@ class HostWindow:
 
     def parted(self, extent: Extent) -> list[Extent]:
         """Return what of an extent is the host's, and with others at present: lent, or shared."""
+        self.take_in([extent])
         runs = self._ledger.runs(self.peer.number, extent)
         return [run.extent for run in runs if run.hold in (Hold.LENT, Hold.SHARED)]
 

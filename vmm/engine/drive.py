@@ -26,6 +26,7 @@ class Drive(Work):
     def __init__(self, standing: Standing, driver: Driver, machine: Machine, until: float) -> None:
         self._standing, self._driver, self._thread = standing, driver, threading.get_ident()
         self._machine = machine
+        self.held = False
         self._until = until
         self._kicks = Kickable()
 

@@ -218,6 +218,8 @@ class Scheduler:
                 standing.end()
             again = now + work.SLICE / 2 if limit is None else min(now + work.SLICE / 2, limit)
             others = standing.line.first() is not None
+            if others and standing.idle:  # of whom they have not been told (Shift.see_woken)
+                standing.notify()
             for thread, until in standing.driving.items():
                 if now >= until:
                     kick(thread)

@@ -25,19 +25,30 @@ class Shift(Work):
         super().__init__(standing, driver)
         self._woken: list[Machine] = []  # in this slice, in which they may run
 
-    def see_woken(self, machine: Machine | None, at_once: bool) -> Machine | None:
-        """As `Work.see_woken`, and remember that they may run in this slice."""
+    def see_woken(self, machine: Machine | None, at_once: bool, brisk: bool) -> Machine | None:
+        """As `Work.see_woken`, and remember that they may run in this slice.
+
+        Who comes back soon has more to send, as a rule, until it waits: then they run here. Another
+        worker would run each for one message, and take the lock and Python's from this one for it.
+        So it is told when somebody does not come back soon.
+        """
         standing = self._standing
         if machine is None and at_once and not standing.ended:
             machine = standing.woken.pop(0)
         self._woken += standing.woken
-        return super().see_woken(machine, at_once)
+        if not brisk or machine is None or standing.ended:
+            return super().see_woken(machine, at_once, brisk)
+        self.held = True
+        for other in standing.woken:
+            standing.line.add(other)
+        standing.woken.clear()
+        return machine
 
     def choose(
         self, machine: Machine | None, now: float, slice_end: float
     ) -> tuple[Machine | None, float]:
         """As `Work.choose` says: None when the run is over."""
-        standing, thread = self._standing, self._thread
+        standing, thread, before = self._standing, self._thread, machine
         if now < slice_end and not standing.ended:
             if machine is None and self._woken:
                 machine = self._pick()
@@ -62,6 +73,8 @@ class Shift(Work):
             if machine is None:
                 return None, 0.0
             slice_end = now + work.SLICE
+        if self.held and machine is not before:
+            self.let_others()
         machine.thread = thread
         standing.running[thread] = (machine, slice_end)
         machine.state = State.RUNNING

@@ -21,6 +21,7 @@ from vmm.kvm import Exit, Intr
 SLICE = 0.010  # seconds
 _LONG = 0.001  # seconds, for a hold of the lock
 _MOMENT = 20e-6  # seconds, for others to have it
+_BRISK = 200e-6  # seconds from one turn to the next
 
 
 class Driver(Protocol):
@@ -61,9 +62,10 @@ class Work:
     """A thread that runs machines, one after the other. Of the thread that has made it.
 
     at_once   whether who has been woken may run in the slice of who has woken it
+    held      whether some have been woken of whom no other thread has been told yet
     """
 
-    __slots__ = ("_driver", "_standing", "_thread")
+    __slots__ = ("_driver", "_standing", "_thread", "held")
 
     at_once = True
 
@@ -71,6 +73,13 @@ class Work:
         self._standing = standing
         self._driver = driver
         self._thread = threading.get_ident()
+        self.held = False
+
+    def let_others(self) -> None:
+        """Tell another thread of those who stand in line, if one has nothing to do."""
+        self.held = False
+        if self._standing.idle and self._standing.line.first() is not None:
+            self._standing.notify()
 
     def choose(
         self, machine: Machine | None, now: float, slice_end: float
@@ -83,9 +92,11 @@ class Work:
         """
         raise NotImplementedError
 
-    def see_woken(self, machine: Machine | None, at_once: bool) -> Machine | None:
+    def see_woken(self, machine: Machine | None, at_once: bool, brisk: bool) -> Machine | None:
         """Let those who have been woken stand in line; but run one of them, if `at_once` and nobody
         is running. Return who is.
+
+        brisk   whether this thread's machine has come back soon, and so is likely to again
         """
         for other in self._standing.woken:
             self._standing.line_up(other)
@@ -115,12 +126,16 @@ class Work:
         slice_end = 0.0
         waited = False  # for others, since a machine has been entered
         over = False  # whether its slice is, with more to do for its exit
+        before = 0.0  # when the last turn was
         while True:
             more = told = late = entering = False
             with lock:
                 try:
                     turns.busy = True  # also between the turns
                     now = time.monotonic()
+                    brisk, before = now - before < _BRISK, now
+                    if self.held and not brisk:
+                        self.let_others()
                     if over:
                         over = False
                     elif machine is not None and (exit_ := machine.exit) is not None:
@@ -146,7 +161,7 @@ class Work:
                                 machine = None
                             if standing.woken:
                                 at_once = self.at_once and now < slice_end and not (told or late)
-                                machine = self.see_woken(machine, at_once)
+                                machine = self.see_woken(machine, at_once, brisk)
                             if more and now >= slice_end:
                                 more, over = False, True  # the rest when it is its turn again
                         else:
@@ -156,7 +171,7 @@ class Work:
                                     standing.notify()
                             machine = turn if isinstance(turn, Machine) else None
                             if standing.woken:
-                                machine = self.see_woken(machine, self.at_once)
+                                machine = self.see_woken(machine, self.at_once, brisk)
                             if machine is turn and self.at_once:
                                 machine.state, machine.thread = State.RUNNING, thread
                                 running[thread] = (machine, slice_end)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from vmm.ferry.carry import Carrier
+from vmm.ferry.carry import Carrier, spans
 from vmm.ferry.deaths import Deaths
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.doorbell import Doorbell
@@ -34,7 +34,7 @@ from vmm.ferry.sight import check_mappings
 from vmm.ferry.slices import Slices
 from vmm.ferry.telling import Telling
 from vmm.guest import abi
-from vmm.guest.abi import PAGE_SIZE, Hold
+from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent
 
@@ -152,6 +152,22 @@ class Exchange:
         if self.audited:
             self.ledger.audit()
         return answer
+
+    def withdraw(self, peer: Peer, owner: int, extents: Sequence[Extent]) -> Status:
+        """Have a peer that is not running give back what it borrows of an owner, who knows."""
+        if self._trace.on:
+            self.telling.begin()
+        self.journal.keep(peer)
+        answer = Answer(Status.OK)
+        try:
+            self.operations.withdraw(peer, owner, extents)
+        except Refusal as refusal:
+            answer = Answer(refusal.status)
+        if self._trace.on:
+            asked = Request(owner, spans=spans(peer.window, extents), operation=Operation.RETURN)
+            self.telling.answer(peer, asked, answer)
+        self._check()
+        return answer.status
 
     # ---- Delivering ----
 

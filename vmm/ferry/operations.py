@@ -20,7 +20,7 @@ from vmm.ferry.message import TOGETHER, Answer, Message, Request
 from vmm.ferry.parting import Parted
 from vmm.ferry.peer import Peer
 from vmm.ferry.places import without
-from vmm.ferry.plans import Reclaim
+from vmm.ferry.plans import Reclaim, Return
 from vmm.ferry.rules import Refusal
 from vmm.ferry.sending import Sending
 from vmm.guest import abi
@@ -56,15 +56,7 @@ class Operations(Sending):
         plan = self._ledger.returning(borrower.number, request.receiver, extents)
         if owner is not None:
             self._check_return(borrower, owner, request, plan.spans)
-        keep = partial(self._take_back, request.receiver)
-        with self._carrier.all_or_nothing() as moves:
-            shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
-            if len(shown) == len(plan.runs) == 1 and shown[0].pages == plan.runs[0].pages:
-                moves.pass_on(borrower.number, plan.runs[0], request.receiver, shown[0], keep)
-            else:
-                moves.hide(borrower.number, plan.runs)
-                moves.show(request.receiver, shown, keep)
-        self._carrier.zero(self._ledger.commit_return(plan))
+        self._bring_home(plan)
         if owner is None:
             return Answer(Status.OK)
         message = Message(
@@ -81,6 +73,26 @@ class Operations(Sending):
         borrower.sent += 1
         self._roster.put(borrower, owner, message)
         return Answer(Status.OK, message.number)
+
+    def withdraw(self, borrower: Peer, owner: int, extents: Sequence[Extent]) -> None:
+        """Have a peer that is not running RETURN what it borrows of an owner, who asks for it: no
+        message tells of it. Raises Refusal.
+        """
+        self._bring_home(self._ledger.returning(borrower.number, owner, extents))
+        if borrower.untaken:
+            self.note_parted(borrower, Operation.RETURN, spans(borrower.window, extents))
+
+    def _bring_home(self, plan: Return) -> None:
+        """Hide what is returned, and show the owner what was lent. Raises Refusal."""
+        keep = partial(self._take_back, plan.owner)
+        with self._carrier.all_or_nothing() as moves:
+            shown = [run._replace(hold=Hold.OWNED) for run in plan.shown]
+            if len(shown) == len(plan.runs) == 1 and shown[0].pages == plan.runs[0].pages:
+                moves.pass_on(plan.peer, plan.runs[0], plan.owner, shown[0], keep)
+            else:
+                moves.hide(plan.peer, plan.runs)
+                moves.show(plan.owner, shown, keep)
+        self._carrier.zero(self._ledger.commit_return(plan))
 
     @staticmethod
     def _check_return(

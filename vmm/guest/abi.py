@@ -32,9 +32,8 @@ PAYLOAD_MAX = 192
 NAME_MAX = 32
 NO_PEER = 0xFFFFFFFF
 ANSWER_BORROWERS = 16
-CALL_VERSION = 2
+CALL_VERSION = 3
 CALL_READY = 0xFFFFFFFFFFFFFFFF
-CALL_DATA = 0xFF
 CALL_GENERAL = 6
 CALL_VECTOR = 8
 MAGIC = 0x5952524546474150
@@ -140,8 +139,7 @@ class Status(enum.IntEnum):
 class CallFlags(enum.IntFlag):
     """enum pf_call_flags."""
 
-    MORE = 1
-    SPILLED = 2
+    SPILLED = 1
 
 
 class PeerFlags(enum.IntFlag):
@@ -256,17 +254,11 @@ class Place(ctypes.LittleEndianStructure):
     """struct pf_place."""
 
     word: int
-    extent: int
-    reserved: int
-    reserved1: int
     offset: int
 
     _fields_ = (
         ("word", ctypes.c_uint16),
-        ("extent", ctypes.c_uint8),
-        ("reserved", ctypes.c_uint8),
-        ("reserved1", ctypes.c_uint32),
-        ("offset", ctypes.c_uint64),
+        ("offset", ctypes.c_uint16),
     )
 
 

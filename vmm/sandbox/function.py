@@ -256,9 +256,7 @@ class Function:
                     return _text(worker, data)
                 return decode(kind, data, pointer)
 
-            return worker.call(
-                name, words, placed.seen, placed.copied, until, finish, given, is_text
-            )
+            return worker.call(name, words, placed.seen, placed.copied, until, finish, given)
 
         value = self._caller.run(name, limit, ticket, call, placed)
         placed.finish(pointer)

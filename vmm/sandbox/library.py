@@ -173,7 +173,7 @@ class Sandbox(Opened):
                         desk,
                         spawn,
                         names,
-                        Copies(endpoint, desk, tidy, fresh=fresh),
+                        Copies(endpoint, tidy, fresh=fresh),
                         self._rooms,
                         patience=_PATIENCE,
                         fresh=fresh,

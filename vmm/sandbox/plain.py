@@ -44,9 +44,9 @@ class Plain:
         # Of fewer than two it would make no tuple; as a rule they are in order anyway.
         self._order = None if order == sorted(order) else operator.itemgetter(*order)
         words = Words(0, [0] * layout.general, [0] * layout.vectors, ())
-        asked = request.inline(words, (), (), request.areas(()))
+        asked = request.inline(words, ())
         assert asked is not None
-        message = asked.parts[0].payload
+        message = asked.payload
         self._head = message[8 : len(message) - 8 * len(types)]  # behind the function's address
         codes = "".join(_word(types[index]) for index in order)
         self._pack = struct.Struct(f"<Q{len(self._head)}s{codes}").pack

@@ -1,28 +1,24 @@
-"""A call as the messages that ask for it. Pure; pageferry.h, "Calls", has the layout."""
+"""A call as the message that asks for it. Pure; pageferry.h, "Calls", has the layout."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vmm.endpoint.calling import Part
-from vmm.guest.abi import (
-    CALL_DATA,
-    PAGE_SIZE,
-    PAYLOAD_MAX,
-    CallFlags,
-)
+from vmm.guest.abi import PAGE_SIZE, PAYLOAD_MAX, CallFlags
 from vmm.memory.runs import Extent
 from vmm.sandbox.ctype import round_up
 
 _HEAD = struct.Struct("<QBBBBHH")
-_PLACE = struct.Struct("<HBBIQ")
+_PLACE = struct.Struct("<HH")
+_ADDRESS = struct.Struct("<Q")
 _RESULT = struct.Struct("<4Q")
 RESULT_BYTES = _RESULT.size
 ALIGNED = 16  # bytes, for what is copied: as malloc(3) does
-PLACES_MAX = 255  # what struct pf_call has room for
-_SPILLED, _MORE = int(CallFlags.SPILLED), int(CallFlags.MORE)
+_SPILLED = int(CallFlags.SPILLED)
 _DATA_MAX = PAYLOAD_MAX - RESULT_BYTES  # as it comes back by the answer
 
 
@@ -54,7 +50,7 @@ class Copied(NamedTuple):
     address    of the bytes here; 0 if no other's can be the same ones. What overlaps here does so
                in the machine
     pointers   what the words that it begins with are to point to there: offsets within it, or 0 for
-               NULL. It is not `inline` then
+               NULL
     """
 
     word: int
@@ -75,19 +71,19 @@ class Result(NamedTuple):
 
 
 class Areas(NamedTuple):
-    """What a call shares: extents of the host's window that are disjoint, by their rights.
+    """What a call shares.
 
-    where    for each Seen its extent, and the offset within: of `const` ones, then `writable` ones
+    extents  of the host's window, disjoint and in order, and whether the function may write there
+    where    for each Seen its extent, and the offset within
     roomy    whether any is more than what is pointed to, and the rest of its last page
     """
 
-    const: Sequence[Extent]
-    writable: Sequence[Extent]
+    extents: Sequence[tuple[Extent, bool]]
     where: Sequence[tuple[Extent, int]]
     roomy: bool = False
 
 
-_NONE = Areas((), (), ())
+_NONE = Areas((), ())
 
 
 def _as_it_is(first: int, end: int) -> int:
@@ -104,8 +100,10 @@ def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> 
         return _NONE
     merged: list[tuple[int, int, bool]] = []
     for first, end, writable in sorted(
-        (s.start // PAGE_SIZE, -(-(s.start + max(s.size, 1)) // PAGE_SIZE), not s.const)
-        for s in seen
+        [
+            (s.start // PAGE_SIZE, -(-(s.start + (s.size or 1)) // PAGE_SIZE), not s.const)
+            for s in seen
+        ]
     ):
         if merged and first < merged[-1][1]:
             before = merged.pop()
@@ -113,131 +111,90 @@ def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> 
         merged.append((first, end, writable))
     extents = [Extent(first, room(first, end) - first) for first, end, _ in merged]
     where = []
-    for start in (s.start for s in seen):
-        page = start // PAGE_SIZE
-        extent = next(e for e in extents if e.page <= page < e.end)
-        where.append((extent, start - extent.page * PAGE_SIZE))
-    pairs = list(zip(extents, merged, strict=True))
-    return Areas(
-        [extent for extent, (_, _, writable) in pairs if not writable],
-        [extent for extent, (_, _, writable) in pairs if writable],
-        where,
-        any(extent.end != end for extent, (_, end, _) in pairs),
-    )
+    for start in [s.start for s in seen]:
+        at = bisect_right(extents, (start // PAGE_SIZE, sys.maxsize)) - 1
+        where.append((extents[at], start - extents[at].page * PAGE_SIZE))
+    roomy = any(extent.end != end for extent, (_, end, _) in zip(extents, merged, strict=True))
+    return Areas([(e, m[2]) for e, m in zip(extents, merged, strict=True)], where, roomy)
 
 
-class Spill(NamedTuple):
-    """What is put into memory of the host's that the machine sees.
+class Asked(NamedTuple):
+    """A call's message, and what it copies.
 
-    head        at its beginning: the words, the places
-    copies      each Copied and where it is
-    size        of all of it
-    """
-
-    head: bytes
-    copies: Sequence[tuple[Copied, int]]
-    size: int
-
-
-class Inline(NamedTuple):
-    """A call that fits its messages.
-
-    copies    each Copied and where it is in the data, there and in the answer
+    payload   the message's
+    head      what is to be at the beginning of memory for copies, if anything
+    copies    each Copied and where it is: in that memory; or in the data, there and in the answer
     size      of the data
     """
 
-    parts: list[Part]
+    payload: bytes
+    head: bytes
     copies: Sequence[tuple[Copied, int]]
-    size: int
+    size: int = 0
 
 
-def inline(
-    words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas
-) -> Inline | None:
-    """Return the messages of a call whose arguments fit a payload, and what is copied the answer's;
-    None if they do not.
+def pointed(
+    words: Words, seen: Sequence[Seen], shared: Areas, starts: Mapping[Extent, int]
+) -> Words:
+    """Return the words, of which those that are to point to what is seen do.
+
+    starts    where the machine sees each extent: an address of its own
     """
-    copies: list[tuple[Copied, int]] = []
+    places = [
+        (one.word, starts[extent] + offset)
+        for one, (extent, offset) in zip(seen, shared.where, strict=True)
+    ]
+    return _replaced(words, places)
+
+
+def inline(words: Words, copied: Sequence[Copied]) -> Asked | None:
+    """Return the message of a call that brings what it copies, and brings it back; None if that
+    does not fit, or points to something itself.
+    """
+    copies: Sequence[tuple[Copied, int]] = ()
     size = 0
     if copied:
-        if len(copied[0].data) > _DATA_MAX or max([one.align for one in copied]) > ALIGNED:
-            return None  # payloads are not aligned to more
+        if len(copied[0].data) > _DATA_MAX:
+            return None
+        if any(one.align > ALIGNED or one.pointers for one in copied):
+            return None  # payloads are not aligned to more, and addresses there not known
         words = _evened(words)
         copies, size = _placed(copied, 0)
-    count = len(words.general) + len(words.vector) + len(words.stack)
-    whole = _HEAD.size + 8 * count + _PLACE.size * (len(seen) + len(copied)) + size
-    if whole > PAYLOAD_MAX or size > _DATA_MAX:
+    if _words_size(words) + size + _PLACE.size * len(copied) > PAYLOAD_MAX or size > _DATA_MAX:
         return None
-    if not (seen or copied):
-        return Inline(_parts(words, 0, (), _body(words, ()), b"", shared), (), 0)
     data = bytearray(size)
     for one, at in copies:
         data[at : at + len(one.data)] = one.data
-    numbers = _numbers((*shared.const, *shared.writable))
-    places = [
-        *_seen_places(seen, shared, numbers),
-        *((one.word, CALL_DATA, at) for one, at in copies),
-    ]
-    parts = _parts(words, 0, places, _body(words, places), bytes(data), shared)
-    return Inline(parts, copies, size)
-
-
-def kept(
-    words: Words,
-    seen: Sequence[Seen],
-    copies: Sequence[tuple[Copied, int]],
-    shared: Areas,
-    address: int,
-) -> list[Part]:
-    """Return the messages of a call whose `copies` (of `laid_out`) lie in memory that the machine
-    has from one call to the next, at `address` there. Its words are to fit (`fits`): those that
-    point there are sent as what they are to be.
-    """
-    values = [*words.general, *words.vector, *words.stack]
     for one, at in copies:
-        values[one.word] = address + at
-    first, second = len(words.general), len(words.general) + len(words.vector)
-    words = Words(words.function, values[:first], values[first:second], values[second:])
-    places: Sequence[tuple[int, int, int]] = ()
-    if seen:
-        numbers = _numbers((*shared.const, *shared.writable))
-        places = list(_seen_places(seen, shared, numbers))
-    return _parts(words, 0, places, _body(words, places), b"", shared)
+        data += _PLACE.pack(one.word, at)
+    return Asked(_head(words, 0, len(copies), size) + _packed(words) + data, b"", copies, size)
 
 
-def fits(words: Words, seen: Sequence[Seen]) -> bool:
-    """Whether the words of a call fit a payload, if what it copies is elsewhere."""
-    count = len(words.general) + len(words.vector) + len(words.stack)
-    return _HEAD.size + 8 * count + _PLACE.size * len(seen) <= PAYLOAD_MAX
+def spilled(words: Words, copied: Sequence[Copied], address: int) -> Asked:
+    """Return the message of a call that copies to memory which the machine sees at an address. So
+    it does its words, if they do not fit.
+    """
+    start = _spilled_words(words)
+    copies, _ = _placed(copied, start)
+    words = _replaced(words, [(one.word, address + at) for one, at in copies])
+    if not start:
+        return Asked(_head(words, 0, 0, 0) + _packed(words), b"", copies)
+    return Asked(_head(words, _SPILLED, 0, 0) + _ADDRESS.pack(address), _packed(words), copies)
 
 
-def laid_out(copied: Sequence[Copied]) -> tuple[list[tuple[Copied, int]], int]:
-    """Return each Copied and where it is to be in memory for them, and how much that is in all."""
-    return _placed(copied, 0)
-
-
-def spilled(
-    words: Words, seen: Sequence[Seen], copied: Sequence[Copied], shared: Areas, scratch: Extent
-) -> tuple[list[Part], Spill]:
-    """Return the messages of a call that does not fit them, and what is put into `scratch`."""
-    writable = [*shared.writable, scratch]
-    numbers = _numbers((*shared.const, *writable))
-    count = len(words.general) + len(words.vector) + len(words.stack)
-    head = 8 * count + _PLACE.size * (len(seen) + len(copied))
-    copies, size = _placed(copied, head)
-    places = [
-        *_seen_places(seen, shared, numbers),
-        *((one.word, numbers[scratch], at) for one, at in copies),
-    ]
-    body = _body(words, places)
-    shared = shared._replace(writable=writable)
-    return _parts(words, _SPILLED, places, b"", b"", shared), Spill(body, copies, size)
-
-
-def spilled_size(words: Words, seen: Sequence[Seen], copied: Sequence[Copied]) -> int:
+def spilled_size(words: Words, copied: Sequence[Copied]) -> int:
     """Return how many bytes `spilled` needs."""
-    count = len(words.general) + len(words.vector) + len(words.stack)
-    return _placed(copied, 8 * count + _PLACE.size * (len(seen) + len(copied)))[1]
+    return _placed(copied, _spilled_words(words))[1]
+
+
+def _spilled_words(words: Words) -> int:
+    """Return how many bytes of memory the words need; none, if they fit their message."""
+    size = _words_size(words)
+    return 0 if size <= PAYLOAD_MAX else size - _HEAD.size
+
+
+def _words_size(words: Words) -> int:
+    return _HEAD.size + 8 * (len(words.general) + len(words.vector) + len(words.stack))
 
 
 def result(payload: bytes) -> tuple[Result, bytes]:
@@ -267,15 +224,15 @@ def _address(one: Copied) -> int:
     return one.address
 
 
-def _numbers(extents: Iterable[Extent]) -> dict[Extent, int]:
-    return {extent: number for number, extent in enumerate(extents)}
-
-
-def _seen_places(
-    seen: Sequence[Seen], shared: Areas, numbers: dict[Extent, int]
-) -> Iterator[tuple[int, int, int]]:
-    for one, (extent, offset) in zip(seen, shared.where, strict=True):
-        yield one.word, numbers[extent], offset
+def _replaced(words: Words, places: Sequence[tuple[int, int]]) -> Words:
+    """Return the words, some of them replaced: each by its number."""
+    if not places:
+        return words
+    values = [*words.general, *words.vector, *words.stack]
+    for word, value in places:
+        values[word] = value
+    first, second = len(words.general), len(words.general) + len(words.vector)
+    return Words(words.function, values[:first], values[first:second], values[second:])
 
 
 def _evened(words: Words) -> Words:
@@ -287,32 +244,11 @@ def _evened(words: Words) -> Words:
     return words
 
 
-def _body(words: Words, places: Sequence[tuple[int, int, int]]) -> bytes:
+def _head(words: Words, flags: int, places: int, size: int) -> bytes:
+    function, general, vector, stack = words
+    return _HEAD.pack(function, flags, len(general), len(vector), places, len(stack), size)
+
+
+def _packed(words: Words) -> bytes:
     values = (*words.general, *words.vector, *words.stack)
-    body = struct.pack(f"<{len(values)}Q", *values) if values else b""
-    for word, extent, offset in places:
-        body += _PLACE.pack(word, extent, 0, 0, offset)
-    return body
-
-
-def _parts(
-    words: Words,
-    flags: int,
-    places: Sequence[object],
-    body: bytes,
-    data: bytes,
-    shared: Areas,
-) -> list[Part]:
-    counts = len(words.general), len(words.vector), len(places), len(words.stack), len(data)
-    payload = _HEAD.pack(words.function, flags, *counts) + body + data
-    if not (shared.const or shared.writable):
-        return [Part(payload)]
-    more = _HEAD.pack(0, _MORE, 0, 0, 0, 0, 0)
-    if not shared.const:
-        return [Part(payload, shared.writable, more=more)]
-    if not shared.writable:
-        return [Part(payload, shared.const, writable=False, more=more)]
-    return [
-        Part(more, shared.const, writable=False, more=more),
-        Part(payload, shared.writable, more=more),
-    ]
+    return struct.pack(f"<{len(values)}Q", *values)

@@ -80,13 +80,11 @@ class Rooms:
         whole = buffer.extent
         return whole.end if end == whole.page + pages_for(buffer.size) else end
 
-    def clear(
-        self, extents: Sequence[Extent], machine: int, *, writable: bool, fresh: bool
-    ) -> None:
+    def clear(self, extents: Sequence[tuple[Extent, bool]], machine: int, *, fresh: bool) -> None:
         """Let what is shared beyond arrays be zeros, if another machine may have written there, or
-        the same in another call and is to be `fresh`. In the turn in which it is shared.
+        the same in another call and is to be `fresh`. In the turn in which a call is asked for.
         """
-        for extent in extents:
+        for extent, writable in extents:
             block = extent.end // _LARGE - 1
             buffer = self._ending_in(block) if extent.end % _LARGE == 0 else None
             if buffer is None:

@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from vmm.endpoint.calling import Desk, Part, Shown
+from vmm.endpoint.calling import Desk
+from vmm.endpoint.showing import Shown
 from vmm.engine.machine import Machine, State
-from vmm.errors import CallCrash, ClosedError, ConfigError, GuestError, ResourceError
+from vmm.errors import CallCrash, ClosedError, GuestError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.linux import outside
 from vmm.linux.errors import SysError
 from vmm.linux.machine import LinuxMachine
+from vmm.memory.runs import Extent
 from vmm.monitor import Monitor
 from vmm.sandbox import request
-from vmm.sandbox.copies import Call, Copies
+from vmm.sandbox.copies import Copies
 from vmm.sandbox.handle import Handle
 from vmm.sandbox.request import Areas, Copied, Result, Seen, Words
 from vmm.sandbox.rooms import Rooms
@@ -55,10 +57,10 @@ class Worker(Station):
         fresh: bool,
     ) -> None:
         super().__init__(monitor, desk, spawn, names, patience=patience, fresh=fresh)
+        self._showing = desk.showing
         self._copies = copies
         self._rooms = rooms
         self._tag = 0
-        self._shown: Sequence[Shown] = ()  # to the present call, or look, if anybody asks
 
     def call(
         self,
@@ -69,53 +71,58 @@ class Worker(Station):
         until: float = math.inf,
         finish: Callable[[Result], T] = _as_it_is,
         handles: Sequence[Handle] = (),
-        texts: bool = False,
     ) -> T:
         """Call a function, and return what `finish` makes of the result: it may look into the
         machine, which is still as the function has left it. What is to be copied back has been.
 
         until     time.monotonic() at which it is stopped
         handles   those among the arguments: of this machine
-        texts     whether `finish` asks for text that may be in what is shared for the call
 
         Raises CallError, HandleError, GuestError for what cannot be shared, ConfigError; BusyError
         in a callback of the monitor's, or a signal's handler that has interrupted it.
         """
         self._monitor._check_idle()
-        if len(seen) + len(copied) > request.PLACES_MAX:
-            most = request.PLACES_MAX
-            raise ConfigError(f"{name}: at most {most} arguments can be pointers to memory")
         machine, until = self._begin(until)
         for handle in handles:
             handle.check(name, machine)
-        shared = request.areas(seen, self._rooms.end)
-        pointed = any(one.pointers for one in copied)
-        inline = None if pointed else request.inline(words, seen, copied, shared)
-        call: Call | None = None
+        asked = request.inline(words, copied)
+        areas = request.areas(seen, self._rooms.end)
+        copies, used, address = self._copies, None, 0
+        if asked is None:
+            used = copies.room(machine, request.spilled_size(words, copied))
+        if used is not None or seen or machine.number in self._showing.seen:
+            own = copies.extents(machine, used)
+            shown = self._show(machine, name, [*own, *areas.extents])
+            starts = {one.source: one.address for one in shown}
+            words = request.pointed(words, seen, areas, starts)
+            if used is not None:
+                address = next(
+                    at for extent, at in starts.items() if extent.page == used.extent.page
+                )
+                asked = request.spilled(words, copied, address)
+            elif seen:
+                asked = request.inline(words, copied)
+        assert asked is not None
         self._whole = False
         try:
-            if inline is not None:
-                parts, copies, size = inline
-            else:
-                call = self._placed(machine, words, seen, copied, shared)
-                parts, copies, size = call.parts, (), 0
-            fill = self._filling(machine, call, shared)
-            least = request.RESULT_BYTES + size
-            payload = self._exchange(machine, name, parts, fill, until, least, call, texts)
+            fill = self._filling(machine, copies.fill(machine, used, asked, address), areas)
+            least = request.RESULT_BYTES + asked.size
+            payload = self._exchange(machine, name, asked.payload, fill, until, least)
             result, data = request.result(payload)
-            if call is not None:
-                self._copies.copy_back(call)
-            for one, at in copies:
-                if not one.const:
-                    one.data[:] = data[at : at + len(one.data)]
+            if used is not None:
+                copies.copy_back(used, asked)
+            elif data:
+                for one, at in asked.copies:
+                    if not one.const:
+                        one.data[:] = data[at : at + len(one.data)]
             value = finish(result)
             if self._fresh and not self.preparing:
                 self._put_back(machine)
             self._whole = True
         finally:
             self._settle()
-        if call is not None:
-            self._copies.trim()
+        if used is not None:
+            copies.trim()
         return value
 
     def ask(self, name: str, payload: bytes, until: float, finish: Callable[[bytes], T]) -> T:
@@ -124,11 +131,14 @@ class Worker(Station):
         """
         self._monitor._check_idle()
         machine, until = self._begin(until)
+        if machine.number in self._showing.seen:  # what this call is not given
+            self._show(machine, name, self._copies.extents(machine, None))
         self._whole = False
         try:
-            fill = self._copies.fill(machine, None) if self._fresh else None
-            parts, least = (Part(payload),), request.RESULT_BYTES
-            value = finish(self._exchange(machine, name, parts, fill, until, least))
+            fill = self._copies.wiping(machine) if self._fresh else None
+            value = finish(
+                self._exchange(machine, name, payload, fill, until, request.RESULT_BYTES)
+            )
             if self._fresh and not self.preparing:
                 self._put_back(machine)
             self._whole = True
@@ -144,34 +154,17 @@ class Worker(Station):
         machine = self.start()
         return machine, until if machine is before else until + time.monotonic() - began
 
-    def _placed(
-        self,
-        machine: Machine,
-        words: Words,
-        seen: Sequence[Seen],
-        copied: Sequence[Copied],
-        shared: Areas,
-    ) -> Call:
-        try:
-            return self._copies.place(machine, words, seen, copied, shared)
-        except ResourceError:
-            self._whole = True  # the machine knows of nothing
-            raise
-
     def _filling(
-        self, machine: Machine, call: Call | None, shared: Areas
+        self, machine: Machine, fill: Callable[[], object] | None, areas: Areas
     ) -> Callable[[], object] | None:
         """Return what is to be done in the turn in which a call is asked for, if anything."""
-        fill = self._copies.fill(machine, call)
-        if not shared.roomy:
+        if not areas.roomy:
             return fill
 
         def both() -> None:
             if fill is not None:
                 fill()
-            clear, number, fresh = self._rooms.clear, machine.number, self._fresh
-            clear(shared.const, number, writable=False, fresh=fresh)
-            clear(shared.writable, number, writable=True, fresh=fresh)
+            self._rooms.clear(areas.extents, machine.number, fresh=self._fresh)
 
         return both
 
@@ -187,13 +180,14 @@ class Worker(Station):
             self._discard()
 
     def text(self, address: int, limit: int) -> bytes | None:
-        """Return the C string at an address of the machine's own memory, or of what the call has
-        been given; None if there is none of at most so many bytes. Called by `finish` of a call
-        with `texts`, and within `look`.
+        """Return the C string at an address of the machine's own memory, or of what the last call
+        has been given; None if there is none of at most so many bytes. Called by `finish`, and
+        within `look`.
         """
-        for start, extent in self._shown:
-            if start <= address < start + extent.pages * PAGE_SIZE:
-                return self._desk.text(extent, address - start, limit)
+        machine = self.machine
+        for one in () if machine is None else self._showing.seen.get(machine.number, ()):
+            if one.address <= address < one.address + one.source.pages * PAGE_SIZE:
+                return self._desk.text(one.source, address - one.address, limit)
         try:
             return outside.text(self.memory, address, limit)
         except SysError:
@@ -215,40 +209,42 @@ class Worker(Station):
         does, and what `act` does.
         """
         self._monitor._check_idle()
-        machine = self.start()
-        self._shown = self._desk.shown(machine, (), self._copies.kept(machine))
+        self.start()
         return act(self)
+
+    def _show(
+        self, machine: Machine, name: str, wanted: Sequence[tuple[Extent, bool]]
+    ) -> Sequence[Shown]:
+        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then."""
+        try:
+            return self._showing.show(machine, wanted)
+        except GuestError:
+            if machine.state is State.STOPPED:  # it has been cancelled
+                raise self._failure(machine, name, in_time=True) from None
+            raise
 
     def _exchange(
         self,
         machine: Machine,
         name: str,
-        parts: Sequence[Part],
+        payload: bytes,
         fill: Callable[[], object] | None,
         until: float,
         least: int,
-        call: Call | None = None,
-        texts: bool = False,
     ) -> bytes:
         self._tag += 1
-        desk, copies = self._desk, self._copies
+        desk = self._desk
         try:
-            desk.ask(machine, self._tag, parts, fill)
+            desk.ask(machine, self._tag, payload, fill)
         except GuestError:
             if machine.state is State.STOPPED:  # it has been cancelled
                 raise self._failure(machine, name, in_time=True) from None
             self._whole = True  # it knows of nothing
             raise
-        points = call is not None and call.pointed
-        if texts or points:
-            self._shown = desk.shown(machine, parts, copies.kept(machine))
-            if call is not None and points:
-                copies.point(call, self._shown)
         in_time = self._drive(machine, until)
-        payload = desk.answer(machine, self._tag, least)
-        borrows = desk.borrows(machine, copies.kept(machine))
-        if payload is None or not in_time or machine.state is not State.PARKED:
+        answer = desk.answer(machine, self._tag, least)
+        if answer is None or not in_time or machine.state is not State.PARKED:
             raise self._failure(machine, name, in_time=in_time)
-        if not borrows:  # it has answered, and not returned everything; or more than that
-            raise CallCrash(name, "it has kept memory that was shared for the call")
-        return payload
+        if not self._showing.keeps(machine):  # not just what it was shown is there
+            raise CallCrash(name, "it has returned memory that was shared for the call")
+        return answer
