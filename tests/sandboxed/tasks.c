@@ -46,7 +46,9 @@ void crash(int n, uint8_t v[n])
 {
     puts("about to crash");
     fflush(stdout);
-    v[0] = *(volatile uint8_t *)8;
+    uint8_t *volatile nowhere = (uint8_t *)8;
+
+    v[0] = *(volatile uint8_t *)nowhere;
 }
 
 void hang(int n)
