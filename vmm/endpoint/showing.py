@@ -75,8 +75,11 @@ class Showing:
         Raises GuestError, and what it sees is among what it has seen then.
         """
         number = to.number
-        with self._turns.lock:  # nobody else changes what it sees from now on
-            self.called.add(number)
+        turns = self._turns
+        with turns.lock:
+            if turns.journal.active:  # left by who was cut off
+                turns.settle()
+            self.called.add(number)  # nobody else changes what it sees from now on
             shown = self.seen.get(number, ())
             self._peers[number] = to.peer
         if [one[:2] for one in shown] == wanted:
