@@ -26,7 +26,7 @@ from kvm import mappings
 from tests_support import sized
 
 from vmm import BusyError, GuestError, Machine, Monitor, Received, State
-from vmm.ferry import delivery
+from vmm.ferry import deaths, delivery
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 
 Elf = Callable[[str], Path]
@@ -165,8 +165,9 @@ def test_what_is_raised_at_any_line_of_a_death_gives_everyone_what_is_theirs(
     """It may be done in parts: after any of them it can be cut off, and goes on."""
     if how != "at once":
         for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
-            monkeypatch.setattr(delivery, name, 1)
-        monkeypatch.setattr(delivery, "HIDDEN_AT_ONCE", 3)
+            for module in (deaths, delivery):
+                monkeypatch.setattr(module, name, 1)
+        monkeypatch.setattr(deaths, "HIDDEN_AT_ONCE", 3)
     monitor = open_monitor(mover=mover, pool="64M")
     host = monitor.host
     reached = set()

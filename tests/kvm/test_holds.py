@@ -17,7 +17,7 @@ from kvm.puppets import Puppet, Span, descriptor, spans_of
 from tests_support import sized
 
 from vmm import Monitor, State
-from vmm.ferry import delivery, slices
+from vmm.ferry import deaths, delivery, slices
 from vmm.ferry.checks import RUNS_MAX
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
@@ -366,7 +366,8 @@ def test_between_two_parts_of_a_death_anybody_may_come(
             seen.append(a.send(b))
 
     for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
-        monkeypatch.setattr(delivery, name, 8)
+        for module in (deaths, delivery):
+            monkeypatch.setattr(module, name, 8)
     monkeypatch.setattr("vmm.monitor.time", SimpleNamespace(sleep=look))
     monitor.kill(b.machine, "enough")
     monkeypatch.undo()

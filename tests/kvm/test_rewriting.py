@@ -12,16 +12,12 @@ from types import FrameType
 from kvm.puppets import GATHER, Desk, Puppet, Stage, descriptor, spans_of
 
 from vmm import Monitor
-from vmm.engine.turn import Turn
-from vmm.ferry.control import ControlStructure
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Hold, Operation, Status
 
 ENTRIES = abi.TX_ENTRIES - 1  # the last one is for what the puppet itself has to say
 # What lies between these is rewritten in one piece: counts, the reserved fields, one extent.
 _FROM, _TO = abi.Descriptor.extent_count.offset, abi.Descriptor.extents.offset + 16
-# Who reads, and the variable that says which.
-COPYING = {ControlStructure.copy_descriptors.__code__: "index", Turn.take.__code__: "tail"}
 REFUSED = {Status.E_RESERVED, Status.E_LENGTH}
 
 
@@ -40,23 +36,20 @@ def versions(index: int, base: int, receiver: int = 0) -> list[abi.Descriptor]:
 
 @contextmanager
 def rewritten(puppet: Puppet) -> Iterator[None]:
-    """Rewrite the entry of the transmit ring that is being read, whenever this thread calls
-    anything, or returns from it: no thread beside it would come in between as often.
+    """Rewrite each entry of the transmit ring whenever this thread calls anything, or returns from
+    it, while it answers a doorbell: no thread beside it would come in between as often.
     """
     memory, choice = puppet.machine.guest.memory, random.Random(1)
     ring = abi.CONTROL_GPA + abi.Control.tx.offset
     first, size = puppet.control().tx_tail, len(bytes(abi.Descriptor()))
     parts = [[bytes(v)[_FROM:_TO] for v in versions(i, puppet.base)] for i in range(ENTRIES)]
 
-    now = first
-
     def rewrite(frame: FrameType, event: str, _: object) -> None:
-        nonlocal now
-        if frame.f_code in COPYING:
-            now = frame.f_locals.get(COPYING[frame.f_code], now)
-        if now - first < ENTRIES:
-            entry = ring + now % abi.TX_ENTRIES * size
-            memory.write(entry + _FROM, choice.choice(parts[now - first]))
+        if puppet.control().tx_tail != first:
+            return  # all are answered
+        for index, versions_ in enumerate(parts):
+            entry = ring + (first + index) % abi.TX_ENTRIES * size
+            memory.write(entry + _FROM, choice.choice(versions_))
 
     before = sys.getprofile()
     sys.setprofile(rewrite)

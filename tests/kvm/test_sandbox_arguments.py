@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmm import CallCrash, ConfigError, ResourceError, Sandbox
+from vmm import CallCrash, ResourceError, Sandbox
 
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from vmm.ferry.message import Message, Request, lay_out, requests
+from vmm.ferry.batch import read
+from vmm.ferry.message import Message, Request, lay_out
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import Status
@@ -12,7 +11,7 @@ from vmm.guest.abi import Status
 
 def request_of(descriptor: abi.Descriptor) -> Request:
     """Return what a descriptor asks for. Raises Refusal."""
-    (request,) = requests((descriptor,))
+    (request,) = read(bytes(descriptor)).requests()
     if isinstance(request, Status):
         raise Refusal(request)
     return request
@@ -20,6 +19,4 @@ def request_of(descriptor: abi.Descriptor) -> Request:
 
 def written(message: Message) -> bytes:
     """Return a message as its receiver reads it."""
-    descriptor = bytearray(b"\xff" * ctypes.sizeof(abi.Descriptor))  # of an earlier one
-    lay_out((message,), memoryview(descriptor), (0,))
-    return bytes(descriptor)
+    return lay_out((message,))

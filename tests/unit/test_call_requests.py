@@ -91,21 +91,21 @@ def test_each_word_arrives_and_each_pointer_points_to_its_bytes(
     shared = request.areas(seen)
     starts = {extent: (1 << 40) + n * (1 << 30) for n, (extent, _) in enumerate(shared.extents)}
     words = request.pointed(words, seen, shared, starts)
-    asked, memory = request.inline(words, copied), b""
-    if asked is None:
-        size = request.spilled_size(words, copied)
-        asked = request.spilled(words, copied, AT)
-        filled = bytearray(size)
+    laid, memory = request.laid_out(words, copied), b""
+    asked = request.asked(words, laid, AT if laid.memory else 0)
+    if laid.memory:
+        filled = bytearray(laid.memory)
         filled[: len(asked.head)] = asked.head
-        for one, at in asked.copies:
+        assert len(asked.head) == laid.words
+        for one, at in laid.copies:
             assert at >= len(asked.head)
             assert one.address or at % one.align == 0
             filled[at : at + len(one.data)] = one.data
-        assert size == len(filled)
+        assert laid.memory == max(len(filled), 1)
         memory = bytes(filled)
     reader = Reader(asked.payload, memory)
     assert reader.function == words.function
-    assert len(reader.data) == asked.size
+    assert len(reader.data) == laid.size
     general, vector, stack = reader.counts
     assert (general, vector) == (len(words.general), len(words.vector))
     assert stack in (len(words.stack), len(words.stack) + 1)

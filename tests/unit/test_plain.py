@@ -55,9 +55,7 @@ def generally(called: Prototype, args: list[Any]) -> bytes:
     """Return the payload as calls of any kind get theirs."""
     words, references = _words(called.layout, FUNCTION, called.bind(args))
     assert not references
-    asked = request.inline(words, ())
-    assert asked is not None
-    return asked.payload
+    return request.asked(words, request.laid_out(words, ())).payload
 
 
 def fitting(kind: CType) -> st.SearchStrategy[Any]:

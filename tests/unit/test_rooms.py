@@ -23,7 +23,7 @@ LAYERS = (
     {"endpoint", "host"},
     {"monitor"},
     {"sandbox"},
-    {"observe", "bench", "nested"},
+    {"observe", "bench", "nested", "dask"},
     {"command"},
     {"__init__", "__main__"},
 )

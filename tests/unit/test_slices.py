@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from unit.exchange_scene import FRAMES, Scene, told
 
-from vmm.ferry import checks, delivery, slices
+from vmm.ferry import checks, deaths, delivery, slices
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.movers.park import Park
 from vmm.memory.runs import Extent
@@ -362,8 +362,9 @@ def test_a_death_in_parts_is_whole_after_each(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     for name in ("RUNS_AT_ONCE", "RUNS_OF_SLOTS"):
-        monkeypatch.setattr(delivery, name, 2)
-    monkeypatch.setattr(delivery, "HIDDEN_AT_ONCE", 3)
+        for module in (deaths, delivery):
+            monkeypatch.setattr(module, name, 2)
+    monkeypatch.setattr(deaths, "HIDDEN_AT_ONCE", 3)
     mine, *loans = scene.alloc(scene.a, *[1] * 12)[::2]
     scene.alloc(scene.b, 8)
     wide = Extent(loans[0].page, 1)

@@ -143,8 +143,8 @@ class Calls:
             machine = _machine(lib)
             window = machine.peer.window.region.base  # what it sees is at the beginning
             general = [window, case.bytes] if case.bytes else []
-            asked = request.inline(Words(lib._base + function.address, general, [], []), [])
-            assert asked is not None
+            words = Words(lib._base + function.address, general, [], [])
+            asked = request.asked(words, request.laid_out(words, ()))
             data = waiting_scene(machine)
         with on_one_processor():
             floor = stack.enter_context(closing(Floor(data, "floor_calls")))

@@ -76,9 +76,11 @@ class Showing:
 
         Raises GuestError, and what it sees is among what it has seen then.
         """
-        number, keys = to.number, frozenset(wanted)
-        with self._turns.lock:  # nobody else takes these from it from now on
-            self.called[number] = keys
+        number, keys, turns = to.number, frozenset(wanted), self._turns
+        with turns.lock:
+            if turns.journal.active:  # left by who was cut off
+                turns.settle()
+            self.called[number] = keys  # nobody else takes these from it from now on
             shown = self.seen.get(number, ())
             self._peers[number] = to.peer
         if [one[:2] for one in shown] == wanted:

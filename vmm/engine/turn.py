@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.engine.machine import Machine, State
+from vmm.engine.undoing import Undoing
 from vmm.ferry.at_once import MOST, OPERATIONS, SENT, Runs, moves
 from vmm.ferry.control import Wait
 from vmm.ferry.events import Trace
@@ -22,11 +23,10 @@ from vmm.ferry.layout import (
     DESCRIPTOR,
     EXTENTS,
     I32,
-    INLINE,
+    LAID,
     LETTER,
     MASK,
     MESSAGE,
-    ONE_EXTENT,
     PAYLOAD,
     PEER,
     PEERS,
@@ -53,8 +53,9 @@ from vmm.guest.abi import PAGE_SIZE, Bell, Status, WaitFor
 _TRANSMIT, _WAIT, _TRANSMIT_WAIT = map(int, (Bell.TRANSMIT, Bell.WAIT, Bell.TRANSMIT_WAIT))
 _FOR_MESSAGE, _FOR_ROOM, _FOREVER = int(WaitFor.MESSAGE), int(WaitFor.ROOM), abi.FOREVER
 _TX_ENTRIES, _RX_ENTRIES, _PAYLOAD_MAX = abi.TX_ENTRIES, abi.RX_ENTRIES, abi.PAYLOAD_MAX
-_OK = Status.OK
 _NO_PAGES = (), (), (), True, False  # what a message says that has none
+_OK, _NOWHERE = Status.OK, (0, 0)
+_UNDOING = Undoing()
 _new = tuple.__new__
 
 
@@ -64,8 +65,6 @@ class Turn:
     machines  by their peers' numbers
     wake      called with a peer whose machine waits, and for which a message has come
     """
-
-    turn = 0  # never kept but by `Journal.open`
 
     def __init__(
         self,
@@ -204,10 +203,10 @@ class Turn:
         moved: tuple[Any, ...] = _NO_PAGES
         if pages:
             assert receiver is not None
-            moved = self._runs.bring(kind, peer, receiver, page, pages, self, saved)
+            moved = self._runs.bring(kind, peer, receiver, page, pages, _UNDOING, saved)
             if not moved:
                 return None
-        elif not self._journal.open(self, saved):
+        elif not self._journal.open(_UNDOING, saved):
             return None
 
         if receiver is not None:
@@ -229,12 +228,11 @@ class Turn:
             else:
                 self._deliver(next_, receiver, _new(Message, message), kind)
 
-        if wait is not None and len(untaken) > left:
-            if left:
-                while len(untaken) > left:
-                    untaken.popleft()
-            else:
+        if wait is not None and untaken:
+            if not left:
                 untaken.clear()
+            while len(untaken) > left:
+                untaken.popleft()
         if parks or stands:
             machine.wait, machine.deadline = wait, None
             peer.idle = parks
@@ -286,14 +284,10 @@ class Turn:
         """Put a message into the receive ring of a machine that waits for it, and end its wait."""
         control = machine.guest.control
         number, _, _, sender, to, tag, length, payload, spans, *_ = message
-        head, memory, size, count = control.rx_head, control.memory, len(payload), len(spans)
-        entry = RX + head % _RX_ENTRIES * DESCRIPTOR
-        lay = (memory, entry, kind & 0xFFFF, kind >> 16, 0, sender, to, tag, length, number)
-        if count:
-            gpa, pages = spans[0]
-            ONE_EXTENT.pack_into(*lay, 1, size, 0, 0, 0, gpa, pages, 0, payload)
-        else:
-            INLINE.pack_into(*lay, 0, size, 0, 0, 0, payload)
+        head, memory, counts = control.rx_head, control.memory, len(spans) | len(payload) << 16
+        gpa, pages = spans[0] if spans else _NOWHERE
+        lay = kind, 0, sender, to, tag, length, number, counts, gpa, pages, payload
+        LAID.pack_into(memory, RX + head % _RX_ENTRIES * DESCRIPTOR, *lay)
         control.rx_head = head = (head + 1) & MASK
         U32.pack_into(memory, RX_HEAD, head)
         peer.untaken.append(message)
@@ -304,31 +298,3 @@ class Turn:
         machine.wait = machine.deadline = None
         machine.state = State.READY
         peer.entered, peer.idle = True, False
-
-    def saved(self) -> Any:
-        """Nothing is kept of it in a turn of others."""
-
-    def restore(self, saved: Any) -> None:
-        """Undo a turn."""
-        own, (untaken, sent), receiver, there, other, wanted, *tables = saved
-        for table, items in tables[0] if tables else ():
-            table.restore(items)
-        machine, exit_, wait, deadline, tail, head = own
-        peer = machine.peer
-        machine.exit, machine.wait, machine.deadline = exit_, wait, deadline
-        machine.state = State.RUNNING
-        machine.guest.control.places = tail, head
-        peer.idle, peer.sent = False, sent
-        peer.untaken.clear()
-        peer.untaken.extend(untaken)
-        if there is not None:
-            queue, received = there
-            receiver.queue.restore(queue)
-            receiver.received = received
-        if other is not None:
-            other.wait, other.deadline, head = wanted
-            other.state = State.PARKED
-            control = other.guest.control
-            control.places = control.tx_tail, head
-            other.peer.untaken.clear()
-            other.peer.idle = True

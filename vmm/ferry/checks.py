@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from vmm.ferry.accounts import UNLIMITED
-from vmm.ferry.books import Books
+from vmm.ferry.audit import Audit
 from vmm.ferry.rules import RULES, Refusal
 from vmm.guest.abi import Hold, Operation, Status
 from vmm.memory.frames import MANY, Frames
@@ -20,7 +20,7 @@ _PARTS_AT_ONCE = 64  # runs, each a call
 RUNS_MAX = MANY  # of one message, or ALLOC: each is a call or two, which takes some 40 µs at most
 
 
-class Checks(Books):
+class Checks(Audit):
     """The books, and what may be done with them."""
 
     def allowed(self, operation: Operation, peer: int, extents: Sequence[Extent]) -> list[Run]:

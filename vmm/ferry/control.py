@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vmm.ferry.layout import (
     BELL_STATUS,
     CONTROL_BYTES,
-    DESCRIPTOR,
     EXIT_CODE,
-    EXTENT,
-    EXTENTS,
     FLAGS,
     I32,
     LOG_GPA,
     LOG_LENGTH,
     MASK,
-    MESSAGE,
     NEWS,
     NOTICE_COUNT,
     NOTICES,
-    PAYLOAD,
     PEER,
     PEER_COUNT,
     PEER_ENTRY,
@@ -36,29 +30,16 @@ from vmm.ferry.layout import (
     PROGRESS_DONE,
     PROGRESS_TOTAL,
     ROOM,
-    RX,
-    RX_HEAD,
-    RX_TAIL,
-    STAMP,
     START,
-    STATUS,
-    TX,
-    TX_HEAD,
-    TX_TAIL,
     U32,
     U64,
     WAIT,
     WAIT_TIMEOUT,
     offset_of,
 )
-from vmm.ferry.message import Answer, Message, lay_out
-from vmm.ferry.rules import Refusal
+from vmm.ferry.rings import Rings
 from vmm.guest import abi
 from vmm.guest.abi import Status
-
-_SEND = int(abi.Operation.SEND)  # with no flags
-_TX_ENTRIES, _RX_ENTRIES = abi.TX_ENTRIES, abi.RX_ENTRIES
-_PAYLOAD_MAX = abi.PAYLOAD_MAX
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,7 +75,7 @@ class Wait(NamedTuple):
     seen: int
 
 
-class ControlStructure:
+class ControlStructure(Rings):
     """The monitor's hand on one machine's control structure.
 
     memory    CONTROL_BYTES writable bytes. Release it with `release()` before unmapping.
@@ -103,9 +84,7 @@ class ControlStructure:
     """
 
     def __init__(self, memory: memoryview, identity: Identity) -> None:
-        self.memory = memory
-        self.tx_tail = 0
-        self.rx_head = 0
+        super().__init__(memory)
         self._bits = 0
         self._noticed = dict.fromkeys(Notice, 0)
         self._news = (0, 0, *self._noticed.values())  # as they are in the structure
@@ -128,107 +107,11 @@ class ControlStructure:
             identity.name.encode(),
         )
 
-    def release(self) -> None:
-        """Let go of the memory."""
-        self.memory.release()
-
-    @property
-    def places(self) -> tuple[int, int]:
-        """How far both rings have come: tx_tail and rx_head."""
-        return self.tx_tail, self.rx_head
-
-    @places.setter
-    def places(self, places: tuple[int, int]) -> None:
-        self.tx_tail, self.rx_head = places
-        U32.pack_into(self.memory, TX_TAIL, self.tx_tail)
-        U32.pack_into(self.memory, RX_HEAD, self.rx_head)
-
     def _u32(self, offset: int) -> int:
         return int(U32.unpack_from(self.memory, offset)[0])
 
     def _u64(self, offset: int) -> int:
         return int(U64.unpack_from(self.memory, offset)[0])
-
-    # ---- Transmit ring ----
-
-    def transmit_indices(self) -> range:
-        """Return the indices that the guest has put since the last answer.
-
-        Raises Refusal(E_RING).
-        """
-        (head,) = U32.unpack_from(self.memory, TX_HEAD)
-        count = (head - self.tx_tail) & MASK
-        if count > _TX_ENTRIES:
-            raise Refusal(Status.E_RING)
-        return range(self.tx_tail, self.tx_tail + count)
-
-    def copy_descriptors(self, indices: Iterable[int]) -> list[abi.Descriptor]:
-        """Copy transmit descriptors out of shared memory, each once.
-
-        Only the copies are ever looked at.
-        """
-        copy, memory, copies = abi.Descriptor.from_buffer_copy, self.memory, list[abi.Descriptor]()
-        for index in indices:
-            copies.append(copy(memory, TX + index % _TX_ENTRIES * DESCRIPTOR))
-        return copies
-
-    def descriptor(self, index: int) -> bytes:
-        """Return a transmit descriptor's bytes, to be put back and not to be looked at."""
-        entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-        return bytes(self.memory[entry : entry + DESCRIPTOR])
-
-    def put_descriptor(self, index: int, descriptor: bytes) -> None:
-        """Write a transmit descriptor as it was before it was answered."""
-        entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-        self.memory[entry : entry + DESCRIPTOR] = descriptor
-
-    def stamp(self, index: int, sender: int, number: int, status: int = 0) -> None:
-        """Answer a descriptor with a status, and nothing but the message's number."""
-        entry, memory = TX + index % _TX_ENTRIES * DESCRIPTOR, self.memory
-        STAMP.pack_into(memory, entry + STATUS, status, sender)
-        U64.pack_into(memory, entry + MESSAGE, number)
-        self.tx_tail = tail = (index + 1) & MASK
-        U32.pack_into(memory, TX_TAIL, tail)
-
-    def answer(self, index: int, sender: int, answer: Answer) -> None:
-        """Write the monitor's answer to a transmit descriptor, and move tx_tail past it."""
-        status, number, spans, payload, _ = answer
-        if spans or payload:
-            entry, memory = TX + index % _TX_ENTRIES * DESCRIPTOR, self.memory
-            for place, span in enumerate(spans):
-                U64.pack_into(memory, entry + EXTENTS + place * EXTENT, span.gpa)
-            entry += PAYLOAD
-            memory[entry : entry + len(payload)] = payload
-        self.stamp(index, sender, number, status)
-
-    def stamp_all(self, index: int, sender: int, answers: Iterable[tuple[int, int]]) -> None:
-        """Stamp descriptors from this one on, each with a status and a number."""
-        memory = self.memory
-        for status, number in answers:
-            entry = TX + index % _TX_ENTRIES * DESCRIPTOR
-            STAMP.pack_into(memory, entry + STATUS, status, sender)
-            U64.pack_into(memory, entry + MESSAGE, number)
-            index += 1
-        self.tx_tail = tail = index & MASK
-        U32.pack_into(memory, TX_TAIL, tail)
-
-    # ---- Receive ring ----
-
-    def pending(self) -> int:
-        """Return how many delivered messages the guest has not taken. Raises Refusal(E_RING)."""
-        count: int = (self.rx_head - U32.unpack_from(self.memory, RX_TAIL)[0]) & MASK
-        if count > _RX_ENTRIES:
-            raise Refusal(Status.E_RING)
-        return count
-
-    def deliver(self, messages: Sequence[Message]) -> None:
-        """Put messages into the receive ring, which has room, and move rx_head past them."""
-        head, places = self.rx_head, list[int]()
-        for index in range(head, head + len(messages)):
-            places.append(RX + index % _RX_ENTRIES * DESCRIPTOR)
-        lay_out(messages, self.memory, places)
-        self.rx_head = head = (head + len(messages)) & MASK
-        U32.pack_into(self.memory, RX_HEAD, head)
 
     # ---- Peers ----
 

@@ -9,27 +9,24 @@ Not thread-safe: the monitor calls it under its lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from vmm.ferry import carry, slices
+from vmm.ferry.batch import Batch, read
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.control import ControlStructure
 from vmm.ferry.delivery import Delivery
+from vmm.ferry.layout import DESCRIPTOR
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Answer, Request, Span
-from vmm.ferry.message import requests as read_requests
+from vmm.ferry.message import TOGETHER, Answer, Request, Told
 from vmm.ferry.operations import Operations
-from vmm.ferry.parting import TOGETHER, Parted, overlap
+from vmm.ferry.parting import Parted
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
 from vmm.ferry.slices import Slices
 from vmm.ferry.telling import Telling
-from vmm.guest.abi import PAGE_SIZE, Operation, Status
-
-_OK = Status.OK
-_FREES = frozenset({Operation.RELEASE, Operation.RETURN})
-_TAKES = frozenset({Operation.ALLOC, Operation.EXCHANGE})
+from vmm.guest.abi import Status
 
 
 class Doorbell:
@@ -96,73 +93,85 @@ class Doorbell:
             self.freed.clear()
         return bool(self.freed)
 
-    def _answer(self, sender: Peer, control: ControlStructure, index: int, answer: Answer) -> None:
-        """Answer a descriptor; what is put where the guest has asked is undone with the turn."""
-        if answer.spans or answer.payload:
-            asked = control.descriptor(index)
-            self._journal.undo(partial(control.put_descriptor, index, asked))
-        control.answer(index, sender.number, answer)
-
     def batch(self, sender: Peer, control: ControlStructure, indices: range) -> int:
         """Process several descriptors, in order. What adjacent ones send to one peer is one run to
         the ledger; what they send to several is hidden together: before anything else is done with
         these pages, and before anybody can see them elsewhere. Returns how many were processed.
         """
         self._telling.start = time.perf_counter_ns()
-        requests = read_requests(control.copy_descriptors(indices))
-        requests = _one_turn(self._slices.first(sender, requests))
-        answers: list[Answer] = []
+        copies = control.copy_descriptors(indices)
+        batch = read(copies)
+        count = min(self._slices.first(sender, batch), batch.one_turn())
+        if count < len(indices):
+            batch = read(copies[: count * DESCRIPTOR])
+        answers: list[Told] = []
         refused: set[int] = set()
         together: list[Parted] = []
         limit = self._telling.start + slices.LONG * 1e9
-        runs = _runs(requests)
         place = 0
-        while place < len(runs):
+        while place < len(batch.series):
             if answers and (time.perf_counter_ns() > limit or _many(together)):
                 break
-            run, touched = runs[place]
+            series = batch.series[place]
             place += 1
-            if isinstance(run, Status):
-                answers.append(Answer(run))
+            if isinstance(series, Status):
+                answers.append(Answer(series))
                 continue
-            request = run[0]
+            request, others, touched = series
             if together and request.operation not in TOGETHER:
                 refused |= self._hide(sender, together)
-            idle = not touched and _idle(sender, request)
-            if idle and len(run) == 1 and (alike := _apart(runs, place - 1)):
+            known = None if touched else sender.table.get(request[0])  # receiver
+            idle = known is not None and known.may_send and known.peer.idle
+            if idle and not others and (alike := batch.apart(place - 1)):
                 brought = self._operations.bring(sender, alike, limit)
                 if brought:
                     answers += brought
                     place += len(brought) - 1
                     continue
             joint = None if idle else together
-            if len(run) == 1:
+            if not others:
                 answers.append(self._ask(sender, request, joint))
                 continue
-            served = self._operations.transfer_run(sender, run, joint)
-            answers += served or [self._ask(sender, each, together) for each in run]
+            served = self._operations.transfer_run(sender, series, joint)
+            answers += served or [self._ask(sender, each, together) for each in series.requests()]
         if together:
             refused |= self._hide(sender, together)
-        stamps: list[tuple[Status, int]] = []
-        told = False  # of more than whether it was done
-        for number, answer in enumerate(answers):
-            if answer[1] in refused:
-                answers[number] = answer = Answer(Status.E_NO_MEMORY)
-            status, name, spans, payload, _ = answer
-            stamps.append((status, name))
-            sender.refused += status is not _OK
-            told = told or bool(spans or payload)
-        if self._telling.trace.on:
-            for asked, answer in zip(requests, answers, strict=False):
-                self._telling.answer(sender, None if isinstance(asked, Status) else asked, answer)
-        if told:
-            for index, answer in zip(indices, answers, strict=False):
-                self._answer(sender, control, index, answer)
-        else:
-            control.stamp_all(indices.start, sender.number, stamps)
+        if refused:
+            refusal = Answer(Status.E_NO_MEMORY)
+            answers = [refusal if answer[1] in refused else answer for answer in answers]
+        self._give(sender, control, indices, batch, answers)
         if self.audited:
             self._ledger.audit()
         return len(answers)
+
+    def _give(
+        self,
+        sender: Peer,
+        control: ControlStructure,
+        indices: range,
+        batch: Batch,
+        answers: Sequence[Told],
+    ) -> None:
+        """Answer descriptors, in order; what is put where the guest has asked is undone with the
+        turn.
+        """
+        if not answers:
+            return
+        statuses, numbers, spans, payloads, _ = zip(*answers, strict=True)
+        sender.refused += len(statuses) - statuses.count(Status.OK)
+        if self._telling.trace.on:
+            for asked, told in zip(batch.requests(), answers, strict=False):
+                request = None if isinstance(asked, Status) else asked
+                self._telling.answer(sender, request, Answer(*told))
+        if not (any(spans) or any(payloads)):  # as most: of no more than whether it was done
+            control.stamp_all(indices.start, sender.number, statuses, numbers)
+            return
+        for index, told in zip(indices, answers, strict=False):
+            answer = Answer(*told)
+            if answer.spans or answer.payload:
+                before = control.descriptor(index)
+                self._journal.undo(partial(control.put_descriptor, index, before))
+            control.answer(index, sender.number, answer)
 
     def _ask(self, peer: Peer, request: Request, together: list[Parted] | None) -> Answer:
         try:
@@ -195,84 +204,6 @@ class Doorbell:
                     self._operations.note_parted(sender, message.operation, homes)
 
 
-def _one_turn(requests: list[Request | Status]) -> list[Request | Status]:
-    """Return the requests that can be processed in one turn.
-
-    What is freed in a turn is zeroed when nothing can undo that any more, and not given out before;
-    so is what a copied exchange leaves, with which nothing else is done before.
-    """
-    freed, exchanged = False, list[Span]()
-    for index, request in enumerate(requests):
-        if isinstance(request, Status):
-            continue
-        if freed and request.operation in _TAKES:
-            return requests[:index]
-        if exchanged and overlap(exchanged, request.spans):
-            return requests[:index]
-        if request.operation is Operation.EXCHANGE:
-            exchanged += request.spans
-        freed = freed or request.operation in _FREES
-    return requests
-
-
 def _many(together: Sequence[Parted]) -> bool:
     """Whether there is as much to be hidden as takes a few milliseconds."""
     return sum([len(parted.runs) for parted in together]) >= RUNS_MAX
-
-
-def _idle(sender: Peer, request: Request) -> bool:
-    """Whether a request is to one whose pages can be brought at once."""
-    receiver = sender.receiver(request.receiver)
-    return receiver is not None and receiver.idle
-
-
-def _apart(runs: Sequence[tuple[list[Request] | Status, bool]], first: int) -> list[Request]:
-    """Return the requests from one of these runs on that are to one peer, each of one extent that
-    touches no other's.
-    """
-    found: list[Request] = []
-    for number in range(first, len(runs)):
-        run, touched = runs[number]
-        if touched or isinstance(run, Status) or len(run) > 1:
-            break
-        (request,) = run
-        if request[5] not in TOGETHER or len(request[3]) != 1:  # operation, spans
-            break
-        if found and request[0] != found[0][0]:  # receiver
-            break
-        found.append(request)
-    return found
-
-
-def _runs(requests: Iterable[Request | Status]) -> list[tuple[list[Request] | Status, bool]]:
-    """Return the requests in runs, each adjacent to the one before, and with each run whether its
-    pages touch those of a neighbour. What is no request is a run of its own.
-    """
-    runs: list[tuple[list[Request] | Status, bool]] = []
-    run: list[Request] = []
-    end = -1  # where the last request's pages end, if others can follow
-    alone, peer, what, how = False, -1, Operation.SEND, True  # of one extent; and what it is
-    for request in requests:
-        if isinstance(request, Status):
-            runs.append((request, False))
-            end = -1
-            continue
-        receiver, _, _, spans, _, operation, writable = request
-        if not spans or operation not in TOGETHER:
-            runs.append(([request], False))
-            end = -1
-            continue
-        single = len(spans) == 1
-        if end != spans[0][0]:
-            run = [request]
-            runs.append((run, False))
-        elif single and alone and receiver == peer and operation is what and writable is how:
-            run.append(request)
-        else:
-            runs[-1] = runs[-1][0], True
-            run = [request]
-            runs.append((run, True))
-        gpa, pages = spans[-1]
-        end = gpa + pages * PAGE_SIZE
-        alone, peer, what, how = single, receiver, operation, writable
-    return runs

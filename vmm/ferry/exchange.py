@@ -2,12 +2,12 @@
 
 The way of a doorbell's descriptors, a batch of which one is the usual number:
 
-    doorbell   copied out of shared memory, once each; the copies are checked       message
+    doorbell   copied out of shared memory, once; the copy is checked               rings, batch
                run by run: checked against rules and limits, planned,               sending, one_run
                taken out of the sender's window, committed: they are in flight      parting, movers
-               put into the receiver's queue; each descriptor is answered           roster, control
+               put into the receiver's queue; each descriptor is answered           roster, rings
     deliver    dequeued, their pages brought into the receiver's window             delivery
-               written into its receive ring                                        control
+               written into its receive ring                                        rings
 
 The usual turn does all of this at once (vmm.engine.turn).
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vmm.ferry.carry import Carrier, spans
+from vmm.ferry.deaths import Deaths
 from vmm.ferry.delivery import Delivery
 from vmm.ferry.doorbell import Doorbell
 from vmm.ferry.events import Trace
@@ -66,7 +67,9 @@ class Exchange:
         self.operations = Operations(ledger, self.roster, carrier, pool, copy_below)
         self.slices = Slices(ledger, pool, carrier.window, self.operations)
         self.telling = Telling(trace, self.roster)
-        self.delivery = Delivery(ledger, self.roster, carrier, trace, self.telling.delivery)
+        tell = self.telling.delivery
+        self.delivery = Delivery(ledger, self.roster, carrier, trace, tell)
+        self._deaths = Deaths(ledger, self.roster, carrier, trace, tell)
         self.doorbell = Doorbell(
             ledger, self.operations, self.slices, self.delivery, self.telling, audited=audit
         )
@@ -84,7 +87,7 @@ class Exchange:
         self.roster.join(peer)
 
     def leave(self, peer: Peer) -> bool:
-        """A peer has stopped; see Delivery.bury. False if there is more to be done about it, in
+        """A peer has stopped; see Deaths.bury. False if there is more to be done about it, in
         turns of their own: it must not run meanwhile.
         """
         self.journal.keep(peer)
@@ -93,7 +96,7 @@ class Exchange:
             peer.alive = False
             self._forget_taken(peer)
             self.slices.forget(peer)
-        if not self.delivery.bury(peer):
+        if not self._deaths.bury(peer):
             self._check()
             return False
         self.roster.leave(peer)
@@ -105,7 +108,7 @@ class Exchange:
             self.ledger.audit()
 
     def audit(self, *, mappings: bool = False) -> dict[str, int]:
-        """Check the books, and the windows if they are to be; see Books.audit, check_mappings."""
+        """Check the books, and the windows if they are to be; see Audit.audit, check_mappings."""
         states = self.ledger.audit()
         if mappings:
             check_mappings(self.ledger, self.roster)

@@ -57,19 +57,18 @@ FLAGS = struct.Struct("<II")  # a peer's flags and room
 # ---- A descriptor ----
 
 DESCRIPTOR = ctypes.sizeof(abi.Descriptor)
-# Its fields before its extents: with flags, status and both counts apart; and together with their
-# neighbours, where they count for nothing, or are to be zero.
-HEAD = struct.Struct("<HHiIIQQQHHIQQ")
-LETTER = struct.Struct("<IqIQQQIIQQ")
 STATUS = offset_of(abi.Descriptor, "status")
+SENDER = offset_of(abi.Descriptor, "sender")
 STAMP = struct.Struct("<iI")  # status and sender
 MESSAGE = offset_of(abi.Descriptor, "message")
 EXTENTS = offset_of(abi.Descriptor, "extents")
 PAYLOAD = offset_of(abi.Descriptor, "payload")
 EXTENT = ctypes.sizeof(abi.Extent)
 SPANS = [struct.Struct("<" + "QII" * count) for count in range(abi.EXTENTS_MAX + 1)]
-# All of it, with no extents and with one, as most have: one call, which fills the rest with zeros.
-INLINE = struct.Struct(f"{HEAD.format}{PAYLOAD - HEAD.size}x{DESCRIPTOR - PAYLOAD}s")
-_REST = f"{PAYLOAD - HEAD.size - EXTENT}x{DESCRIPTOR - PAYLOAD}s"
-ONE_EXTENT = struct.Struct(f"{HEAD.format}QII{_REST}")
-ASKED = struct.Struct(f"{HEAD.format}QII")  # up to the first extent
+# Its fields before its extents, those together that are beside each other, as each costs time:
+# operation and flags, the numbers of extents and of bytes of payload.
+LETTER = struct.Struct("<IqIQQQIIQQ")
+# What is asked, with the first extent; of one descriptor after the other.
+ASKED = struct.Struct(f"<I8xIQQ8xQQQQQ{DESCRIPTOR - EXTENTS - EXTENT}x")
+# All of it, as it is delivered, with no extent or one, as most have: the rest are zeros.
+LAID = struct.Struct(f"<IiIIQQQI20xQI{PAYLOAD - EXTENTS - EXTENT + 4}x{DESCRIPTOR - PAYLOAD}s")

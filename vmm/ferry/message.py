@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from vmm.ferry.layout import ASKED, HEAD, INLINE, ONE_EXTENT, PAYLOAD, SPANS
+from vmm.ferry.layout import DESCRIPTOR, EXTENTS, LAID, SPANS
 from vmm.ferry.rules import Refusal
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
@@ -27,16 +27,19 @@ class Span(NamedTuple):
 
 
 # Plain numbers: what ~ of an IntFlag leaves out depends on Python's version.
-_FLAGS = dict.fromkeys((Operation.LEND, Operation.SHARE), int(abi.Flags.READONLY))
+FLAGS = dict.fromkeys((Operation.LEND, Operation.SHARE), int(abi.Flags.READONLY))
 _TO_A_PEER = frozenset(
     {Operation.SEND, Operation.LEND, Operation.SHARE, Operation.EXCHANGE, Operation.RETURN}
 )
+TOGETHER = frozenset({Operation.SEND, Operation.LEND})
+"""What may be taken out of a window together: nothing else is done with its pages meanwhile."""
 _NEED_NO_SPAN = frozenset({Operation.SEND, Operation.QUERY})
 _NEED_DESCRIPTOR = frozenset({Operation.ALLOC, Operation.QUERY})  # to be answered in
-_REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
+REQUESTS = {int(op): op for op in Operation if op is not Operation.UNDELIVERED}
 _READONLY = int(abi.Flags.READONLY)
 
 _EXTENTS_MAX, _PAYLOAD_MAX = abi.EXTENTS_MAX, abi.PAYLOAD_MAX
+_NOWHERE = 0, 0
 _new = tuple.__new__
 
 
@@ -66,7 +69,7 @@ class Request(NamedTuple):
         readonly = bool(attributes & abi.DIRECT_READONLY)
         if operation in _NEED_DESCRIPTOR:
             raise Refusal(Status.E_OPERATION)
-        if attributes >> 15 & 1 or (readonly and operation not in _FLAGS):
+        if attributes >> 15 & 1 or (readonly and operation not in FLAGS):
             raise Refusal(Status.E_RESERVED)
         return cls(
             receiver=attributes >> 16 & 0xFFFF,
@@ -120,64 +123,25 @@ class Request(NamedTuple):
             raise Refusal(Status.E_LENGTH)
 
 
-def requests(descriptors: Iterable[abi.Descriptor]) -> list[Request | Status]:
-    """Read requests out of private copies of a guest's descriptors, all of a doorbell's in one
-    call; a status is why it is none.
-
-    The sender's identity is not read: it is the monitor's to say.
-    """
-    found: list[Request | Status] = []
-    for descriptor in descriptors:
-        number, flags, _, _, receiver, tag, length, _, *rest = ASKED.unpack_from(descriptor)
-        count, size, r0, r1, r2, gpa, pages, attributes = rest
-        operation = _REQUESTS.get(number)
-        if operation is None:
-            found.append(Status.E_OPERATION)
-            continue
-        if count > _EXTENTS_MAX or size > _PAYLOAD_MAX:
-            found.append(Status.E_LENGTH)  # nothing beyond the descriptor is read
-            continue
-        spans: tuple[Span, ...] = ()
-        wrong = r0 or r1 or r2
-        if count == 1:  # as most have
-            spans = (_new(Span, (gpa, pages)),)
-            wrong = wrong or attributes
-        elif count:
-            raw = SPANS[count].unpack_from(descriptor, HEAD.size)
-            spans = tuple(map(Span, raw[::3], raw[1::3]))
-            wrong = wrong or any(raw[2::3])
-        payload = bytes(descriptor)[PAYLOAD : PAYLOAD + size] if size else b""
-        if wrong or (flags and flags & ~_FLAGS.get(operation, 0)):
-            found.append(Status.E_RESERVED)
-            continue
-        request = (receiver, tag, length, spans, payload, operation, not flags & _READONLY)
-        found.append(_new(Request, request))
-    return found
-
-
-def lay_out(messages: Iterable[Message], memory: memoryview, places: Iterable[int]) -> None:
-    """Write messages as their receiver reads them, each a whole struct pf_descriptor, to these
-    places.
-    """
-    for message, place in zip(messages, places, strict=True):
-        number, operation, status, sender, receiver, tag, length, payload, spans, *_ = message
-        count, flags = len(spans), 0 if message[11] else _READONLY  # writable
-        head = (operation, flags, status, sender, receiver, tag, length, number, count)
-        if count == 1:
-            gpa, pages = spans[0]
-            ONE_EXTENT.pack_into(
-                memory, place, *head, len(payload), 0, 0, 0, gpa, pages, 0, payload
-            )
-            continue
-        INLINE.pack_into(memory, place, *head, len(payload), 0, 0, 0, payload)
-        if count:
+def lay_out(messages: Sequence[Message]) -> bytearray:
+    """Return messages as their receiver reads them, each a whole struct pf_descriptor."""
+    laid, at, lay = bytearray(len(messages) * DESCRIPTOR), 0, LAID.pack_into
+    for message in messages:
+        number, what, status, sender, to, tag, length, payload, spans, _, _, writable, _ = message
+        kind = what if writable else what | _READONLY << 16
+        count, (gpa, pages) = len(spans), spans[0] if spans else _NOWHERE
+        counts = count | len(payload) << 16
+        lay(laid, at, kind, status, sender, to, tag, length, number, counts, gpa, pages, payload)
+        if count > 1:
             words = [word for span in spans for word in (*span, 0)]
-            SPANS[count].pack_into(memory, place + HEAD.size, *words)
+            SPANS[count].pack_into(laid, at + EXTENTS, *words)
+        at += DESCRIPTOR
+    return laid
 
 
 def _operation(number: int) -> Operation:
     """Return an operation that may be asked for. Raises Refusal."""
-    operation = _REQUESTS.get(number)
+    operation = REQUESTS.get(number)
     if operation is None:
         raise Refusal(Status.E_OPERATION)
     return operation
@@ -192,6 +156,27 @@ def _extent(gpa: int, pages: int, window: Region) -> Extent:
     return _new(Extent, (offset // PAGE_SIZE, pages))
 
 
+def touching(one: Request, other: Request) -> bool:
+    """Whether the pages of two requests can be hidden with one call: the last of the one and the
+    first of the other are adjacent.
+    """
+    return (
+        bool(one.spans and other.spans)
+        and one.spans[-1].end == other.spans[0].gpa
+        and one.operation in TOGETHER
+        and other.operation in TOGETHER
+    )
+
+
+def overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
+    """Whether any of some extents has a page in common with any of others."""
+    for gpa, pages in some:
+        for other, count in others:
+            if gpa < other + count * PAGE_SIZE and other < gpa + pages * PAGE_SIZE:
+                return True
+    return False
+
+
 class Answer(NamedTuple):
     """What a peer is told of its request: QUERY's is in the payload, ALLOC's in the spans.
 
@@ -203,6 +188,10 @@ class Answer(NamedTuple):
     spans: tuple[Span, ...] = ()
     payload: bytes = b""
     brought: bool = False
+
+
+# The same without its name, as most are made and nobody asks for its parts by theirs.
+Told = tuple[Status, int, tuple[Span, ...], bytes, bool]
 
 
 class Message(NamedTuple):

@@ -16,8 +16,8 @@ from operator import itemgetter
 
 from vmm.ferry.carry import spans
 from vmm.ferry.control import Notice
-from vmm.ferry.message import Answer, Message, Request
-from vmm.ferry.parting import TOGETHER, Parted
+from vmm.ferry.message import TOGETHER, Answer, Message, Request
+from vmm.ferry.parting import Parted
 from vmm.ferry.peer import Peer
 from vmm.ferry.places import without
 from vmm.ferry.plans import Reclaim, Return

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vmm.ferry import carry
 from vmm.ferry.carry import Carrier
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Message, Request, Span
+from vmm.ferry.message import Message, Request, Span, overlap
 from vmm.ferry.peer import Peer
 from vmm.ferry.places import joined, without
 from vmm.ferry.plans import Transfer
@@ -29,9 +29,6 @@ from vmm.memory.runs import Extent, Run
 PARTING = frozenset(
     {Operation.SEND, Operation.EXCHANGE, Operation.RETURN, Operation.RELEASE}
 )  # by which other pages can come to the same places
-
-# What may be taken out of a window together: nothing else is done with its pages meanwhile.
-TOGETHER = frozenset({Operation.SEND, Operation.LEND})
 
 
 class Parted(NamedTuple):
@@ -227,20 +224,3 @@ class Parting:
         self._ledger.commit_transfer(part_of)
         coming = [run._replace(page=place) for run, place in zip(runs, places, strict=True)]
         self._ledger.let_go(plan.receiver, coming)
-
-
-def touching(one: Request, other: Request) -> bool:
-    """Whether the pages of two requests can be hidden with one call: the last of the one and the
-    first of the other are adjacent.
-    """
-    return (
-        bool(one.spans and other.spans)
-        and one.spans[-1].end == other.spans[0].gpa
-        and one.operation in TOGETHER
-        and other.operation in TOGETHER
-    )
-
-
-def overlap(some: Sequence[Span], others: Sequence[Span]) -> bool:
-    """Whether any of some extents has a page in common with any of others."""
-    return any(a.gpa < b.end and b.gpa < a.end for a in some for b in others)

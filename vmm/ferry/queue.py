@@ -83,9 +83,8 @@ class Queue(collections.deque["Message"]):
 
     def get_all(self, count: int) -> list[Message]:
         """Dequeue so many of the oldest messages, of which there are as many."""
-        messages: list[Message] = []
-        for _ in range(count):
-            messages.append(self.popleft())
+        popleft = self.popleft
+        messages = [popleft() for _ in range(count)]
         self.room = max(0, self.depth - len(self))
         return messages
 

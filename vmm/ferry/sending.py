@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 
+from vmm.ferry.batch import Series
 from vmm.ferry.carry import spans
-from vmm.ferry.message import Answer, Message, Request, Span
+from vmm.ferry.message import Answer, Message, Request, Span, Told
 from vmm.ferry.parting import PARTING, Parted, Parting
 from vmm.ferry.peer import Peer
 from vmm.ferry.plans import Transfer
@@ -18,6 +20,8 @@ from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
 from vmm.memory.runs import Extent
 
+_OK = Status.OK
+_PAGES = itemgetter(2)  # of what goes with others
 _new = tuple.__new__
 
 
@@ -48,7 +52,7 @@ class Sending(Parting):
         message = Message(
             next(self.numbers),
             Operation.SEND if operation is Operation.EXCHANGE else operation,
-            Status.OK,
+            _OK,
             sender.number,  # the monitor's word, as the receiver's is
             receiver.number,
             tag,
@@ -62,7 +66,7 @@ class Sending(Parting):
         self._roster.put(sender, receiver, message)
         if plan is not None and together is not None:
             together.append(Parted(receiver, (message,), plan.runs))
-        return Answer(Status.OK, message.number, brought=brought)
+        return Answer(_OK, message.number, brought=brought)
 
     def post(self, sender: Peer, to: int, tag: int, payload: bytes) -> int | None:
         """SEND a payload and nothing else, of a length that its caller has checked; return its
@@ -78,54 +82,65 @@ class Sending(Parting):
         return number
 
     def transfer_run(
-        self, sender: Peer, requests: Sequence[Request], together: list[Parted] | None = None
-    ) -> list[Answer] | None:
-        """SEND or LEND several `adjacent` requests' pages as the one run that they are: the ledger
-        is asked once, whatever their number. `together` is as for `serve`.
+        self, sender: Peer, series: Series, together: list[Parted] | None = None
+    ) -> list[Told] | None:
+        """SEND or LEND the pages of a series as the one run that they are: the ledger is asked
+        once, whatever their number. `together` is as for `serve`.
 
         Returns None, with nothing done, if they cannot go together: one by one, each will get the
         status that it should.
         """
-        first = requests[0]
-        receiver = sender.receiver(first.receiver)
-        if receiver is None or not receiver.alive or receiver.queue.room < len(requests):
+        first, others, _ = series
+        number, tag, length, ((start, count),), payload, operation, writable = first
+        receiver = sender.receiver(number)
+        total = len(others) + 1
+        if receiver is None or not receiver.alive or receiver.queue.room < total:
             return None
-        pages = 0
-        for _, _, length, ((_, count),), *_ in requests:
-            pages += count
-            if not count or length > count * PAGE_SIZE:
-                return None
-        number, tag, _, ((start, _),), payload, operation, writable = first
-        spread = (_new(Span, (start, pages)),)
-        whole = _new(Request, (number, tag, 0, spread, payload, operation, writable))
+        if not count or length > count * PAGE_SIZE:
+            return None
+        spread = (_new(Span, (start, count + sum(map(_PAGES, others)))),)
+        whole = _new(Request, (number, tag, 0, spread, b"", operation, writable))
         try:
             extents = whole.extents(sender.window.region)
             plan, brought = self._part(
-                sender, receiver, whole, extents, hide=together is None, messages=len(requests)
+                sender, receiver, whole, extents, hide=together is None, messages=total
             )
         except Refusal:
             return None
-        target, home = plan.targets[0].page, plan.sources[0].page
-        base, numbers = receiver.window.region.base, self.numbers
-        own, to, messages = sender.number, receiver.number, list[Message]()
-        for _, tag, length, ((_, count),), payload, operation, writable in requests:
-            places = (_new(Span, (base + target * PAGE_SIZE, count)),)
-            targets, homes = (_new(Extent, (target, count)),), (_new(Extent, (home, count)),)
-            head = (next(numbers), operation, Status.OK, own, to, tag, length, payload)
-            messages.append(_new(Message, (*head, places, targets, homes, writable, brought)))
-            target, home = target + count, home + count
-        sender.sent += len(messages)
+        (target, _), (home, _) = plan.targets[0], plan.sources[0]
+        gpa = receiver.window.region.base + target * PAGE_SIZE
+        own, to, messages, answers = sender.number, receiver.number, list[Message](), list[Told]()
+        each = zip(((tag, length, count, payload), *others), self.numbers, strict=False)
+        for (tag, length, pages, payload), number in each:
+            spans_ = (_new(Span, (gpa, pages)),)
+            targets, homes = (_new(Extent, (target, pages)),), (_new(Extent, (home, pages)),)
+            message = (
+                number,
+                operation,
+                _OK,
+                own,
+                to,
+                tag,
+                length,
+                payload,
+                spans_,
+                targets,
+                homes,
+                writable,
+                brought,
+            )
+            messages.append(_new(Message, message))
+            answers.append((_OK, number, (), b"", brought))
+            target, home, gpa = target + pages, home + pages, gpa + pages * PAGE_SIZE
+        sender.sent += total
         self._roster.put(sender, receiver, *messages)
         if together is None:
-            self.note_parted(sender, whole.operation, whole.spans)
+            self.note_parted(sender, operation, spread)
         else:
             together.append(Parted(receiver, messages, plan.runs))
-        answers: list[Answer] = []
-        for message in messages:
-            answers.append(_new(Answer, (Status.OK, message[0], (), b"", brought)))
         return answers
 
-    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Answer]:
+    def bring(self, sender: Peer, requests: Sequence[Request], until: float) -> list[Told]:
         """SEND or LEND runs to one that waits for a message, each by itself: as `transfer` does, in
         fewer calls.
 
@@ -139,7 +154,7 @@ class Sending(Parting):
         region, base = sender.window.region, receiver.window.region.base
         room = min(receiver.queue.room, abi.RX_ENTRIES - len(receiver.queue))
         own, to, numbers, ledger = sender.number, receiver.number, self.numbers, self._ledger
-        messages, answers, parted = list[Message](), list[Answer](), list[Span]()
+        messages, answers, parted = list[Message](), list[Told](), list[Span]()
         for _, tag, length, (span,), payload, operation, writable in requests[:room]:
             gpa, pages = span
             offset, size = gpa - region.base, pages * PAGE_SIZE
@@ -165,9 +180,9 @@ class Sending(Parting):
             targets = plan.targets
             places = (_new(Span, (base + targets[0][0] * PAGE_SIZE, pages)),)
             number = next(numbers)
-            head = (number, operation, Status.OK, own, to, tag, length, payload, places)
+            head = (number, operation, _OK, own, to, tag, length, payload, places)
             messages.append(_new(Message, (*head, targets, plan.sources, writable, brought)))
-            answers.append(_new(Answer, (Status.OK, number, (), b"", brought)))
+            answers.append((_OK, number, (), b"", brought))
         if messages:
             sender.sent += len(messages)
             self._roster.put(sender, receiver, *messages)

@@ -15,11 +15,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+from vmm.ferry.batch import Batch
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.ledger import Ledger
-from vmm.ferry.message import Request, Span
+from vmm.ferry.message import Request, Span, touching
 from vmm.ferry.operations import Operations
-from vmm.ferry.parting import touching
 from vmm.ferry.parts import PARTED, Parts
 from vmm.ferry.peer import Peer
 from vmm.ferry.rules import Refusal
@@ -33,6 +33,8 @@ SHARED_AT_ONCE = 512  # pages (2 MiB): to copy them takes about as long as to ze
 ZEROED_AT_ONCE = 4096  # pages
 PARTS_AT_ONCE = 64  # in which they lie
 HIDDEN_AT_ONCE = 16384  # pages (64 MiB), whose translations take the kernel 3 ms
+RUNS_AT_ONCE = 128  # that are shown, or hidden, before others have their turns
+RUNS_OF_SLOTS = 16  # the same, by memslots
 MOMENT = 20e-6  # seconds in between, in which others come to have the lock
 LONG = 0.002  # seconds, after which a doorbell's next descriptor, or a queue's next message, waits
 
@@ -91,35 +93,31 @@ class Slices:
                 break
         return bool(frames.unclean)
 
-    def first(self, sender: Peer, requests: list[Request | Status]) -> list[Request | Status]:
-        """Return the first of a doorbell's requests: as many as take a few milliseconds; none if
-        the first was still to be prepared, and a slice of that has been done.
+    def first(self, sender: Peer, batch: Batch) -> int:
+        """Return how many of a doorbell's requests are done first: as many as take a few
+        milliseconds; none if the first was still to be prepared, and a slice of that has been done.
         """
-        extents = pages = 0
-        quick = not (sender.window.blinks or self._ledger.pool.unclean)
-        for request in requests:
-            if isinstance(request, Request):
-                spans = request.spans
-                extents += len(spans)
-                quick = quick and request.operation is not Operation.RECLAIM
-                pages += spans[0].pages if len(spans) == 1 else sum([span.pages for span in spans])
         if (
-            quick and _APART * extents <= _WEIGHT and pages <= min(SHARED_AT_ONCE, RUNS_MAX)
+            _APART * batch.extents <= _WEIGHT
+            and batch.pages <= min(SHARED_AT_ONCE, RUNS_MAX)
+            and Operation.RECLAIM not in batch.operations
+            and not (sender.window.blinks or self._ledger.pool.unclean)
         ):  # as most are
-            return requests
+            return batch.asked
+        requests = batch.requests()
         weight, before = 0, requests[0]
         most = _WEIGHT_OF_SLOTS if sender.window.blinks else _WEIGHT
         for count, request in enumerate(requests):
             weight += _weight(before, request)
             if count and weight > most:
-                return requests[:count]
+                return count
             if isinstance(request, Request) and self.needs(request):
                 if count:  # those before it may change what it needs
-                    return requests[:count]
+                    return count
                 if self.prepare(sender, request):
-                    return []
+                    return 0
             before = request
-        return requests
+        return batch.asked
 
     def needs(self, request: Request) -> bool:
         """Whether a request may have to be prepared. Quick: it is asked of each."""

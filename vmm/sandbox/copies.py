@@ -20,7 +20,7 @@ from vmm.memory import mapping
 from vmm.memory.runs import Extent
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import round_up
-from vmm.sandbox.request import Asked
+from vmm.sandbox.request import Asked, Laid
 
 SCRATCH = 256 << 10  # bytes that a machine goes on seeing, once a call of its has needed them
 _SPARE = 128 << 20  # bytes of memory for larger copies that are kept from one call to the next
@@ -64,7 +64,7 @@ class Copies:
             self._keeper, self._kept, self._size, self._clean = machine, False, 0, 0
         if least <= SCRATCH:
             if not self._kept:
-                self._take(clear=self._scratch is not None)
+                self._take()
                 self._kept = True
             if self._scratch is not None:
                 return self._scratch
@@ -103,9 +103,9 @@ class Copies:
         """
         return self._wipe if self._kept and self._keeper is machine else None
 
-    def copy_back(self, used: Buffer, asked: Asked) -> None:
+    def copy_back(self, used: Buffer, laid: Laid) -> None:
         """Copy what is not `const` back to where it came from. Raises ClosedError."""
-        back = [(one.data, at) for one, at in asked.copies if not one.const]
+        back = [(one.data, at) for one, at in laid.copies if not one.const]
         if not back:
             return
         if used is self._scratch:
@@ -137,9 +137,11 @@ class Copies:
 
     # ---- For what is small ----
 
-    def _take(self, *, clear: bool) -> None:
+    def _take(self) -> None:
         """Have the scratch: zeros. What other machines have left there is to be cleared."""
-        if self._scratch is None:
+        self._turns.settle()  # one that was cut off may have stored what it did not get
+        clear = self._scratch is not None
+        if not clear:
             try:
                 self._alloc(SCRATCH, self._store_scratch)
             except ResourceError:
@@ -174,6 +176,7 @@ class Copies:
 
     def _large(self, least: int) -> Buffer:
         whole = round_up(least, LARGE_PAGE if least >= _HUGE else PAGE_SIZE)
+        self._turns.settle()  # as above
         spare = self._spare
         if spare is None or spare._extent is None or spare.size < whole:
             self.drop()
@@ -211,12 +214,12 @@ def _clear(buffer: Buffer, start: int, end: int) -> None:
 
 def _placed(asked: Asked) -> list[tuple[memoryview | bytes, int]]:
     """Return what is copied, and where to, in order."""
-    return [(asked.head, 0), *((one.data, at) for one, at in asked.copies)]
+    return [(asked.head, 0), *((one.data, at) for one, at in asked.laid.copies)]
 
 
 def _pointers(asked: Asked, address: int) -> Iterator[tuple[bytes, int]]:
     """Yield pointers that copies at an address of the machine's begin with, and where they are."""
-    for one, at in asked.copies:
+    for one, at in asked.laid.copies:
         if one.pointers:
             words = [address + at + offset if offset else 0 for offset in one.pointers]
             yield struct.pack(f"<{len(words)}Q", *words), at

@@ -86,7 +86,15 @@ def _value(node: ast.expr, values: Mapping[str, Any]) -> int:
 
 
 def declared(text: str, function: str) -> dict[str, Length]:
-    """Return the lengths of a function's parameters that a C source declares as arrays.
+    """Return the lengths of a function's parameters that a C source declares as arrays."""
+    return {
+        name: Length(" * ".join(f"({bound})" for bound in found))
+        for name, found in bounds(text, function).items()
+    }
+
+
+def bounds(text: str, function: str) -> dict[str, tuple[str, ...]]:
+    """Return what a C source has between the brackets of a function's parameters.
 
     What it declares by other names than numbers and the function's parameters (macros, `sizeof`) is
     left out: that is not checked, then.
@@ -97,25 +105,26 @@ def declared(text: str, function: str) -> dict[str, Length]:
         parameters = _within(quiet, found.end())
         if parameters is None:
             continue
-        lengths = dict(_arrays(parameters))
+        arrays = dict(_arrays(parameters))
         plain = (_BOUND.sub("", part) for part in parameters)
         names = {name for part in plain for name in re.findall(r"\w+", part)[-1:]}
-        known = {n: length for n, length in lengths.items() if length.names <= names}
+        known = {name: found for name, (found, used) in arrays.items() if used <= names}
         if known:
             return known
     return {}
 
 
-def _arrays(parameters: list[str]) -> Iterator[tuple[str, Length]]:
+def _arrays(parameters: list[str]) -> Iterator[tuple[str, tuple[tuple[str, ...], frozenset[str]]]]:
+    """Yield each array: its name, its bounds, and the names in these."""
     for parameter in parameters:
         found = _ARRAY.search(parameter.strip())
         if found is None:
             continue
-        bounds = [_QUALIFIERS.sub("", bound).strip() for bound in _BOUND.findall(found[2])]
-        if not all(bounds):  # `values[]` says nothing
+        inner = tuple(_QUALIFIERS.sub("", bound).strip() for bound in _BOUND.findall(found[2]))
+        if not all(inner):  # `values[]` says nothing
             continue
         try:
-            yield found[1], Length(" * ".join(f"({bound})" for bound in bounds))
+            yield found[1], (inner, frozenset().union(*(Length(one).names for one in inner)))
         except ConfigError:
             continue
 

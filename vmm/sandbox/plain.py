@@ -1,6 +1,6 @@
 """Calls of functions that take and return numbers only: the message in one step, prepared.
 
-What this says is what the general way says (`Prototype.bind`, `Layout.pack`, `request.inline`, and
+What this says is what the general way says (`Prototype.bind`, `Layout.pack`, `request.asked`, and
 back), a third as dear. It takes Python's own numbers that fit; all else, and whatever is wrong, it
 leaves to the general way.
 """
@@ -44,9 +44,7 @@ class Plain:
         # Of fewer than two it would make no tuple; as a rule they are in order anyway.
         self._order = None if order == sorted(order) else operator.itemgetter(*order)
         words = Words(0, [0] * layout.general, [0] * layout.vectors, ())
-        asked = request.inline(words, ())
-        assert asked is not None
-        message = asked.payload
+        message = request.asked(words, request.laid_out(words, ())).payload
         self._head = message[8 : len(message) - 8 * len(types)]  # behind the function's address
         codes = "".join(_word(types[index]) for index in order)
         self._pack = struct.Struct(f"<Q{len(self._head)}s{codes}").pack

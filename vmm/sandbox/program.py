@@ -17,7 +17,7 @@ from vmm.guest.inputs import CPP_SUFFIXES, absolute
 from vmm.sandbox import archives, prototypes
 from vmm.sandbox.building import build, found_archives
 from vmm.sandbox.header import read_header
-from vmm.sandbox.lengths import Length, declared
+from vmm.sandbox.lengths import Length, bounds, declared
 from vmm.sandbox.prototypes import Prototypes
 
 _TYPE = slice(16, 18)  # of an ELF file's header, e_type
@@ -86,10 +86,11 @@ class Program:
 
     def lengths(self, name: str) -> dict[str, Length]:
         """Return how long the sources say that a function's arrays are."""
-        for text in self._sources:
-            if found := declared(text, name):
-                return found
-        return {}
+        return next(filter(None, (declared(text, name) for text in self._sources)), {})
+
+    def bounds(self, name: str) -> dict[str, tuple[str, ...]]:
+        """Return what the sources have between the brackets of a function's arrays."""
+        return next(filter(None, (bounds(text, name) for text in self._sources)), {})
 
     def close(self) -> None:
         """Remove it, if it has been built for this."""

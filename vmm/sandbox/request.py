@@ -98,6 +98,12 @@ def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> 
     """
     if not seen:
         return _NONE
+    if len(seen) == 1:  # as most have
+        _, start, size, const = seen[0]
+        first, end = start // PAGE_SIZE, -(-(start + (size or 1)) // PAGE_SIZE)
+        last = room(first, end)
+        extent = Extent(first, last - first)
+        return Areas(((extent, not const),), ((extent, start - first * PAGE_SIZE),), last != end)
     merged: list[tuple[int, int, bool]] = []
     for first, end, writable in sorted(
         [
@@ -118,19 +124,35 @@ def areas(seen: Sequence[Seen], room: Callable[[int, int], int] = _as_it_is) -> 
     return Areas([(e, m[2]) for e, m in zip(extents, merged, strict=True)], where, roomy)
 
 
+class Laid(NamedTuple):
+    """Where what a call copies is to be.
+
+    copies   each Copied and where it is: in the data, there and in the answer, or in memory
+    size     bytes of the data
+    memory   bytes that it takes; none, if the message has room
+    words    bytes of the call's words at its beginning, if the message has no room for them
+    """
+
+    copies: Sequence[tuple[Copied, int]]
+    size: int = 0
+    memory: int = 0
+    words: int = 0
+
+
+_NOTHING = Laid(())
+
+
 class Asked(NamedTuple):
-    """A call's message, and what it copies.
+    """A call's message.
 
     payload   the message's
     head      what is to be at the beginning of memory for copies, if anything
-    copies    each Copied and where it is: in that memory; or in the data, there and in the answer
-    size      of the data
+    laid      what it copies
     """
 
     payload: bytes
     head: bytes
-    copies: Sequence[tuple[Copied, int]]
-    size: int = 0
+    laid: Laid
 
 
 def pointed(
@@ -147,54 +169,44 @@ def pointed(
     return _replaced(words, places)
 
 
-def inline(words: Words, copied: Sequence[Copied]) -> Asked | None:
-    """Return the message of a call that brings what it copies, and brings it back; None if that
-    does not fit, or points to something itself.
+def laid_out(words: Words, copied: Sequence[Copied]) -> Laid:
+    """Say where what a call copies is to be: in its message, if that has room."""
+    count = len(words.general) + len(words.vector) + len(words.stack)
+    size = _HEAD.size + 8 * count
+    if not copied and size <= PAYLOAD_MAX:
+        return _NOTHING
+    # Payloads are not aligned to more, and addresses there are not known.
+    if len(copied[0].data if copied else ()) <= _DATA_MAX and not any(
+        one.align > ALIGNED or one.pointers for one in copied
+    ):
+        copies, data = _placed(copied, 0)
+        whole = size + 8 * (count % 2) + data + _PLACE.size * len(copied)
+        if whole <= PAYLOAD_MAX and data <= _DATA_MAX:
+            return Laid(copies, data)
+    start = 0 if size <= PAYLOAD_MAX else 8 * count
+    copies, end = _placed(copied, start)
+    return Laid(copies, 0, max(end, 1), start)
+
+
+def asked(words: Words, laid: Laid, address: int = 0) -> Asked:
+    """Return the message of a call.
+
+    address   where the machine sees the memory for what it copies, if it takes any
     """
-    copies: Sequence[tuple[Copied, int]] = ()
-    size = 0
-    if copied:
-        if len(copied[0].data) > _DATA_MAX:
-            return None
-        if any(one.align > ALIGNED or one.pointers for one in copied):
-            return None  # payloads are not aligned to more, and addresses there not known
-        words = _evened(words)
-        copies, size = _placed(copied, 0)
-    if _words_size(words) + size + _PLACE.size * len(copied) > PAYLOAD_MAX or size > _DATA_MAX:
-        return None
-    data = bytearray(size)
+    copies, size, memory, start = laid
+    if memory:
+        words = _replaced(words, [(one.word, address + at) for one, at in copies])
+    if start:
+        head = _head(words, _SPILLED, 0, 0)
+        return Asked(head + _ADDRESS.pack(address), _packed(words), laid)
+    if memory or not copies:
+        return Asked(_head(words, 0, 0, 0) + _packed(words), b"", laid)
+    words, data = _evened(words), bytearray(size)
     for one, at in copies:
         data[at : at + len(one.data)] = one.data
     for one, at in copies:
         data += _PLACE.pack(one.word, at)
-    return Asked(_head(words, 0, len(copies), size) + _packed(words) + data, b"", copies, size)
-
-
-def spilled(words: Words, copied: Sequence[Copied], address: int) -> Asked:
-    """Return the message of a call that copies to memory which the machine sees at an address. So
-    it does its words, if they do not fit.
-    """
-    start = _spilled_words(words)
-    copies, _ = _placed(copied, start)
-    words = _replaced(words, [(one.word, address + at) for one, at in copies])
-    if not start:
-        return Asked(_head(words, 0, 0, 0) + _packed(words), b"", copies)
-    return Asked(_head(words, _SPILLED, 0, 0) + _ADDRESS.pack(address), _packed(words), copies)
-
-
-def spilled_size(words: Words, copied: Sequence[Copied]) -> int:
-    """Return how many bytes `spilled` needs."""
-    return _placed(copied, _spilled_words(words))[1]
-
-
-def _spilled_words(words: Words) -> int:
-    """Return how many bytes of memory the words need; none, if they fit their message."""
-    size = _words_size(words)
-    return 0 if size <= PAYLOAD_MAX else size - _HEAD.size
-
-
-def _words_size(words: Words) -> int:
-    return _HEAD.size + 8 * (len(words.general) + len(words.vector) + len(words.stack))
+    return Asked(_head(words, 0, len(copies), size) + _packed(words) + data, b"", laid)
 
 
 def result(payload: bytes) -> tuple[Result, bytes]:

@@ -100,34 +100,29 @@ class Worker(Station):
         until: float,
         finish: Callable[[Result], T],
     ) -> T:
-        asked = request.inline(words, copied)
-        areas = request.areas(seen, self._rooms.end)
+        laid, areas = request.laid_out(words, copied), request.areas(seen, self._rooms.end)
         copies, used, address = self._copies, None, 0
-        if asked is None:
-            used = copies.room(machine, request.spilled_size(words, copied))
+        if laid.memory:
+            used = copies.room(machine, laid.memory)
         if used is not None or seen or machine.number in self._showing.seen:
             own = copies.extents(machine, used)
             shown = self._show(machine, name, [*own, *areas.extents])
             starts = {one.source: one.address for one in shown}
             words = request.pointed(words, seen, areas, starts)
             if used is not None:
-                address = next(
-                    at for extent, at in starts.items() if extent.page == used.extent.page
-                )
-                asked = request.spilled(words, copied, address)
-            elif seen:
-                asked = request.inline(words, copied)
-        assert asked is not None
+                page = used.extent.page
+                address = next(at for extent, at in starts.items() if extent.page == page)
+        asked = request.asked(words, laid, address)
         self._whole = False
         try:
             fill = self._filling(machine, copies.fill(machine, used, asked, address), areas)
-            least = request.RESULT_BYTES + asked.size
+            least = request.RESULT_BYTES + laid.size
             payload = self._exchange(machine, name, asked.payload, fill, until, least)
             result, data = request.result(payload)
             if used is not None:
-                copies.copy_back(used, asked)
+                copies.copy_back(used, laid)
             elif data:
-                for one, at in asked.copies:
+                for one, at in laid.copies:
                     if not one.const:
                         one.data[:] = data[at : at + len(one.data)]
             value = finish(result)

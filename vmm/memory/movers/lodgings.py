@@ -138,7 +138,9 @@ class Lodgings:
         by parts, too: this is to be quick.
         """
         part = self._map.at(frame)
-        return part is not None and part.anonymous is anonymous and part.end >= frame + count
+        if part is None or part.anonymous is not anonymous:
+            return False
+        return part.frame + part.pages >= frame + count
 
     def within(self, frame: int, count: int) -> list[Lodging]:
         """Return the lodgings of those of these frames that have one."""

@@ -34,6 +34,7 @@ from vmm.memory.pool import PagePool
 from vmm.memory.runs import Extent, IntervalMap, Run
 
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
+_new = tuple.__new__
 
 
 class RemapWindow(MappedWindow):
@@ -245,11 +246,14 @@ class RemapWindow(MappedWindow):
         if part is None or part[0].hold is not Hold.OWNED or not writable:
             return Window.pass_on(self, page, frame, count, other, place, writable=writable)
         # What is owned, as it is, and writable; not by way of its home, which would be moved twice.
-        here, there, size = self.address(page), other.address(place), count * PAGE_SIZE
-        other.cover(place, count)
+        here, size = self.mapping.address + page * PAGE_SIZE, count * PAGE_SIZE
+        there = other.mapping.address + place * PAGE_SIZE
+        if other._slots is not None:
+            other._slots.cover(place, count)
         if other._blank:
             other.tidy()
-        other.taken(place, count)
+        if other._guards is not None:
+            other.taken(place, count)
         self._park.journal.touched.append((other, place, count))
         try:
             self._park.move(here, there, size)
@@ -263,10 +267,11 @@ class RemapWindow(MappedWindow):
             self._fetch_back(part[0], there, size)
             other.blank(place, count)
             raise
-        self._shown.remove(page, count)
-        other._shown.insert(part[0]._replace(page=place))
-        other.changed(place, count)
-        self._park.lodgings.settle(Lodging(frame, count, True, other, place))
+        self._shown.discard(page, count)
+        other._shown.insert(_new(Run, (place, count, frame, Hold.OWNED)))
+        if other.views is not None:
+            other.changed(place, count)
+        self._park.lodgings.settle(_new(Lodging, (frame, count, True, other, place, False)))
         return True
 
     def _fetch_back(self, run: Run, there: int, size: int) -> None:

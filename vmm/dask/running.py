@@ -1,0 +1,58 @@
+"""Calls that are under way in tasks, and how Dask says that nobody wants them any more."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from distributed import Reschedule, Status, get_worker
+
+from vmm.errors import CallCancelled, ClosedError
+from vmm.sandbox.crew import Ticket
+
+_tickets: dict[tuple[str, Hashable], set[Ticket]] = {}
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def ticket() -> Iterator[Ticket]:
+    """Give a call's ticket: `cancel` reaches it, if it is a task's.
+
+    A call that has been cancelled is no failure of the task: Dask may have changed its mind. Nor is
+    one that a worker ends which is about to close.
+    """
+    made, place = Ticket(), None
+    with contextlib.suppress(ValueError, KeyError):  # there is no task
+        worker = get_worker()
+        place = worker.id, worker.get_current_task()
+    if place is None:
+        yield made
+        return
+    with _lock:
+        _tickets.setdefault(place, set()).add(made)
+    try:
+        yield made
+    except CallCancelled:
+        if not made.cancelled:
+            raise
+        raise Reschedule from None
+    except ClosedError:
+        if worker.status is Status.running:
+            raise
+        raise Reschedule from None
+    finally:
+        with _lock:
+            left = _tickets[place]
+            left.discard(made)
+            if not left:
+                del _tickets[place]
+
+
+def cancel(worker: Any, key: Hashable) -> None:
+    """Stop the calls of a task."""
+    with _lock:
+        found = tuple(_tickets.get((worker.id, key), ()))
+    for made in found:
+        made.cancel()
