@@ -395,7 +395,8 @@ class Monitor(Opened):
         self._turns.check_open()
         reason = f"still running after {limit:g} seconds" if limit is not None else ""
         try:
-            self._scheduler.run(self._driver, limit, partial(self._expire, reason))
+            expire = partial(self._expire, reason)
+            self._scheduler.run(self._driver, limit, self.host._window.take_all, expire)
         except Exception as error:
             if self._turns.gone is not None:  # closed by another thread, or a child that was forked
                 raise ClosedError(self._turns.gone) from error

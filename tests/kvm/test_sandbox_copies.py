@@ -12,7 +12,7 @@ import pytest
 from cut_off import Tracer
 from tests_support import sized
 
-from vmm import CallCrash, CallError, Sandbox
+from vmm import CallCrash, CallError, GuestError, Sandbox
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.sandbox.copies import SCRATCH
@@ -96,6 +96,27 @@ def test_a_new_machine_finds_zeros(lib: Sandbox) -> None:
         lib.pokes(8, 1, 0)
     assert keeping(lib) == address
     assert lib.finds(address, SCRATCH) == SMALL
+
+
+def test_a_new_machine_whose_first_copies_are_refused_does_not_find_those_of_the_one_before(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = lib.where(bytes([LATER]) * LARGE_PAGE)
+    with pytest.raises(CallCrash):
+        lib.pokes(8, 1, 0)
+    lib.honest(1)  # a new one
+    arrays = [lib.alloc(PAGE_SIZE) for _ in range(2)]
+    ledger = lib.monitor._exchange.ledger
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "ask_for_pieces", None)
+        patch.setattr(ledger, "_pieces", ledger._pieces)
+        ledger.allow(ledger.pieces_used())
+        with pytest.raises(GuestError, match="cannot share memory"):
+            lib.fills_both(bytearray(LARGE_PAGE), arrays[0], PAGE_SIZE, FIRST)
+    lib.reads(arrays[1])
+    assert borrowed(lib) == 1
+    with pytest.raises(CallCrash, match="does not own"):
+        lib.finds(address, LARGE_PAGE)
 
 
 def test_with_fresh_each_call_finds_zeros_besides_its_own(sandboxed: Elf) -> None:

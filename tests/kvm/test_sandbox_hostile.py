@@ -95,6 +95,32 @@ def test_who_answers_by_its_own_words_and_waits_has_nothing_when_it_is_called_ne
     del mine
 
 
+def test_who_answers_by_its_own_words_and_is_woken_by_a_notice_has_nothing_when_it_runs(
+    lib: Sandbox,
+) -> None:
+    mine = array(lib)
+    lib.lurks(mine, tag(lib))
+    machine = next(reversed(lib._crew._idle)).machine
+    assert machine is not None
+    lib.monitor.notice(machine, 1)
+    lib.monitor.run()
+    assert mine.tolist() == [5] * SIZE
+    assert "does not own" in str(machine.fault)
+    del mine
+
+
+def test_who_takes_no_message_costs_one_call_and_not_all_that_are_given_arrays(
+    lib: Sandbox,
+) -> None:
+    mine = array(lib)
+    lib.leaves_a_message(tag(lib))
+    with pytest.raises(CallCrash, match="not taken a message"):
+        lib.deals_with(mine, PAGES)
+    assert lib.deals_with(mine, PAGES) == 0
+    assert mine.tolist() == [5] * SIZE
+    del mine
+
+
 @pytest.mark.parametrize("pages", [1, PAGES])
 def test_pages_that_are_given_back_early_cost_the_machine_and_nothing_else(
     lib: Sandbox, pages: int

@@ -14,9 +14,10 @@ from cut_off import Tracer
 from tests_support import sized
 
 from vmm import Buffer, CallCrash, CallError, GuestError, Sandbox
-from vmm.errors import ClosedError, LiveViewError
+from vmm.errors import BusyError, ClosedError, LiveViewError
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.kvm import Vm
+from vmm.memory.runs import Extent
 from vmm.sandbox.worker import Worker
 
 Elf = Callable[[str], Path]
@@ -204,7 +205,114 @@ def test_what_a_machine_that_died_was_shown_is_known_no_more(lib: Sandbox) -> No
     assert len(worker._showing.seen) == 0
 
 
+def test_who_runs_all_machines_does_so_between_calls(lib: Sandbox) -> None:
+    mine, host = array(lib), lib.monitor.host
+    lib.fills(mine, SIZE, VALUE)
+    lib.monitor.run()
+    assert seen(first(lib)) == {}
+    runs: list[str] = []
+
+    def run() -> None:
+        with pytest.raises(BusyError, match="called"):
+            lib.monitor.run()
+        runs.append(mine.hold.name)
+
+    showing, real = first(lib)._showing, first(lib)._showing.show
+
+    def shows(*args: Any) -> Any:
+        shown = real(*args)
+        run()
+        return shown
+
+    showing.show = shows  # type: ignore[method-assign]
+    lib.fills(mine, SIZE, 2)
+    assert runs == ["SHARED"]
+    assert bytes(mine) == b"\2" * SIZE
+    host.release(mine)
+
+
+def test_what_a_machine_is_about_to_lose_can_be_released(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = array(lib), array(lib)
+    showing = first(lib)._showing
+    take_less = showing._take_less
+    lib.fills(mine, SIZE, VALUE)
+
+    def released(*what: Any) -> None:  # as another thread may, just then
+        lib.monitor.host.release(mine)
+        take_less(*what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(showing, "_take_less", released)
+        lib.fills(other, SIZE, VALUE)
+    assert bytes(other) == bytes([VALUE]) * SIZE
+    with pytest.raises(ClosedError):
+        _ = mine.extent
+
+
+def test_nobody_takes_what_a_machine_is_being_called_with_since_just_now(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = array(lib)
+    lib.fills(mine, SIZE, VALUE)
+    worker = first(lib)
+    machine, showing = worker.machine, worker._showing
+    assert machine is not None
+    before = showing.seen[machine.number]
+    telling = showing._turns.telling
+
+    class Telling:
+        """Has another thread's call come between."""
+
+        def __enter__(self) -> None:
+            showing.show(machine, [one[:2] for one in before])
+            telling.__enter__()
+
+        def __exit__(self, *what: Any) -> None:
+            telling.__exit__(*what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(showing._turns, "telling", Telling())
+        showing._relax()
+    assert showing.seen[machine.number] == before
+    showing.called.clear()
+
+
+def test_what_is_done_with_other_buffers_looks_at_no_machine(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = array(lib), array(lib)
+    lib.fills(mine, SIZE, VALUE)
+    looked, real = list[Extent](), Extent.overlaps
+    monkeypatch.setattr(Extent, "overlaps", lambda *a: (looked.append(a[1]), real(*a))[1])
+    assert other.hold is Hold.OWNED
+    assert not looked
+    assert mine.hold is Hold.OWNED
+    assert looked
+
+
 # ---- Cut off at any line ----
+
+
+@pytest.mark.smaller_in_lanes("a call with a tracer takes fifty times as long there")
+@pytest.mark.not_in_ept("a call with a tracer takes two hundred times as long there")
+@pytest.mark.timeout(3600 if EVERY else 60)
+def test_what_a_call_was_given_that_was_cut_off_can_be_released_at_once(lib: Sandbox) -> None:
+    def act(mine: Buffer) -> None:
+        lib.fills(mine, SIZE, VALUE)
+
+    act(array(lib))
+    with Tracer() as tracer:
+        act(array(lib))
+    step = 1 if EVERY else max(tracer.lines // sized(60, 4), 1)
+    for line in range(1 + random.randrange(step), tracer.lines + 1, step):
+        mine = array(lib)
+        with Tracer(line) as tracer, contextlib.suppress(CallError):
+            act(mine)
+        lib.monitor._turns.let_go()  # a tracer, unlike a signal's handler, raises as a `with` ends
+        lib.monitor.host.release(mine)
+        assert not first(lib)._showing.called, tracer.where
 
 
 @pytest.mark.smaller_in_lanes("a call with a tracer takes fifty times as long there")

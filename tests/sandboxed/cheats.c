@@ -3,6 +3,7 @@
 #include "pf.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #define HOST PF_PEER_HOST
 
@@ -64,6 +65,28 @@ void keeps(uint8_t *bytes, uint64_t tag)
     bytes[0] = 1;
     answer(tag, 666);
     pf_receive(&m, PF_FOREVER);
+}
+
+/* Answers by its own words, and goes on when it is woken. */
+void lurks(uint8_t *bytes, uint64_t tag)
+{
+    pf_message m;
+
+    answer(tag, 666);
+    pf_wait(PF_FOREVER);
+    bytes[0] += 1;
+    pf_receive(&m, PF_FOREVER);
+}
+
+/* Answers by its own words, and leaves the message that it gets about a page. */
+void leaves_a_message(uint64_t tag)
+{
+    void *page;
+
+    pf_alloc(1, &page);
+    answer(tag, 666);
+    pf_lend(HOST, page, 1, 7, 0);
+    pause();
 }
 
 void never_answers(uint8_t *bytes)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from vmm.errors import ArgumentTypeError, ConfigError
+from vmm.sandbox import arguments
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import (
     CHAR,
@@ -383,3 +384,21 @@ def test_a_mapping_that_a_structure_is_made_from_has_what_it_has_become() -> Non
     written_back(made, struct.pack("<i4xdi4xd", 5, 6, 7, 8), int)
     assert value == {"a": {"x": 5, "y": 6.0}, "b": (7, 8.0)}
     assert getattr(refer(0, Pointer(line, const=True), value, "f: l"), "mapping", 0) is None
+
+
+def test_a_view_whose_address_is_asked_for_is_let_go_of_when_a_signals_handler_raises_just_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view, get = memoryview(bytearray(8)), arguments._get_buffer
+
+    def interrupted(*what: Any) -> None:
+        get(*what)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arguments, "_get_buffer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            address_of(view)
+    view.release()  # which raises if somebody has it
+    with pytest.raises(ValueError, match="released"):
+        address_of(view)

@@ -46,12 +46,10 @@ class Desk:
         fill    called in the same turn: it puts what the machine is to find where that looks
         """
         turns, peer = self._turns, self._host.peer
-        self.showing.called.add(to.number)
         with turns.telling, turns.lock, turns.change:
             if not self._host._exchange.post(peer, to.number, tag, payload):
                 status = self._serve(Request(to.number, tag, payload=payload))
                 if status is not Status.OK:
-                    self.showing.called.discard(to.number)
                     raise refused(f"call {to.name}", status)
             if fill is not None:  # not before: what is refused is not to be seen by anybody
                 fill()
@@ -71,15 +69,12 @@ class Desk:
 
     def answer(self, by: Machine, tag: int, least: int) -> bytes | None:
         """Return the payload, of `least` bytes or more, of a machine's answer to a call; None if it
-        has sent none. What else it has sent is dropped. The call is over.
+        has sent none. What else it has sent is dropped.
         """
-        found = None
         for message in self._collect(by):
             if message.tag == tag and len(message.payload) >= least:
-                found = message.payload
-                break
-        self.showing.called.discard(by.number)
-        return found
+                return message.payload
+        return None
 
     def forget(self, machine: Machine) -> None:
         """Drop what a machine has sent, and been shown: it is no more."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from vmm.endpoint.host import HostEndpoint
 from vmm.endpoint.refusals import refused
 from vmm.endpoint.wholes import Undone, prepare, served
 from vmm.engine.machine import Machine
-from vmm.errors import GuestError
+from vmm.errors import BusyError, GuestError
 from vmm.ferry import carry
 from vmm.ferry.checks import RUNS_MAX
 from vmm.ferry.message import Request
@@ -45,12 +45,14 @@ class Showing:
     """The machines of one monitor that see memory of the host's. Thread-safe; one call at a time
     to a machine.
 
-    What a machine is shown for a call it goes on seeing until the next one, as it does not run in
-    between: to show it the same again costs nothing. Before it runs, what it is not to see has been
-    taken from it; and from each that is not being called, whatever else is to be done with it.
+    What a machine is shown for a call it goes on seeing until the next one, or until all machines
+    are run, as it does not run in between: to show it the same again costs nothing. Before it runs,
+    what it is not to see has been taken from it; and whatever else is to be done with what no call
+    has been given, it is taken from all who see it.
 
     seen     what each machine sees, by its number, if anything: to be read only
-    called   machines that are being called, or are about to be
+    called   by machine: what it is shown for a call, until that is over and who has asked for it
+             takes it out
     """
 
     def __init__(self, host: HostEndpoint) -> None:
@@ -58,9 +60,9 @@ class Showing:
         self._turns = host._turns
         self.seen: dict[int, tuple[Shown, ...]] = {}
         self._peers: dict[int, Peer] = {}  # of those
-        self.called: set[int] = set()
+        self.called: dict[int, frozenset[tuple[Extent, bool]]] = {}
         self.turn = 0  # Journal's
-        host._window.take_in = self._take_in
+        host._window.take_in, host._window.take_all = self._take_in, self._take_all
 
     def saved(self) -> dict[int, tuple[Shown, ...]]:
         return dict(self.seen)
@@ -74,28 +76,24 @@ class Showing:
 
         Raises GuestError, and what it sees is among what it has seen then.
         """
-        number = to.number
-        turns = self._turns
+        number, keys, turns = to.number, frozenset(wanted), self._turns
         with turns.lock:
             if turns.journal.active:  # left by who was cut off
                 turns.settle()
-            self.called.add(number)  # nobody else changes what it sees from now on
+            self.called[number] = keys  # nobody else takes these from it from now on
             shown = self.seen.get(number, ())
             self._peers[number] = to.peer
         if [one[:2] for one in shown] == wanted:
             return shown
         try:
-            try:
-                self._take_less(to.peer, [one for one in shown if one[:2] not in wanted])
-                return self._show(to, wanted)
-            except (GuestError, Undone):  # windows are in as many pieces as there may be, perhaps
-                self._relax(number)
-                return self._show(to, wanted)
-        except BaseException as error:
-            self.called.discard(number)
-            if isinstance(error, Undone):
-                raise error.why from None
-            raise
+            self._take_less(to.peer, [one for one in shown if one[:2] not in keys])
+            return self._show(to, wanted)
+        except (GuestError, Undone):  # windows are in as many pieces as there may be, perhaps
+            self._relax(number)
+        try:
+            return self._show(to, wanted)
+        except Undone as undone:
+            raise undone.why from None
 
     def _show(self, to: Machine, wanted: Sequence[tuple[Extent, bool]]) -> tuple[Shown, ...]:
         turns, number = self._turns, to.number
@@ -111,20 +109,20 @@ class Showing:
             self._keep(number, shown)
         return shown
 
-    def _relax(self, number: int) -> None:
+    def _relax(self, number: int | None = None) -> None:
         """Take what they are shown from a machine, and all those that are not called."""
         for other in tuple(self.seen):
-            if other == number or other not in self.called:
-                with self._turns.telling, self._turns.lock, self._turns.change:
-                    shown = self.seen.get(other, ())
-                    if shown:
-                        self._withdraw(self._peers[other], shown)
+            with self._turns.telling, self._turns.lock, self._turns.change:
+                shown = self.seen.get(other, ())  # none, if it has gone meanwhile
+                if shown and (other == number or other not in self.called):
+                    self._withdraw(self._peers[other], shown)
 
     def _take_less(self, peer: Peer, less: list[Shown]) -> None:
         """Take some of what a machine is shown from it, in turns of their own."""
         while less:
             with self._turns.telling, self._turns.lock, self._turns.change:
-                self._withdraw(peer, less[:_AT_ONCE])
+                left = frozenset(self.seen.get(peer.number, ()))  # as others may take some, too
+                self._withdraw(peer, [one for one in less[:_AT_ONCE] if one in left])
             del less[:_AT_ONCE]
 
     def _requests(self, to: Machine, wanted: Sequence[tuple[Extent, bool]]) -> Iterator[Request]:
@@ -174,9 +172,10 @@ class Showing:
         """Take from a machine that does not run what it is shown. In a turn. Raises GuestError, and
         has taken none of it, or is to be asked for all of it again.
         """
-        if peer.alive:
+        if peer.alive and shown:
             self._take_back(peer, joined(sorted([one.extent for one in shown])))
-        left = [one for one in self.seen.get(peer.number, ()) if one not in shown]
+        gone = frozenset(shown)
+        left = [one for one in self.seen.get(peer.number, ()) if one not in gone]
         self._keep(peer.number, tuple(left))
 
     def _take_back(self, peer: Peer, extents: list[Extent]) -> None:
@@ -201,12 +200,31 @@ class Showing:
             self.seen.pop(number, None)
 
     def _take_in(self, extents: Sequence[Extent]) -> None:
-        """Take extents of the host's from machines that are not called. In a turn."""
-        for number, shown in [*self.seen.items()]:
-            if number not in self.called:
-                found = [one for one in shown if any(map(one.source.overlaps, extents))]
-                with contextlib.suppress(GuestError):  # then they are not to be had
-                    self._withdraw(self._peers[number], found)
+        """Take extents of the host's from machines that see them, but not for a call. In a turn."""
+        for number in self._viewers(extents):
+            kept = self.called.get(number, ())
+            found = [
+                one
+                for one in self.seen[number]
+                if any(map(one.source.overlaps, extents)) and one[:2] not in kept
+            ]
+            with contextlib.suppress(GuestError):  # then they are not to be had
+                self._withdraw(self._peers[number], found)
+
+    def _take_all(self) -> None:
+        """Take everything from machines that may run now, uncalled: who waits may be woken by more
+        than a call. Raises BusyError, GuestError.
+        """
+        if self.called:
+            raise BusyError("a function is being called: wait until it has returned")
+        self._relax()
+
+    def _viewers(self, extents: Sequence[Extent]) -> Collection[int]:
+        """Return the numbers of machines that see any of these extents of the host's."""
+        ledger, number = self._host._exchange.ledger, self._host.peer.number
+        runs = [run for extent in extents for run in ledger.runs(number, extent)]
+        bonds = ledger.bonds([run for run in runs if run.hold is Hold.SHARED])
+        return self.seen.keys() & {one.peer for bond in bonds for one in bond.borrowers}
 
     def keeps(self, by: Machine) -> bool:
         """Whether what a machine borrows is what it is shown, all of that and nothing else. So it
@@ -230,5 +248,5 @@ class Showing:
         """Know nothing of a machine any more: it has gone."""
         with self._turns.telling, self._turns.lock, self._turns.change:
             self._keep(machine.number, ())
-            self._peers.pop(machine.number, None)
-        self.called.discard(machine.number)
+        self._peers.pop(machine.number, None)  # not before: whose turn is undone is known again
+        self.called.pop(machine.number, None)

@@ -16,7 +16,7 @@ from vmm.memory.runs import Extent
 from vmm.memory.views import Export, Views
 
 
-def _nothing(extents: Sequence[Extent]) -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -27,9 +27,12 @@ class HostWindow:
               `address` and `view` return is not used after it
     take_in   called before anything is done with extents but to read and write them: takes them
               from machines that see them, and do not run until they are called
+    take_all  called without the lock, when a run has begun and nobody runs yet: takes from all
+              machines what they see, as they may run now. Raises BusyError if one is being called
     """
 
     take_in: Callable[[Sequence[Extent]], object] = staticmethod(_nothing)
+    take_all: Callable[[], object] = staticmethod(_nothing)
 
     def __init__(self, peer: Peer, exchange: Exchange, turns: Turns) -> None:
         self.peer = peer

@@ -78,13 +78,20 @@ class Scheduler:
 
     # ---- All of them ----
 
-    def run(self, driver: Driver, timeout: float | None, expire: Callable[[], None]) -> None:
+    def run(
+        self,
+        driver: Driver,
+        timeout: float | None,
+        begin: Callable[[], object],
+        expire: Callable[[], None],
+    ) -> None:
         """Run until nothing is runnable; call `expire` if `timeout` seconds end it before that.
 
-        `expire` is called by this thread, without the lock, when nothing runs any more, and nothing
-        else does yet. Raises what a worker raised, BusyError if another thread, or this one, is in
-        here already, ResourceError if there is no thread to be had. Workers started here have ended
-        when it returns, however it does; the clock sleeps until the next run.
+        `begin` and `expire` are called by this thread, without the lock, when nothing runs yet, or
+        any more, and nobody else can run anything. Raises what `begin` or a worker raised,
+        BusyError if another thread, or this one, is in here already, ResourceError if there is no
+        thread to be had. Workers started here have ended when it returns, however it does; the
+        clock sleeps until the next run.
         """
         if self.working:
             raise BusyError("run() was called from within run(): return from the callback first")
@@ -92,7 +99,7 @@ class Scheduler:
             try:
                 with kickable():  # also while the others, who may kick this thread, come to an end
                     try:
-                        self._begin(driver, timeout)
+                        self._begin(driver, timeout, begin)
                         Shift(self._standing, driver).work()
                     finally:
                         self._gather()
@@ -106,7 +113,7 @@ class Scheduler:
             raise self._standing.failure
         self._turns.outbox.flush(wait=True)
 
-    def _begin(self, driver: Driver, timeout: float | None) -> None:
+    def _begin(self, driver: Driver, timeout: float | None, begin: Callable[[], object]) -> None:
         """Start the clock, if it is needed, and the other workers."""
         standing = self._standing
         with self._lock:
@@ -117,7 +124,8 @@ class Scheduler:
             self._expired = False
             self._limit = None if timeout is None else time.monotonic() + timeout
             asleep = not (self._ticking and self._clock.alive)
-            self._hires = partial(self._guarded, driver, self._generation)
+        begin()
+        self._hires = partial(self._guarded, driver, self._generation)
         if asleep or timeout is not None or self._workers > 1:
             self._clock.begin()
 

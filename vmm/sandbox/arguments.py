@@ -40,11 +40,15 @@ _SIMPLE = 0  # PyBUF_SIMPLE
 def address_of(view: memoryview) -> int:
     """Return the address of a contiguous view's first byte: valid as long as the view is."""
     found = _PyBuffer()
-    _get_buffer(view, ctypes.byref(found), _SIMPLE)
+    reference = ctypes.byref(found)
     try:
-        return found.buf or 0
-    finally:
-        _release_buffer(ctypes.byref(found))
+        try:  # a signal's handler may raise as soon as it has been got
+            _get_buffer(view, reference, _SIMPLE)
+            return found.buf or 0
+        finally:
+            _release_buffer(reference)  # does nothing if it has not been, or twice
+    finally:  # once more, should a signal's handler raise just there
+        _release_buffer(reference)
 
 
 class Placed(NamedTuple):

@@ -77,8 +77,11 @@ class Copies:
         found, scratch, spare = list[tuple[Extent, bool]](), self._scratch, self._spare
         if scratch is not None and self._kept:
             found.append((scratch.extent, True))
-        if spare is not None and self._size and (used is spare or not self._fresh):
-            found.append((spare.extent._replace(pages=self._size // PAGE_SIZE), True))
+        size = self._size
+        if used is not spare:  # a call that had it has been refused, perhaps, and not cleared it
+            size = 0 if self._fresh else min(size, self._clean)
+        if spare is not None and size:
+            found.append((spare.extent._replace(pages=size // PAGE_SIZE), True))
         return found
 
     def fill(

@@ -85,6 +85,21 @@ class Worker(Station):
         machine, until = self._begin(until)
         for handle in handles:
             handle.check(name, machine)
+        call = partial(self._call, machine, name, words, seen, copied, until, finish)
+        value = self._whatever_happens(machine, call)
+        self._copies.trim()
+        return value
+
+    def _call(
+        self,
+        machine: LinuxMachine,
+        name: str,
+        words: Words,
+        seen: Sequence[Seen],
+        copied: Sequence[Copied],
+        until: float,
+        finish: Callable[[Result], T],
+    ) -> T:
         laid, areas = request.laid_out(words, copied), request.areas(seen, self._rooms.end)
         copies, used, address = self._copies, None, 0
         if laid.memory:
@@ -116,8 +131,6 @@ class Worker(Station):
             self._whole = True
         finally:
             self._settle()
-        if used is not None:
-            copies.trim()
         return value
 
     def ask(self, name: str, payload: bytes, until: float, finish: Callable[[bytes], T]) -> T:
@@ -126,6 +139,17 @@ class Worker(Station):
         """
         self._monitor._check_idle()
         machine, until = self._begin(until)
+        ask = partial(self._ask, machine, name, payload, until, finish)
+        return self._whatever_happens(machine, ask)
+
+    def _ask(
+        self,
+        machine: LinuxMachine,
+        name: str,
+        payload: bytes,
+        until: float,
+        finish: Callable[[bytes], T],
+    ) -> T:
         if machine.number in self._showing.seen:  # what this call is not given
             self._show(machine, name, self._copies.extents(machine, None))
         self._whole = False
@@ -140,6 +164,16 @@ class Worker(Station):
         finally:
             self._settle()
         return value
+
+    def _whatever_happens(self, machine: LinuxMachine, call: Callable[[], T]) -> T:
+        """Make a call; what the machine is shown can be taken from it again however that ends."""
+        try:
+            try:
+                return call()
+            finally:
+                self._showing.called.pop(machine.number, None)
+        finally:  # once more, should a signal's handler raise just there
+            self._showing.called.pop(machine.number, None)
 
     def _begin(self, until: float) -> tuple[LinuxMachine, float]:
         """Have a machine for a call; return when that is to be stopped as well: until a machine is
@@ -210,13 +244,20 @@ class Worker(Station):
     def _show(
         self, machine: Machine, name: str, wanted: Sequence[tuple[Extent, bool]]
     ) -> Sequence[Shown]:
-        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then."""
+        """Let the machine see what a call is given. Raises GuestError: it knows of nothing then;
+        CallCrash, and it is gone, if it does not wait for calls.
+        """
         try:
             return self._showing.show(machine, wanted)
         except GuestError:
             if machine.state is State.STOPPED:  # it has been cancelled
                 raise self._failure(machine, name, in_time=True) from None
+            if machine.peer.queue:  # else it had taken that
+                self._whole = False
+                raise CallCrash(name, "it has not taken a message, which is no call") from None
             raise
+        finally:
+            self._settle()
 
     def _exchange(
         self,
