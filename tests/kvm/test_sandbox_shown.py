@@ -194,6 +194,21 @@ def test_where_windows_are_in_too_many_pieces_what_idle_machines_see_is_taken_ba
     assert seen(one) == {}
 
 
+def test_very_many_arrays_are_not_taken_back_one_by_one(
+    lib: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = [lib.alloc(10) for _ in range(20)]
+    for worker in lib._crew.workers:
+        with lib._crew.bound(worker):
+            lib.copies_firsts(*arrays[:10], 0, *arrays[10:])
+        assert len(seen(worker)) == 20
+    with slots_set(monkeypatch) as slots:
+        for one in arrays:
+            lib.monitor.host.release(one)
+    assert len(slots) <= 2 * 4  # as few as they were shown by
+    assert [seen(worker) for worker in lib._crew.workers] == [{}, {}]
+
+
 def test_what_a_machine_that_died_was_shown_is_known_no_more(lib: Sandbox) -> None:
     mine = array(lib)
     lib.fills(mine, SIZE, VALUE)

@@ -202,12 +202,11 @@ class Showing:
     def _take_in(self, extents: Sequence[Extent]) -> None:
         """Take extents of the host's from machines that see them, but not for a call. In a turn."""
         for number in self._viewers(extents):
-            kept = self.called.get(number, ())
-            found = [
-                one
-                for one in self.seen[number]
-                if any(map(one.source.overlaps, extents)) and one[:2] not in kept
-            ]
+            kept, shown = self.called.get(number, ()), self.seen[number]
+            found = [one for one in shown if one[:2] not in kept]
+            if len(shown) <= _AT_ONCE:  # if it sees very many, others are likely to follow, and
+                # to cut each out of what is mapped as one costs more than to show the rest again
+                found = [one for one in found if any(map(one.source.overlaps, extents))]
             with contextlib.suppress(GuestError):  # then they are not to be had
                 self._withdraw(self._peers[number], found)
 
