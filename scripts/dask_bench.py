@@ -81,7 +81,7 @@ def native(path: str) -> Any:
     library = ctypes.CDLL(path)
     library.smooth.argtypes = library.digest.argtypes = (ctypes.c_size_t, ctypes.c_void_p)
     library.smooth.restype, library.digest.restype = None, ctypes.c_uint64
-    library.next.argtypes, library.next.restype = (ctypes.c_int,), ctypes.c_int
+    library.spin.argtypes, library.spin.restype = (ctypes.c_uint64,), ctypes.c_uint64
     return library
 
 
@@ -95,6 +95,11 @@ def smooth(path: str, block: Any) -> Any:
 def digest(path: str, block: Any) -> Any:
     """Call it by ctypes."""
     return native(path).digest(block.nbytes, block.ctypes.data)
+
+
+def spin(path: str, count: int) -> Any:
+    """Call it by ctypes."""
+    return native(path).spin(count)
 
 
 @cache
@@ -183,34 +188,49 @@ def blocks(rounds: int, path: str, lib: Any) -> None:
 
 
 def small(rounds: int, client: Client, lib: Any) -> None:
-    """Measure very many small tasks, on one worker."""
+    """Measure very many small tasks, on one worker.
 
-    def over(function: Any) -> Column:
-        return lambda: client.gather(client.map(function, range(TASKS), pure=False))
+    Tasks that take a resource are not queued on the scheduler, so they are compared with such.
+    """
 
-    times = best({"plain": over(plain), "ours": over(lib.next)}, rounds)
+    def over(function: Any, **options: Any) -> Column:
+        numbers = range(TASKS)
+        return lambda: client.gather(client.map(function, numbers, pure=False, **options))
+
+    alike = {"resources": lib.resources}
+    columns = {"plain": over(plain), "alike": over(plain, **alike), "ours": over(lib.next)}
+    times = best(columns, rounds)
     each = {name: taken / TASKS * 1e3 for name, taken in times.items()}
-    print(f"\n| {TASKS} tasks, ms each | a Python function | sandboxed | more |")
-    print("|---|---|---|---|")
-    more = each["ours"] - each["plain"]
-    print(f"| `int next(int number)` | {each['plain']:.2f} | {each['ours']:.2f} | {more:.2f} |")
+    print(f"\n| {TASKS} tasks, ms each | Python | Python, with the resource | sandboxed | more |")
+    print("|---|---|---|---|---|")
+    shown = [f"{each[name]:.2f}" for name in columns] + [f"{each['ours'] - each['alike']:.2f}"]
+    print(f"| `int next(int number)` | {' | '.join(shown)} |", flush=True)
 
 
-def workers(rounds: int, client: Client, lib: Any) -> None:
+def workers(rounds: int, client: Client, path: str, lib: Any) -> None:
     """Measure what computes on one worker, and on two."""
     addresses = sorted(client.scheduler_info()["workers"])
 
-    def on(chosen: list[str]) -> Any:
+    def on(function: Any, chosen: list[str]) -> Any:
         futures = [
-            client.submit(lib.spin, SPIN, workers=[chosen[n % len(chosen)]], pure=False)
+            client.submit(function, SPIN, workers=[chosen[n % len(chosen)]], pure=False)
             for n in range(SPINS)
         ]
         return wait(futures)
 
-    times = best({"one": partial(on, addresses[:1]), "two": partial(on, addresses)}, rounds)
     print(f"\n| {SPINS} calls that compute, s | one worker | two | as fast |\n|---|---|---|---|")
-    gain = times["one"] / times["two"]
-    print(f"| `spin` | {times['one']:.2f} | {times['two']:.2f} | {gain:.2f} x |", flush=True)
+    functions = {"ctypes": partial(spin, path), "sandboxed": lib.spin}
+    times = best(
+        {
+            f"{name} {count}": partial(on, function, addresses[:count])
+            for name, function in functions.items()
+            for count in (1, 2)
+        },
+        rounds,
+    )
+    for name in functions:
+        one, two = times[f"{name} 1"], times[f"{name} 2"]
+        print(f"| {name} | {one:.2f} | {two:.2f} | {one / two:.2f} x |", flush=True)
 
 
 def main() -> None:
@@ -237,7 +257,7 @@ def main() -> None:
                     blocks(rounds, str(library), lib)
                     small(rounds, client, lib)
                 else:
-                    workers(rounds, client, lib)
+                    workers(rounds, client, str(library), lib)
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
