@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,6 +47,11 @@ class Cluster:
             self._processes[name] = subprocess.Popen(
                 command, cwd=cwd, env=env, stdout=log, stderr=subprocess.STDOUT
             )
+
+    def address(self) -> str:
+        """Return where its scheduler listens."""
+        found: str = json.loads(self._file.read_text())["address"]
+        return found
 
     def said(self, name: str) -> str:
         """Return what a process has logged."""

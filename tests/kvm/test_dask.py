@@ -174,6 +174,26 @@ def test_what_comes_from_another_worker_lands_where_machines_see_it(
         assert found == (mebibytes << 17, (0, mebibytes << 20), True, True)
 
 
+def test_memory_of_results_that_are_gone_is_given_back_without_a_call(
+    client: Client, lib: DaskSandbox
+) -> None:
+    def room(digest: str) -> int:
+        host = here._libraries[digest].pool.monitor.host
+        return host._exchange.ledger.shares.available(host.peer.number)
+
+    def rooms() -> int:
+        return sum(client.run(room, lib._origin.digest).values())
+
+    large = client.submit(np.ones, (512, 1024), np.uint8)
+    until(lambda: large.done(), "it is not made")
+    before = rooms()
+    results = client.map(lib.scale, [large] * 4, range(4))
+    wait(results)
+    assert rooms() <= before - 4 * 128  # pages
+    del results
+    until(lambda: rooms() >= before, "it is not given back")
+
+
 # ---- what goes wrong ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 from pathlib import Path
@@ -88,6 +89,18 @@ class Library:
     def copied(self, count: int) -> None:
         """Count bytes that were copied into memory that calls share."""
         self.pool._caller._count(0, count, 0, 0)
+
+    def tidy(self) -> None:
+        """Give back the memory of arrays that are gone, as the next call would."""
+        pool = self._pool
+        if pool is not None and not pool._closed:
+            with contextlib.suppress(ClosedError):
+                pool._unused.release(pool.monitor.host)
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is any."""
+        return bool(self._pool is not None and self._pool._unused._buffers)
 
     # ---- Files ----
 

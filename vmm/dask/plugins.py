@@ -94,6 +94,10 @@ class Machines(WorkerPlugin):
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
         if start in ("executing", "long-running") and finish in ("released", "cancelled"):
             running.cancel(self._worker, key)
+        library = self._library
+        if start == "memory" and library is not None and library.untidy:
+            # The worker counts that memory. If it waits for less of it, there is no next call.
+            asyncio.get_running_loop().run_in_executor(None, library.tidy)
 
 
 class Assigner(SchedulerPlugin):
