@@ -89,6 +89,12 @@ class Library:
         """Count bytes that were copied into memory that calls share."""
         self.pool._caller._count(0, count, 0, 0)
 
+    def tidy(self) -> None:
+        """Give back memory of arrays that are gone, which otherwise the next call does."""
+        pool = self._pool
+        if pool is not None and not pool._closed:
+            pool._unused.release(pool.monitor.host)
+
     # ---- Files ----
 
     def _place(self) -> Path:
