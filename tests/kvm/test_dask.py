@@ -20,7 +20,7 @@ import dask.array as da  # noqa: E402
 from dask.distributed import Client, get_worker, wait  # noqa: E402
 from kvm.dask_cluster import Cluster, machines_of, until  # noqa: E402
 
-from vmm import CallCrash, ClosedError, ConfigError, HostError  # noqa: E402
+from vmm import CallCrash, ConfigError, HostError  # noqa: E402
 from vmm.dask import DaskSandbox, here, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
@@ -244,16 +244,6 @@ def test_without_machines_anywhere_the_reason_is_raised(client: Client) -> None:
         client.submit(lib.count).result()
     with sandbox(TASKS, memory="4K") as lib, pytest.raises(ConfigError, match="memory of 4K"):
         client.submit(lib.count).result()
-
-
-def test_a_client_without_a_scheduler_is_said_to_have_none(
-    client: Client, cluster: Cluster, lib: DaskSandbox
-) -> None:
-    with Client(scheduler_file=str(cluster.folder / "scheduler.json"), set_as_default=False) as old:
-        pass
-    for use in lib.install, lib.uninstall:
-        with pytest.raises(ClosedError, match="the client has no scheduler any more"):
-            use(old)
 
 
 def test_tasks_go_to_workers_that_can_run_them(client: Client, cluster: Cluster) -> None:

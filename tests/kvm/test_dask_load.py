@@ -21,7 +21,7 @@ import psutil  # noqa: E402
 from dask.distributed import Client, wait  # noqa: E402
 from kvm.dask_cluster import Cluster, machines_of, until  # noqa: E402
 
-from vmm import CallCrash  # noqa: E402
+from vmm import CallCrash, ClosedError  # noqa: E402
 from vmm.dask import DaskSandbox, here, running, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
@@ -148,3 +148,13 @@ def test_a_worker_that_waits_for_memory_gets_that_of_results_which_it_spills(
         assert client.gather(sums) == expected
     finally:
         cluster.end("small")
+
+
+def test_a_client_without_a_scheduler_is_said_to_have_none(
+    client: Client, cluster: Cluster, lib: DaskSandbox
+) -> None:
+    with Client(scheduler_file=str(cluster.folder / "scheduler.json"), set_as_default=False) as old:
+        pass
+    for use in lib.install, lib.uninstall:
+        with pytest.raises(ClosedError, match="the client has no scheduler any more"):
+            use(old)
