@@ -76,9 +76,7 @@ def seen(client: Client) -> list[Any]:
 
 
 def executing(client: Client) -> int:
-    return sum(
-        client.run(lambda dask_worker: len(dask_worker.state.executing)).values(),
-    )
+    return sum(client.run(lambda dask_worker: len(dask_worker.state.executing)).values())
 
 
 # ---- how it fits ----
