@@ -30,12 +30,12 @@ class Cluster:
             assert time.monotonic() < until, self.said("scheduler")
             time.sleep(0.05)
 
-    def worker(self, name: str, *, threads: int = 2) -> Path:
-        """Start a worker; return its directory, which is its own."""
+    def worker(self, name: str, *more: str, threads: int = 2) -> Path:
+        """Start a worker, with more options perhaps; return its directory, which is its own."""
         cwd = self.folder / name
         cwd.mkdir()
         options = ("--no-nanny", "--host", "127.0.0.1", "--nthreads", str(threads), "--name", name)
-        self._start("worker", *options, "--preload", "vmm.dask", cwd=cwd, name=name)
+        self._start("worker", *options, *more, "--preload", "vmm.dask", cwd=cwd, name=name)
         return cwd
 
     def _start(self, what: str, *options: str, cwd: Path, name: str | None = None) -> None:

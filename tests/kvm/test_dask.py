@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def seen(client: Client) -> list[Any]:
 
 
 def executing(client: Client) -> int:
-    return sum(
-        client.run(lambda dask_worker: len(dask_worker.state.executing)).values(),
-    )
+    return sum(client.run(lambda dask_worker: len(dask_worker.state.executing)).values())
 
 
 # ---- how it fits ----
@@ -227,6 +226,22 @@ def test_a_task_that_is_cancelled_stops_its_machine(client: Client, lib: DaskSan
     after = client.map(lib.scale, [PIXELS] * 4, range(4))
     assert [one.sum() for one in client.gather(after)] == [(PIXELS * n).sum() for n in range(4)]
     until(lambda: executing(client) == 0, "they still run")
+
+
+def test_a_call_that_begins_after_its_task_was_cancelled_is_stopped(
+    client: Client, lib: DaskSandbox
+) -> None:
+    def late() -> None:
+        worker: Any = get_worker()
+        task = worker.state.tasks[worker.get_current_task()]
+        while task.state == "executing":
+            time.sleep(0.01)
+        lib.hang(6)
+
+    begun = client.submit(late)
+    until(lambda: executing(client) == 1, "it does not run")
+    begun.cancel()
+    until(lambda: executing(client) == 0, "it still runs")
 
 
 def test_a_client_that_is_gone_stops_its_tasks(

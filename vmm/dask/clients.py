@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from distributed import Client
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+
+from vmm.errors import ClosedError
 
 Plugins = tuple[SchedulerPlugin, WorkerPlugin]
 
@@ -44,8 +46,9 @@ def install(digest: str, client: Client) -> Awaitable[Any] | None:
     first, second = _own[digest]
     if client.asynchronous:
         return _install(client, first, second)
-    client.register_plugin(first)
-    client.register_plugin(second)
+    with _reached(client):
+        client.register_plugin(first)
+        client.register_plugin(second)
     return None
 
 
@@ -53,8 +56,20 @@ def uninstall(digest: str, plugin: str, client: Client) -> Awaitable[Any] | None
     """Have the workers of a cluster let go of a sandbox; as `install`."""
     if digest in _told:
         _told[digest].discard(client)
-    done: Awaitable[Any] = client.unregister_worker_plugin(plugin)  # type: ignore[no-untyped-call]
+    with _reached(client):
+        done: Awaitable[Any] = client.unregister_worker_plugin(plugin)  # type: ignore[no-untyped-call]
     return done if client.asynchronous else None
+
+
+@contextlib.contextmanager
+def _reached(client: Client) -> Iterator[None]:
+    """Say so if a client has lost its scheduler, or was closed. Raises ClosedError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # Dask's, by where it notices
+        if client.status == "running":
+            raise
+        raise ClosedError("the client has no scheduler any more: make another one") from error
 
 
 async def _install(client: Client, *plugins: Any) -> None:

@@ -97,11 +97,6 @@ class Library:
             with contextlib.suppress(ClosedError):
                 pool._unused.release(pool.monitor.host)
 
-    @property
-    def untidy(self) -> bool:
-        """Whether there is any."""
-        return bool(self._pool is not None and self._pool._unused._buffers)
-
     # ---- Files ----
 
     def _place(self) -> Path:

@@ -16,6 +16,7 @@ from dask._task_spec import GraphNode, Task
 from distributed import Scheduler, Worker
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from distributed.threadpoolexecutor import ThreadPoolExecutor
+from tornado.ioloop import PeriodicCallback
 
 from vmm import host
 from vmm.dask import here, landing, running
@@ -28,6 +29,7 @@ EXECUTOR = "pageferry"
 _TOPIC = "pageferry"
 _DEEP = 6  # how far functions are looked for in what a task is made of
 _MANY = 64  # items of a list, or arguments
+_TIDY = 100  # milliseconds: as often as Dask looks how much memory a worker has in use
 _log = logging.getLogger("distributed.pageferry")  # where a worker's own lines go
 
 
@@ -70,6 +72,10 @@ class Machines(WorkerPlugin):
             return
         landing.begin(library)
         self._library = library
+        # A worker that has spilled results, or forgotten them, counts that memory. If it waits for
+        # less of it, it makes no calls that would give it back.
+        tidy = worker.periodic_callbacks[self.name] = PeriodicCallback(library.tidy, _TIDY)
+        tidy.start()
         await worker.set_resources(**{spec.resource: count})
         _log.info("the sandbox %s has %d machines here", spec.name, count)
         self._tell(None)
@@ -85,6 +91,7 @@ class Machines(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         if self._library is not None:
+            worker.periodic_callbacks.pop(self.name).stop()
             landing.end(self._library)
             self._library = None
         if self._held:
@@ -94,10 +101,6 @@ class Machines(WorkerPlugin):
     def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
         if start in ("executing", "long-running") and finish in ("released", "cancelled"):
             running.cancel(self._worker, key)
-        library = self._library
-        if start == "memory" and library is not None and library.untidy:
-            # The worker counts that memory. If it waits for less of it, there is no next call.
-            asyncio.get_running_loop().run_in_executor(None, library.tidy)
 
 
 class Assigner(SchedulerPlugin):

@@ -32,6 +32,10 @@ def ticket() -> Iterator[Ticket]:
         return
     with _lock:
         _tickets.setdefault(place, set()).add(made)
+    # Dask may have said so before, to nobody: a task's state is first, and then it tells.
+    task = worker.state.tasks.get(place[1])
+    if task is not None and task.state in ("cancelled", "resumed"):
+        made.cancel()
     try:
         yield made
     except CallCancelled:
