@@ -202,7 +202,7 @@ def test_a_crash_is_the_tasks_and_costs_no_worker(client: Client, lib: DaskSandb
         client.submit(lib.crash, np.ones(3, np.uint8)).result()
     assert error.value.function == "crash"
     assert error.value.fault is not None
-    assert error.value.fault.place.line == 49
+    assert error.value.fault.place.line == 51
     assert error.value.fault.printed[-1] == "about to crash"
     assert client.run(os.getpid) == before
 
