@@ -26,7 +26,8 @@ from vmm.dask import DaskSandbox, here, running, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
 BLOCK = (2048, 4096)  # 8 MiB
-LIMIT = 320 << 20  # bytes of a worker that has little memory
+LIMIT = 512 << 20  # bytes of a worker that has little memory
+HELD = 10  # results, which are much less than it spills by itself
 
 pytestmark = pytest.mark.not_in_lanes("no Dask there, and no compiler")
 
@@ -135,16 +136,16 @@ def test_a_worker_that_waits_for_memory_gets_that_of_results_which_it_spills(
         dask_worker.other = np.ones(int(LIMIT * 0.85) - used, np.uint8)
 
     try:
-        made = client.map(block, range(12), workers=small)
-        results = client.map(lib.scale, made, [3] * 12, workers=small)
+        made = client.map(block, range(HELD), workers=small)
+        results = client.map(lib.scale, made, [3] * HELD, workers=small)
         wait(results)
         del made
-        until(lambda: len(client.has_what(small)[small[0]]) == 12, "others are left")
+        until(lambda: len(client.has_what(small)[small[0]]) == HELD, "others are left")
         client.run(fill, workers=small)
         until(lambda: "Pausing worker" in cluster.said("small"), "it has room")
         until(lambda: "Resuming worker" in cluster.said("small"), "it waits for ever")
         sums = client.map(checksum, results, workers=small)
-        expected = [zlib.crc32(block(n) * np.uint8(3)) for n in range(12)]
+        expected = [zlib.crc32(block(n) * np.uint8(3)) for n in range(HELD)]
         assert client.gather(sums) == expected
     finally:
         cluster.end("small")
