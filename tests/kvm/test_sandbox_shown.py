@@ -27,6 +27,10 @@ PAGES = 3
 SIZE = PAGES * PAGE_SIZE
 VALUE = 7
 
+not_in_ept = pytest.mark.not_in_ept(
+    "what the ledger and the memslots say; the first tests see that it is so"
+)
+
 
 @pytest.fixture
 def lib(sandboxed: Elf) -> Iterator[Sandbox]:
@@ -101,6 +105,7 @@ def test_what_may_only_be_read_is_shown_so_and_anew_where_it_may_be_written(lib:
     assert bytes(mine) == bytes([VALUE]) * SIZE
 
 
+@not_in_ept
 def test_a_part_of_an_array_is_shown_alone(lib: Sandbox) -> None:
     mine = array(lib)
     lib.fills(mine, SIZE, VALUE)
@@ -126,6 +131,7 @@ def other_machine(lib: Sandbox, sandboxed: Elf) -> Any:
 
 
 @pytest.mark.parametrize("what", ["release", "send", "lend", "exchange", "share", "close"])
+@not_in_ept
 def test_between_calls_it_is_the_hosts_for_whatever_is_done_with_it(
     lib: Sandbox, sandboxed: Elf, what: str
 ) -> None:
@@ -143,6 +149,7 @@ def test_between_calls_it_is_the_hosts_for_whatever_is_done_with_it(
     assert lib.honest(3) == 3
 
 
+@not_in_ept
 def test_it_is_the_hosts_own_when_it_is_asked(lib: Sandbox) -> None:
     mine = array(lib)
     lib.fills(mine, SIZE, VALUE)
@@ -153,6 +160,7 @@ def test_it_is_the_hosts_own_when_it_is_asked(lib: Sandbox) -> None:
     assert bytes(mine) == b"\2" * SIZE
 
 
+@not_in_ept
 def test_while_it_is_viewed_it_does_not_go_and_stays_shown(lib: Sandbox, sandboxed: Elf) -> None:
     mine, other = array(lib), other_machine(lib, sandboxed)
     lib.fills(mine, SIZE, VALUE)
@@ -161,6 +169,7 @@ def test_while_it_is_viewed_it_does_not_go_and_stays_shown(lib: Sandbox, sandbox
     assert list(seen(first(lib))) == [mine.extent.page]
 
 
+@not_in_ept
 def test_several_machines_may_have_been_shown_the_same(lib: Sandbox) -> None:
     mine = array(lib)
     for worker in lib._crew.workers:
@@ -175,6 +184,7 @@ def test_several_machines_may_have_been_shown_the_same(lib: Sandbox) -> None:
     assert [list(seen(worker)) for worker in lib._crew.workers] == [[], []]
 
 
+@not_in_ept
 def test_where_windows_are_in_too_many_pieces_what_idle_machines_see_is_taken_back(
     lib: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +204,7 @@ def test_where_windows_are_in_too_many_pieces_what_idle_machines_see_is_taken_ba
     assert seen(one) == {}
 
 
+@not_in_ept
 def test_very_many_arrays_are_not_taken_back_one_by_one(
     lib: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +220,7 @@ def test_very_many_arrays_are_not_taken_back_one_by_one(
     assert [seen(worker) for worker in lib._crew.workers] == [{}, {}]
 
 
+@not_in_ept
 def test_what_a_machine_that_died_was_shown_is_known_no_more(lib: Sandbox) -> None:
     mine = array(lib)
     lib.fills(mine, SIZE, VALUE)
@@ -220,6 +232,7 @@ def test_what_a_machine_that_died_was_shown_is_known_no_more(lib: Sandbox) -> No
     assert len(worker._showing.seen) == 0
 
 
+@not_in_ept
 def test_who_runs_all_machines_does_so_between_calls(lib: Sandbox) -> None:
     mine, host = array(lib), lib.monitor.host
     lib.fills(mine, SIZE, VALUE)
@@ -246,6 +259,7 @@ def test_who_runs_all_machines_does_so_between_calls(lib: Sandbox) -> None:
     host.release(mine)
 
 
+@not_in_ept
 def test_what_a_machine_is_about_to_lose_can_be_released(
     lib: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +280,7 @@ def test_what_a_machine_is_about_to_lose_can_be_released(
         _ = mine.extent
 
 
+@not_in_ept
 def test_nobody_takes_what_a_machine_is_being_called_with_since_just_now(
     lib: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +309,7 @@ def test_nobody_takes_what_a_machine_is_being_called_with_since_just_now(
     showing.called.clear()
 
 
+@not_in_ept
 def test_what_is_done_with_other_buffers_looks_at_no_machine(
     lib: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_who_computes_after_it_has_sent_does_not_keep_its_receiver_waiting(
     sender = monitor.spawn(test_guest("sends_and_spins"), name="sender", window="2M")
     receiver = monitor.spawn(test_guest("says_and_waits"), name="receiver", window="2M")
     monitor.connect(sender, receiver)
-    monitor.run(sized(0.5, 5.0))
+    monitor.run(sized(0.5, 10.0))
     assert receiver.exit_code == 7
     assert sender.fault is not None
     assert sender.fault.kind == "timeout"
