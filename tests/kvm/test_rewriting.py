@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import pytest
 from kvm.puppets import GATHER, Desk, Puppet, Stage, descriptor, spans_of
 
 from vmm import Monitor
@@ -40,17 +39,17 @@ def rewritten(puppet: Puppet) -> Iterator[None]:
     """Rewrite each entry of the transmit ring whenever this thread calls anything, or returns from
     it, while it answers a doorbell: no thread beside it would come in between as often.
     """
-    memory, choice = puppet.machine.guest.memory, random.Random(1)
+    guest, choice = puppet.machine.guest, random.Random(1)
     ring = abi.CONTROL_GPA + abi.Control.tx.offset
-    first, size = puppet.control().tx_tail, len(bytes(abi.Descriptor()))
+    first, size = guest.control.tx_tail, len(bytes(abi.Descriptor()))
     parts = [[bytes(v)[_FROM:_TO] for v in versions(i, puppet.base)] for i in range(ENTRIES)]
 
     def rewrite(frame: FrameType, event: str, _: object) -> None:
-        if puppet.control().tx_tail != first:
+        if guest.control.tx_tail != first:
             return  # all are answered
-        for index in range(ENTRIES):
+        for index, versions_ in enumerate(parts):
             entry = ring + (first + index) % abi.TX_ENTRIES * size
-            memory.write(entry + _FROM, choice.choice(parts[index]))
+            guest.memory.write(entry + _FROM, choice.choice(versions_))
 
     before = sys.getprofile()
     sys.setprofile(rewrite)
@@ -68,9 +67,6 @@ def gather(puppet: Puppet, gpas: list[int]) -> list[int]:
     return list(puppet.desk.words[: len(gpas)])
 
 
-@pytest.mark.not_in_lanes(
-    "who reads is Python, on every back end; with a profiler it takes minutes"
-)
 def test_each_answer_and_each_message_belong_to_one_version(
     open_monitor: Callable[..., Monitor],
 ) -> None:
