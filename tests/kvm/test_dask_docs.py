@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvm.doc_examples import DOCS, examples, run_example
+from kvm.doc_examples import DOCS, examples, run_example, save_programs
 
 np: Any = pytest.importorskip("numpy", reason="a nested lane has no more than the package needs")
 pytest.importorskip("distributed", reason="a nested lane has no more than the package needs")
@@ -39,12 +39,7 @@ def no_leaks() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save the programs under the names that their first lines say."""
-    made = tmp_path_factory.mktemp("dask")
-    for source in SOURCES:
-        named = re.match(r"/\* (\S+) \*/\n", source)
-        assert named is not None
-        (made / named[1]).write_text(source)
-    return made
+    return save_programs(SOURCES, tmp_path_factory.mktemp("dask"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command import Ended, pageferry
-from kvm.doc_examples import DOCS, examples, run_example
+from kvm.doc_examples import DOCS, examples, run_example, save_programs
 from unit.compilers import no_cc
 
 import vmm
@@ -27,12 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save the programs under the names that their first lines say."""
-    folder = tmp_path_factory.mktemp("guide")
-    for source in SOURCES:
-        named = re.match(r"/\* (\S+) \*/\n", source)
-        assert named is not None
-        (folder / named[1]).write_text(source)
-    return folder
+    return save_programs(SOURCES, tmp_path_factory.mktemp("guide"))
 
 
 def title(example: str) -> str:
