@@ -20,6 +20,7 @@ def test_a_ratio_beyond_its_limit_is_named_with_its_row() -> None:
     verdict = check(results(row(ours=40, floor=10)), [FLOOR])
     assert not verdict.ok
     assert verdict.violations == ("page: ours is 4.00 times floor, more than 3",)
+    assert verdict.beyond == ("page",)
     slow = row("extent_untouched", 16 << 20, copy=15, ours=10)
     verdict = check(results(slow), [COPY])
     assert verdict.violations == ("extent_untouched 16 MiB: copy is 1.50 times ours, less than 2",)

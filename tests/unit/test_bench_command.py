@@ -168,6 +168,30 @@ def test_a_check_that_holds_says_so_and_one_that_does_not_names_what(tmp_path: P
     assert (ended.code, "there was nothing to compare" in ended.err) == (EXIT_FAILED, True)
 
 
+# In rounds that are disturbed, ours takes a thousand times as long.
+DISTURBED = CODE.replace(
+    "command.ours.columns = command",
+    """import itertools, sys
+disturbed, rounds = int(sys.argv.pop()), itertools.count()
+def ours(case, stack):
+    slow = next(rounds) < disturbed
+    return {"ours": lambda: [10_000.0 if slow else 10.0], "floor": lambda: [9.0]}
+command.ours.columns = ours
+command""",
+)
+
+
+def test_a_row_beyond_its_bounds_is_measured_again_and_fails_if_it_always_is() -> None:
+    for disturbed in (0, 1, 2, 3):
+        ended = bench("--quick", "--check", "--rows", "share", str(disturbed), code=DISTURBED)
+        assert ended.code == (EXIT_FAILED if disturbed == 3 else 0), ended.err
+        assert ended.err.count("once more: share\n") == min(disturbed, 2)
+        assert ("share: ours is 1111.1" in ended.err) == (disturbed == 3)
+    both = bench("--quick", "--check", "--rows", "lend_return,share", "1", code=DISTURBED)
+    assert (both.code, both.err.count("once more: lend_return\n")) == (0, 1)
+    assert "2 ratios are within bounds" in both.err
+
+
 @pytest.mark.parametrize("moment", [0.05, 0.4, 1.0, 1.6])
 def test_ctrl_c_leaves_nothing_of_a_bench(tmp_path: Path, moment: float) -> None:
     file = tmp_path / "new.json"

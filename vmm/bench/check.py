@@ -77,11 +77,15 @@ LIMITS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check has found: lines to print, and how many ratios were compared."""
+    """What a check has found: lines to print, and how many ratios were compared.
+
+    beyond   the names of the rows that violations are of
+    """
 
     compared: int
     violations: tuple[str, ...]
     skipped: tuple[str, ...]
+    beyond: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -91,7 +95,7 @@ class Verdict:
 
 def check(results: Results, limits: Sequence[Limit] = LIMITS) -> Verdict:
     """Compare the results with limits. What is missing in them is skipped, and said to be."""
-    compared, violations, skipped = 0, [], []
+    compared, violations, skipped, beyond = 0, [], [], dict[str, None]()
     for limit in limits:
         rows = list(_rows(results, limit))
         if not rows:
@@ -105,7 +109,8 @@ def check(results: Results, limits: Sequence[Limit] = LIMITS) -> Verdict:
             compared += 1
             if what := limit.violated(ratio):
                 violations.append(f"{where}: {what}")
-    return Verdict(compared, tuple(violations), tuple(skipped))
+                beyond[row.name] = None
+    return Verdict(compared, tuple(violations), tuple(skipped), tuple(beyond))
 
 
 def _rows(results: Results, limit: Limit) -> Iterator[Row]:

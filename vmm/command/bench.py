@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from vmm.command.values import FilePath, OutputPath
 from vmm.errors import ConfigError
 
 _STANDARD_OUTPUT = Path("-")
+_TRIES = 3  # of a check
 
 
 class _Rows(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
@@ -76,7 +78,8 @@ class _Rows(click.ParamType):  # type: ignore[type-arg]  # generic in newer vers
     "--check",
     "checked",
     is_flag=True,
-    help="Fail if something costs more, compared with the others, than it should.",
+    help="Fail if something costs more, compared with the others, than it should. What does is"
+    " measured again, as often as twice.",
 )
 def bench(
     quick: bool,
@@ -99,6 +102,8 @@ def bench(
     with contextlib.ExitStack() as stack:
         to_json, to_plot = _outputs(stack, json_file, plot, source)
         results = load(source) if source else _measured(_effort(quick=quick), rows)
+        if checked and not source:
+            results = _again(results, _effort(quick=quick))
         if to_json is not None:
             to_json.write((json.dumps(results.as_json(), indent=1) + "\n").encode())
         if to_plot is not None:
@@ -149,6 +154,21 @@ def _measured(effort: Effort, rows: tuple[str, ...]) -> Results:
             )
             measured.append(row)
     return Results(host, tuple(measured))
+
+
+def _again(results: Results, effort: Effort) -> Results:
+    """Measure rows again that are out of bounds: another program may have had the processors, when
+    one column's turn was. What costs too much does so every time.
+    """
+    for _ in range(_TRIES - 1):
+        beyond = check(results).beyond
+        if not beyond:
+            break
+        click.echo(f"pageferry: check: once more: {', '.join(beyond)}", err=True)
+        rows = iter(_measured(effort, beyond).rows)
+        kept = (next(rows) if row.name in beyond else row for row in results.rows)
+        results = dataclasses.replace(results, rows=tuple(kept))
+    return results
 
 
 @contextlib.contextmanager
