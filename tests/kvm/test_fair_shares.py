@@ -17,6 +17,7 @@ import pytest
 from tests_support import sized
 
 from vmm import Monitor
+from vmm.ferry import slices
 
 Open = Callable[..., Monitor]
 
@@ -30,6 +31,7 @@ SINK = 6
 
 # Of its fair share: half. An emulated processor's times are none, and there it is enough to go on.
 KEPT = sized(1 / 2, 1 / 16)
+LONG = slices.LONG  # as users have it: other tests count pieces, and let no clock make them
 GOES_ON = 1 / 16  # by the clock on the wall: nobody is to be kept waiting by who does nothing
 
 pytestmark = [
@@ -78,12 +80,17 @@ def messages(open_monitor: Open, elfs: Path, mover: str, workers: int, way: int 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pair_keeps_half_of_its_fair_share_beside_a_nuisance(
-    open_monitor: Open, test_guests: Path, mover: str, workers: int
+    open_monitor: Open,
+    test_guests: Path,
+    mover: str,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A machine's fair share is as large as every other's: of the one worker's time, or of the
     monitor's, which two workers share. The pair has one between them, as only one of them has
     anything to do at a time; a nuisance has one, and who has to receive its pages another.
     """
+    monkeypatch.setattr(slices, "LONG", LONG)
     failed = dict(list(WAYS.items())[: sized(len(WAYS), 1)])
     seen: dict[str, list[str]] = {}
     for _ in range(TRIES):

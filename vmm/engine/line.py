@@ -47,12 +47,17 @@ class Line:
             entries.popleft()
         return entries[0][1] if entries else None
 
-    def take(self) -> Machine | None:
-        """Return who is first, and is no longer there."""
-        machine = self.first()
-        if machine is not None:
+    def take(self, slice_: float) -> Machine | None:
+        """Return who is first, and is no longer there. Whose debt is a slice of so many seconds has
+        had it already, and stands at the end again.
+        """
+        while (machine := self.first()) is not None:
             self.entries.popleft()
-        return machine
+            if machine.debt < slice_ or self.first() is None:
+                return machine
+            machine.debt -= slice_
+            self.add(machine)
+        return None
 
     def clear(self) -> None:
         """Forget them all."""

@@ -71,6 +71,7 @@ class Machine:
         self.verdict: GuestFault | None = None  # why it cannot go on, once that has been found out
         self.refused: int | None = None  # requests, before a doorbell that is being answered
         self.place = 0  # in line
+        self.debt = 0.0  # seconds that it has had beyond its slices
         self.turn = 0
 
     def saved(self) -> tuple[Any, ...]:

@@ -3,7 +3,8 @@
 When a machine waits, its worker goes on with one that it has woken in the same slice, with no
 thread woken in between: those who talk to each other share a slice, and do not wait for those who
 only burn theirs. Who does not come back within its slice goes to the end of the line if others are
-ready.
+ready, and what it has had beyond the slice is taken off its next ones: what a doorbell asks for is
+cut in pieces, but a piece may take as long as a slice where the kernel is slow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from vmm.engine import work
 from vmm.engine.machine import Machine, State
 from vmm.engine.standing import Standing
 from vmm.engine.work import Driver, Work
+
+_DEBT = 8 * work.SLICE  # seconds at most: nobody is to wait for long for what happened once
 
 
 class Shift(Work):
@@ -55,6 +58,7 @@ class Shift(Work):
         elif machine is not None:
             if standing.ended or standing.line.first() is not None:
                 machine.state = State.READY
+                machine.debt = min(now - slice_end, _DEBT)
                 standing.line_up(machine)
                 machine = None
             else:
@@ -64,15 +68,20 @@ class Shift(Work):
             standing.running.pop(thread, None)
             entries = standing.line.entries
             while entries and not (standing.ended or standing.deadlines.entries):
-                place, first = entries.popleft()  # as `_next` does, in no call
-                if first.state is State.READY and first.place == place:
+                place, first = entries[0]  # as `_next` does, in no call
+                here = first.state is State.READY and first.place == place
+                if here and first.debt:
+                    break
+                entries.popleft()
+                if here:
                     machine = first
                     break
             if machine is None:
                 machine, now = self._next(), time.monotonic()
             if machine is None:
                 return None, 0.0
-            slice_end = now + work.SLICE
+            slice_end = now + max(work.SLICE - machine.debt, 0.0)
+            machine.debt = 0.0
         if self.held and machine is not before:
             self.let_others()
         machine.thread = thread
@@ -93,7 +102,7 @@ class Shift(Work):
         standing = self._standing
         while not standing.ended:
             timeout = standing.wake_expired()
-            if (first := standing.line.take()) is not None:
+            if (first := standing.line.take(work.SLICE)) is not None:
                 return first
             if timeout is None and not standing.running:
                 standing.ended = True
