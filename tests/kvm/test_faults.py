@@ -232,7 +232,7 @@ def test_a_panic_is_reported_without_what_would_steer_a_terminal() -> None:
         assert "cheese host: all is well" in fault.reason  # which begins no line
 
 
-@pytest.mark.not_in_ept("10,000 lines, whatever maps the guest that says them")
+@pytest.mark.not_in_lanes("10,000 lines, whatever maps the guest that says them")
 def test_a_flood_of_lines_is_printed_in_order() -> None:
     with scene("log_flood") as s:
         s.run()
