@@ -19,7 +19,13 @@ import dask.array as da  # noqa: E402
 import dask.bag as db  # noqa: E402
 from dask.base import tokenize  # noqa: E402
 
-from vmm import CallCrash, CallTimeout, ConfigError, HostError  # noqa: E402
+from vmm import (  # noqa: E402
+    CallCrash,
+    CallTimeout,
+    ClosedError,
+    ConfigError,
+    HostError,
+)
 from vmm.dask import DaskSandbox, here, sandbox  # noqa: E402
 
 TASKS = Path(__file__).parents[1] / "sandboxed" / "tasks.c"
@@ -140,6 +146,8 @@ def test_bounds_are_the_shapes_unless_they_are_given(lib: DaskSandbox, pixels: A
         (lambda lib: lib.scale(np.zeros((2, 2), np.uint8)), "missing a required argument: 'by'"),
         (lambda lib: lib.scale(np.zeros((2, 2), float), 1), "scale: pixels"),
         (lambda lib: lib.scale(None, 1), "scale: nothing says what height is"),
+        (lambda lib: lib.scale("text", 1), "scale: pixels is 'str' and no array, so nothing says"),
+        (lambda lib: lib.scale(2.5, 1), "scale: pixels is 'float' and no array, so nothing says"),
         (lambda lib: lib.mean.using(new="pixels"), "nothing says how large pixels is"),
         (lambda lib: lib.mean.using(shapes={"pixel": "count"}), "mean has no parameter 'pixel'"),
         (lambda lib: lib.means, "means"),
@@ -161,6 +169,28 @@ def test_a_full_pool_costs_copies_and_no_result(open_sandbox: Open) -> None:
     results = [lib.scale(block, 2) for block in blocks]
     assert lib.pool.stats.copied_bytes > 6 << 20  # out again, while there is not much room
     assert [result[5, 5] for result in results] == [0, 2, 4, 6, 8, 10]
+
+
+def test_who_finds_a_sandbox_that_is_on_its_way_does_not_keep_it(
+    open_sandbox: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lib = open_sandbox()
+    origin, spec = lib._origin, lib._origin.library().spec
+    with monkeypatch.context() as elsewhere:  # another process of this host
+        elsewhere.setattr(here, "_libraries", {})
+        elsewhere.setattr(here, "_holders", {})
+        assert lib.mean(bytes([1, 3]), 2) == 2
+        found = here.find(origin.digest, origin.name, origin.path)
+        assert here.hold(spec, machines=1) is found
+        assert found.machines is None  # it has been called: they are there
+        here.release(origin.digest)
+        assert not here._libraries
+        with pytest.raises(ClosedError):
+            _ = found.pool
+        found = here.find(origin.digest, origin.name, origin.path)
+        assert here.hold(spec, machines=1) is found
+        assert found.machines == 1
+        here.release(origin.digest)
 
 
 # ---- in graphs ----

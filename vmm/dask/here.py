@@ -29,6 +29,8 @@ def hold(spec: Spec, **options: Any) -> Library:
         found = _libraries.get(spec.digest)
         if found is None:
             found = _libraries[spec.digest] = Library(spec, **options)
+        elif not _holders.get(spec.digest):  # a task has found it before it was said how many
+            found.count_on(options.get("machines"))
         _holders[spec.digest] = _holders.get(spec.digest, 0) + 1
         _changed.notify_all()
         return found
@@ -49,6 +51,8 @@ def release(digest: str) -> None:
 def find(digest: str, name: str, path: str) -> Library:
     """Return the library of a sandbox: one of this process's, or that a file of this host's tells
     of, or, on a worker, one that comes in time. Raises ConfigError.
+
+    Who finds it does not hold it: it is closed by the last who does, or when the process ends.
     """
     found = _libraries.get(digest)
     if found is not None:
@@ -56,7 +60,7 @@ def find(digest: str, name: str, path: str) -> Library:
     spec = read(path)
     if spec is not None and spec.digest == digest:
         with _changed:
-            return _libraries.get(digest) or hold(spec)
+            return _libraries.setdefault(digest, Library(spec))
     if _on_worker():
         until = time.monotonic() + PATIENCE
         with _changed:

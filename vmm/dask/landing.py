@@ -71,5 +71,4 @@ def _landing_place(library: Library, n: int) -> np.ndarray[Any, Any] | None:
         room = pool.empty(n + -n % _ALIGN, np.uint8)
     except PageferryError:  # there is none left, or it has just been closed
         return None
-    library.landed += n
     return room[-n % _ALIGN :]

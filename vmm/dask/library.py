@@ -39,13 +39,18 @@ class Library:
         self.spec = spec
         self.machines = machines
         self.plans: dict[Any, Any] = {}  # of calls; see vmm.dask.plan
-        self.landed = 0  # bytes that came from other workers into memory that calls share
         self._told = told
         self._parent = directory
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.RLock()
         self._pool: Pool | None = None
         self._closed = False
+
+    def count_on(self, machines: int | None) -> None:
+        """Have so many machines, unless there are any already."""
+        with self._lock:
+            if self._pool is None:
+                self.machines = machines
 
     @property
     def pool(self) -> Pool:

@@ -77,17 +77,25 @@ class Plan:
         except TypeError as error:
             raise ArgumentTypeError(f"{name}: {error} in {name}{self.signature}") from None
         arrays = {
-            one: np.shape(value)
+            one: (len(value),) if isinstance(value, bytes | bytearray) else np.shape(value)
             for one, value in given.items()
-            if one in self.bounds and not isinstance(value, str | bytes | int | None)
+            if one in self.bounds and not isinstance(value, str | int | float | None)
         }
         found = shapes.filled(name, self.bounds, arrays) | {
             one: value for one, value in given.items() if value is not None or one in arrays
         }
         for one in keywords:
             if one not in found and one not in given and one not in self.use.new:
-                raise ArgumentTypeError(f"{name}: nothing says what {one} is: give {one}=")
+                raise ArgumentTypeError(f"{name}: {self._unsaid(one, given)}: give {one}=")
         return {one: found.get(one) for one in keywords}
+
+    def _unsaid(self, bound: str, given: Mapping[str, Any]) -> str:
+        """Return why an argument is not known, which arrays' shapes are to say."""
+        for one, bounds in self.bounds.items():
+            if bound in bounds and given.get(one) is not None:
+                kind = type(given[one]).__name__
+                return f"{one} is {kind!r} and no array, so nothing says what {bound} is"
+        return f"nothing says what {bound} is"
 
     def prepare(self, values: dict[str, Any], library: Library, pool: Pool) -> None:
         """Put copies in the place of what may be written to, and make what is new."""
