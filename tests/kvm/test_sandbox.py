@@ -52,7 +52,7 @@ def lib(shared_lib: Sandbox) -> Iterator[Sandbox]:
     tidy(shared_lib)
     mappings.check(shared_lib.monitor)
     for worker in shared_lib._crew.workers:
-        worker._copies.drop()
+        worker.copies.drop()
         worker.start()  # another machine, if the test has ended the last one
     assert shared_lib.monitor.audit()["free"] >= before
 

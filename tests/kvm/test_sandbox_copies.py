@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from cut_off import Tracer
 from tests_support import sized
 
-from vmm import CallCrash, CallError, GuestError, Sandbox
+from vmm import CallCrash, CallError, GuestError, Pool, ResourceError, Sandbox
 from vmm.guest.abi import PAGE_SIZE, Hold
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.sandbox.copies import SCRATCH
@@ -41,10 +42,10 @@ def worker(lib: Sandbox) -> Worker:
 
 
 def borrowed(lib: Sandbox) -> int:
-    """How many pages the machine has between calls that are not its own."""
-    one = worker(lib)
-    assert one.machine is not None
-    return lib.monitor._exchange.ledger.account(one.machine.number).loaned
+    """How many pages its machines have between calls that are not their own."""
+    machines = [one.machine for one in lib._crew.workers if one.machine is not None]
+    ledger = lib.monitor._exchange.ledger
+    return sum(ledger.account(machine.number).loaned for machine in machines)
 
 
 def fill(lib: Sandbox, size: int = SMALL, value: int = FIRST) -> None:
@@ -77,7 +78,7 @@ def test_it_is_shared_once_and_nothing_else_is_left_with_a_machine_that_is_calle
         assert borrowed(lib) == PAGES
         fill(lib, 4 * SCRATCH)  # in memory of its own, which it goes on seeing as well
         assert borrowed(lib) == PAGES + LARGE
-        worker(lib)._copies.drop()
+        worker(lib).copies.drop()
         assert borrowed(lib) == PAGES
     assert bytes(array) == bytes([FIRST]) * array.size
 
@@ -190,6 +191,34 @@ def test_where_there_is_no_room_for_it_less_is_shared(lib: Sandbox) -> None:
     assert borrowed(lib) == PAGES
 
 
+def test_what_machines_that_do_nothing_keep_for_copies_is_had_by_who_needs_it(
+    sandboxed: Elf,
+) -> None:
+    size = 6 << 20
+    with Pool(sandboxed("cheats"), machines=2, pool="16M", timeout=60) as pool:
+
+        def keep(meet: threading.Barrier) -> None:
+            meet.wait(60)
+            fill(pool, size)
+            meet.wait(60)
+
+        def both() -> None:
+            meet = threading.Barrier(2)
+            for one in [pool.submit(keep, meet) for _ in range(2)]:
+                one.result()
+            assert borrowed(pool) == 2 * size // PAGE_SIZE
+
+        both()
+        fill(pool, 12 << 20)  # more than is left beside what one keeps
+        assert borrowed(pool) == 2 * size // PAGE_SIZE
+        buffer = pool.alloc(12 << 20)
+        assert borrowed(pool) == 0
+        pool.monitor.host.release(buffer)
+        both()
+        with pytest.raises(ResourceError, match="make the pool larger"):
+            fill(pool, 17 << 20)
+
+
 @pytest.mark.not_in_lanes("a call with a tracer takes fifty times as long there")
 @pytest.mark.timeout(3600 if EVERY else 60)
 def test_a_call_that_needs_more_than_there_was_is_cut_off_at_any_line(lib: Sandbox) -> None:
@@ -202,7 +231,7 @@ def test_a_call_that_needs_more_than_there_was_is_cut_off_at_any_line(lib: Sandb
 
     def begin() -> None:
         fill(lib, SCRATCH + 1)
-        worker(lib)._copies.drop()
+        worker(lib).copies.drop()
         books = lib.monitor.audit(mappings=True)
         assert books["owned"] + books["shared"] == PAGES
 
@@ -232,7 +261,7 @@ def test_the_call_that_needs_it_first_is_cut_off_at_any_line(
             """Have a machine that sees nothing, and memory for copies or none."""
             worker(lib)._discard()
             worker(lib).start()
-            copies = worker(lib)._copies
+            copies = worker(lib).copies
             if copies._scratch is not None and not had:
                 lib.monitor.host.release(copies._scratch)
                 copies._scratch = None

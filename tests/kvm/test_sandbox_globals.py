@@ -212,5 +212,5 @@ def test_a_crash_with_an_array_of_texts_leaves_nothing(lib: Sandbox) -> None:
         lib.join(10**6, texts, bytearray(10), 10)
     texts[0] += b"can be resized"
     for worker in lib._crew.workers:
-        worker._copies.drop()
+        worker.copies.drop()
     assert lib.monitor.audit()["free"] >= free

@@ -180,7 +180,7 @@ def test_a_flood_keeps_no_answer_of_two_messages_from_coming(lib: Sandbox, flood
     assert [array[0] for array in written] == list(range(10))
     assert calls > 1
     for worker in lib._crew.workers:
-        worker._copies.drop()
+        worker.copies.drop()
 
 
 def ends_by_timeout(function: Callable[..., object]) -> None:

@@ -97,7 +97,7 @@ def test_one_array_that_is_shared_in_too_many_pieces_is_refused_in_words(sandbox
         assert raised.value.status is Status.E_LENGTH
         assert given == b"\5" * 500
         # What is not called is not copied to where a machine sees it.
-        assert all(b"\5" not in bytes(one._copies._memory) for one in lib._crew.workers)
+        assert all(b"\5" not in bytes(one.copies._memory) for one in lib._crew.workers)
         after = lib.monitor.audit(mappings=True)
         assert after["owned"] + after["shared"] == before["owned"] + before["shared"]
         assert other.name in lib.monitor.machines  # it knows of nothing, and goes on

@@ -38,6 +38,7 @@ class Copies:
     may find what its own earlier calls have left: it could have kept that anyway.
 
     tidy    frees the memory of arrays that are no more: it may be wanted
+    others  gives what has free workers give back theirs, if there are others: whether any did
 
     One call at a time; `forget` at any time.
     """
@@ -45,6 +46,7 @@ class Copies:
     def __init__(self, host: HostEndpoint, tidy: Callable[[], object], *, fresh: bool) -> None:
         self._host = host
         self._tidy = tidy
+        self.others: Callable[[], Callable[[], bool] | None] = _no_others
         self._fresh = fresh
         self._turns = host._turns
         self._scratch: Buffer | None = None
@@ -124,12 +126,15 @@ class Copies:
         if self._spare is not None and self._spare.size > _SPARE:
             self.drop()
 
-    def drop(self) -> None:
-        """Give back the memory of larger copies."""
+    def drop(self) -> bool:
+        """Give back the memory of larger copies. False if there is none."""
+        self._turns.settle()  # what was cut off may have stored some
         buffer = self._spare
-        if buffer is not None and buffer._extent is not None:  # it was cut off just after that
+        there = buffer is not None and buffer._extent is not None  # else it was cut off after that
+        if buffer is not None and there:
             self._host.release(buffer)
         self._spare, self._size, self._clean = None, 0, 0
+        return there
 
     def forget(self) -> None:
         """Know of nothing any more: the monitor has been closed."""
@@ -156,7 +161,13 @@ class Copies:
     def _alloc(self, size: int, store: Callable[[Buffer | None], object]) -> None:
         """Have memory stored in the very turn in which it is the host's. Raises ResourceError."""
         self._tidy()
-        self._host._alloc(size, store=store)
+        try:
+            self._host._alloc(size, store=store)
+        except ResourceError:
+            others = self.others()
+            if others is None or not others():
+                raise
+            self._host._alloc(size, store=store)
 
     def _store_scratch(self, buffer: Buffer | None) -> None:
         self._scratch = buffer
@@ -205,6 +216,10 @@ class Copies:
         for data, start in _pointers(asked, address):
             buffer.write(data, start)
         self._clean = max(self._size, self._clean)
+
+
+def _no_others() -> None:
+    return None
 
 
 def _clear(buffer: Buffer, start: int, end: int) -> None:

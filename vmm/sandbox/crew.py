@@ -10,6 +10,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -120,6 +121,9 @@ class Crew:
         self._lock: Any = threading.RLock()
         self._local = threading.local()
         self._gone: Exception | None = None
+        others = weakref.WeakMethod(self.give_back)  # or a crew would be in a circle with them
+        for worker in self.workers:
+            worker.copies.others = others
 
     def take(self, ticket: Place, function: str, until: float) -> Worker:
         """Return a free worker, having waited for one; or the one that is bound to this thread.
@@ -158,6 +162,24 @@ class Crew:
         finally:  # a debugger may raise as the block ends, which leaves the lock held then
             while self._lock._is_owned():
                 self._lock.release()
+
+    def give_back(self) -> bool:
+        """Have workers that are free give back the memory that they keep for large copies. Return
+        whether any did.
+        """
+        some = False
+        for worker in self.workers:
+            ticket = Place()
+            try:
+                with self._lock:
+                    if worker not in self._owners:
+                        ticket.worker = worker  # as in `_claim`
+                        self._owners[worker] = ticket
+                if ticket.worker is not None and worker.copies.drop():
+                    some = True
+            finally:
+                self.leave(ticket)
+        return some
 
     def _wait(self, ticket: Place, function: str, until: float) -> Worker:
         ticket.thread = threading.get_ident()

@@ -58,7 +58,7 @@ class Worker(Station):
     ) -> None:
         super().__init__(monitor, desk, spawn, names, patience=patience, fresh=fresh)
         self._showing = desk.showing
-        self._copies = copies
+        self.copies = copies
         self._rooms = rooms
         self._tag = 0
 
@@ -87,7 +87,7 @@ class Worker(Station):
             handle.check(name, machine)
         call = partial(self._call, machine, name, words, seen, copied, until, finish)
         value = self._whatever_happens(machine, call)
-        self._copies.trim()
+        self.copies.trim()
         return value
 
     def _call(
@@ -101,7 +101,7 @@ class Worker(Station):
         finish: Callable[[Result], T],
     ) -> T:
         laid, areas = request.laid_out(words, copied), request.areas(seen, self._rooms.end)
-        copies, used, address = self._copies, None, 0
+        copies, used, address = self.copies, None, 0
         if laid.memory:
             used = copies.room(machine, laid.memory)
         if used is not None or seen or machine.number in self._showing.seen:
@@ -151,10 +151,10 @@ class Worker(Station):
         finish: Callable[[bytes], T],
     ) -> T:
         if machine.number in self._showing.seen:  # what this call is not given
-            self._show(machine, name, self._copies.extents(machine, None))
+            self._show(machine, name, self.copies.extents(machine, None))
         self._whole = False
         try:
-            fill = self._copies.wiping(machine) if self._fresh else None
+            fill = self.copies.wiping(machine) if self._fresh else None
             value = finish(
                 self._exchange(machine, name, payload, fill, until, request.RESULT_BYTES)
             )
