@@ -25,6 +25,7 @@ from vmm import (  # noqa: E402
     ClosedError,
     ConfigError,
     HostError,
+    ResourceError,
 )
 from vmm.dask import DaskSandbox, here, sandbox  # noqa: E402
 
@@ -169,6 +170,19 @@ def test_a_full_pool_costs_copies_and_no_result(open_sandbox: Open) -> None:
     results = [lib.scale(block, 2) for block in blocks]
     assert lib.pool.stats.copied_bytes > 6 << 20  # out again, while there is not much room
     assert [result[5, 5] for result in results] == [0, 2, 4, 6, 8, 10]
+
+
+def test_calls_that_find_no_room_beside_others_wait_for_it(open_sandbox: Open) -> None:
+    lib = open_sandbox(pool="4M", machines=2)
+    blocks = [np.full((3, 1 << 20), n, np.uint8) for n in range(16)]
+    with ThreadPoolExecutor(4) as threads:
+        means = threads.map(lambda block: lib.mean(block, block.size), blocks)
+        assert list(means) == list(range(16))
+        tripled = threads.map(lambda block: lib.scale(block, 3)[2, 9], blocks)
+        assert list(tripled) == [3 * n for n in range(16)]
+    with pytest.raises(ResourceError, match=r"5 MiB .* make the pool larger"):
+        lib.mean(np.zeros(5 << 20, np.uint8), 5 << 20)
+    assert lib.mean(blocks[3], 9) == 3
 
 
 def test_who_finds_a_sandbox_that_is_on_its_way_does_not_keep_it(

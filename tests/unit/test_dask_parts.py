@@ -1,9 +1,11 @@
-"""What sandboxes on Dask are made of, without Dask: bounds, processors, versions."""
+"""What sandboxes on Dask are made of, without Dask: bounds, processors, versions, room."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 pytest.importorskip("distributed", reason="a nested lane has no more than the package needs")
 
 from vmm.dask import needed, processors, shapes
-from vmm.errors import ConfigError
+from vmm.dask.room import Room
+from vmm.errors import ConfigError, ResourceError
+from vmm.sandbox.crew import Ticket
 
 # ---- bounds ----
 
@@ -103,3 +107,67 @@ def test_the_package_without_it_loads_nothing_of_dask() -> None:
     code = "import sys, vmm.sandbox.pool; print({'dask', 'distributed'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ---- who finds no room ----
+
+
+def test_who_finds_no_room_is_called_again_when_no_other_is_under_way() -> None:
+    room, entered, go_on = Room(), threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def long() -> str:
+        entered.set()
+        go_on.wait(20)
+        seen.append("long")
+        return "long"
+
+    def large() -> str:
+        if "long" not in seen:
+            seen.append("refused")
+            go_on.set()
+            raise ResourceError("there is no room")
+        seen.append("large")
+        return "large"
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(room.call, long, Ticket())
+        assert entered.wait(20)
+        assert room.call(large, Ticket()) == "large"
+        assert other.result() == "long"
+    assert seen == ["refused", "long", "large"]
+
+
+def test_what_does_not_fit_alone_is_refused_after_two_tries() -> None:
+    room, calls = Room(), []
+
+    def large() -> None:
+        calls.append(1)
+        raise ResourceError("there is no room")
+
+    for count in (2, 4):  # and it is done with
+        with pytest.raises(ResourceError):
+            room.call(large, Ticket())
+        assert len(calls) == count
+    assert room.call(lambda: 5, Ticket()) == 5
+
+
+def test_who_is_cancelled_waits_for_no_room() -> None:
+    room, entered, go_on, ticket = Room(), threading.Event(), threading.Event(), Ticket()
+
+    def long() -> None:
+        entered.set()
+        go_on.wait(20)
+
+    def large() -> str:
+        if not ticket.cancelled:
+            ticket.cancel()
+            raise ResourceError("there is no room")
+        return "what a cancelled call does"
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(room.call, long, Ticket())
+        assert entered.wait(20)
+        assert room.call(large, ticket) == "what a cancelled call does"
+        assert not other.done()
+        go_on.set()

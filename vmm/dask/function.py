@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from vmm.dask.plan import AS_DECLARED, META, Plan, Use
 from vmm.dask.shapes import parse
 from vmm.endpoint import arguments
 from vmm.errors import ConfigError
+from vmm.sandbox.crew import Ticket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +154,21 @@ class Function:
         values = plan.bound(args, kwargs)
         if meta:  # arrays without items, for the type of what is returned: no machine is asked
             return plan.returned(plan.meta(), values)
-        pool = library.pool
-        plan.prepare(values, library, pool)
         with running.ticket() as ticket:
-            call = library.function(self.__name__)._start(list(values.values()), limit, ticket)
-            result = call()
+            made = functools.partial(self._made, library, plan, values, limit, ticket)
+            return library.room.call(made, ticket)
+
+    def _made(
+        self,
+        library: Library,
+        plan: Plan,
+        given: dict[str, Any],
+        limit: dict[str, Any],
+        ticket: Ticket,
+    ) -> Any:
+        pool, values = library.pool, dict(given)
+        plan.prepare(values, library, pool)
+        result = library.function(self.__name__)._start(list(values.values()), limit, ticket)()
         plan.settle(values, library, pool)
         return plan.returned(result, values)
 

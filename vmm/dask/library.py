@@ -10,6 +10,7 @@ from typing import Any
 
 import cloudpickle
 
+from vmm.dask.room import Room
 from vmm.dask.shapes import Bounds
 from vmm.dask.spec import Spec
 from vmm.errors import ClosedError
@@ -39,6 +40,7 @@ class Library:
         self.spec = spec
         self.machines = machines
         self.plans: dict[Any, Any] = {}  # of calls; see vmm.dask.plan
+        self.room = Room()
         self._told = told
         self._parent = directory
         self._directory: tempfile.TemporaryDirectory[str] | None = None
