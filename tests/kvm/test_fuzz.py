@@ -76,9 +76,17 @@ class Desk(ctypes.LittleEndianStructure):
 class Fuzzer:
     """A machine that does nonsense. Replaced by `respawn` when it has stopped."""
 
-    def __init__(self, monitor: Monitor, elf: Path, name: str, depth: int = 8) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        elf: Path,
+        name: str,
+        depth: int = 8,
+        window: str = "2M",
+        quota: int = QUOTA,
+    ) -> None:
         self.machine = monitor.spawn(
-            elf, name=name, window="2M", memory="4M", quota=QUOTA, queue=depth
+            elf, name=name, window=window, memory="4M", quota=quota, queue=depth
         )
         self.orders = 0
         self.desk = 0

@@ -76,10 +76,11 @@ def turns_of(monitor: Monitor, command: Command) -> Turns:
     [
         (Command(Kind.INLINE, ROUNDS, depth=1), 6),
         (Command(Kind.PINGPONG, ROUNDS, touch=True), 15),
+        (Command(Kind.PINGPONG, ROUNDS, 4096, touch=True), 23),
         (Command(Kind.LEND, ROUNDS, touch=True), 25),
         (Command(Kind.SHARE, ROUNDS, touch=True), 33),
     ],
-    ids=["a payload", "a page", "a page lent and returned", "a page shared and returned"],
+    ids=["a payload", "a page", "16 MiB", "a page lent and returned", "a page shared and returned"],
 )
 def test_a_message_takes_few_calls_from_exit_to_entry(
     open_monitor: Open, command: Command, most: int

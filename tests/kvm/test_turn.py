@@ -27,6 +27,8 @@ from vmm.errors import GuestError
 from vmm.ferry.layout import CONTROL_BYTES
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, WaitFor
+from vmm.memory.frames import LARGE
+from vmm.memory.movers.park import Park
 from vmm.memory.runs import Run
 
 Open = Callable[..., Monitor]
@@ -37,6 +39,7 @@ SEED = int(os.environ.get("PAGEFERRY_TURNS_SEED", "1"))
 ROUNDS = 15
 DEPTHS = (1, 2, 8)
 PATIENCE = 60
+WINDOW, QUOTA = "12M", 8 << 20
 KINDS = {"SEND with none", *(f"{name} with pages" for name in ("SEND", "LEND", "SHARE", "RETURN"))}
 
 _PAGES = {
@@ -66,7 +69,7 @@ class Play:
         self.fuzzers: list[Fuzzer] = []
         self.waits: Fuzzer
         for index, depth in enumerate(DEPTHS):
-            fuzzer = Fuzzer(monitor, elf, "abc"[index], depth)
+            fuzzer = Fuzzer(monitor, elf, "abc"[index], depth, WINDOW, QUOTA)
             for other in self.fuzzers:
                 monitor.connect(fuzzer.machine, other.machine)
             self.fuzzers.append(fuzzer)
@@ -118,7 +121,7 @@ class Play:
         for sender, to in ((one, other), (other, one)):
             if not self._runs(sender, *_PAGES):
                 alloc = abi.Descriptor(operation=Operation.ALLOC, extent_count=1)
-                alloc.extents[0].pages = r.randrange(1, 9)
+                alloc.extents[0].pages = r.choice((*range(1, 9), LARGE, LARGE + 9))
                 sender.tell(self.monitor, [Step(bell=Bell.TRANSMIT, descriptors=1)], bytes(alloc))
                 self.monitor.run(PATIENCE)
             made = abi.Descriptor(operation=Operation.SEND, receiver=to.machine.number)
@@ -210,7 +213,7 @@ class Play:
                 "state": (machine.state, machine.wait, machine.deadline, machine.exit),
                 "rings": (machine.guest.control.tx_tail, machine.guest.control.rx_head),
                 "messages": (tuple(peer.queue), tuple(peer.untaken), peer.queue.room),
-                "flags": (peer.idle, peer.entered, peer.full, sorted(peer.waiters), peer.parted),
+                "flags": (peer.idle, peer.entered, peer.full, sorted(peer.waiters), set(peer.parted)),
                 "counts": (peer.sent, peer.received, peer.refused),
             }
         for peer in monitor._exchange.roster:
@@ -253,10 +256,18 @@ def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
     open_monitor: Open, test_guest: Elf, mover: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: Counter[str] = Counter()
-    take, ready = Turn.take, Turn.ready
+    take, ready, move = Turn.take, Turn.ready, Park.move
+    within: list[Turn] = []
+
+    def moved(park: Park, source: int, target: int, size: int) -> None:
+        if within:
+            taken["moves its memory"] += 1
+        move(park, source, target, size)
 
     def counted(turn: Turn, machine: Machine, *, hand_on: bool) -> Machine | State | None:
+        within.append(turn)
         done = take(turn, machine, hand_on=hand_on)
+        within.clear()
         kind = "is left" if done is None else "waits" if done is State.PARKED else "goes on"
         if isinstance(done, Machine) and done is not machine:
             message = done.peer.untaken[-1]
@@ -264,17 +275,19 @@ def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
         taken[kind] += 1
         return done
 
+    monkeypatch.setattr(Park, "move", moved)
     for play in range(SEED, SEED + PLAYS):
         monkeypatch.setattr(Turn, "take", counted)
         monkeypatch.setattr(Turn, "ready", ready)
-        with open_monitor(mover=mover, pool="8M") as monitor:
+        with open_monitor(mover=mover, pool="32M") as monitor:
             short = Play(monitor, test_guest("fuzzer"), play)
             rounds = [short.round() for _ in range(ROUNDS)]
         monkeypatch.setattr(Turn, "take", lambda *_, **__: None)
         monkeypatch.setattr(Turn, "ready", lambda *_: False)
-        with open_monitor(mover=mover, pool="8M") as monitor:
+        with open_monitor(mover=mover, pool="32M") as monitor:
             long = Play(monitor, test_guest("fuzzer"), play)
             for number, seen in enumerate(rounds):
                 assert differences(seen, long.round()) == {}, f"round {number} of play {play}"
     print(dict(taken))
-    assert set(taken) == {"is left", "waits", "goes on", *KINDS}
+    own = {"moves its memory"} if mover == "remap" else set()
+    assert set(taken) == {"is left", "waits", "goes on", *KINDS, *own}

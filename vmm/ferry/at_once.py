@@ -15,6 +15,7 @@ from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import Refusal
 from vmm.ferry.slices import HIDDEN_AT_ONCE, SHARED_AT_ONCE
 from vmm.guest.abi import PAGE_SIZE, Flags, Hold, Operation
+from vmm.memory.frames import LARGE
 from vmm.memory.journal import Kept
 
 _SEND, _SHARE, _RETURN = Operation.SEND, Operation.SHARE, Operation.RETURN
@@ -80,6 +81,8 @@ class Runs:
         if operation is not _SEND:
             bonds = ledger.bonds_by_frame
             tables = (*tables, (bonds, bonds.items.copy()))
+        if pages >= LARGE:  # which windows move, perhaps, and have tables of
+            tables = (*tables, *here.tables(there))
         if not journal.open(table, (*saved, tables)):
             return ()
         for each, _ in tables:

@@ -14,7 +14,7 @@ from vmm.ferry.places import place_for
 from vmm.ferry.plans import Transfer
 from vmm.ferry.rules import RULES, Refusal
 from vmm.guest.abi import Hold, Operation, Status
-from vmm.memory.frames import LARGE
+from vmm.memory.frames import GIANT, LARGE
 from vmm.memory.runs import Extent, Run
 
 _PARTED = {Operation.SEND: Hold.SENT, Operation.EXCHANGE: Hold.SENT, Operation.LEND: Hold.LENT}
@@ -54,7 +54,12 @@ class OneRun(Checks):
         growth = (first != page) + (first + count != end)
         if growth and len(window.items) + growth > source.pieces:
             raise Refusal(Status.E_QUOTA)
-        there = place_for(target.window, pages) if pages >= LARGE else target.window.gap(pages)
+        if pages < LARGE:
+            there = target.window.gap(pages)
+        else:
+            there = target.window.gap_from_top(pages, LARGE) if pages < GIANT else None
+            if there is None:
+                there = place_for(target.window, pages)
         if there is None:
             raise Refusal(Status.E_WINDOW_FULL)
         if operation is Operation.SEND and target.charged + pages > target.quota:

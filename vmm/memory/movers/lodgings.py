@@ -7,6 +7,7 @@ it is free again, or shared.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import IntervalMap
 
 Restore = Callable[[], object]
+_new = tuple.__new__
 
 
 class Lodger(Protocol):
@@ -96,6 +98,10 @@ class Lodgings:
         """Count the seams again, after the lodgings have been restored."""
         self.seams = _seams(self._map)
 
+    def saved(self) -> tuple[IntervalMap[Lodging], list[Lodging]]:
+        """Return its table, and what that holds."""
+        return self._map, self._map.items.copy()
+
     def __iter__(self) -> Iterator[Lodging]:
         return iter(self._map)
 
@@ -155,6 +161,26 @@ class Lodgings:
         seams = self._count(frame, pages)
         self._map.replace(lodging._replace(fresh=False))
         self.seams += self._count(frame, pages) - seams
+
+    def passed_on(self, frame: int, pages: int, window: Lodger, page: int) -> None:
+        """Anonymous memory is in this window now, from this page on: as `settle`."""
+        table, end = self._map, frame + pages
+        starts, ends, items = table.starts, table.ends, table.items
+        after = bisect_right(starts, frame)
+        index = after - 1
+        lodging = _new(Lodging, (frame, pages, True, window, page, False))
+        if (
+            index >= 0
+            and starts[index] == frame
+            and ends[index] == end
+            and items[index][2]  # anonymous
+            and table.turn == table.journal.turn
+            and (not index or ends[index - 1] != frame or items[index - 1][3] is not window)
+            and (after == len(items) or starts[after] != end or items[after][3] is not window)
+        ):  # nothing is cut, or to be joined, or to be kept
+            items[index] = lodging
+        else:
+            self.settle(lodging)
 
     def forget(self, frame: int, count: int) -> None:
         """Frames have none any more."""

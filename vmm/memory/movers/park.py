@@ -205,10 +205,13 @@ class Park(PagePool):
 
         Raises OSError, with nothing moved, or Torn.
         """
+        moves = self.journal.moves
+        moves.append((source, target, size))  # as `_move`, without its call: most are done here
         try:
-            self._move(source, target, size)
+            mapping.move(source, target, size)
             return
         except OSError as error:
+            moves.pop()
             if error.errno != errno.EFAULT or size == PAGE_SIZE:
                 raise
         moved, refused = self._by_halves(source, target, size)

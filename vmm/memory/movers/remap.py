@@ -29,8 +29,9 @@ from vmm.memory.movers.lodgings import Lodging, Restore
 from vmm.memory.movers.mover import Mover
 from vmm.memory.movers.park import SEAMS, Park, Torn
 from vmm.memory.movers.park_slots import ParkSlotsWindow
-from vmm.memory.movers.windows import MappedWindow, Sight, Stuck, Window
+from vmm.memory.movers.windows import MappedWindow, Sight, Stuck, Tables, Window
 from vmm.memory.pool import PagePool
+from vmm.memory.run_map import RunMap
 from vmm.memory.runs import Extent, IntervalMap, Run
 
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
@@ -58,7 +59,7 @@ class RemapWindow(MappedWindow):
     ) -> None:
         super().__init__(park, size, base, vm, viewed=viewed, guarded=guarded)
         self._park = park
-        self._shown: IntervalMap[Run] = IntervalMap(self.region.pages, journal=park.journal)
+        self._shown: IntervalMap[Run] = RunMap(self.region.pages, journal=park.journal)
         self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
 
     @property
@@ -271,8 +272,16 @@ class RemapWindow(MappedWindow):
         other._shown.insert(_new(Run, (place, count, frame, Hold.OWNED)))
         if other.views is not None:
             other.changed(place, count)
-        self._park.lodgings.settle(_new(Lodging, (frame, count, True, other, place, False)))
+        self._park.lodgings.passed_on(frame, count, other, place)
         return True
+
+    def tables(self, other: Window) -> Tables:
+        shown = self._shown
+        if not isinstance(other, RemapWindow) or not shown.items:
+            return ()
+        its = other._shown
+        here, there = (shown, shown.items.copy()), (its, its.items.copy())
+        return here, there, self._park.lodgings.saved()
 
     def _fetch_back(self, run: Run, there: int, size: int) -> None:
         """Undo a move to another window."""
@@ -393,7 +402,7 @@ class RemapWindow(MappedWindow):
         for run in self._shown:  # lost with the mapping
             self._park.lodgings.forget(run.frame, run.pages)
         # Not cleared: this may be cut off, and is done again then.
-        self._shown = IntervalMap(self.region.pages)
+        self._shown = RunMap(self.region.pages)
         super().close()
 
 

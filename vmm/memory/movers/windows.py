@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm.guest.abi import PAGE_SIZE
 from vmm.kvm import Vm
@@ -22,12 +22,15 @@ from vmm.memory.mapping import Mapping
 from vmm.memory.memslots import WindowSlots
 from vmm.memory.pool import PagePool
 from vmm.memory.region import Region
-from vmm.memory.runs import Extent
+from vmm.memory.runs import Extent, IntervalMap
 from vmm.memory.views import Kept, Piece, Views, keep
 
 PRIVATE_SLOT = 0  # the memslot of a machine's private memory
 PROGRAM_SLOTS = (PRIVATE_SLOT, 1, 2, 3)  # of a Linux program's, if it is one
 WINDOW_SLOT = 4  # the first memslot of its window
+
+
+Tables = tuple[tuple[IntervalMap[Any], list[Any]], ...]
 
 
 class Stuck(OSError):
@@ -99,6 +102,10 @@ class Window(ABC):
         """
         self.hide(page, count)
         return other.try_to_show(place, frame, count, writable=writable)
+
+    def tables(self, other: Window) -> Tables:
+        """Return those that `pass_on` to another window changes, and what they hold."""
+        return ()
 
     def try_to_show(self, page: int, frame: int, count: int, *, writable: bool = True) -> bool:
         """Show frames. False if the host refuses that. Raises Stuck."""
