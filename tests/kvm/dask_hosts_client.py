@@ -32,7 +32,7 @@ def block(number: int) -> Any:
 
 def addresses(client: Client) -> dict[str, str]:
     """Return the workers' addresses by their names."""
-    workers = client.scheduler_info(-1)["workers"]
+    workers = client.scheduler_info()["workers"]
     return {about["name"]: address for address, about in workers.items()}
 
 
@@ -140,7 +140,7 @@ def loss(client: Client, lib: DaskSandbox) -> Any:
         late = client.map(checksum, ALL[2:], **rather)
     until(hanging, "it gets nothing to do")
     say("at work")
-    until(lambda: two not in client.scheduler_info(-1)["workers"], "it is not missed")
+    until(lambda: two not in client.scheduler_info()["workers"], "it is not missed")
     work = early + late
     sums = client.gather(work)
     return {
