@@ -143,10 +143,9 @@ def test_blocks_of_one_host_are_worked_on_by_another_that_has_only_a_network(sit
 
 
 def test_what_comes_from_another_host_lands_where_machines_see_it(sites: Sites) -> None:
-    for mebibytes, total, copied, shared, landed, by_cable in answer(sites, "landing"):
+    for mebibytes, total, copied, shared, by_cable in answer(sites, "landing"):
         assert total == mebibytes << 17
         assert (copied, shared) == (0, mebibytes * MIB)
-        assert landed >= mebibytes * MIB
         assert by_cable >= mebibytes * MIB
 
 
@@ -181,7 +180,9 @@ def test_the_work_of_a_worker_that_is_killed_is_done_on_the_other_host(sites: Si
 def test_the_work_of_a_host_that_is_cut_off_is_done_on_the_other(
     tmp_path: Path, home: Path, hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "1s")  # it waits 5 s at least
+    monkeypatch.setenv(
+        "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "10s"
+    )  # or a busy host is lost, too
     sites = Sites(tmp_path, home, hosts)
     try:
         assert answer(sites, "loss") == "at work"

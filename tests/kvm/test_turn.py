@@ -213,7 +213,13 @@ class Play:
                 "state": (machine.state, machine.wait, machine.deadline, machine.exit),
                 "rings": (machine.guest.control.tx_tail, machine.guest.control.rx_head),
                 "messages": (tuple(peer.queue), tuple(peer.untaken), peer.queue.room),
-                "flags": (peer.idle, peer.entered, peer.full, sorted(peer.waiters), set(peer.parted)),
+                "flags": (
+                    peer.idle,
+                    peer.entered,
+                    peer.full,
+                    sorted(peer.waiters),
+                    set(peer.parted),
+                ),
                 "counts": (peer.sent, peer.received, peer.refused),
             }
         for peer in monitor._exchange.roster:
