@@ -139,6 +139,7 @@ def test_who_sends_one_message_after_the_other_has_its_receiver_run_by_its_own_w
     assert stream() <= 1  # the first one
 
 
+@pytest.mark.not_in_ept("it takes ten seconds, whatever maps the guests")
 def test_who_computes_after_it_has_sent_does_not_keep_its_receiver_waiting(
     open_monitor: Callable[..., Monitor], test_guest: Elf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

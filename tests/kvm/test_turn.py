@@ -257,6 +257,7 @@ def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "_LONG", 1000.0)
 
 
+@pytest.mark.not_in_ept("one monitor is compared with another, whatever maps their guests")
 @pytest.mark.usefixtures("no_hurry")
 def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
     open_monitor: Open, test_guest: Elf, mover: str, monkeypatch: pytest.MonkeyPatch
