@@ -5,6 +5,7 @@
 `remap`   does as `memfd` does, and moves large extents with their huge pages
 """
 
+from vmm.memory.movers.mapped import MappedWindow
 from vmm.memory.movers.memfd import MemfdMover
 from vmm.memory.movers.mover import Mover
 from vmm.memory.movers.remap import RemapMover, RemapWindow
@@ -13,7 +14,6 @@ from vmm.memory.movers.windows import (
     PRIVATE_SLOT,
     PROGRAM_SLOTS,
     WINDOW_SLOT,
-    MappedWindow,
     Sight,
     Stuck,
     Window,

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
+from vmm.guest.abi import PAGE_SIZE
 from vmm.memory.journal import IDLE, Journal
 from vmm.memory.runs import IntervalMap
 
@@ -71,6 +72,25 @@ class Lodging(NamedTuple):
     def lengthened(self, pages: int) -> Lodging:
         """Return it with as many frames more at its end."""
         return self._replace(pages=self.pages + pages)
+
+
+class Torn(OSError):
+    """A move that the host has refused half way: some has moved, and back if that could be had.
+
+    start, end   the bytes that have moved, and not back; before them the target is blank now
+    """
+
+    def __init__(self, start: int, end: int, error: OSError) -> None:
+        super().__init__(*error.args)
+        self.start, self.end = start, end
+
+    def part_of(self, part: Lodging) -> Lodging:
+        """Return what has moved of the memory that was to."""
+        return part.clip(part.frame + self.start // PAGE_SIZE, part.frame + self.end // PAGE_SIZE)
+
+    def rest(self, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return where what has not moved starts, and how long it is."""
+        return (0, self.start), (self.end, size - self.end)
 
 
 class Lodgings:

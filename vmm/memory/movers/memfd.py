@@ -7,8 +7,9 @@ mmu notifier shoots the guest's translations down before the call returns.
 from __future__ import annotations
 
 from vmm.kvm import Vm
+from vmm.memory.movers.mapped import MappedWindow
 from vmm.memory.movers.mover import Mover
-from vmm.memory.movers.windows import MappedWindow, Window
+from vmm.memory.movers.windows import Window
 
 
 class MemfdMover(Mover):

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 from vmm.kvm import Vm
 from vmm.memory.guards import MOST
-from vmm.memory.movers.windows import MappedWindow, Window
+from vmm.memory.movers.mapped import MappedWindow
+from vmm.memory.movers.windows import Window
 from vmm.memory.pool import PagePool
 
 

@@ -16,7 +16,7 @@ from vmm.kvm.given import GivenMapping
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.mapping import HUGE, Mapping
-from vmm.memory.movers.lodgings import Lodging, Lodgings, Restore
+from vmm.memory.movers.lodgings import Lodging, Lodgings, Restore, Torn
 from vmm.memory.pagemap import populated
 from vmm.memory.pool import PagePool
 
@@ -282,22 +282,3 @@ class Park(PagePool):
         super().close()
         self._homes.close()
         self._memfd_given.give_back()
-
-
-class Torn(OSError):
-    """A move that the host has refused half way: some has moved, and back if that could be had.
-
-    start, end   the bytes that have moved, and not back; before them the target is blank now
-    """
-
-    def __init__(self, start: int, end: int, error: OSError) -> None:
-        super().__init__(*error.args)
-        self.start, self.end = start, end
-
-    def part_of(self, part: Lodging) -> Lodging:
-        """Return what has moved of the memory that was to."""
-        return part.clip(part.frame + self.start // PAGE_SIZE, part.frame + self.end // PAGE_SIZE)
-
-    def rest(self, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return where what has not moved starts, and how long it is."""
-        return (0, self.start), (self.end, size - self.end)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from vmm.guest.abi import PAGE_SIZE, Hold
@@ -25,47 +25,23 @@ from vmm.kvm import Vm
 from vmm.memory import mapping
 from vmm.memory.frames import LARGE
 from vmm.memory.maps import Area
-from vmm.memory.movers.lodgings import Lodging, Restore
+from vmm.memory.movers.lodgings import Lodging, Torn
+from vmm.memory.movers.mapped import MappedWindow
 from vmm.memory.movers.mover import Mover
-from vmm.memory.movers.park import SEAMS, Park, Torn
+from vmm.memory.movers.moving import MovingWindow
+from vmm.memory.movers.park import SEAMS, Park
 from vmm.memory.movers.park_slots import ParkSlotsWindow
-from vmm.memory.movers.windows import MappedWindow, Sight, Stuck, Tables, Window
+from vmm.memory.movers.windows import Sight, Stuck, Tables, Window
 from vmm.memory.pool import PagePool
 from vmm.memory.run_map import RunMap
-from vmm.memory.runs import Extent, IntervalMap, Run
+from vmm.memory.runs import Extent, Run
 
 PIECES = 1024  # anonymous runs that a window may have and still cut one for a SHARE
 _new = tuple.__new__
 
 
-class RemapWindow(MappedWindow):
-    """A window to which memory is moved, or where the memfd is mapped.
-
-    It knows what it shows of anonymous memory: OWNED is writable, VIEWED is not.
-
-    Anonymous memory is nowhere twice. So what the host refuses to move back is copied back, into
-    what the move has left, and cleared where it was: that takes no call that could be refused.
-    """
-
-    def __init__(
-        self,
-        park: Park,
-        size: int,
-        base: int | None = None,
-        vm: Vm | None = None,
-        *,
-        viewed: bool = False,
-        guarded: bool = False,
-    ) -> None:
-        super().__init__(park, size, base, vm, viewed=viewed, guarded=guarded)
-        self._park = park
-        self._shown: IntervalMap[Run] = RunMap(self.region.pages, journal=park.journal)
-        self._blank: list[Extent] = []  # memory of nobody's that could not be hidden
-
-    @property
-    def shown(self) -> tuple[Run, ...]:
-        """The anonymous memory in it, in order."""
-        return tuple(self._shown)
+class RemapWindow(MovingWindow):
+    """A window to which memory is moved, or where the memfd is mapped."""
 
     # ---- Showing ----
 
@@ -121,25 +97,6 @@ class RemapWindow(MappedWindow):
         if stuck is not None:
             raise stuck
 
-    def _fetch(self, part: Lodging, page: int, writable: bool) -> None:
-        """Move memory here. What is only to be read is never writable here, not for a moment."""
-        source, size = self._park.memory(part), part.pages * PAGE_SIZE
-        self.taken(page, part.pages)
-        plain = writable and part.window is None and not self._park.wary  # a home is writable
-        journal = self._park.journal
-        journal.touched.append((self, page, part.pages))
-        if not plain:
-            if part.window is None:
-                journal.settled.append(partial(_open, source, size))
-            else:
-                journal.touched.append((part.window, part.page, part.pages))
-            mapping.protect(source, size, writable=writable)
-        try:
-            self._park.move(source, self.address(page), size)
-        finally:
-            if not plain:
-                self._park.let_write(source, size)
-
     # ---- Hiding ----
 
     def hide(self, page: int, count: int) -> None:
@@ -160,57 +117,6 @@ class RemapWindow(MappedWindow):
         for run in runs:
             self._settle_home(run)
 
-    def _send_home(self, run: Run) -> None:
-        here, home, size = self.address(run.page), self._park.home(run.frame), run.pages * PAGE_SIZE
-        self._park.journal.touched.append((self, run.page, run.pages))
-        try:
-            self._park.move(here, home, size)
-        except Torn as torn:
-            self._copy_back(run, home, [(torn.start, torn.end - torn.start)])
-            if run.hold is Hold.VIEWED:  # as what has been moved was, its place is now
-                self._park.let_write(home, size)
-            raise
-        if run.hold is Hold.VIEWED:
-            try:
-                self._park.let_write(home, size, needed=True)
-            except OSError:
-                self._fetch_again(run)
-                raise
-
-    def _fetch_again(self, run: Run) -> None:
-        """Undo `_send_home`."""
-        home, size = self._park.home(run.frame), run.pages * PAGE_SIZE
-        left: Iterable[tuple[int, int]] = [(0, size)]
-        try:
-            part = Lodging(run.frame, run.pages, anonymous=True)
-            self._fetch(part, run.page, run.hold is Hold.OWNED)
-        except Torn as torn:
-            left = torn.rest(size)
-        except OSError:
-            pass
-        else:
-            return
-        self._copy_back(run, home, left)
-
-    def _copy_back(self, run: Run, there: int, parts: Iterable[tuple[int, int]]) -> None:
-        """Copy parts (start, bytes) of a run back from where they have been moved."""
-        here, writable = self.address(run.page), run.hold is Hold.OWNED
-        for start, size in parts:
-            try:
-                self._park.copy_back(there + start, here + start, size, writable=writable)
-            except OSError:  # it is at home, and was to be read only: what is here is blank
-                page = run.page + start // PAGE_SIZE
-                self._settle_home(run.clip(page, page + size // PAGE_SIZE))
-                self._park.wary = True
-                self.spoil()
-
-    def _settle_home(self, run: Run) -> None:
-        self._shown.remove(*run.extent)
-        self._park.lodgings.settle(Lodging(run.frame, run.pages, anonymous=True))
-
-    def kept(self) -> Restore:
-        return self._shown.kept()
-
     def loosen(self, page: int, count: int) -> bool:
         # Not what is anonymous, which exists here only: it is moved with its translations.
         end, loosened = page + count, False
@@ -223,16 +129,6 @@ class RemapWindow(MappedWindow):
 
     def moves(self, page: int, count: int) -> bool:
         return self._shown.part(page, count) is not None
-
-    def lose(self, part: Lodging) -> None:
-        """Follow memory that has been taken from here to where it is wanted.
-
-        That is so if the host has refused to hide it, which is let pass only with the dead
-        (`bury`).
-        """
-        self._shown.remove(part.page, part.pages)
-        with contextlib.suppress(OSError):
-            super().hide(part.page, part.pages)
 
     # ---- From window to window ----
 
@@ -282,35 +178,6 @@ class RemapWindow(MappedWindow):
         its = other._shown
         here, there = (shown, shown.items.copy()), (its, its.items.copy())
         return here, there, self._park.lodgings.saved()
-
-    def _fetch_back(self, run: Run, there: int, size: int) -> None:
-        """Undo a move to another window."""
-        left: Iterable[tuple[int, int]] = [(0, size)]
-        try:
-            self._park.move(there, self.address(run.page), size)
-        except Torn as torn:
-            left = torn.rest(size)
-        except OSError:
-            pass
-        else:
-            return
-        self._copy_back(run, there, left)
-
-    def blank(self, page: int, count: int) -> None:
-        """Hide empty memory that a move has left. What cannot be hidden now is hidden later: it is
-        nobody's.
-        """
-        self._blank.append(Extent(page, count))
-        try:
-            self.tidy()
-        except OSError:
-            self.spoil()
-
-    def tidy(self) -> None:
-        """Hide what is nobody's. Raises OSError."""
-        while self._blank:
-            MappedWindow.hide(self, *self._blank[-1])
-            self._blank.pop()
 
     # ---- Sharing ----
 
@@ -404,12 +271,6 @@ class RemapWindow(MappedWindow):
         # Not cleared: this may be cut off, and is done again then.
         self._shown = RunMap(self.region.pages)
         super().close()
-
-
-def _open(home: int, size: int) -> None:
-    """Let a home be written again: it is, whenever nobody is about to see what is in it."""
-    with contextlib.suppress(OSError):
-        mapping.protect(home, size, writable=True)
 
 
 class RemapMover(Mover):
