@@ -21,12 +21,15 @@ from tests_support import sized
 
 from vmm import Monitor, State
 from vmm.engine import work
+from vmm.engine.driver import Driver
+from vmm.engine.guest import Asked
 from vmm.engine.machine import Machine
 from vmm.engine.turn import Turn
 from vmm.errors import GuestError
 from vmm.ferry.layout import CONTROL_BYTES
 from vmm.guest import abi
 from vmm.guest.abi import PAGE_SIZE, Bell, Flags, Hold, Operation, WaitFor
+from vmm.kvm import Exit, Intr
 from vmm.memory.frames import LARGE
 from vmm.memory.movers.park import Park
 from vmm.memory.runs import Run
@@ -103,6 +106,11 @@ class Play:
                     host = self.monitor.host
                     (host.give_back if borrowed else host.release)(buffer)
         return self.seen()
+
+    def meanwhile(self, machine: Machine) -> None:
+        """Something may come for a machine while it runs."""
+        if self.random.random() < 0.1 and machine.peer.queue.room:
+            self.monitor.host.send(machine, payload=b"meanwhile")
 
     def talk(self) -> None:
         """Let one of them wait for what another sends, and that one for the answer."""
@@ -264,7 +272,8 @@ def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
 ) -> None:
     taken: Counter[str] = Counter()
     take, ready, move = Turn.take, Turn.ready, Park.move
-    within: list[Turn] = []
+    execute = Driver.execute
+    within, playing = list[Turn](), list[Play]()
 
     def moved(park: Park, source: int, target: int, size: int) -> None:
         if within:
@@ -273,28 +282,40 @@ def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
 
     def counted(turn: Turn, machine: Machine, *, hand_on: bool) -> Machine | State | None:
         within.append(turn)
+        there = bool(machine.peer.queue)
         done = take(turn, machine, hand_on=hand_on)
         within.clear()
         kind = "is left" if done is None else "waits" if done is State.PARKED else "goes on"
+        if there and done is machine:
+            kind = "takes what is there"
         if isinstance(done, Machine) and done is not machine:
             message = done.peer.untaken[-1]
             kind = f"{message.operation.name} with {'pages' if message.spans else 'none'}"
         taken[kind] += 1
         return done
 
+    def executed(driver: Driver, machine: Machine) -> Exit | Asked:
+        exit_ = execute(driver, machine)
+        if playing and not isinstance(exit_, Intr):
+            playing[0].meanwhile(machine)
+        return exit_
+
     monkeypatch.setattr(Park, "move", moved)
+    monkeypatch.setattr(Driver, "execute", executed)
     for play in range(SEED, SEED + PLAYS):
         monkeypatch.setattr(Turn, "take", counted)
         monkeypatch.setattr(Turn, "ready", ready)
         with open_monitor(mover=mover, pool="32M") as monitor:
-            short = Play(monitor, test_guest("fuzzer"), play)
+            playing[:] = [short := Play(monitor, test_guest("fuzzer"), play)]
             rounds = [short.round() for _ in range(ROUNDS)]
+        playing.clear()
         monkeypatch.setattr(Turn, "take", lambda *_, **__: None)
         monkeypatch.setattr(Turn, "ready", lambda *_: False)
         with open_monitor(mover=mover, pool="32M") as monitor:
-            long = Play(monitor, test_guest("fuzzer"), play)
+            playing[:] = [long := Play(monitor, test_guest("fuzzer"), play)]
             for number, seen in enumerate(rounds):
                 assert differences(seen, long.round()) == {}, f"round {number} of play {play}"
+        playing.clear()
     print(dict(taken))
     own = {"moves its memory"} if mover == "remap" else set()
-    assert set(taken) == {"is left", "waits", "goes on", *KINDS, *own}
+    assert set(taken) == {"is left", "waits", "goes on", "takes what is there", *KINDS, *own}

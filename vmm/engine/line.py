@@ -53,7 +53,7 @@ class Line:
         """
         while (machine := self.first()) is not None:
             self.entries.popleft()
-            if machine.debt < slice_ or self.first() is None:
+            if not 0 < slice_ <= machine.debt or self.first() is None:
                 return machine
             machine.debt -= slice_
             self.add(machine)

@@ -23,6 +23,7 @@ from vmm.engine.work import Driver
 from vmm.errors import BusyError
 
 _TICK = 0.001  # seconds, between two looks of the clock at least
+_LOOKS = 2  # of the clock, in which somebody stands first in line, before a worker is told
 _MAIN = threading.main_thread().ident  # who handles signals
 
 
@@ -46,7 +47,7 @@ class Scheduler:
         self._expired = False
         self._limit: float | None = None  # when the run ends, whatever the machines do
         self._clock = Clock(self._tick)
-        self._stood = 0  # the first place in line when the clock looked last
+        self._stood = 0, 0  # the first place in line when the clock looked last, and how often
         self._ticking = False
 
     @property
@@ -229,9 +230,10 @@ class Scheduler:
             first = standing.line.first()
             others = first is not None
             place = 0 if first is None else first.place
-            if standing.idle and place and place == self._stood:  # as no worker has been told
+            stood, looks = self._stood
+            self._stood = place, looks + 1 if place == stood else 1
+            if standing.idle and place and self._stood[1] > _LOOKS:  # as no worker has been told
                 standing.notify()  # (Shift.see_woken), and nobody has come back since
-            self._stood = place
             for thread, until in standing.driving.items():
                 if now >= until:
                     kick(thread)

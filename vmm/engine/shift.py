@@ -16,7 +16,7 @@ from vmm.engine.machine import Machine, State
 from vmm.engine.standing import Standing
 from vmm.engine.work import Driver, Work
 
-_DEBT = 8 * work.SLICE  # seconds at most: nobody is to wait for long for what happened once
+_DEBT = 8  # slices at most: nobody is to wait for long for what happened once
 
 
 class Shift(Work):
@@ -58,7 +58,7 @@ class Shift(Work):
         elif machine is not None:
             if standing.ended or standing.line.first() is not None:
                 machine.state = State.READY
-                machine.debt = min(now - slice_end, _DEBT)
+                machine.debt = min(now - slice_end, _DEBT * work.SLICE)
                 standing.line_up(machine)
                 machine = None
             else:

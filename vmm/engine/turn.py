@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vmm.engine.arrivals import hand_over, take_in
 from vmm.engine.machine import Machine, State
 from vmm.engine.undoing import Undoing
 from vmm.ferry.at_once import MOST, OPERATIONS, SENT, Runs, moves
@@ -23,7 +24,6 @@ from vmm.ferry.layout import (
     DESCRIPTOR,
     EXTENTS,
     I32,
-    LAID,
     LETTER,
     MASK,
     MESSAGE,
@@ -31,8 +31,6 @@ from vmm.ferry.layout import (
     PEER,
     PEERS,
     ROOM,
-    RX,
-    RX_HEAD,
     RX_TAIL,
     SPANS,
     STAMP,
@@ -95,7 +93,6 @@ class Turn:
         bell = guest.last_bell if exit_ is guest.last else guest.bell(exit_)
         if (
             (bell != _TRANSMIT_WAIT and bell != _WAIT and bell != _TRANSMIT)
-            or peer.queue
             or machine.ending is not None
             or machine.refused is not None
             or exchange.doorbell.freed
@@ -104,6 +101,13 @@ class Turn:
             or peer.parted
         ):
             return None
+        if peer.queue:  # what it waits for is there already, perhaps
+            if bell == _TRANSMIT or not take_in(machine, bell, self._journal, _UNDOING):
+                return None
+            machine.exit = None
+            guest.vcpu.forget_exit()
+            self._journal.active = False
+            return machine
         control = guest.control
         memory, tail = control.memory, control.tx_tail
 
@@ -226,7 +230,7 @@ class Turn:
                 if waits:
                     self._wake(receiver)
             else:
-                self._deliver(next_, receiver, _new(Message, message), kind)
+                hand_over(next_, receiver, _new(Message, message), kind)
 
         if wait is not None and untaken:
             if not left:
@@ -278,23 +282,3 @@ class Turn:
             machine.wait = None
         peer.idle = False
         return True
-
-    @staticmethod
-    def _deliver(machine: Machine, peer: Peer, message: Message, kind: int) -> None:
-        """Put a message into the receive ring of a machine that waits for it, and end its wait."""
-        control = machine.guest.control
-        number, _, _, sender, to, tag, length, payload, spans, *_ = message
-        head, memory, counts = control.rx_head, control.memory, len(spans) | len(payload) << 16
-        gpa, pages = spans[0] if spans else _NOWHERE
-        lay = kind, 0, sender, to, tag, length, number, counts, gpa, pages, payload
-        LAID.pack_into(memory, RX + head % _RX_ENTRIES * DESCRIPTOR, *lay)
-        control.rx_head = head = (head + 1) & MASK
-        U32.pack_into(memory, RX_HEAD, head)
-        peer.untaken.append(message)
-        peer.received += 1
-        I32.pack_into(memory, BELL_STATUS, 0)
-        if machine.guest.hypercall is not None:
-            machine.guest.answer(_OK)
-        machine.wait = machine.deadline = None
-        machine.state = State.READY
-        peer.entered, peer.idle = True, False

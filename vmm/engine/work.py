@@ -167,8 +167,9 @@ class Work:
                         else:
                             if machine.state is State.READY:  # as `line_up` has it
                                 standing.line.add(machine)
-                                if standing.idle:
-                                    standing.notify()
+                                self.held = standing.idle > 0
+                                if self.held and not brisk:
+                                    self.let_others()
                             machine = turn if isinstance(turn, Machine) else None
                             if standing.woken:
                                 machine = self.see_woken(machine, self.at_once, brisk)
