@@ -38,7 +38,7 @@ from guest_elfs import build_test_guests  # noqa: E402 - a module of the tests'
 from linux_programs import build_linux_programs  # noqa: E402
 
 RESULTS = ROOT / "results"
-LANE_LIMIT = 2400  # seconds, of this host's, for the tests in a lane
+LANE_LIMIT = 3600  # seconds, of this host's, for the tests in a lane
 # Seconds after which tests on this host that say nothing are ended. Each has a limit of its own,
 # which raises in the test: that ends none whose clean-up then waits for ever.
 SILENCE = 600
