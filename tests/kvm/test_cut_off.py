@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cut_off import ROOT, CutOff, Tracer
@@ -26,8 +27,12 @@ from kvm import mappings
 from tests_support import sized
 
 from vmm import BusyError, GuestError, Machine, Monitor, Received, State
+from vmm.engine import turn
+from vmm.engine.driver import Driver
+from vmm.engine.guest import Asked
 from vmm.ferry import deaths, delivery
 from vmm.guest.abi import PAGE_SIZE, Operation, Status
+from vmm.kvm import Exit, Intr
 
 Elf = Callable[[str], Path]
 Open = Callable[..., Monitor]
@@ -101,6 +106,52 @@ def test_what_is_raised_at_any_line_of_a_run_leaves_all_as_it_was_or_is_to_be(
         mappings.check(monitor)  # the audit, and that each reaches what the ledger says
     assert raised >= sized(100, 8)
     stop(monitor, a, b)
+
+
+@pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")
+@pytest.mark.not_in_ept("a run with a tracer takes two hundred times as long there")
+@pytest.mark.timeout(3600 if EVERY else 120)
+def test_what_is_raised_as_a_machine_gets_what_is_there_already_loses_no_message(
+    open_monitor: Open, test_guest: Elf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages come while it runs, so that they are there when it comes to wait for one."""
+    monitor = open_monitor()
+    host, left, taken = monitor.host, 0, 0
+    sink = monitor.spawn(test_guest("nuisance"), name="sink", window="2M")
+    host.send(sink, payload=struct.pack("<IIQ", 6, 0, 0))
+    monitor.run(20)
+    execute, take_in = Driver.execute, turn.take_in
+
+    def executed(driver: Driver, machine: Machine) -> Exit | Asked:
+        nonlocal left
+        exit_ = execute(driver, machine)
+        while left and not isinstance(exit_, Intr):
+            left -= 1
+            host.send(sink, payload=b"meanwhile")
+        return exit_
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal taken
+        done = take_in(*arguments)
+        taken += done
+        return done
+
+    monkeypatch.setattr(Driver, "execute", executed)
+    monkeypatch.setattr(turn, "take_in", counted)
+    for line in some(1200, sized(150, 12)):
+        host.send(sink, payload=b"go")
+        left = 2
+        with Tracer(line) as tracer, contextlib.suppress(GuestError):
+            monitor.run(20)
+        monitor.run(20)
+        control = sink.guest.control
+        assert sink.state is State.PARKED, (tracer.where, sink.fault)
+        assert sink.peer.received == host.peer.sent, tracer.where
+        assert not sink.peer.queue, tracer.where
+        assert control.rx_head == sink.peer.received, tracer.where
+        assert control.pending() == 0, tracer.where
+    assert taken > 10
+    mappings.check(monitor)
 
 
 @pytest.mark.smaller_in_lanes("a run with a tracer takes fifty times as long there")
