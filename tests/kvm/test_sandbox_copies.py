@@ -191,32 +191,55 @@ def test_where_there_is_no_room_for_it_less_is_shared(lib: Sandbox) -> None:
     assert borrowed(lib) == PAGES
 
 
+KEPT = 6 << 20  # bytes of copies that each of two machines keeps, of a pool of 16 MiB
+LARGER = 12 << 20
+
+
+def keep(pool: Pool) -> None:
+    """Have two calls at a time copy so much."""
+    meet = threading.Barrier(2)
+
+    def one() -> None:
+        meet.wait(60)
+        fill(pool, KEPT)
+        meet.wait(60)
+
+    for future in [pool.submit(one) for _ in range(2)]:
+        future.result()
+    assert borrowed(pool) == 2 * KEPT // PAGE_SIZE
+
+
 def test_what_machines_that_do_nothing_keep_for_copies_is_had_by_who_needs_it(
     sandboxed: Elf,
 ) -> None:
-    size = 6 << 20
     with Pool(sandboxed("cheats"), machines=2, pool="16M", timeout=60) as pool:
-
-        def keep(meet: threading.Barrier) -> None:
-            meet.wait(60)
-            fill(pool, size)
-            meet.wait(60)
-
-        def both() -> None:
-            meet = threading.Barrier(2)
-            for one in [pool.submit(keep, meet) for _ in range(2)]:
-                one.result()
-            assert borrowed(pool) == 2 * size // PAGE_SIZE
-
-        both()
-        fill(pool, 12 << 20)  # more than is left beside what one keeps
-        assert borrowed(pool) == 2 * size // PAGE_SIZE
-        buffer = pool.alloc(12 << 20)
+        keep(pool)
+        fill(pool, LARGER)  # more than is left beside what one keeps
+        assert borrowed(pool) == LARGER // PAGE_SIZE
+        buffer = pool.alloc(LARGER)
         assert borrowed(pool) == 0
         pool.monitor.host.release(buffer)
-        both()
+        keep(pool)
         with pytest.raises(ResourceError, match="make the pool larger"):
             fill(pool, 17 << 20)
+
+
+@pytest.mark.not_in_lanes("a call with a tracer takes fifty times as long there")
+@pytest.mark.timeout(3600 if EVERY else 60)
+def test_who_needs_what_others_keep_is_cut_off_at_any_line(sandboxed: Elf) -> None:
+    with Pool(sandboxed("cheats"), machines=2, pool="16M", timeout=60) as pool:
+        keep(pool)
+        with Tracer() as tracer:
+            fill(pool, LARGER)
+        step = 1 if EVERY else max(tracer.lines // 20, 1)
+        for line in range(1 + random.randrange(step), tracer.lines + 1, step):
+            pool.monitor.host.release(pool.alloc(LARGER))
+            keep(pool)
+            with Tracer(line) as tracer, contextlib.suppress(CallError):
+                fill(pool, LARGER)
+            fill(pool, LARGER, LATER)
+            assert borrowed(pool) == LARGER // PAGE_SIZE, tracer.where
+            pool.monitor.audit(mappings=True)
 
 
 @pytest.mark.not_in_lanes("a call with a tracer takes fifty times as long there")
