@@ -171,14 +171,18 @@ class Crew:
         for worker in self.workers:
             ticket = Place()
             try:
-                with self._lock:
-                    if worker not in self._owners:
-                        ticket.worker = worker  # as in `_claim`
-                        self._owners[worker] = ticket
-                if ticket.worker is not None and worker.copies.drop():
-                    some = True
-            finally:
-                self.leave(ticket)
+                try:
+                    with self._lock:
+                        if worker not in self._owners:
+                            ticket.worker = worker  # as in `_claim`
+                            self._owners[worker] = ticket
+                    if ticket.worker is not None and worker.copies.drop():
+                        some = True
+                finally:
+                    self.leave(ticket)
+            finally:  # once more, should a signal's handler raise just there
+                if not ticket.over:
+                    self.leave(ticket)
         return some
 
     def _wait(self, ticket: Place, function: str, until: float) -> Worker:
