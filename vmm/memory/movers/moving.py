@@ -7,7 +7,7 @@ the move has left, and cleared where it was: that takes no call that could be re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from vmm.guest.abi import PAGE_SIZE, Hold
@@ -64,11 +64,12 @@ class MovingWindow(MappedWindow):
             if not plain:
                 self._park.let_write(source, size)
 
-    def _fetch_back(self, run: Run, there: int, size: int) -> None:
-        """Undo a move to another window."""
+    def _fetch_back(self, run: Run, there: int, move: Callable[[], object]) -> None:
+        """Undo a move: have memory moved back from `there`, or copy it."""
+        size = run.pages * PAGE_SIZE
         left: Iterable[tuple[int, int]] = [(0, size)]
         try:
-            self._park.move(there, self.address(run.page), size)
+            move()
         except Torn as torn:
             left = torn.rest(size)
         except OSError:
@@ -98,18 +99,9 @@ class MovingWindow(MappedWindow):
 
     def _fetch_again(self, run: Run) -> None:
         """Undo `_send_home`."""
-        home, size = self._park.home(run.frame), run.pages * PAGE_SIZE
-        left: Iterable[tuple[int, int]] = [(0, size)]
-        try:
-            part = Lodging(run.frame, run.pages, anonymous=True)
-            self._fetch(part, run.page, run.hold is Hold.OWNED)
-        except Torn as torn:
-            left = torn.rest(size)
-        except OSError:
-            pass
-        else:
-            return
-        self._copy_back(run, home, left)
+        part = Lodging(run.frame, run.pages, anonymous=True)
+        fetch = partial(self._fetch, part, run.page, run.hold is Hold.OWNED)
+        self._fetch_back(run, self._park.home(run.frame), fetch)
 
     def _copy_back(self, run: Run, there: int, parts: Iterable[tuple[int, int]]) -> None:
         """Copy parts (start, bytes) of a run back from where they have been moved."""

@@ -161,7 +161,7 @@ class RemapWindow(MovingWindow):
         try:
             MappedWindow.hide(self, page, count)
         except OSError:
-            self._fetch_back(part[0], there, size)
+            self._fetch_back(part[0], there, partial(self._park.move, there, here, size))
             other.blank(place, count)
             raise
         self._shown.discard(page, count)
