@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import pytest
 from kvm.puppets import GATHER, Desk, Puppet, Stage, descriptor, spans_of
 
 from vmm import Monitor
@@ -68,7 +67,6 @@ def gather(puppet: Puppet, gpas: list[int]) -> list[int]:
     return list(puppet.desk.words[: len(gpas)])
 
 
-@pytest.mark.not_in_ept("what a machine writes is read in the same way, whatever maps it")
 def test_each_answer_and_each_message_belong_to_one_version(
     open_monitor: Callable[..., Monitor],
 ) -> None:
