@@ -318,5 +318,7 @@ def test_whatever_machines_do_all_is_the_same_with_the_short_cut_and_without(
                 assert differences(seen, long.round()) == {}, f"round {number} of play {play}"
         playing.clear()
     print(dict(taken))
+    always = {"is left", "waits", "goes on"}
     own = {"moves its memory"} if mover == "remap" else set()
-    assert set(taken) == {"is left", "waits", "goes on", "takes what is there", *KINDS, *own}
+    # One play is too short for all of them, as chance is another in each process.
+    assert set(taken) >= sized(always | {"takes what is there", *KINDS, *own}, always)
