@@ -97,4 +97,7 @@ def take_in(machine: Machine, bell: int, journal: Journal, table: Undoing) -> bo
     I32.pack_into(memory, BELL_STATUS, 0)
     if guest.hypercall is not None:
         guest.answer(_OK)
+    machine.exit = None
+    guest.vcpu.forget_exit()
+    journal.active = False  # from here on it has been
     return True

@@ -102,12 +102,8 @@ class Turn:
         ):
             return None
         if peer.queue:  # what it waits for is there already, perhaps
-            if bell == _TRANSMIT or not take_in(machine, bell, self._journal, _UNDOING):
-                return None
-            machine.exit = None
-            guest.vcpu.forget_exit()
-            self._journal.active = False
-            return machine
+            taken = bell != _TRANSMIT and take_in(machine, bell, self._journal, _UNDOING)
+            return machine if taken else None
         control = guest.control
         memory, tail = control.memory, control.tx_tail
 

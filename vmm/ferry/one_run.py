@@ -54,7 +54,7 @@ class OneRun(Checks):
         growth = (first != page) + (first + count != end)
         if growth and len(window.items) + growth > source.pieces:
             raise Refusal(Status.E_QUOTA)
-        if pages < LARGE:
+        if pages < LARGE:  # as `place_for`, in fewer calls
             there = target.window.gap(pages)
         else:
             there = target.window.gap_from_top(pages, LARGE) if pages < GIANT else None

@@ -8,6 +8,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from vmm.endpoint.buffer import CHUNK, Buffer
 from vmm.endpoint.host import HostEndpoint
@@ -21,6 +22,8 @@ from vmm.memory.runs import Extent
 from vmm.sandbox.arguments import address_of
 from vmm.sandbox.ctype import round_up
 from vmm.sandbox.request import Asked, Laid
+
+T = TypeVar("T")
 
 SCRATCH = 256 << 10  # bytes that a machine goes on seeing, once a call of its has needed them
 _SPARE = 128 << 20  # bytes of memory for larger copies that are kept from one call to the next
@@ -38,7 +41,7 @@ class Copies:
     may find what its own earlier calls have left: it could have kept that anyway.
 
     tidy    frees the memory of arrays that are no more: it may be wanted
-    others  gives what has free workers give back theirs, if there are others: whether any did
+    others  has free workers give back theirs: whether any did
 
     One call at a time; `forget` at any time.
     """
@@ -46,7 +49,7 @@ class Copies:
     def __init__(self, host: HostEndpoint, tidy: Callable[[], object], *, fresh: bool) -> None:
         self._host = host
         self._tidy = tidy
-        self.others: Callable[[], Callable[[], bool] | None] = _no_others
+        self.others: Callable[[], bool] = _nobody
         self._fresh = fresh
         self._turns = host._turns
         self._scratch: Buffer | None = None
@@ -161,13 +164,7 @@ class Copies:
     def _alloc(self, size: int, store: Callable[[Buffer | None], object]) -> None:
         """Have memory stored in the very turn in which it is the host's. Raises ResourceError."""
         self._tidy()
-        try:
-            self._host._alloc(size, store=store)
-        except ResourceError:
-            others = self.others()
-            if others is None or not others():
-                raise
-            self._host._alloc(size, store=store)
+        found_or_had(lambda: self._host._alloc(size, store=store), self.others)
 
     def _store_scratch(self, buffer: Buffer | None) -> None:
         self._scratch = buffer
@@ -218,8 +215,18 @@ class Copies:
         self._clean = max(self._size, self._clean)
 
 
-def _no_others() -> None:
-    return None
+def found_or_had(alloc: Callable[[], T], others: Callable[[], bool]) -> T:
+    """Return memory, also if others have to give it back first. Raises ResourceError."""
+    try:
+        return alloc()
+    except ResourceError:
+        if not others():
+            raise
+        return alloc()
+
+
+def _nobody() -> bool:
+    return False
 
 
 def _clear(buffer: Buffer, start: int, end: int) -> None:

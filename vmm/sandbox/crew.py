@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from vmm.errors import BusyError, CallCancelled, CallTimeout, ClosedError
@@ -103,6 +104,11 @@ def _called(begun: list[Callable[[], T]]) -> T:
     return begun.pop()()
 
 
+def _give_back(crew: weakref.ref[Crew]) -> bool:
+    present = crew()
+    return present is not None and present.give_back()
+
+
 def _wake(place: Place) -> None:
     if place.wakes is not None:
         place.wakes.put(None)
@@ -121,7 +127,7 @@ class Crew:
         self._lock: Any = threading.RLock()
         self._local = threading.local()
         self._gone: Exception | None = None
-        others = weakref.WeakMethod(self.give_back)  # or a crew would be in a circle with them
+        others = partial(_give_back, weakref.ref(self))  # or it would be in a circle with them
         for worker in self.workers:
             worker.copies.others = others
 

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,14 @@ from vmm.endpoint.calling import Desk
 from vmm.endpoint.opened import Opened
 from vmm.engine.driver import Console
 from vmm.engine.machine import Machine
-from vmm.errors import ClosedError, GuestImageError, ResourceError
+from vmm.errors import ClosedError, GuestImageError
 from vmm.guest.abi import PAGE_SIZE
 from vmm.guest.x86 import LARGE_PAGE
 from vmm.memory.movers import MOVERS, Mover
 from vmm.memory.movers.in_place import InPlaceMover
 from vmm.monitor import Monitor, print_line
 from vmm.sandbox.caller import Caller, Stats
-from vmm.sandbox.copies import Copies
+from vmm.sandbox.copies import Copies, found_or_had
 from vmm.sandbox.crew import Crew
 from vmm.sandbox.function import Function
 from vmm.sandbox.globals import Globals
@@ -246,7 +246,9 @@ class Sandbox(Opened):
         """Return zeroed memory that calls share with a machine and do not copy: a Buffer, which has
         the buffer protocol. Give it back with `monitor.host.release`. Raises ResourceError.
         """
-        return self._found(lambda: self._unused.alloc(self.monitor.host, size))
+        return found_or_had(
+            lambda: self._unused.alloc(self.monitor.host, size), self._crew.give_back
+        )
 
     def empty(self, shape: Any, dtype: Any = float) -> np.ndarray[Any, Any]:
         """Return a zeroed NumPy array in such memory.
@@ -258,21 +260,12 @@ class Sandbox(Opened):
         kind, sizes = layout(dtype, shape, 0)
         size = math.prod(sizes) * kind.itemsize
         self._unused.release(self.monitor.host)
-        buffer = self._found(lambda: self._rooms.alloc(max(size, 1)))
+        buffer = found_or_had(lambda: self._rooms.alloc(max(size, 1)), self._crew.give_back)
         array: np.ndarray[Any, Any] = buffer.array(kind, sizes)
         # Not released there: that may be at any line of any thread, within a turn as well. Nor for
         # certain then: slices may be left.
         weakref.finalize(array, self._unused.note, buffer).atexit = False
         return array
-
-    def _found(self, alloc: Callable[[], Buffer]) -> Buffer:
-        """Return memory, also if machines that do nothing have it for what they copy."""
-        try:
-            return alloc()
-        except ResourceError:
-            if not self._crew.give_back():
-                raise
-            return alloc()
 
     def array(self, values: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         """Return a copy of an array, or of what `numpy.asarray` takes, as `empty` makes them."""
