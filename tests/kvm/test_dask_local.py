@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
@@ -183,6 +186,32 @@ def test_calls_that_find_no_room_beside_others_wait_for_it(open_sandbox: Open) -
     with pytest.raises(ResourceError, match=r"5 MiB .* make the pool larger"):
         lib.mean(np.zeros(5 << 20, np.uint8), 5 << 20)
     assert lib.mean(blocks[3], 9) == 3
+
+
+def test_a_child_that_is_forked_waits_for_no_call_of_its_parents(open_sandbox: Open) -> None:
+    lib = open_sandbox(pool="4M", machines=2)
+    with ThreadPoolExecutor(1) as threads:
+        hangs = threads.submit(lib.hang.using(timeout=3), 1)
+        while not lib._origin.library().room._calls:
+            time.sleep(0.01)
+        child = os.fork()
+        if not child:
+            try:
+                lib.mean(np.zeros(5 << 20, np.uint8), 5 << 20)
+            except ResourceError:
+                os._exit(0 if lib.mean(LARGE, 9) == LARGE.ravel()[:9].mean() else 1)
+            finally:
+                os._exit(2)
+        until = time.monotonic() + 30
+        while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+            time.sleep(0.01)
+        if not ended[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
+        with pytest.raises(CallTimeout):
+            hangs.result()
+    assert lib.mean(LARGE, 9) == LARGE.ravel()[:9].mean()
 
 
 def test_who_finds_a_sandbox_that_is_on_its_way_does_not_keep_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from typing import Any
@@ -79,6 +80,15 @@ def _on_worker() -> bool:
     except ValueError:
         return False
     return True
+
+
+def _in_child() -> None:
+    """Begin anew in a child: another thread may have had the lock."""
+    global _changed
+    _changed = threading.Condition(threading.RLock())
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 @atexit.register

@@ -14,6 +14,7 @@ from vmm.dask.room import Room
 from vmm.dask.shapes import Bounds
 from vmm.dask.spec import Spec
 from vmm.errors import ClosedError
+from vmm.kvm import forks
 from vmm.sandbox.function import Function
 from vmm.sandbox.pool import Pool
 from vmm.sandbox.prototype import Prototype
@@ -47,6 +48,11 @@ class Library:
         self._lock = threading.RLock()
         self._pool: Pool | None = None
         self._closed = False
+        forks.hold(self)
+
+    def let_go(self) -> None:
+        """Begin anew in a child: another thread may have had the lock."""
+        self._lock = threading.RLock()
 
     def count_on(self, machines: int | None) -> None:
         """Have so many machines, unless there are any already."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from vmm.errors import ResourceError
+from vmm.kvm import forks
 from vmm.sandbox.crew import Ticket
 
 _LOOK = 0.1  # seconds, after which who waits looks whether it has been cancelled
@@ -25,6 +26,12 @@ class Room:
         self._changed = threading.Condition()
         self._calls = 0  # under way
         self._alone = 0  # that are to be made alone
+        forks.hold(self)
+
+    def let_go(self) -> None:
+        """Begin anew in a child: calls that other threads make are its parent's."""
+        self._changed = threading.Condition()
+        self._calls = self._alone = 0
 
     def call(self, make: Callable[[], Result], ticket: Ticket) -> Result:
         """Return what `make` does, which may be called twice; raise what it raises.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -13,7 +14,8 @@ from vmm.errors import CallCancelled, ClosedError
 from vmm.sandbox.crew import Ticket
 
 _tickets: dict[tuple[str, Hashable], set[Ticket]] = {}
-_lock = threading.Lock()
+_lock: Any = threading.Lock()
+os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # another thread may have had it
 
 
 @contextlib.contextmanager
